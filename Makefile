@@ -1,0 +1,65 @@
+# make book | test | notebooks | bench | lock | clean        (see README.md)
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+UV     := $(BIN)/uv
+STAMP  := $(VENV)/.installed
+JOBS   ?= 2
+
+export MPLBACKEND := Agg
+export PYTHONDONTWRITEBYTECODE :=
+# one kernel a core: without this every worker takes all cores and they fight
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help book test notebooks bench lock clean environment
+help:
+	@echo "make book       rerun what changed, build the book strictly into _build/html"
+	@echo "make test       style, unit tests, every notebook against its stored outputs, strict build"
+	@echo "make notebooks  rerun and store the notebooks that changed   (NB=snip: that one, whatever changed)"
+	@echo "make bench      the benchmarks behind the performance page"
+	@echo "make lock       resolve requirements.lock anew from pyproject.toml"
+
+environment: $(STAMP)
+
+$(UV):
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
+	  "PYTHON=$(PYTHON) is Python %d.%d; this project needs 3.11, 3.12 or 3.13 (make PYTHON=python3.12 ...)" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8,<1'
+
+# UV_TORCH_BACKEND=cpu takes the small CPU-only torch and torchvision. They come from another
+# index and so have other hashes: the lock then holds the versions only.
+$(STAMP): requirements.lock pyproject.toml | $(UV)
+ifdef UV_TORCH_BACKEND
+	$(UV) pip install --quiet --python $(BIN)/python --no-verify-hashes -c requirements.lock -e '.[book,test]'
+else
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+endif
+	@touch $@
+
+notebooks: $(STAMP)
+	$(BIN)/companion refresh $(NB) --jobs $(JOBS)
+
+book: notebooks
+	$(BIN)/companion build
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests
+	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+	  --nbval-cell-timeout 600 -n $(JOBS) --dist loadfile notebooks
+	$(BIN)/companion build
+	$(BIN)/pytest tests/book
+
+bench: $(STAMP)
+	$(BIN)/pytest tests/benchmarks -p no:xdist --benchmark-only --benchmark-json=_build/benchmarks.json
+
+lock: $(UV)
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --extra book --extra test pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf _build .pytest_cache .ruff_cache .benchmarks

@@ -1,0 +1,23 @@
+"""Data sets as tensors, with their place, licence and checksum."""
+
+from companion.data.images import (
+    IMAGE_SETS,
+    ImageSet,
+    crop_pad_flip,
+    load_image_folder,
+    load_images,
+    standardise,
+)
+from companion.data.root import CorruptDataError, MissingDataError, data_root
+
+__all__ = [
+    "IMAGE_SETS",
+    "CorruptDataError",
+    "ImageSet",
+    "MissingDataError",
+    "crop_pad_flip",
+    "data_root",
+    "load_image_folder",
+    "load_images",
+    "standardise",
+]

@@ -1,0 +1,171 @@
+"""Where a run happens and what it was: device, seeds, provenance, files that are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device to run on; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises ValueError, naming what there is, for a device that this machine lacks.
+    """
+    found = ["cpu"]
+    if torch.backends.mps.is_available():
+        found.insert(0, "mps")
+    if torch.cuda.is_available():
+        found.insert(0, "cuda")
+    if name == "auto":
+        return torch.device(found[0])
+    if name.split(":")[0] not in found:
+        raise ValueError(f"device = {name!r}: this machine has {', '.join(found)}")
+    return torch.device(name)
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seed Python's and torch's global generators and return a CPU generator of its own.
+
+    Draw from the returned generator; the global state is for modules that initialise
+    themselves.
+    """
+    random.seed(seed)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def deterministic(device: torch.device | str = "cpu") -> Iterator[None]:
+    """Bit-reproducible kernels inside the block: one CPU thread, deterministic algorithms.
+
+    On CUDA, TF32 is off inside the block as well.
+    """
+    threads = torch.get_num_threads()
+    flag = torch.are_deterministic_algorithms_enabled()
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    if torch.device(device).type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(flag)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+
+
+class Stopwatch:
+    """Wall seconds and peak memory since it was made."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def peak_memory(self) -> dict[str, float]:
+        """Peak memory in MB: of this process, and of the GPU where there is one."""
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = {"process_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
+        if torch.cuda.is_available():
+            peak["gpu_mb"] = torch.cuda.max_memory_allocated() / 1e6
+        return {name: round(value) for name, value in peak.items()}
+
+
+def provenance(device: torch.device | str = "cpu") -> dict[str, object]:
+    """What a reader needs to judge or repeat a run: code, packages, machine."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    packages = {}
+    for package in ("torch", "torchvision", "numpy", "scikit-learn"):
+        try:
+            packages[package] = version(package)
+        except Exception:  # a GPU box may lack one
+            packages[package] = "absent"
+    return {
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "changed_since_commit": bool(_git("status", "--porcelain", "--", "src", "notebooks")),
+        "python": platform.python_version(),
+        "packages": packages,
+        "device": device.type,
+        "hardware": name,
+        "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def write_whole(path: Path | str, content: str | bytes) -> None:
+    """Write a file so that readers see the old content or all of the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+
+
+def to_json(value: object) -> str:
+    """Readable JSON with a stable order; NaN and infinity become null."""
+    return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, torch.Tensor) or hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if value - value == 0 else None
+    return value

@@ -1,0 +1,348 @@
+"""Scores, masks, and training that keeps to a mask.
+
+A pruner is a score: a dictionary with one tensor a parameter. `global_topk_mask` turns any
+scores into a mask, and `apply_masks` makes a model keep to it. Sparsity always means the
+fraction *removed*, in [0, 1). The order of a dictionary is the order of its entries: where
+scores tie, the earlier entry is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+NORMALISATIONS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+def prunable_parameters(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
+    """Trainable weights, then biases, of every layer that is not a normalisation.
+
+    Weights come first because ties are broken by this order. A parameter that two modules
+    share appears once.
+    """
+    excluded = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, NORMALISATIONS)
+        for parameter in module.parameters()
+    }
+    named = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in excluded
+    ]
+    weights = {name: p for name, p in named if not _is_bias(name)}
+    if not biases:
+        return weights
+    return weights | {name: p for name, p in named if _is_bias(name)}
+
+
+def _is_bias(name: str) -> bool:
+    return name.rpartition(".")[2].startswith("bias")
+
+
+def connection_gradients(
+    model: nn.Module,
+    loss_fn: Loss,
+    batches: Batches,
+    *,
+    params: Iterable[str] | None = None,
+    bn_mode: str = "identity",
+    reduction: str = "signed",
+) -> dict[str, Tensor]:
+    """Derivative of the loss with respect to a multiplier on every weight, at 1.
+
+    g_j = dL(c * w)/dc_j at c = 1 = w_j dL/dw_j (SNIP, eq. 3). One ordinary backward pass a
+    batch; nothing of the model changes.
+
+    loss_fn: maps (outputs, targets) to the mean loss of a batch. Batches are weighted by their
+      size, so how the examples are split does not matter.
+    params: names to score; None: `prunable_parameters`.
+    bn_mode: "identity" runs batch normalisation in inference mode with fresh statistics
+      (mean 0, variance 1); "batch" with the statistics of each batch.
+    reduction: "signed" adds gradients before any absolute value is taken; "absolute" adds
+      their absolute values batch by batch.
+
+    Raises ValueError for unknown modes or names, for no batches, and for a loss or gradient
+    that is not finite.
+    """
+    if bn_mode not in ("identity", "batch"):
+        raise ValueError(f"bn_mode = {bn_mode!r}: expected 'identity' or 'batch'")
+    if reduction not in ("signed", "absolute"):
+        raise ValueError(f"reduction = {reduction!r}: expected 'signed' or 'absolute'")
+    known = dict(model.named_parameters())
+    names = list(prunable_parameters(model) if params is None else params)
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(f"params: the model has no parameter {missing[0]!r}")
+
+    theta = {name: known[name].detach().requires_grad_() for name in names}
+    total = {name: torch.zeros_like(value) for name, value in theta.items()}
+    count = 0
+    with _scoring_mode(model, bn_mode) as buffers, torch.enable_grad():
+        for inputs, targets in batches:
+            loss = loss_fn(functional_call(model, theta | buffers(), (inputs,)), targets)
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"the loss of a scoring batch is {loss.item()}: scores need finite data and weights"
+                )
+            gradients = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
+            count += len(inputs)
+            for name, gradient in zip(names, gradients, strict=True):
+                if gradient is not None:
+                    g = theta[name].detach() * gradient  # eq. (3): w dL/dw
+                    total[name] += (g.abs() if reduction == "absolute" else g) * len(inputs)
+    if not count:
+        raise ValueError("batches: no example to score with")
+    return {name: value / count for name, value in total.items()}
+
+
+def connection_sensitivity(
+    model: nn.Module,
+    loss_fn: Loss,
+    batches: Batches,
+    *,
+    params: Iterable[str] | None = None,
+    bn_mode: str = "identity",
+    reduction: str = "signed",
+) -> dict[str, Tensor]:
+    """SNIP's saliency |dL/dc|, not normalised (normalising never changes the ranking).
+
+    Arguments and errors as `connection_gradients`.
+    """
+    gradients = connection_gradients(
+        model, loss_fn, batches, params=params, bn_mode=bn_mode, reduction=reduction
+    )
+    return {name: g.abs() for name, g in gradients.items()}
+
+
+@contextmanager
+def _scoring_mode(model: nn.Module, bn_mode: str) -> Iterator[Callable[[], dict[str, Tensor]]]:
+    """Put the model in inference mode; yield a maker of the buffers that a pass may use up."""
+    was = {module: module.training for module in model.modules()}
+    fresh: dict[str, Tensor] = {}
+    try:
+        model.eval()
+        for path, module in model.named_modules():
+            if isinstance(module, _BatchNorm):
+                if bn_mode == "batch":
+                    module.train()
+                if module.running_mean is not None:
+                    prefix = f"{path}." if path else ""
+                    fresh[f"{prefix}running_mean"] = torch.zeros_like(module.running_mean)
+                    fresh[f"{prefix}running_var"] = torch.ones_like(module.running_var)
+                    fresh[f"{prefix}num_batches_tracked"] = module.num_batches_tracked
+        yield lambda: {name: buffer.clone() for name, buffer in fresh.items()}
+    finally:
+        for module, training in was.items():
+            module.training = training
+
+
+def random_scores(params: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Independent uniform scores, drawn on the CPU so that every device gets the same ones."""
+    return {
+        name: torch.rand(p.shape, generator=generator).to(p.device) for name, p in params.items()
+    }
+
+
+def magnitude_scores(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The absolute value of every entry."""
+    return {name: p.detach().abs() for name, p in params.items()}
+
+
+def shuffle_within_layer(
+    tensors: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Permute the entries of each tensor: layers keep their counts, connections their luck.
+
+    Works on scores and on masks alike.
+    """
+    return {
+        name: t.flatten()[torch.randperm(t.numel(), generator=generator).to(t.device)].view_as(t)
+        for name, t in tensors.items()
+    }
+
+
+ROUNDINGS: dict[str, Callable[[float], int]] = {
+    "round": round,
+    "floor": math.floor,
+    "ceil": math.ceil,
+}
+
+
+def kept_count(total: int, sparsity: float, rounding: str = "round") -> int:
+    """How many of `total` entries a sparsity leaves: kappa = round(total * (1 - sparsity)).
+
+    "round" goes half to even, as the official code does.
+    Raises ValueError for a sparsity outside [0, 1) or an unknown rounding.
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity = {sparsity!r}: expected the fraction removed, in [0, 1)")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding = {rounding!r}: expected one of {', '.join(ROUNDINGS)}")
+    return ROUNDINGS[rounding](total * (1.0 - sparsity))
+
+
+def global_topk_mask(
+    scores: Mapping[str, Tensor],
+    sparsity: float | None = None,
+    keep: int | None = None,
+    rounding: str = "round",
+) -> dict[str, Tensor]:
+    """Keep the highest scores over all tensors jointly, exactly as many as asked for.
+
+    Give either the sparsity (fraction removed, in [0, 1)) or the number of entries to keep.
+    Among equal scores the earlier one is kept (order of the dictionary, then row-major).
+
+    Returns boolean tensors of the scores' shapes. Warns if a tensor of weights is left empty.
+    Raises ValueError for scores that are not finite and for a sparsity or count out of range.
+    """
+    if (sparsity is None) == (keep is None):
+        raise ValueError("global_topk_mask: give either sparsity or keep")
+    if not scores:
+        raise ValueError("scores: no tensor to rank")
+    flat = torch.cat([s.detach().flatten() for s in scores.values()])
+    if not torch.isfinite(flat).all():
+        bad = next(name for name, s in scores.items() if not torch.isfinite(s).all())
+        raise ValueError(f"scores: {bad!r} holds NaN or infinity")
+    keep = kept_count(flat.numel(), sparsity, rounding) if keep is None else keep
+    if not 0 <= keep <= flat.numel():
+        raise ValueError(f"keep = {keep!r}: expected a count between 0 and {flat.numel()}")
+
+    chosen = _topk_by_index(flat, keep)
+    parts = chosen.split([s.numel() for s in scores.values()])
+    masks = {
+        name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)
+    }
+    empty = [name for name, mask in masks.items() if mask.dim() > 1 and not mask.any()]
+    if empty:
+        warnings.warn(f"layer collapse: nothing is left of {', '.join(empty)}", stacklevel=2)
+    return masks
+
+
+def _topk_by_index(flat: Tensor, keep: int) -> Tensor:
+    """Boolean mask of the `keep` largest entries; equal ones by lowest index."""
+    if keep == 0:
+        return torch.zeros_like(flat, dtype=torch.bool)
+    if keep == flat.numel():
+        return torch.ones_like(flat, dtype=torch.bool)
+    # topk picks arbitrary ties, and selection is faster than a stable sort: take its threshold
+    if flat.is_cuda:  # one-dimensional kthvalue runs on a single block there
+        threshold = flat.topk(keep, sorted=True).values[-1]
+    else:
+        threshold = flat.kthvalue(flat.numel() - keep + 1).values
+    chosen = flat > threshold
+    ties = (flat == threshold).nonzero().squeeze(1)
+    chosen[ties[: keep - int(chosen.sum())]] = True
+    return chosen
+
+
+class apply_masks:
+    """Make a model keep to its masks, whatever the optimiser does.
+
+    Zeroes the masked entries, masks their gradients, and zeroes them again before every
+    forward pass, so that momentum from before or weight decay cannot revive one. Works as a
+    context manager or until `remove` is called; the entries stay zero afterwards.
+
+    masks: boolean tensors by parameter name; parameters without one are left alone.
+    Raises ValueError for a name or shape that does not fit the model.
+    """
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        known = dict(model.named_parameters())
+        self._pairs: list[tuple[nn.Parameter, Tensor]] = []
+        for name, mask in masks.items():
+            if name not in known:
+                raise ValueError(f"masks: the model has no parameter {name!r}")
+            if mask.shape != known[name].shape:
+                expected = tuple(known[name].shape)
+                raise ValueError(
+                    f"masks: {name!r} has shape {tuple(mask.shape)}, expected {expected}"
+                )
+            self._pairs.append((known[name], mask.to(known[name].device)))
+        self._hooks = [p.register_hook(lambda g, m=m: g * m) for p, m in self._pairs]
+        self._hooks.append(model.register_forward_pre_hook(lambda *_: self._zero()))
+        self._zero()
+
+    def _zero(self) -> None:
+        with torch.no_grad():
+            for parameter, mask in self._pairs:
+                parameter.mul_(mask)
+
+    def remove(self) -> None:
+        """Let go of the model; the masked entries are zero at this moment."""
+        for hook in self._hooks:
+            hook.remove()
+        self._zero()
+
+    def __enter__(self) -> apply_masks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What a mask leaves of one layer.
+
+    dead_units: outputs without an incoming connection.
+    structural_rank: largest rank that weights with this pattern can have (the largest matching
+      of inputs and outputs); convolutions are reshaped to (out, in * kernel).
+    """
+
+    name: str
+    total: int
+    kept: int
+    dead_units: int
+    structural_rank: int
+
+    @property
+    def density(self) -> float:
+        return self.kept / self.total
+
+
+def mask_report(masks: Mapping[str, Tensor]) -> list[LayerReport]:
+    """One `LayerReport` for every mask of two or more dimensions, in order."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import structural_rank
+
+    reports = []
+    for name, mask in masks.items():
+        if mask.dim() < 2:
+            continue
+        rows = mask.flatten(1).cpu()
+        rank = structural_rank(csr_array(rows.numpy())) if rows.any() else 0
+        dead = int((~rows.any(dim=1)).sum())
+        reports.append(LayerReport(name, mask.numel(), int(mask.sum()), dead, int(rank)))
+    return reports
+
+
+def mask_overlap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Fraction of the entries kept by `a` that `b` keeps too (1 for equal masks).
+
+    Two independent random masks of density d overlap by d.
+    Raises ValueError if the masks are not of the same parameters or `a` keeps nothing.
+    """
+    if a.keys() != b.keys():
+        raise ValueError(f"masks of different parameters: {sorted(a.keys() ^ b.keys())}")
+    kept = count_kept(a)
+    if not kept:
+        raise ValueError("a: keeps nothing")
+    return sum(int((a[name] & b[name]).sum()) for name in a) / kept
+
+
+def count_kept(masks: Mapping[str, Tensor]) -> int:
+    """How many entries all masks together keep."""
+    return sum(int(mask.sum()) for mask in masks.values())

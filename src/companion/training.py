@@ -1,0 +1,131 @@
+"""One supervised loop and one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from companion.sparsity import apply_masks
+
+
+class DivergenceError(RuntimeError):
+    """Raised when a training loss is no longer finite."""
+
+
+@dataclass
+class History:
+    """What a training run left behind.
+
+    loss: training loss of every step. checks: (step, value) of every call of `monitor`.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    checks: list[tuple[int, float]] = field(default_factory=list)
+    diverged: bool = False
+
+
+def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless index batches; every epoch in a new order, batches crossing epoch boundaries.
+
+    Raises ValueError for a batch larger than the set.
+    """
+    if not 1 <= batch_size <= count:
+        raise ValueError(
+            f"batch_size = {batch_size!r}: expected 1 to {count}, the size of the set"
+        )
+    waiting = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(waiting) < batch_size:
+            waiting = torch.cat([waiting, torch.randperm(count, generator=generator)])
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]
+
+
+def train(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    steps: int,
+    generator: torch.Generator,
+    masks: Mapping[str, Tensor] | None = None,
+    batch_size: int = 100,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    milestones: Iterable[int] = (),
+    gamma: float = 0.1,
+    augment=None,
+    monitor=None,
+    monitor_every: int = 0,
+    on_divergence: str = "raise",
+) -> History:
+    """Minimise the mean cross-entropy by SGD, keeping to the masks.
+
+    inputs, targets: tensors on the model's device, (n, ...) and (n,) class indices.
+    generator: CPU generator of the batch order (and of the augmentation).
+    milestones: steps at which the learning rate is multiplied by gamma.
+    augment: function (batch, generator) -> batch.
+    monitor: called without arguments every `monitor_every` steps; its value is kept.
+    on_divergence: "raise" a DivergenceError on a loss that is not finite, or "stop".
+    """
+    if on_divergence not in ("raise", "stop"):
+        raise ValueError(f"on_divergence = {on_divergence!r}: expected 'raise' or 'stop'")
+    history = History()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
+    )
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, sorted(milestones), gamma)
+    order = shuffled_batches(len(inputs), batch_size, generator)
+    losses: list[Tensor] = []
+    model.train()
+    with apply_masks(model, masks or {}):
+        for step in range(1, steps + 1):
+            index = next(order).to(inputs.device)
+            batch = inputs[index] if augment is None else augment(inputs[index], generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss = cross_entropy(model(batch), targets[index])
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+            # reading a loss waits for a GPU: look now and then, and at the end
+            if step % 50 == 0 or step == steps:
+                history.loss += torch.stack(losses).tolist()
+                losses.clear()
+                if not torch.isfinite(torch.tensor(history.loss[-50:])).all():
+                    history.diverged = True
+                    if on_divergence == "raise":
+                        raise DivergenceError(
+                            f"the training loss is not finite by step {step}: lower lr = {lr}"
+                        )
+                    return history
+            if monitor is not None and monitor_every and step % monitor_every == 0:
+                history.checks.append((step, monitor()))
+                model.train()
+    return history
+
+
+@torch.no_grad()
+def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1000) -> Tensor:
+    """Outputs of the model in inference mode, (n, classes)."""
+    was = model.training
+    model.eval()
+    outputs = torch.cat([model(batch) for batch in inputs.split(batch_size)])
+    model.train(was)
+    return outputs
+
+
+def error_rate(
+    model: nn.Module, inputs: Tensor, targets: Tensor, *, batch_size: int = 1000
+) -> float:
+    """Misclassified examples in percent; an output that is not finite is a mistake."""
+    outputs = predict(model, inputs, batch_size=batch_size)
+    right = (outputs.argmax(1) == targets) & outputs.isfinite().all(1)
+    return 100.0 * (1.0 - right.double().mean().item())
