@@ -43,14 +43,15 @@ def prunable_parameters(model: nn.Module, *, biases: bool = True) -> dict[str, n
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and id(parameter) not in excluded
     ]
-    weights = {name: p for name, p in named if not _is_bias(name)}
+    weights = {name: p for name, p in named if not is_bias(name)}
     if not biases:
         return weights
-    return weights | {name: p for name, p in named if _is_bias(name)}
+    return weights | {name: p for name, p in named if is_bias(name)}
 
 
-def _is_bias(name: str) -> bool:
-    return name.rpartition(".")[2].startswith("bias")
+def is_bias(name: str) -> bool:
+    """Whether a parameter of this name is a bias ("fc.bias", "bias_ih_l0", "in_proj_bias")."""
+    return "bias" in name.rpartition(".")[2]
 
 
 def connection_gradients(
@@ -75,8 +76,8 @@ def connection_gradients(
     reduction: "signed" adds gradients before any absolute value is taken; "absolute" adds
       their absolute values batch by batch.
 
-    Raises ValueError for unknown modes or names, for no batches, and for a loss or gradient
-    that is not finite.
+    Raises ValueError for unknown modes or names, for no batches, for a loss or gradient that
+    is not finite, and in identity mode for a normalisation that tracks no statistics.
     """
     if bn_mode not in ("identity", "batch"):
         raise ValueError(f"bn_mode = {bn_mode!r}: expected 'identity' or 'batch'")
@@ -105,6 +106,9 @@ def connection_gradients(
                     total[name] += (g.abs() if reduction == "absolute" else g) * len(inputs)
     if not count:
         raise ValueError("batches: no example to score with")
+    for name, value in total.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"the gradient of {name!r} is not finite, though the loss is")
     return {name: value / count for name, value in total.items()}
 
 
@@ -128,25 +132,39 @@ def connection_sensitivity(
 
 
 @contextmanager
-def _scoring_mode(model: nn.Module, bn_mode: str) -> Iterator[Callable[[], dict[str, Tensor]]]:
-    """Put the model in inference mode; yield a maker of the buffers that a pass may use up."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model in inference mode inside the block; every module's own mode comes back."""
     was = {module: module.training for module in model.modules()}
-    fresh: dict[str, Tensor] = {}
     try:
         model.eval()
-        for path, module in model.named_modules():
-            if isinstance(module, _BatchNorm):
-                if bn_mode == "batch":
-                    module.train()
-                if module.running_mean is not None:
-                    prefix = f"{path}." if path else ""
-                    fresh[f"{prefix}running_mean"] = torch.zeros_like(module.running_mean)
-                    fresh[f"{prefix}running_var"] = torch.ones_like(module.running_var)
-                    fresh[f"{prefix}num_batches_tracked"] = module.num_batches_tracked
-        yield lambda: {name: buffer.clone() for name, buffer in fresh.items()}
+        yield
     finally:
         for module, training in was.items():
             module.training = training
+
+
+@contextmanager
+def _scoring_mode(model: nn.Module, bn_mode: str) -> Iterator[Callable[[], dict[str, Tensor]]]:
+    """Put the model in scoring mode; yield a maker of the buffers that a pass may use up."""
+    fresh: dict[str, Tensor] = {}
+    # cuDNN has no backward pass for recurrent layers in inference mode; PyTorch's kernels do
+    cudnn = not any(isinstance(module, nn.RNNBase) for module in model.modules())
+    with evaluation_mode(model), torch.backends.cudnn.flags(enabled=cudnn):
+        for path, module in model.named_modules():
+            if not isinstance(module, _BatchNorm):
+                continue
+            if bn_mode == "batch":
+                module.train()
+            elif module.running_mean is None:
+                raise ValueError(
+                    f"bn_mode = 'identity': {path!r} tracks no statistics and always uses the batch's"
+                )
+            if module.running_mean is not None:
+                prefix = f"{path}." if path else ""
+                fresh[f"{prefix}running_mean"] = torch.zeros_like(module.running_mean)
+                fresh[f"{prefix}running_var"] = torch.ones_like(module.running_var)
+                fresh[f"{prefix}num_batches_tracked"] = module.num_batches_tracked
+        yield lambda: {name: buffer.clone() for name, buffer in fresh.items()}
 
 
 def random_scores(params: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -217,7 +235,7 @@ def global_topk_mask(
         bad = next(name for name, s in scores.items() if not torch.isfinite(s).all())
         raise ValueError(f"scores: {bad!r} holds NaN or infinity")
     keep = kept_count(flat.numel(), sparsity, rounding) if keep is None else keep
-    if not 0 <= keep <= flat.numel():
+    if type(keep) is not int or not 0 <= keep <= flat.numel():
         raise ValueError(f"keep = {keep!r}: expected a count between 0 and {flat.numel()}")
 
     chosen = _topk_by_index(flat, keep)
@@ -235,17 +253,19 @@ def _topk_by_index(flat: Tensor, keep: int) -> Tensor:
     """Boolean mask of the `keep` largest entries; equal ones by lowest index."""
     if keep == 0:
         return torch.zeros_like(flat, dtype=torch.bool)
-    if keep == flat.numel():
-        return torch.ones_like(flat, dtype=torch.bool)
-    # topk picks arbitrary ties, and selection is faster than a stable sort: take its threshold
-    if flat.is_cuda:  # one-dimensional kthvalue runs on a single block there
-        threshold = flat.topk(keep, sorted=True).values[-1]
-    else:
-        threshold = flat.kthvalue(flat.numel() - keep + 1).values
+    # selection picks arbitrary ties but is faster than a stable sort: take its threshold only
+    threshold = _kth_largest(flat, keep, by_topk=flat.is_cuda)
     chosen = flat > threshold
     ties = (flat == threshold).nonzero().squeeze(1)
     chosen[ties[: keep - int(chosen.sum())]] = True
     return chosen
+
+
+def _kth_largest(flat: Tensor, k: int, *, by_topk: bool) -> Tensor:
+    """The k-th largest entry; by topk on a GPU, where kthvalue of a vector uses one block."""
+    if by_topk:
+        return flat.topk(k, sorted=False).values.min()
+    return flat.kthvalue(flat.numel() - k + 1).values
 
 
 class apply_masks:
@@ -270,15 +290,21 @@ class apply_masks:
                 raise ValueError(
                     f"masks: {name!r} has shape {tuple(mask.shape)}, expected {expected}"
                 )
-            self._pairs.append((known[name], mask.to(known[name].device)))
-        self._hooks = [p.register_hook(lambda g, m=m: g * m) for p, m in self._pairs]
+            self._pairs.append((known[name], ~mask.to(known[name].device)))
+        # filled, not multiplied: NaN times 0 is NaN
+        self._hooks = [
+            parameter.register_hook(lambda g, pruned=pruned: g.masked_fill(pruned, 0))
+            for parameter, pruned in self._pairs
+            if parameter.requires_grad
+        ]
         self._hooks.append(model.register_forward_pre_hook(lambda *_: self._zero()))
         self._zero()
 
     def _zero(self) -> None:
-        with torch.no_grad():
-            for parameter, mask in self._pairs:
-                parameter.mul_(mask)
+        for parameter, pruned in self._pairs:
+            # through .data: to autograd a weight that was zero before has not changed, so
+            # several forward passes may share one backward pass
+            parameter.data.masked_fill_(pruned, 0)
 
     def remove(self) -> None:
         """Let go of the model; the masked entries are zero at this moment."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from companion.sparsity import apply_masks
+from companion.sparsity import apply_masks, evaluation_mode
 
 
 class DivergenceError(RuntimeError):
@@ -115,11 +115,8 @@ def train(
 @torch.no_grad()
 def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1000) -> Tensor:
     """Outputs of the model in inference mode, (n, classes)."""
-    was = model.training
-    model.eval()
-    outputs = torch.cat([model(batch) for batch in inputs.split(batch_size)])
-    model.train(was)
-    return outputs
+    with evaluation_mode(model):
+        return torch.cat([model(batch) for batch in inputs.split(batch_size)])
 
 
 def error_rate(

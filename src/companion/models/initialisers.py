@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from companion.sparsity import NORMALISATIONS, is_bias
+
 # Standard deviation of a standard normal truncated at 2: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)).
 TRUNCATED_STD = 0.8796256610342398
 
@@ -20,17 +22,12 @@ def truncated_variance_scaling_(
     The deviation before truncation is enlarged so that the variance after it is exact. Biases
     become 0; normalisation layers become the identity.
     """
-    from companion.sparsity import NORMALISATIONS
-
     for module in model.modules():
-        if isinstance(module, NORMALISATIONS):
-            if module.weight is not None:
-                module.weight.fill_(1.0)
-                module.bias.zero_()
-            continue
         for name, parameter in module.named_parameters(recurse=False):
-            if name.startswith("bias"):
+            if is_bias(name):
                 parameter.zero_()
+            elif isinstance(module, NORMALISATIONS):
+                parameter.fill_(1.0)
             else:
                 fan_in = parameter[0].numel()
                 sigma = math.sqrt(scale / fan_in) / TRUNCATED_STD

@@ -1,0 +1,677 @@
+"""Scores and masks against second implementations, closed forms and invariances."""
+
+import copy
+import itertools
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from companion import sparsity
+from companion.models import lenet_5_caffe, lenet_300_100, recurrent, vgg
+from companion.sparsity import (
+    apply_masks,
+    connection_gradients,
+    connection_sensitivity,
+    count_kept,
+    global_topk_mask,
+    kept_count,
+    magnitude_scores,
+    mask_overlap,
+    mask_report,
+    prunable_parameters,
+    random_scores,
+    shuffle_within_layer,
+)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def draw_weights(model, seed=0):
+    """Every parameter from a normal of the same generator, biases and scales included."""
+    g = generator(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g, dtype=torch.float64) * 0.4)
+    return model
+
+
+def dense_net(seed=0):
+    layers = nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)
+    return draw_weights(nn.Sequential(*layers).double(), seed)
+
+
+def conv_net(seed=0):
+    layers = (
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3),
+    )  # fmt: skip
+    return draw_weights(nn.Sequential(*layers).double(), seed)
+
+
+def bn_net(seed=0):
+    """Normalisations whose running statistics are far from fresh."""
+    layers = (
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, eps=1e-3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(27, 4), nn.BatchNorm1d(4, eps=1e-3), nn.ReLU(), nn.Linear(4, 3),
+    )  # fmt: skip
+    model = draw_weights(nn.Sequential(*layers).double(), seed)
+    for index, size in ((1, 3), (5, 4)):
+        with torch.no_grad():
+            model[index].weight.copy_(torch.linspace(0.5, 1.5, size))
+            model[index].running_mean.copy_(torch.linspace(-2, 3, size))
+            model[index].running_var.copy_(torch.linspace(0.1, 5, size))
+    return model
+
+
+def rnn(cell):
+    return draw_weights(recurrent(cell, hidden=3, features=4, classes=3).double())
+
+
+NETS = {
+    "dense": (dense_net, (6,)),
+    "conv": (conv_net, (2, 6, 6)),
+    "bn": (bn_net, (2, 5, 5)),
+    "lstm": (lambda: rnn("lstm"), (1, 4, 4)),
+    "gru": (lambda: rnn("gru"), (1, 4, 4)),
+}
+CASES = [("dense", "identity"), ("conv", "identity"), ("bn", "identity"), ("bn", "batch"),
+         ("lstm", "identity"), ("gru", "identity")]  # fmt: skip
+
+
+def batch(shape, n=8, seed=1, classes=3):
+    g = generator(seed)
+    x = torch.randn((n, *shape), generator=g, dtype=torch.float64)
+    return x, torch.randint(classes, (n,), generator=g)
+
+
+def loss_of_multipliers(model, x, y, bn_mode):
+    """The loss as a function of explicit multipliers c: SNIP's definition, taken literally."""
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+    twin.train(bn_mode == "batch")
+    w = {name: p.detach() for name, p in prunable_parameters(twin).items()}
+
+    def loss(c):
+        return cross_entropy(functional_call(twin, {k: c[k] * w[k] for k in w}, (x,)), y)
+
+    return loss, {k: torch.ones_like(v) for k, v in w.items()}
+
+
+# ---------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize(("net", "bn_mode"), CASES)
+def test_gradients_equal_those_of_explicit_multipliers(net, bn_mode):
+    make, shape = NETS[net]
+    model, (x, y) = make(), batch(shape)
+    loss, c = loss_of_multipliers(model, x, y, bn_mode)
+    for value in c.values():
+        value.requires_grad_()
+    expected = dict(zip(c, torch.autograd.grad(loss(c), list(c.values())), strict=True))
+    found = connection_gradients(model, cross_entropy, [(x, y)], bn_mode=bn_mode)
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(("net", "bn_mode"), CASES)
+def test_gradients_equal_central_differences(net, bn_mode):
+    make, shape = NETS[net]
+    model, (x, y) = make(), batch(shape)
+    loss, c = loss_of_multipliers(model, x, y, bn_mode)
+    found = connection_gradients(model, cross_entropy, [(x, y)], bn_mode=bn_mode)
+    # truncation leaves 1e-10 of a slope; rounding of the loss 1e-16 / step = 1e-11 an entry
+    step, rounding = 1e-5, 1e-10
+    with torch.no_grad():
+        for name, value in c.items():
+            slopes = torch.empty_like(value)
+            for j in range(value.numel()):
+                ends = []
+                for sign in (1, -1):
+                    value.view(-1)[j] = 1 + sign * step
+                    ends.append(loss(c))
+                value.view(-1)[j] = 1
+                slopes.view(-1)[j] = (ends[0] - ends[1]) / (2 * step)
+            assert (found[name] - slopes).norm() <= 1e-6 * slopes.norm() + rounding, name
+
+
+def test_identity_mode_only_divides_by_the_root_of_one_plus_eps():
+    model, (x, y) = bn_net(), batch((2, 5, 5))
+
+    class Divide(nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            shape = (-1,) + (1,) * (2 if isinstance(norm, nn.BatchNorm2d) else 0)
+            self.scale, self.offset = norm.weight.view(shape), norm.bias.view(shape)
+
+        def forward(self, z):
+            return z / math.sqrt(1.001) * self.scale + self.offset
+
+    hand = nn.Sequential(
+        *(Divide(m) if isinstance(m, nn.modules.batchnorm._BatchNorm) else m for m in model)
+    )
+    expected = connection_gradients(
+        hand, cross_entropy, [(x, y)], params=prunable_parameters(model)
+    )
+    found = connection_gradients(model, cross_entropy, [(x, y)], bn_mode="identity")
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-14)
+
+
+def test_layer_sums_are_conserved_across_relu_layers():
+    model, (x, y) = dense_net(), batch((6,), n=20)
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.bias.zero_()
+        z = model(x)
+    g = connection_gradients(model, cross_entropy, [(x, y)])
+    error = z.softmax(1) - nn.functional.one_hot(y, 3)
+    outcome = (error * z).sum(1).mean().item()
+    sums = [g[f"{i}.weight"].sum().item() for i in (0, 2, 4)]
+    assert sums == pytest.approx([outcome] * 3, rel=1e-10)
+    assert all((g[f"{i}.bias"] == 0).all() for i in (0, 2, 4))
+
+
+def test_rescaling_layers_by_inverse_powers_of_two_leaves_scores_bit_identical():
+    model, (x, y) = lenet_300_100(64), batch((64,), classes=10)
+    with torch.no_grad():
+        for layer in (model[1], model[3], model[5]):
+            layer.bias.zero_()
+    before = connection_gradients(model, cross_entropy, [(x.float(), y)])
+    with torch.no_grad():
+        model[1].weight *= 8
+        model[3].weight /= 2
+        model[5].weight /= 4
+    after = connection_gradients(model, cross_entropy, [(x.float(), y)])
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # magnitude has no such invariance
+    assert not torch.equal(
+        magnitude_scores(prunable_parameters(model))["1.weight"],
+        model[1].weight.detach().abs() / 8,
+    )
+
+
+def test_sensitivity_is_the_absolute_gradient():
+    model, data = dense_net(), [batch((6,))]
+    g = connection_gradients(model, cross_entropy, data)
+    s = connection_sensitivity(model, cross_entropy, data)
+    assert all(torch.equal(s[name], g[name].abs()) for name in g)
+
+
+@pytest.mark.parametrize("sizes", [(50, 50), (7, 33, 60), (99, 1)])
+def test_mask_does_not_depend_on_the_split_into_microbatches(sizes):
+    model, (x, y) = dense_net(), batch((6,), n=100)
+    parts = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    whole = connection_gradients(model, cross_entropy, [(x, y)])
+    split = connection_gradients(model, cross_entropy, parts)
+    for name in whole:
+        torch.testing.assert_close(whole[name], split[name], rtol=1e-9, atol=1e-14)
+    masks = [
+        global_topk_mask({k: v.abs() for k, v in g.items()}, sparsity=0.7) for g in (whole, split)
+    ]
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in whole)
+
+
+def test_absolute_reduction_adds_absolute_values_of_batches():
+    model, (x, y) = dense_net(), batch((6,), n=10)
+    parts = list(zip(x.split((4, 6)), y.split((4, 6)), strict=True))
+    each = [connection_gradients(model, cross_entropy, [part]) for part in parts]
+    found = connection_gradients(model, cross_entropy, parts, reduction="absolute")
+    for name in found:
+        expected = 0.4 * each[0][name].abs() + 0.6 * each[1][name].abs()
+        torch.testing.assert_close(found[name], expected, rtol=1e-12, atol=1e-16)
+
+
+def test_scaling_the_loss_by_a_power_of_two_leaves_the_mask_identical():
+    model, (x, y) = lenet_300_100(64), batch((64,), n=50, classes=10)
+    data = [(x.float(), y)]
+    plain = connection_sensitivity(model, cross_entropy, data)
+    scaled = connection_sensitivity(model, lambda a, b: 2.0**-12 * cross_entropy(a, b), data)
+    a, b = (global_topk_mask(s, sparsity=0.95) for s in (plain, scaled))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_permuting_hidden_units_permutes_the_mask():
+    model, data = dense_net(), [batch((6,), n=30)]
+    order = torch.tensor([3, 0, 4, 1, 2])
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        moved[0].weight.copy_(model[0].weight[order])
+        moved[0].bias.copy_(model[0].bias[order])
+        moved[2].weight.copy_(model[2].weight[:, order])
+    a, b = (
+        global_topk_mask(connection_sensitivity(m, cross_entropy, data), sparsity=0.6)
+        for m in (model, moved)
+    )
+    assert torch.equal(a["0.weight"][order], b["0.weight"])
+    assert torch.equal(a["0.bias"][order], b["0.bias"])
+    assert torch.equal(a["2.weight"][:, order], b["2.weight"])
+    assert torch.equal(a["4.weight"], b["4.weight"])
+
+
+def test_a_tied_weight_is_counted_once_and_scored_over_both_uses():
+    model = draw_weights(nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double())
+    model[2].weight = model[0].weight
+    assert list(prunable_parameters(model)) == ["0.weight", "0.bias", "2.bias"]
+    x, y = batch((3,))
+    found = connection_gradients(model, cross_entropy, [(x, y)])["0.weight"]
+    loose = copy.deepcopy(model)
+    loose[2].weight = nn.Parameter(model[0].weight.detach().clone())
+    apart = connection_gradients(loose, cross_entropy, [(x, y)])
+    torch.testing.assert_close(found, apart["0.weight"] + apart["2.weight"])
+
+
+@pytest.mark.parametrize("bn_mode", ["identity", "batch"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_scoring_leaves_buffers_modes_weights_and_gradients_untouched(bn_mode, fails):
+    model = bn_net().train()
+    model[1].eval()  # a mixture of modes has to come back as it was
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+
+    def loss(outputs, targets):
+        if fails:
+            raise KeyboardInterrupt
+        return cross_entropy(outputs, targets)
+
+    if fails:
+        with pytest.raises(KeyboardInterrupt):
+            connection_gradients(model, loss, [batch((2, 5, 5))], bn_mode=bn_mode)
+    else:
+        connection_gradients(model, loss, [batch((2, 5, 5))], bn_mode=bn_mode)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == modes
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_scoring_runs_dropout_in_inference_mode():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.9), nn.Linear(5, 3)).double().train()
+    data = [batch((6,))]
+    first, second = (connection_gradients(model, cross_entropy, data) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_scoring_works_where_gradients_are_off():
+    with torch.no_grad():
+        g = connection_gradients(dense_net(), cross_entropy, [batch((6,))])
+    assert not any(value.requires_grad for value in g.values())
+    assert g["0.weight"].abs().sum() > 0
+
+
+def test_a_parameter_that_the_loss_does_not_use_scores_zero():
+    model = dense_net()
+    model.register_parameter("idle", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    assert (connection_gradients(model, cross_entropy, [batch((6,))])["idle"] == 0).all()
+
+
+def test_scoring_refuses_what_it_cannot_score():
+    model, data = dense_net(), [batch((6,))]
+    with pytest.raises(ValueError, match="bn_mode = 'fresh'"):
+        connection_gradients(model, cross_entropy, data, bn_mode="fresh")
+    with pytest.raises(ValueError, match="reduction = 'mean'"):
+        connection_gradients(model, cross_entropy, data, reduction="mean")
+    with pytest.raises(ValueError, match=r"no parameter '7\.weight'"):
+        connection_gradients(model, cross_entropy, data, params=["7.weight"])
+    with pytest.raises(ValueError, match="no example"):
+        connection_gradients(model, cross_entropy, [])
+    x, y = data[0]
+    with pytest.raises(ValueError, match="loss of a scoring batch is nan"):
+        connection_gradients(model, cross_entropy, [(x * math.nan, y)])
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_names_the_tensor():
+    model, data = dense_net(), [batch((6,))]
+
+    def flat_root(outputs, targets):  # 0 with an infinite slope, times 0
+        return (outputs * 0).sum().sqrt() + cross_entropy(outputs, targets)
+
+    with pytest.raises(ValueError, match=r"'0\.weight' is not finite"):
+        connection_gradients(model, flat_root, data)
+
+
+def test_identity_mode_refuses_a_normalisation_without_statistics():
+    # such a layer uses those of the batch even in inference mode
+    model = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, track_running_stats=False)).double()
+    with pytest.raises(ValueError, match="'1' tracks no statistics"):
+        connection_gradients(model, cross_entropy, [batch((6,))])
+    connection_gradients(model, cross_entropy, [batch((6,))], bn_mode="batch")
+
+
+# ---------------------------------------------------------------- which parameters
+
+
+def test_weights_come_before_biases_and_normalisations_are_left_out():
+    names = list(prunable_parameters(bn_net()))
+    assert names == ["0.weight", "4.weight", "7.weight", "0.bias", "4.bias", "7.bias"]
+    assert list(prunable_parameters(bn_net(), biases=False)) == names[:3]
+
+
+def test_frozen_parameters_are_not_prunable():
+    model = dense_net()
+    model[0].weight.requires_grad_(False)
+    assert "0.weight" not in prunable_parameters(model)
+
+
+def test_biases_of_recurrent_and_attention_layers_are_biases():
+    assert list(prunable_parameters(nn.LSTM(2, 3), biases=False)) == [
+        "weight_ih_l0",
+        "weight_hh_l0",
+    ]
+    weights = prunable_parameters(nn.MultiheadAttention(4, 2), biases=False)
+    assert list(weights) == ["in_proj_weight", "out_proj.weight"]
+
+
+# ---------------------------------------------------------------- selection
+
+
+@pytest.mark.parametrize(
+    ("make", "sparsity", "kept"),
+    [
+        (lenet_300_100, 0.90, 26_661),
+        (lenet_300_100, 0.98, 5_332),
+        (lenet_5_caffe, 0.99, 4_311),
+        (vgg, 0.95, 762_257),
+    ],
+)
+def test_exactly_kappa_entries_survive(make, sparsity, kept):
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in prunable_parameters(make()).items()}
+    # ten levels only: nearly every score ties with the threshold
+    g = generator()
+    scores = {
+        name: torch.randint(10, shape, generator=g).float() for name, shape in shapes.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert count_kept(global_topk_mask(scores, sparsity=sparsity)) == kept
+
+
+def test_half_rounds_to_even():
+    assert kept_count(5, 0.5) == 2
+    assert kept_count(7, 0.5) == 4
+    assert count_kept(global_topk_mask({"w": torch.arange(5.0)}, sparsity=0.5)) == 2
+
+
+def test_rounding_can_be_down_or_up():
+    assert (kept_count(5, 0.5, "floor"), kept_count(5, 0.5, "ceil")) == (2, 3)
+    with pytest.raises(ValueError, match="rounding = 'up'"):
+        kept_count(5, 0.5, "up")
+
+
+def test_equal_scores_keep_the_lowest_indices_over_all_tensors():
+    scores = {"b": torch.ones(2, 3), "a": torch.ones(4)}
+    masks = global_topk_mask(scores, keep=7)
+    assert masks["b"].all()
+    assert masks["a"].tolist() == [True, False, False, False]
+
+
+def stable_twin(scores, keep):
+    """Selection by a full stable sort, which keeps equal scores in order."""
+    flat = torch.cat([s.flatten() for s in scores.values()])
+    chosen = torch.zeros(len(flat), dtype=torch.bool)
+    chosen[torch.sort(flat, descending=True, stable=True).indices[:keep]] = True
+    return chosen.split([s.numel() for s in scores.values()])
+
+
+@pytest.mark.parametrize("by_topk", [False, True], ids=["kthvalue", "topk"])
+def test_selection_equals_a_stable_sort_under_many_ties(by_topk, monkeypatch):
+    plain = sparsity._kth_largest
+    monkeypatch.setattr(
+        sparsity, "_kth_largest", lambda flat, k, **_: plain(flat, k, by_topk=by_topk)
+    )
+    g = generator(3)
+
+    def whole(low, high):
+        return int(torch.randint(low, high, (1,), generator=g))
+
+    for _ in range(200):
+        shapes = [(whole(1, 5), whole(1, 5)) for _ in range(whole(1, 4))]
+        levels = whole(1, 6)
+        scores = {
+            str(i): (torch.randint(levels, s, generator=g) - whole(0, 3)).float() * 0.1
+            for i, s in enumerate(shapes)
+        }
+        scores["0"][0, 0] = -0.0  # ties with 0
+        total = sum(s.numel() for s in scores.values())
+        keep = whole(0, total + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            masks = global_topk_mask(scores, keep=keep)
+        expected = stable_twin(scores, keep)
+        for mask, part in zip(masks.values(), expected, strict=True):
+            assert torch.equal(mask.flatten(), part)
+        assert count_kept(masks) == keep
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_masks_on_a_gpu_equal_those_on_the_cpu():
+    scores = {"w": torch.randint(50, (300, 400), generator=generator()).float()}
+    there = global_topk_mask({"w": scores["w"].cuda()}, sparsity=0.93)
+    assert torch.equal(there["w"].cpu(), global_topk_mask(scores, sparsity=0.93)["w"])
+
+
+def test_selection_accepts_any_layout_of_memory():
+    score = torch.arange(12.0).view(3, 4).t()
+    mask = global_topk_mask({"w": score}, keep=5)["w"]
+    assert torch.equal(mask, score >= 7)
+
+
+def test_sparsity_zero_keeps_all():
+    masks = global_topk_mask({"w": torch.zeros(3, 4)}, sparsity=0.0)
+    assert masks["w"].all()
+
+
+@pytest.mark.parametrize("sparsity", [1.0, 1.5, -0.1, math.nan])
+def test_a_sparsity_outside_zero_to_one_raises(sparsity):
+    with pytest.raises(ValueError, match="sparsity = "):
+        global_topk_mask({"w": torch.ones(3)}, sparsity=sparsity)
+
+
+def test_scores_that_are_not_finite_raise_and_are_named():
+    scores = {"good": torch.ones(2), "bad": torch.tensor([1.0, math.nan])}
+    with pytest.raises(ValueError, match="'bad' holds NaN"):
+        global_topk_mask(scores, sparsity=0.5)
+    scores["bad"][1] = math.inf
+    with pytest.raises(ValueError, match="'bad' holds NaN or infinity"):
+        global_topk_mask(scores, sparsity=0.5)
+
+
+def test_keep_covers_none_to_all_and_nothing_else():
+    scores = {"w": torch.arange(4.0)}
+    assert count_kept(global_topk_mask(scores, keep=0)) == 0
+    assert global_topk_mask(scores, keep=1)["w"].tolist() == [False, False, False, True]
+    assert count_kept(global_topk_mask(scores, keep=4)) == 4
+    for bad in (-1, 5, 2.0, True):
+        with pytest.raises(ValueError, match="keep = "):
+            global_topk_mask(scores, keep=bad)
+    with pytest.raises(ValueError, match="either sparsity or keep"):
+        global_topk_mask(scores)
+    with pytest.raises(ValueError, match="either sparsity or keep"):
+        global_topk_mask(scores, sparsity=0.5, keep=2)
+    with pytest.raises(ValueError, match="no tensor"):
+        global_topk_mask({}, sparsity=0.5)
+
+
+def test_an_emptied_layer_warns_but_an_emptied_bias_does_not():
+    scores = {
+        "a.weight": torch.ones(2, 2),
+        "b.weight": torch.zeros(2, 2),
+        "a.bias": torch.zeros(2),
+    }
+    with pytest.warns(UserWarning, match=r"layer collapse: .* b\.weight$"):
+        global_topk_mask(scores, keep=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        global_topk_mask(scores, keep=5)
+
+
+# ---------------------------------------------------------------- other scores
+
+
+def test_random_scores_are_the_same_for_a_seed():
+    params = prunable_parameters(dense_net())
+    a, b, c = (random_scores(params, generator(seed)) for seed in (4, 4, 5))
+    assert all(torch.equal(a[name], b[name]) for name in params)
+    assert not torch.equal(a["0.weight"], c["0.weight"])
+    assert all(a[name].shape == params[name].shape for name in params)
+
+
+def test_magnitude_scores_are_detached_absolute_values():
+    params = prunable_parameters(dense_net())
+    scores = magnitude_scores(params)
+    assert all(torch.equal(scores[n], params[n].detach().abs()) for n in params)
+    assert not scores["0.weight"].requires_grad
+
+
+def test_shuffling_keeps_the_entries_of_every_layer_and_moves_them():
+    masks = {"a": torch.rand(30, 20, generator=generator(1)) < 0.1, "b": torch.zeros(7).bool()}
+    shuffled = shuffle_within_layer(masks, generator(2))
+    assert {k: int(v.sum()) for k, v in shuffled.items()} == {
+        k: int(v.sum()) for k, v in masks.items()
+    }
+    assert shuffled["a"].shape == (30, 20)
+    assert not torch.equal(shuffled["a"], masks["a"])
+    values = {"w": torch.arange(24.0).view(2, 3, 4)}
+    assert torch.equal(
+        shuffle_within_layer(values, generator())["w"].flatten().sort().values, torch.arange(24.0)
+    )
+
+
+# ---------------------------------------------------------------- keeping to a mask
+
+OPTIMISERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=5e-4),
+    "adam": lambda p: torch.optim.Adam(p, 0.01, weight_decay=1e-2),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["fresh", "with_momentum"])
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_pruned_entries_stay_zero_through_fifty_steps(name, warm):
+    model, (x, y) = dense_net(), batch((6,), n=30)
+    optimiser = OPTIMISERS[name](model.parameters())
+
+    def step():
+        optimiser.zero_grad()
+        outputs = model(x)
+        used = {k: p.detach().clone() for k, p in model.named_parameters()}
+        cross_entropy(outputs, y).backward()
+        optimiser.step()
+        return used
+
+    if warm:
+        for _ in range(5):
+            step()
+    masks = global_topk_mask(random_scores(prunable_parameters(model), generator()), sparsity=0.6)
+    start = {k: p.detach().clone() for k, p in model.named_parameters()}
+    with apply_masks(model, masks):
+        for _ in range(50):
+            used = step()
+            assert all((used[k][~m] == 0).all() for k, m in masks.items())
+            if not warm:  # without old momentum nothing stirs even between the passes
+                assert all((p[~masks[k]] == 0).all() for k, p in model.named_parameters())
+    final = dict(model.named_parameters())
+    assert all((final[k][~m] == 0).all() for k, m in masks.items())
+    assert all((final[k] != start[k])[m].all() for k, m in masks.items() if k != "4.bias")
+    # the model is free again
+    step()
+    assert (final["0.weight"][~masks["0.weight"]] != 0).any()
+
+
+def test_two_passes_may_share_one_backward():
+    # the second pass must not look like a change of the weights that the first has saved
+    model, (x, y) = dense_net(), batch((6,))
+    masks = global_topk_mask(magnitude_scores(prunable_parameters(model)), sparsity=0.5)
+    with apply_masks(model, masks):
+        (cross_entropy(model(x), y) + cross_entropy(model(-x), y)).backward()
+    assert (model[2].weight.grad[~masks["2.weight"]] == 0).all()
+
+
+def test_masks_clear_entries_that_are_not_finite():
+    model = dense_net()
+    with torch.no_grad():
+        model[0].weight[0, 0] = math.nan
+    mask = torch.ones(5, 6).bool()
+    mask[0, 0] = False
+    with apply_masks(model, {"0.weight": mask}):
+        assert model[0].weight[0, 0] == 0
+
+
+def test_masks_work_on_frozen_parameters_and_leave_others_alone():
+    model = dense_net()
+    model[0].weight.requires_grad_(False)
+    before = model[2].weight.detach().clone()
+    with apply_masks(model, {"0.weight": torch.zeros(5, 6).bool()}):
+        model(batch((6,))[0]).sum().backward()
+    assert (model[0].weight == 0).all()
+    assert torch.equal(model[2].weight, before)
+
+
+def test_masks_that_do_not_fit_the_model_raise_and_change_nothing():
+    model = dense_net()
+    before = model[0].weight.detach().clone()
+    zero = torch.zeros(5, 6).bool()
+    with pytest.raises(ValueError, match=r"no parameter '9\.weight'"):
+        apply_masks(model, {"0.weight": zero, "9.weight": zero})
+    with pytest.raises(ValueError, match=r"'2.weight' has shape \(5, 6\), expected \(4, 5\)"):
+        apply_masks(model, {"0.weight": zero, "2.weight": zero})
+    assert torch.equal(model[0].weight, before)
+
+
+# ---------------------------------------------------------------- reports
+
+
+def test_structural_rank_is_the_rank_of_generic_weights():
+    g = generator(7)
+    for rows, columns in itertools.product(range(1, 6), range(1, 6)):
+        for density in (0.2, 0.5, 0.8):
+            mask = torch.rand(rows, columns, generator=g) < density
+            # weights drawn from a continuous law reach the structural rank almost surely
+            weights = mask * torch.randn(rows, columns, generator=g, dtype=torch.float64)
+            (report,) = mask_report({"w": mask})
+            assert report.structural_rank == int(torch.linalg.matrix_rank(weights)), mask
+            assert report.dead_units == sum(not any(row) for row in mask.tolist())
+
+
+def test_mask_report_of_known_patterns():
+    masks = {
+        "full": torch.ones(4, 6).bool(),
+        "column": torch.tensor([[1, 0], [1, 0], [1, 0]]).bool(),
+        "empty": torch.zeros(3, 2).bool(),
+        "conv": torch.eye(4).bool().view(4, 1, 2, 2),
+        "bias": torch.ones(4).bool(),
+    }
+    reports = {r.name: r for r in mask_report(masks)}
+    assert list(reports) == ["full", "column", "empty", "conv"]
+    assert [r.structural_rank for r in reports.values()] == [4, 1, 0, 4]
+    assert [r.dead_units for r in reports.values()] == [0, 0, 3, 0]
+    assert [r.kept for r in reports.values()] == [24, 3, 0, 4]
+    assert [r.density for r in reports.values()] == [1.0, 0.5, 0.0, 0.25]
+
+
+def test_mask_overlap_is_the_share_of_what_the_first_keeps():
+    a = {"w": torch.tensor([True, True, True, False])}
+    b = {"w": torch.tensor([True, False, False, True])}
+    assert mask_overlap(a, a) == 1.0
+    assert mask_overlap(a, b) == pytest.approx(1 / 3)
+    assert mask_overlap(b, a) == pytest.approx(1 / 2)
+    big = [
+        {"w": torch.rand(100_000, generator=generator(seed)) < d}
+        for seed, d in ((1, 0.1), (2, 0.3))
+    ]
+    # binomial: standard deviation sqrt(0.3 * 0.7 / 10000) = 0.0046, four of them
+    assert mask_overlap(*big) == pytest.approx(0.3, abs=0.019)
+    with pytest.raises(ValueError, match="different parameters"):
+        mask_overlap(a, {"v": a["w"]})
+    with pytest.raises(ValueError, match="keeps nothing"):
+        mask_overlap({"w": torch.zeros(4).bool()}, a)
