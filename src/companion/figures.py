@@ -112,3 +112,20 @@ def image_grid(
     for ax, title in zip(axes[0], titles, strict=False):
         ax.set_title(title, loc="center")
     return figure
+
+
+def show_source(function):
+    """A function's source without its docstring, as highlighted Markdown, so it cannot drift."""
+    import ast
+    import inspect
+    import textwrap
+
+    from IPython.display import Markdown
+
+    source = textwrap.dedent(inspect.getsource(function))
+    lines = source.splitlines()
+    definition = ast.parse(source).body[0]
+    first = definition.body[0]
+    if ast.get_docstring(definition) is not None:
+        del lines[first.lineno - 1 : first.end_lineno]
+    return Markdown("```python\n" + "\n".join(lines) + "\n```")

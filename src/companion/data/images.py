@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from companion.data.root import CorruptDataError, MissingDataError, data_root, verify
+from companion.runtime import Progress
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,6 @@ def load_image_folder(
     """
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import functional as transform
-    from tqdm import tqdm
 
     try:
         listing = ImageFolder(str(folder))
@@ -137,26 +137,25 @@ def load_image_folder(
             f"{folder}: expected one subfolder a class with images in it"
         ) from error
     images = np.empty(0, dtype=np.uint8)
-    paths = tqdm(
-        listing.samples, desc=Path(folder).name, unit="img", disable=not progress, leave=False
-    )
-    for i, (path, _) in enumerate(paths):
-        try:
-            picture = listing.loader(path)
-        except OSError as error:
-            raise CorruptDataError(f"{path} cannot be decoded: {error}") from error
-        if size is not None:
-            picture = transform.center_crop(transform.resize(picture, size), size)
-        pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(
-            *picture.size[::-1], channels
-        )
-        if i == 0:
-            images = np.empty((len(listing), *pixels.shape), dtype=np.uint8)
-        if pixels.shape != images.shape[1:]:
-            raise ValueError(
-                f"{path} has {pixels.shape[:2]} pixels, the first has {images.shape[1:3]}: give size"
+    with Progress(len(listing), "images decoded", show=progress) as bar:
+        for i, (path, _) in enumerate(listing.samples):
+            try:
+                picture = listing.loader(path)
+            except OSError as error:
+                raise CorruptDataError(f"{path} cannot be decoded: {error}") from error
+            if size is not None:
+                picture = transform.center_crop(transform.resize(picture, size), size)
+            pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(
+                *picture.size[::-1], channels
             )
-        images[i] = pixels
+            if i == 0:
+                images = np.empty((len(listing), *pixels.shape), dtype=np.uint8)
+            if pixels.shape != images.shape[1:]:
+                raise ValueError(
+                    f"{path} has {pixels.shape[:2]} pixels, the first has {images.shape[1:3]}: give size"
+                )
+            images[i] = pixels
+            bar.update()
     return (
         _scaled(torch.from_numpy(images).movedim(-1, 1)),
         torch.tensor(listing.targets),

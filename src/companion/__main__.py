@@ -1,0 +1,223 @@
+"""The command line: list, run, record, data, refresh, build."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; bad input is one line on stderr and exit status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except (ValueError, FileNotFoundError) as error:
+        print(f"companion: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"companion: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("companion: interrupted; nothing half-written was kept", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="companion", description="Ten papers, every claim checked."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    add = commands.add_parser("list", help="the chapters and how their claims came out")
+    add.set_defaults(command=_list)
+
+    add = commands.add_parser("run", help="run a chapter with papermill, with your parameters")
+    add.set_defaults(command=_run)
+    add.add_argument("notebook", help="stem or path")
+    add.add_argument("-o", "--output", type=Path, help="default: runs/STEM.ipynb")
+    _add_parameters(add)
+
+    add = commands.add_parser(
+        "record", help="run a chapter's code without Jupyter and keep its result"
+    )
+    add.set_defaults(command=_record)
+    add.add_argument("notebook", help="stem")
+    add.add_argument("--name", required=True, help="name of the record, such as mnist")
+    add.add_argument("--out", type=Path, help="folder; default: book/recorded/STEM")
+    add.add_argument("--script", action="store_true", help="only print the code cells as a script")
+    _add_parameters(add)
+
+    add = commands.add_parser("data", help="which data sets are there, and where the others go")
+    add.set_defaults(command=_data)
+    add.add_argument("--root", default="", help="default: $COMPANION_DATA, else the user's cache")
+    add.add_argument("--fetch", metavar="NAME", help="download this set")
+
+    add = commands.add_parser("refresh", help="rerun and store the notebooks whose code changed")
+    add.set_defaults(command=_refresh)
+    add.add_argument(
+        "notebooks", nargs="*", help="these, changed or not; default: all that changed"
+    )
+    add.add_argument("--jobs", type=int, default=2, help="how many at once")
+
+    add = commands.add_parser("build", help="build the book strictly into _build/html")
+    add.set_defaults(command=_build)
+    add.add_argument("--force", action="store_true", help="also when nothing changed")
+    return parser
+
+
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="a parameter; the value is read as YAML, so lists and true work",
+    )  # fmt: skip
+    parser.add_argument(
+        "-f", type=Path, metavar="FILE", help="a YAML file of parameters; -p goes before it"
+    )
+
+
+def _parameters(options: argparse.Namespace) -> dict[str, object]:
+    # JSON first: YAML reads 1e-3 as a string, and a GPU box may lack PyYAML
+    given: dict[str, object] = {}
+    if options.f:
+        import yaml
+
+        given = yaml.safe_load(options.f.read_text()) or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"{options.f}: expected a mapping of names to values")
+    return given | {name: _value(text) for name, text in options.p}
+
+
+def _value(text: str) -> object:
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        import yaml
+
+        value = yaml.safe_load(text)
+    except (ImportError, yaml.YAMLError):
+        return text
+    return value if isinstance(value, (list, bool)) else text
+
+
+def _list(_: argparse.Namespace) -> None:
+    from collections import Counter
+
+    from companion import notebooks
+
+    for stem in notebooks.stems():
+        path = notebooks.find(stem)
+        notebook = notebooks.read(path)
+        title = next(line for cell in notebook["cells"] for line in cell["source"].splitlines())
+        claims = notebooks.recorded_values(notebook).get(f"{stem}.claims", [])
+        counts = Counter(claim["verdict"] for claim in claims)
+        told = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
+        stale = (
+            "" if notebooks.is_current(path) else "  (outputs older than the code: make notebooks)"
+        )
+        print(f"{stem:24} {title.lstrip('# ')}\n{'':24} {told or 'no claims'}{stale}")
+
+
+def _run(options: argparse.Namespace) -> None:
+    from companion import notebooks
+
+    given = _parameters(options)
+    path = notebooks.find(options.notebook)
+    notebooks.validate(path, given)
+    output = options.output or Path("runs") / path.name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_suffix(".part.ipynb")
+
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        papermill.execute_notebook(str(path), str(part), parameters=given, cwd=str(path.parent))
+    except PapermillExecutionError as error:
+        os.replace(part, output)  # with the failing cell and all before it
+        raise RuntimeError(f"{error.ename}: {error.evalue} (see {output})") from None
+    os.replace(part, output)
+    for claim in notebooks.recorded_values(notebooks.read(output)).get(f"{path.stem}.claims", []):
+        print(
+            f"{claim['id']:5} {claim['verdict']:24} ours {claim['ours']} (paper {claim['paper'] or '-'})"
+        )
+    print(f"written to {output}")
+
+
+def _record(options: argparse.Namespace) -> None:
+    from companion import notebooks
+    from companion.records import FOLDER, record_run
+
+    given = _parameters(options)
+    if options.script:
+        path = notebooks.find(options.notebook)
+        notebooks.validate(path, given)
+        print(notebooks.script(path, given))
+        return
+    result = record_run(options.name, options.notebook, given, options.out)
+    folder = options.out or FOLDER / options.notebook
+    print(f"{result['seconds']} s, kept in {os.path.relpath(folder / (options.name + '.json'))}")
+
+
+def _data(options: argparse.Namespace) -> None:
+    from companion.data import IMAGE_SETS, data_root
+
+    root = data_root(options.root)
+    if options.fetch:
+        if options.fetch not in IMAGE_SETS:
+            raise ValueError(f"--fetch {options.fetch}: expected one of {', '.join(IMAGE_SETS)}")
+        source = IMAGE_SETS[options.fetch]
+        if source.download is None:
+            raise ValueError(f"--fetch {options.fetch}: {source.get}")
+        root.mkdir(parents=True, exist_ok=True)
+        source.download(root)
+    print(f"data root: {root}")
+    for name, source in IMAGE_SETS.items():
+        there = not source.where or (root / source.where).is_dir()
+        print(f"  {name:14} {'there  ' if there else 'missing'}  {source.title}")
+        if source.where:
+            print(f"  {'':14}          in {source.where}/; terms: {source.licence}")
+        if not there:
+            print(f"  {'':14}          {source.get}")
+
+
+def _refresh(options: argparse.Namespace) -> None:
+    from companion import notebooks
+
+    if options.notebooks:
+        waiting = [notebooks.find(name) for name in options.notebooks]
+    else:
+        every = [notebooks.find(stem) for stem in notebooks.stems()]
+        waiting = [path for path in every if not notebooks.is_current(path)]
+        print(f"{len(every) - len(waiting)} notebooks are current, {len(waiting)} to run")
+    failures = []
+    with ThreadPoolExecutor(max(1, options.jobs)) as pool:
+        running = {pool.submit(notebooks.refresh, path): path for path in waiting}
+        for number, done in enumerate(as_completed(running), 1):
+            name = running[done].name
+            try:
+                print(f"[{number}/{len(waiting)}] {name}: {done.result():.0f} s", flush=True)
+            except Exception as error:
+                failures.append(name)
+                print(
+                    f"[{number}/{len(waiting)}] {name} failed, its file is as it was:\n{error}",
+                    file=sys.stderr,
+                )
+    if failures:
+        raise RuntimeError(f"{', '.join(failures)} failed")
+
+
+def _build(options: argparse.Namespace) -> int:
+    from companion.book import build
+
+    return build(force=options.force)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

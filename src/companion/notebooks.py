@@ -1,0 +1,228 @@
+"""The chapters as files: find, fingerprint, validate, run, store, export.
+
+Reading needs only the standard library, so that a machine without Jupyter can run a chapter's
+code cells (`companion record`).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from companion.runtime import ROOT, write_whole
+
+FOLDER = ROOT / "notebooks"
+TAGS = frozenset(
+    {
+        "parameters",
+        "remove-input",
+        "remove-cell",
+        "hide-input",
+        "nbval-check-output",
+        "raises-exception",
+    }
+)
+CELL_TIMEOUT = 3600  # seconds
+
+
+def stems() -> list[str]:
+    """Stems of the chapters that exist, in alphabetical order."""
+    return sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+
+
+def find(name: str | os.PathLike) -> Path:
+    """The notebook of a stem, or of a path to it.
+
+    Raises ValueError for a chapter that does not exist, with what there is.
+    """
+    path = Path(name)
+    if path.suffix == ".ipynb" and path.is_file():
+        return path.resolve()
+    path = FOLDER / f"{name}.ipynb"
+    if not path.is_file():
+        raise ValueError(
+            f"notebook = {str(name)!r}: expected one of {', '.join(stems()) or 'none yet'}"
+        )
+    return path
+
+
+def read(path: Path) -> dict:
+    """A notebook as a dictionary, every source a single string."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        cell["source"] = "".join(cell["source"])
+    return notebook
+
+
+def code_cells(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def tags(cell: dict) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def recorded_values(notebook: dict) -> dict[str, object]:
+    """What the stored cells recorded, by name."""
+    values: dict[str, object] = {}
+    for cell in code_cells(notebook):
+        for output in cell["outputs"]:
+            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+            if name:
+                data = output["data"]
+                plain = "".join(data["text/plain"])
+                values[name] = data.get("application/json", None) or ast.literal_eval(plain)
+    return values
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 over the code cells and every library file that they reach through imports.
+
+    Prose is left out. The text of the files counts, so a changed docstring is a change.
+    """
+    sources = [cell["source"] for cell in code_cells(read(path))]
+    digest = hashlib.sha256("\0".join(sources).encode())
+    for file in library_files(sources):
+        digest.update(f"\0{file.relative_to(ROOT).as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def library_files(sources: list[str]) -> list[Path]:
+    """Files of the companion that these sources import, directly or not."""
+    package = Path(__file__).parent
+    found: set[Path] = set()
+    waiting = list(sources)
+    while waiting:
+        for module in _imports(waiting.pop()):
+            # every package on the way is run by the import as well
+            parts = module.split(".")[1:]
+            for depth in range(len(parts) + 1):
+                base = package.joinpath(*parts[:depth])
+                for file in (base / "__init__.py", base.with_suffix(".py")):
+                    if file.is_file() and file not in found:
+                        found.add(file)
+                        waiting.append(file.read_text(encoding="utf-8"))
+    return sorted(found)
+
+
+def _imports(source: str) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] == "companion"}
+
+
+def is_current(path: Path) -> bool:
+    """Whether the stored outputs were made by the code as it is now."""
+    stored = read(path)["metadata"].get("companion", {}).get("fingerprint")
+    return stored == fingerprint(path)
+
+
+def validate(path: Path, given: dict[str, object]) -> dict[str, object]:
+    """Run only the parameters cell and the check cell with these values; return all values.
+
+    Raises companion.parameters.ParameterError as the notebook itself would, before a kernel is
+    started.
+    """
+    cells = [cell["source"] for cell in code_cells(read(path))]
+    space: dict[str, object] = {"In": [], "__name__": "parameters"}
+    for source in (cells[0], _injected(given), cells[1]):
+        space["In"].append(source)
+        exec(compile(source, path.name, "exec", dont_inherit=True), space)
+    return {name: space[name] for name in space["__annotations__"]}
+
+
+def _injected(given: dict[str, object]) -> str:
+    lines = [f"{name} = {value!r}" for name, value in given.items()]
+    return "\n".join(["# Parameters", *lines]) + "\n"
+
+
+def refresh(path: Path) -> float:
+    """Run a notebook with its defaults and store it with fresh outputs; return its seconds.
+
+    The stored form is canonical: two runs of the same code give the same bytes. Nothing is
+    written if a cell raises or writes to stderr.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    before = notebook.metadata.get("companion", {})
+    stamp = fingerprint(path)
+    start = time.perf_counter()
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute()
+    seconds = round(time.perf_counter() - start)
+    if before.get("fingerprint") == stamp:  # the same code: keep the bytes
+        seconds = before.get("seconds", seconds)
+
+    count = 0
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"{path.stem.replace('_', '-')}-{number:02d}"
+        kept = {key: cell.metadata[key] for key in ("tags", "mystnb") if key in cell.metadata}
+        cell.metadata = nbformat.from_dict(kept)
+        if cell.cell_type != "code":
+            continue
+        count += 1
+        cell.execution_count = count
+        for output in cell.outputs:
+            if output.get("name") == "stderr":
+                raise RuntimeError(f"{path.name}, cell {number} wrote to stderr:\n{output.text}")
+            if output.output_type == "execute_result":
+                output.execution_count = count
+    notebook.metadata = nbformat.from_dict(
+        {
+            "companion": {"fingerprint": stamp, "seconds": seconds},
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    notebook.nbformat_minor = 5
+    write_whole(path, nbformat.writes(notebook) + "\n")
+    return seconds
+
+
+def script(path: Path, given: dict[str, object] | None = None) -> str:
+    """A notebook's code cells as a plain Python script, for machines without Jupyter.
+
+    Figures with a name in their metadata and all recorded values go to the file that the
+    variable COMPANION_RECORD names, as soon as they are there.
+    """
+    cells = [cell for cell in code_cells(read(path)) if cell["source"].strip()]
+    parts = [
+        f"# {path.name} as a script: written by `companion record`, not by hand\n"
+        "import warnings\n"
+        "import matplotlib\n"
+        'matplotlib.use("Agg")\n'
+        'warnings.filterwarnings("ignore", message=".*non-interactive.*")\n'
+        "from companion.records import keep_figure\n"
+        "In = []\n"
+    ]
+    for number, cell in enumerate(cells, 1):
+        parts.append(_script_cell(cell["source"], f"cell {number} of {len(cells)}"))
+        figure = cell["metadata"].get("mystnb", {}).get("figure")
+        if figure:
+            alt = cell["metadata"]["mystnb"].get("image", {}).get("alt", "")
+            parts.append(
+                f"keep_figure({figure['name']!r}, {figure.get('caption', '')!r}, {alt!r})\n"
+            )
+        if "parameters" in tags(cell):
+            parts.append(_script_cell(_injected(given or {}), "values set by hand"))
+    return "\n".join(parts)
+
+
+def _script_cell(source: str, title: str) -> str:
+    return f"# --- {title}\nIn.append({source!r})\n{source}\n"

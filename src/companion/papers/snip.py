@@ -1,0 +1,430 @@
+"""SNIP: single-shot network pruning based on connection sensitivity (arXiv 1810.02340).
+
+The method itself lives in `companion.sparsity`, which other chapters share; this room has what
+only this paper does with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from companion.data import ImageSet
+from companion.models import (
+    alexnet,
+    lenet_5_caffe,
+    lenet_300_100,
+    truncated_variance_scaling_,
+    vgg,
+    wide_resnet,
+)
+from companion.models.initialisers import TRUNCATED_STD
+from companion.runtime import Progress
+from companion.sparsity import (
+    Batches,
+    apply_masks,
+    connection_gradients,
+    connection_sensitivity,
+    count_kept,
+    global_topk_mask,
+    kept_count,
+    magnitude_scores,
+    mask_overlap,
+    mask_report,
+    prunable_parameters,
+    random_scores,
+    shuffle_within_layer,
+)
+from companion.training import error_rate, predict, train
+
+__all__ = [
+    "ARCHITECTURES",
+    "CRITERIA",
+    "PAPER_ERRORS",
+    "Run",
+    "apply_masks",
+    "build_model",
+    "class_pixel_maps",
+    "class_scoring_batch",
+    "compare_criteria",
+    "connection_gradients",
+    "connection_sensitivity",
+    "count_kept",
+    "critical_sparsities",
+    "fit_labels",
+    "global_topk_mask",
+    "kept_count",
+    "logit_sum",
+    "magnitude_scores",
+    "mask_overlap",
+    "mask_report",
+    "matched_classes",
+    "prunable_parameters",
+    "random_scores",
+    "removal_effects",
+    "score",
+    "scoring_batches",
+    "shuffle_within_layer",
+]
+
+CRITERIA = ("snip", "random", "magnitude", "snip_shuffled")
+
+# Errors in percent that the paper reports: (architecture, sparsity) -> (error, certainty).
+PAPER_ERRORS = {
+    ("lenet300", 0.95): (1.6, "sure"),
+    ("lenet300", 0.98): (2.4, "sure"),
+    ("lenet5", 0.98): (0.8, "sure"),
+    ("lenet5", 0.99): (1.1, "sure"),
+    ("vgg_d", 0.95): (7.09, "unverified"),
+}
+
+
+def _two_convolutions(channels: int, size: int, classes: int) -> nn.Module:
+    """Two 5x5 convolutions with ReLU and pooling, and one dense layer: small enough for a CPU."""
+    side = ((size - 4) // 2 - 4) // 2
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * side * side, classes),
+    )  # fmt: skip
+
+
+# name -> maker from (channels, image size, classes)
+ARCHITECTURES: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "lenet300": lambda channels, size, classes: lenet_300_100(channels * size * size, classes),
+    "lenet5": lenet_5_caffe,
+    "conv2": _two_convolutions,
+    "alexnet_s": lambda channels, size, classes: alexnet("s", channels, classes),
+    "alexnet_b": lambda channels, size, classes: alexnet("b", channels, classes),
+    "vgg_c": lambda channels, size, classes: vgg("C", channels, classes),
+    "vgg_d": lambda channels, size, classes: vgg("D", channels, classes),
+    "vgg_like": lambda channels, size, classes: vgg("like", channels, classes),
+    "wrn_16_8": lambda channels, size, classes: wide_resnet(16, 8, channels, classes),
+    "wrn_16_10": lambda channels, size, classes: wide_resnet(16, 10, channels, classes),
+    "wrn_22_8": lambda channels, size, classes: wide_resnet(22, 8, channels, classes),
+}
+SMALLEST_IMAGE = {"lenet300": 1, "lenet5": 16, "conv2": 16}  # pixels a side; others: 32
+
+
+def build_model(arch: str, data: ImageSet, generator: torch.Generator) -> nn.Module:
+    """A network for these images with fresh weights (variance scaling, truncated normal).
+
+    Raises ValueError for an unknown architecture or images too small for it.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch = {arch!r}: expected one of {', '.join(ARCHITECTURES)}")
+    channels, size = data.train_x.shape[1], data.train_x.shape[-1]
+    if size < (least := SMALLEST_IMAGE.get(arch, 32)):
+        raise ValueError(
+            f"arch = {arch!r}: needs images of {least} pixels a side, {data.name!r} has {size}"
+        )
+    model = ARCHITECTURES[arch](channels, size, len(data.classes)).to(data.train_x.device)
+    truncated_variance_scaling_(model, generator=generator)
+    return model
+
+
+def scoring_batches(
+    data: ImageSet, batch_size: int, generator: torch.Generator, *, number: int = 1
+) -> list[tuple[Tensor, Tensor]]:
+    """Disjoint random batches of training examples, not augmented.
+
+    Raises ValueError where the set is too small for so many.
+    """
+    if batch_size * number > len(data.train_x):
+        raise ValueError(
+            f"prune_batch_size * n_prune_batches = {batch_size * number}: {data.name!r} has "
+            f"{len(data.train_x)} training examples"
+        )
+    order = torch.randperm(len(data.train_x), generator=generator).to(data.train_x.device)
+    chosen = order[: batch_size * number].split(batch_size)
+    return [(data.train_x[index], data.train_y[index]) for index in chosen]
+
+
+def score(
+    criterion: str,
+    model: nn.Module,
+    batches: Batches,
+    generator: torch.Generator,
+    *,
+    biases: bool = True,
+    bn_mode: str = "identity",
+) -> dict[str, Tensor]:
+    """Scores of every prunable parameter under one of `CRITERIA`.
+
+    "snip_shuffled" permutes SNIP's scores inside each layer: layers keep their densities, but
+    which connections survive is chance.
+    """
+    params = prunable_parameters(model, biases=biases)
+    if criterion == "random":
+        return random_scores(params, generator)
+    if criterion == "magnitude":
+        return magnitude_scores(params)
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion = {criterion!r}: expected one of {', '.join(CRITERIA)}")
+    scores = connection_sensitivity(model, cross_entropy, batches, params=params, bn_mode=bn_mode)
+    return shuffle_within_layer(scores, generator) if criterion == "snip_shuffled" else scores
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained network. Errors are in percent of the test set.
+
+    error: after the last step. selected_error: at the step with the lowest validation error
+    (the same where there is no validation set). kept: surviving weights and biases.
+    empty: names of weight tensors of which nothing is left.
+    """
+
+    criterion: str
+    sparsity: float
+    seed: int
+    error: float
+    selected_error: float
+    kept: int
+    empty: tuple[str, ...]
+    diverged: bool
+
+
+def compare_criteria(
+    arch: str,
+    data: ImageSet,
+    *,
+    criteria: Sequence[str],
+    sparsities: Sequence[float],
+    seeds: Iterable[int],
+    prune_batch_size: int = 100,
+    n_prune_batches: int = 1,
+    bn_mode: str = "identity",
+    prune_biases: bool = True,
+    reinit_after_pruning: bool = False,
+    validation: tuple[Tensor, Tensor] | None = None,
+    augment: Callable | None = None,
+    dense: bool = True,
+    progress: bool = True,
+    **training: object,
+) -> list[Run]:
+    """Prune once by each criterion, train, and test; a dense network a seed for comparison.
+
+    Scores are computed once a seed and criterion and reused for every sparsity. All networks
+    of a seed start from the same weights and see the same batches.
+    reinit_after_pruning: take the mask from the first weights, train a freshly drawn set, as
+      the official code does.
+    validation: held-out (inputs, targets), looked at 20 times a run.
+    training: options of `companion.training.train`.
+    """
+    seeds = list(seeds)
+    total = len(seeds) * (len(criteria) * len(sparsities) + dense)
+    runs: list[Run] = []
+    with Progress(total, "networks trained", show=progress) as bar:
+        for seed in seeds:
+            model = build_model(arch, data, torch.Generator().manual_seed(seed))
+            start = {name: value.clone() for name, value in model.state_dict().items()}
+            batches = scoring_batches(
+                data,
+                prune_batch_size,
+                torch.Generator().manual_seed(seed + 1000),
+                number=n_prune_batches,
+            )
+            plans: list[tuple[str, float, dict[str, Tensor]]] = [("dense", 0.0, {})] * dense
+            for criterion in criteria:
+                generator = torch.Generator().manual_seed(seed + 2000)
+                scores = score(
+                    criterion, model, batches, generator, biases=prune_biases, bn_mode=bn_mode
+                )
+                plans += [(criterion, s, _mask_quietly(scores, s)) for s in sparsities]
+            if reinit_after_pruning:
+                truncated_variance_scaling_(
+                    model, generator=torch.Generator().manual_seed(seed + 3000)
+                )
+                start = {name: value.clone() for name, value in model.state_dict().items()}
+            for criterion, sparsity, masks in plans:
+                model.load_state_dict(start)
+                runs.append(
+                    _trained(
+                        model,
+                        data,
+                        masks,
+                        criterion,
+                        sparsity,
+                        seed,
+                        validation,
+                        augment,
+                        training,
+                    )
+                )
+                bar.update()
+    return runs
+
+
+def _mask_quietly(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    import warnings
+
+    with warnings.catch_warnings():  # an emptied layer is a result here: Run.empty has it
+        warnings.simplefilter("ignore")
+        return global_topk_mask(scores, sparsity)
+
+
+def _trained(model, data, masks, criterion, sparsity, seed, validation, augment, training) -> Run:
+    checks: list[tuple[float, float]] = []
+
+    def look() -> float:
+        checks.append(
+            (error_rate(model, *validation), error_rate(model, data.test_x, data.test_y))
+        )
+        return checks[-1][0]
+
+    history = train(
+        model,
+        data.train_x,
+        data.train_y,
+        generator=torch.Generator().manual_seed(seed + 4000),
+        masks=masks,
+        augment=augment,
+        monitor=look if validation else None,
+        monitor_every=max(1, training["steps"] // 20),
+        on_divergence="stop",
+        **training,
+    )
+    error = error_rate(model, data.test_x, data.test_y)
+    return Run(
+        criterion,
+        sparsity,
+        seed,
+        error,
+        min(checks)[1] if checks else error,
+        count_kept(masks),
+        tuple(name for name, mask in masks.items() if mask.dim() > 1 and not mask.any()),
+        history.diverged,
+    )
+
+
+def class_scoring_batch(data: ImageSet, label: int, size: int, generator: torch.Generator):
+    """A scoring batch with examples of one class only (all of them, where there are fewer)."""
+    members = (data.train_y == label).nonzero().squeeze(1)
+    chosen = members[torch.randperm(len(members), generator=generator)[:size].to(members.device)]
+    return [(data.train_x[chosen], data.train_y[chosen])]
+
+
+def class_pixel_maps(
+    model: nn.Module, data: ImageSet, sparsity: float, *, size: int, generator: torch.Generator
+) -> Tensor:
+    """How many first-layer connections of each input pixel survive, for every class.
+
+    The network is scored with `size` examples of a single class. Its first weight must be a
+    dense layer's. Returns (classes, height, width) counts.
+    """
+    maps = []
+    for label in range(len(data.classes)):
+        batch = class_scoring_batch(data, label, size, generator)
+        masks = _mask_quietly(connection_sensitivity(model, cross_entropy, batch), sparsity)
+        first = next(mask for mask in masks.values() if mask.dim() == 2)  # (units, pixels)
+        maps.append(first.sum(0).view(data.train_x.shape[1:]).sum(0))
+    return torch.stack(maps)
+
+
+def matched_classes(maps: Tensor, data: ImageSet) -> int:
+    """For how many classes the pixel map correlates best with that class's mean image."""
+    means = torch.stack([data.train_x[data.train_y == k].mean((0, 1)) for k in range(len(maps))])
+    each = torch.corrcoef(torch.cat([maps.flatten(1), means.flatten(1)]).double())
+    between = each[: len(maps), len(maps) :]  # (maps, means)
+    return int((between.argmax(1).cpu() == torch.arange(len(maps))).sum())
+
+
+def removal_effects(
+    model: nn.Module, batch: tuple[Tensor, Tensor], number: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """First-order prediction and true change of the loss when single weights are removed.
+
+    Weights are drawn at random from those with a nonzero score, a third of them each from the
+    top percent, the top tenth and the rest, so that the rare sensitive ones are seen.
+    Returns two vectors, -g_j and L(w with w_j = 0) - L(w).
+    """
+    inputs, targets = batch
+    gradients = connection_gradients(model, cross_entropy, [batch])
+    known = dict(model.named_parameters())
+    where = [(name, i) for name, g in gradients.items() for i in range(g.numel())]
+    flat = torch.cat([g.flatten() for g in gradients.values()])
+    ranked = flat.abs().argsort(descending=True)[: int((flat != 0).sum())]
+    n = len(ranked)
+    strata = (ranked[: n // 100], ranked[n // 100 : n // 10], ranked[n // 10 :])
+    chosen = torch.cat(
+        [s[torch.randperm(len(s), generator=generator)[: number // 3]] for s in strata]
+    )
+    true = []
+    with torch.no_grad():
+        base = cross_entropy(model(inputs), targets)
+        for j in chosen.tolist():
+            name, i = where[j]
+            entry = known[name].view(-1)[i]
+            value = entry.clone()
+            entry.zero_()
+            true.append(cross_entropy(model(inputs), targets) - base)
+            entry.copy_(value)
+    return -flat[chosen], torch.stack(true)
+
+
+def logit_sum(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """mean_n sum_k (p_nk - y_nk) z_nk: what every layer's signed scores add up to."""
+    z = predict(model, inputs)
+    y = torch.nn.functional.one_hot(targets, z.shape[1])
+    return ((z.softmax(1) - y) * z).sum(1).mean()
+
+
+def critical_sparsities(model: nn.Module) -> dict[str, float]:
+    """Sparsity at which global magnitude pruning is expected to empty each layer of weights.
+
+    A truncated normal ends at 2 sigma_l / 0.8796 with sigma_l^2 = 1 / fan-in. Layer l is gone once the
+    threshold passes that end; by then the other layers keep their tails beyond it. Biases (zeros) are
+    gone before.
+    """
+    layers = prunable_parameters(model, biases=False)
+    sigma = {name: 1 / math.sqrt(w[0].numel()) / TRUNCATED_STD for name, w in layers.items()}
+    total = sum(p.numel() for p in prunable_parameters(model).values())
+    inside = math.erf(math.sqrt(2))  # probability of a normal within two deviations
+    expected = {}
+    for name in layers:
+        threshold = 2 * sigma[name]
+        left = sum(
+            w.numel() * max(0.0, 1 - math.erf(threshold / sigma[other] / math.sqrt(2)) / inside)
+            for other, w in layers.items()
+        )
+        expected[name] = 1 - left / total
+    return expected
+
+
+def fit_labels(
+    arch: str,
+    data: ImageSet,
+    *,
+    sparsity: float,
+    examples: int,
+    steps: int,
+    seed: int,
+    shuffled: bool,
+    lr: float = 0.1,
+) -> float:
+    """Training accuracy in percent on few examples with true or random labels (plain SGD, no decay).
+
+    The mask comes from a batch of 100 of the same examples with the same labels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = build_model(arch, data, generator)
+    chosen = torch.randperm(len(data.train_x), generator=generator)[:examples].to(
+        data.train_x.device
+    )
+    x, y = data.train_x[chosen], data.train_y[chosen]
+    if shuffled:
+        y = torch.randint(len(data.classes), y.shape, generator=generator).to(y.device)
+    masks = {}
+    if sparsity:
+        masks = _mask_quietly(
+            connection_sensitivity(model, cross_entropy, [(x[:100], y[:100])]), sparsity
+        )
+    train(
+        model, x, y, steps=steps, generator=generator, masks=masks, lr=lr, momentum=0.0, on_divergence="stop"
+    )  # fmt: skip
+    return 100.0 - error_rate(model, x, y)
