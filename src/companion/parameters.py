@@ -19,14 +19,14 @@ PLACES = frozenset({"device", "data_root"})
 
 
 class ParameterError(ValueError):
-    """Raised for all bad parameters of a notebook at once, one line each."""
+    """Raised for all bad parameters of a notebook at once, in one line."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """The parameter values of one run.
 
-    values:   every parameter after the preset was applied.
+    values: every parameter after the preset was applied.
     defaults: what the profile alone would have given.
     profile:  name of the preset ("" where the notebook has none).
     """
@@ -83,21 +83,25 @@ def check_parameters(
 
     defaults = dict(values)
     profile = str(values.get("profile", ""))
+    base = next(iter(profiles.values())) if profiles else {}
     if profiles:
-        base = next(iter(profiles.values()))
         if profile not in profiles:
-            problems.append(f"profile = {profile!r}: expected one of {_listed(profiles)}")
+            hint = _did_you_mean(profile, profiles)
+            problems.append(f"profile = {profile!r}: expected one of {_listed(profiles)}{hint}")
+        elif unknown := {name for preset in profiles.values() for name in preset} - base.keys():
+            problems.append(f"the first profile does not give {_listed(sorted(unknown))}")
+        elif unknown := base.keys() - values.keys():
+            problems.append(f"the profiles set {_listed(sorted(unknown))}, which is no parameter")
         else:
             preset = base | profiles[profile]
             defaults |= preset
             for name, value in preset.items():
-                if name not in given and values[name] == base.get(name):
+                if name not in given and values[name] == base[name]:
                     values[name] = value
-    for name in given & types.keys():
-        # what the preset gives is the default even where the value was set by hand; a value
-        # without a preset is a change unless it is the annotated cell's own
-        if not (profiles and name in next(iter(profiles.values()))):
-            defaults[name] = _annotated_default(space, name, defaults[name])
+    # what a preset gives is the default even where the value was set by hand, and a profile is
+    # never a change to itself; any other value is one unless it is the annotated cell's own
+    for name in (given & types.keys()) - {"profile"} - base.keys():
+        defaults[name] = _annotated_default(space, name, defaults[name])
 
     problems += [
         p
