@@ -112,7 +112,8 @@ class Claims:
                     f"holds = {holds!r}: expected a bool, so that the check is explicit"
                 )
             holds = bool(holds)
-        here = profiles is None or self.settings.profile in tuple(profiles)
+        profiles = None if profiles is None else tuple(profiles)
+        here = profiles is None or self.settings.profile in profiles
         guarded = (
             self.settings.changed - PLACES
             if depends is None
@@ -121,7 +122,7 @@ class Claims:
         asserted = here and not guarded and not report
         if asserted and holds is None:
             raise ValueError(f"claim {id} is asserted under these settings, but was not computed")
-        if holds is None and profiles is not None and tuple(profiles) == ("paper",):
+        if holds is None and profiles and all(name.startswith("paper") for name in profiles):
             verdict = NEEDS_PAPER
         elif not asserted:
             verdict = REPORTED
@@ -143,7 +144,9 @@ class Claims:
     def settle(self) -> None:
         """Record the claims, then raise ClaimError if an asserted one came out otherwise."""
         record(f"{self.stem}.claims", [asdict(claim) for claim in self.items])
-        record(f"{self.stem}.settings", self.settings.values)
+        # a record is published: where the reader keeps data sets is nobody's business
+        settings = {k: v for k, v in self.settings.values.items() if k != "data_root"}
+        record(f"{self.stem}.settings", settings)
         failed = [claim for claim in self.items if claim.failed]
         if failed:
             lines = [

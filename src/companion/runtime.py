@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import random
@@ -12,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -32,9 +33,17 @@ def pick_device(name: str = "auto") -> torch.device:
         found.insert(0, "cuda")
     if name == "auto":
         return torch.device(found[0])
-    if name.split(":")[0] not in found:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in found or (device.index or 0) >= _count(device):
         raise ValueError(f"device = {name!r}: this machine has {', '.join(found)}")
-    return torch.device(name)
+    return device
+
+
+def _count(device: torch.device) -> int:
+    return torch.cuda.device_count() if device.type == "cuda" else 1
 
 
 def seed_everything(seed: int) -> torch.Generator:
@@ -56,6 +65,7 @@ def deterministic(device: torch.device | str = "cpu") -> Iterator[None]:
     """
     threads = torch.get_num_threads()
     flag = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     if torch.device(device).type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -66,12 +76,12 @@ def deterministic(device: torch.device | str = "cpu") -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(flag)
+        torch.use_deterministic_algorithms(flag, warn_only=warn_only)
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 
 class Stopwatch:
-    """Wall seconds and peak memory since it was made."""
+    """Wall seconds since it was made, and peak memory."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -83,7 +93,7 @@ class Stopwatch:
         return time.perf_counter() - self.start
 
     def peak_memory(self) -> dict[str, float]:
-        """Peak memory in MB: of this process, and of the GPU where there is one."""
+        """Peak memory in MB: of this process in all its life, and of the GPU since the start."""
         import resource
 
         unit = 1 if sys.platform == "darwin" else 1024
@@ -153,7 +163,7 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, object]:
     for package in ("torch", "torchvision", "numpy", "scikit-learn"):
         try:
             packages[package] = version(package)
-        except Exception:  # a GPU box may lack one
+        except PackageNotFoundError:  # a GPU box may lack one
             packages[package] = "absent"
     return {
         "commit": _git("rev-parse", "--short=12", "HEAD"),
@@ -207,17 +217,17 @@ def write_whole(path: Path | str, content: str | bytes) -> None:
 
 
 def to_json(value: object) -> str:
-    """Readable JSON with a stable order; NaN and infinity become null."""
+    """Readable JSON in the order given, six digits a float; NaN and infinity become null."""
     return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, torch.Tensor) or hasattr(value, "tolist"):
+    if hasattr(value, "tolist"):  # tensors, arrays, numpy's scalars
         value = value.tolist()
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, float):
-        return float(f"{value:.6g}") if value - value == 0 else None
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
