@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -67,6 +70,7 @@ def label_lines(
     labels: name -> (x, y, colour) of the line's end, in data coordinates.
     gap: least distance between two names, as a fraction of the axes' height.
     """
+    ax.get_xlim()  # lines just drawn move the limits only when somebody asks for them
     to_axes = ax.transData + ax.transAxes.inverted()
     placed = sorted((to_axes.transform((x, y))[1], name) for name, (x, y, _) in labels.items())
     heights: list[float] = []
@@ -116,16 +120,28 @@ def image_grid(
 
 def show_source(function):
     """A function's source without its docstring, as highlighted Markdown, so it cannot drift."""
-    import ast
-    import inspect
-    import textwrap
-
-    from IPython.display import Markdown
-
     source = textwrap.dedent(inspect.getsource(function))
     lines = source.splitlines()
     definition = ast.parse(source).body[0]
-    first = definition.body[0]
     if ast.get_docstring(definition) is not None:
-        del lines[first.lineno - 1 : first.end_lineno]
-    return Markdown("```python\n" + "\n".join(lines) + "\n```")
+        text = definition.body[0]
+        del lines[text.lineno - 1 : text.end_lineno]
+    return _markdown("```python\n" + "\n".join(lines) + "\n```")
+
+
+def show_table(rows: Mapping[str, Mapping[str, object]], corner: str = ""):
+    """A small table as Markdown: row name -> {column name: value}; floats to one decimal."""
+    columns = list(next(iter(rows.values())))
+    lines = [[corner, *columns], ["---", *["---:"] * len(columns)]]
+    for name, row in rows.items():
+        cells = [f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()]
+        lines.append([name, *cells])
+    return _markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+
+def _markdown(text: str):
+    try:
+        from IPython.display import Markdown
+    except ImportError:  # a GPU box without Jupyter
+        return text
+    return Markdown(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
@@ -33,9 +34,30 @@ class ImageSet:
     classes: tuple[str, ...]
     checksum: str
 
+    def replace(self, **fields: object) -> ImageSet:
+        """A copy with some fields replaced."""
+        return dataclasses.replace(self, **fields)
+
     def to(self, device: torch.device | str) -> ImageSet:
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return ImageSet(**moved)
+        """A copy with all tensors on a device."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return self.replace(**moved)
+
+    def limited(self, count: int, *, seed: int = 0) -> ImageSet:
+        """A copy with `count` random training images; 0 keeps all.
+
+        Raises ValueError for more than there are.
+        """
+        if not 0 <= count <= len(self.train_x):
+            raise ValueError(
+                f"count = {count!r}: {self.name!r} has {len(self.train_x)} training images"
+            )
+        if not count:
+            return self
+        chosen = torch.randperm(len(self.train_x), generator=torch.Generator().manual_seed(seed))[
+            :count
+        ]
+        return self.replace(train_x=self.train_x[chosen], train_y=self.train_y[chosen])
 
 
 @dataclass(frozen=True)
@@ -52,6 +74,19 @@ class Source:
     licence: str
     get: str
     download: Callable[[Path], None] | None = None
+
+
+# what torchvision's and Pillow's readers raise for a file that is not what they expect
+UNREADABLE = (
+    AssertionError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 def load_images(name: str, root: str | os.PathLike = "") -> ImageSet:
@@ -71,11 +106,11 @@ def load_images(name: str, root: str | os.PathLike = "") -> ImageSet:
         )
     try:
         train_x, train_y, test_x, test_y, classes = source.load(folder)
-    except CorruptDataError:
+    except (CorruptDataError, MissingDataError):
         raise
-    except (RuntimeError, OSError, ValueError, EOFError, IndexError) as error:
+    except UNREADABLE as error:
         raise CorruptDataError(
-            f"dataset {name!r} in {folder / source.where} cannot be read: {error}"
+            f"dataset {name!r} in {folder / source.where} cannot be read: {error!r}"
         ) from error
     digest = hashlib.sha256()
     for tensor in (train_x, train_y, test_x, test_y):
@@ -92,7 +127,17 @@ def standardise(data: ImageSet, *, per_channel: bool = False) -> ImageSet:
     mean = data.train_x.mean(dims, keepdim=True)
     std = data.train_x.std(dims, keepdim=True)
     scaled = {"train_x": (data.train_x - mean) / std, "test_x": (data.test_x - mean) / std}
-    return ImageSet(**(vars(data) | scaled))
+    return data.replace(**scaled)
+
+
+def hold_out(
+    data: ImageSet, fraction: float, *, seed: int
+) -> tuple[ImageSet, tuple[Tensor, Tensor]]:
+    """Split a random fraction off the training images; return the rest and (inputs, targets)."""
+    order = torch.randperm(len(data.train_x), generator=torch.Generator().manual_seed(seed))
+    out, rest = order.to(data.train_y.device).tensor_split([round(fraction * len(order))])
+    kept = data.replace(train_x=data.train_x[rest], train_y=data.train_y[rest])
+    return kept, (data.train_x[out], data.train_y[out])
 
 
 def crop_pad_flip(batch: Tensor, generator: torch.Generator, *, pad: int = 4) -> Tensor:
@@ -141,7 +186,7 @@ def load_image_folder(
         for i, (path, _) in enumerate(listing.samples):
             try:
                 picture = listing.loader(path)
-            except OSError as error:
+            except UNREADABLE as error:
                 raise CorruptDataError(f"{path} cannot be decoded: {error}") from error
             if size is not None:
                 picture = transform.center_crop(transform.resize(picture, size), size)
