@@ -74,8 +74,10 @@ def recorded_values(notebook: dict) -> dict[str, object]:
             name = output.get("metadata", {}).get("scrapbook", {}).get("name")
             if name:
                 data = output["data"]
-                plain = "".join(data["text/plain"])
-                values[name] = data.get("application/json", None) or ast.literal_eval(plain)
+                if "application/json" in data:
+                    values[name] = data["application/json"]
+                else:
+                    values[name] = ast.literal_eval("".join(data["text/plain"]))
     return values
 
 
@@ -169,6 +171,14 @@ def refresh(path: Path) -> float:
     if before.get("fingerprint") == stamp:  # the same code: keep the bytes
         seconds = before.get("seconds", seconds)
 
+    complaints = [
+        f"{path.name}, cell {number} wrote to stderr:\n{output.text}"
+        for number, cell in enumerate(notebook.cells)
+        for output in cell.get("outputs", [])
+        if output.get("name") == "stderr"
+    ]
+    if complaints:
+        raise RuntimeError("\n".join(complaints))
     count = 0
     for number, cell in enumerate(notebook.cells):
         cell.id = f"{path.stem.replace('_', '-')}-{number:02d}"
@@ -179,8 +189,6 @@ def refresh(path: Path) -> float:
         count += 1
         cell.execution_count = count
         for output in cell.outputs:
-            if output.get("name") == "stderr":
-                raise RuntimeError(f"{path.name}, cell {number} wrote to stderr:\n{output.text}")
             if output.output_type == "execute_result":
                 output.execution_count = count
     notebook.metadata = nbformat.from_dict(

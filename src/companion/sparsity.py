@@ -65,7 +65,7 @@ def connection_gradients(
 ) -> dict[str, Tensor]:
     """Derivative of the loss with respect to a multiplier on every weight, at 1.
 
-    g_j = dL(c * w)/dc_j at c = 1 = w_j dL/dw_j (SNIP, eq. 3). One ordinary backward pass a
+    g_j = dL(c * w)/dc_j at c = 1 = w_j dL/dw_j (connection sensitivity, SNIP). One ordinary backward pass a
     batch; nothing of the model changes.
 
     loss_fn: maps (outputs, targets) to the mean loss of a batch. Batches are weighted by their
@@ -102,7 +102,7 @@ def connection_gradients(
             count += len(inputs)
             for name, gradient in zip(names, gradients, strict=True):
                 if gradient is not None:
-                    g = theta[name].detach() * gradient  # eq. (3): w dL/dw
+                    g = theta[name].detach() * gradient  # w dL/dw
                     total[name] += (g.abs() if reduction == "absolute" else g) * len(inputs)
     if not count:
         raise ValueError("batches: no example to score with")
@@ -217,13 +217,16 @@ def global_topk_mask(
     sparsity: float | None = None,
     keep: int | None = None,
     rounding: str = "round",
+    *,
+    warn: bool = True,
 ) -> dict[str, Tensor]:
     """Keep the highest scores over all tensors jointly, exactly as many as asked for.
 
     Give either the sparsity (fraction removed, in [0, 1)) or the number of entries to keep.
     Among equal scores the earlier one is kept (order of the dictionary, then row-major).
 
-    Returns boolean tensors of the scores' shapes. Warns if a tensor of weights is left empty.
+    Returns boolean tensors of the scores' shapes. Warns if a tensor of weights is left empty
+    (unless `warn` is off, for callers to whom that is a result).
     Raises ValueError for scores that are not finite and for a sparsity or count out of range.
     """
     if (sparsity is None) == (keep is None):
@@ -244,7 +247,7 @@ def global_topk_mask(
         name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)
     }
     empty = [name for name, mask in masks.items() if mask.dim() > 1 and not mask.any()]
-    if empty:
+    if empty and warn:
         warnings.warn(f"layer collapse: nothing is left of {', '.join(empty)}", stacklevel=2)
     return masks
 
@@ -339,8 +342,11 @@ class LayerReport:
         return self.kept / self.total
 
 
-def mask_report(masks: Mapping[str, Tensor]) -> list[LayerReport]:
-    """One `LayerReport` for every mask of two or more dimensions, in order."""
+def mask_report(masks: Mapping[str, Tensor], *, ranks: bool = True) -> list[LayerReport]:
+    """One `LayerReport` for every mask of two or more dimensions, in order.
+
+    ranks: False leaves out the structural ranks (-1), which take seconds for millions of entries.
+    """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import structural_rank
 
@@ -349,7 +355,13 @@ def mask_report(masks: Mapping[str, Tensor]) -> list[LayerReport]:
         if mask.dim() < 2:
             continue
         rows = mask.flatten(1).cpu()
-        rank = structural_rank(csr_array(rows.numpy())) if rows.any() else 0
+        rank = (
+            structural_rank(csr_array(rows.numpy()))
+            if ranks and rows.any()
+            else 0
+            if ranks
+            else -1
+        )
         dead = int((~rows.any(dim=1)).sum())
         reports.append(LayerReport(name, mask.numel(), int(mask.sum()), dead, int(rank)))
     return reports

@@ -7,11 +7,14 @@ logits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from companion.sparsity import prunable_parameters
 
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "linear": nn.Identity}
 # TensorFlow's defaults, which the papers used: decay 0.99 is PyTorch's momentum 0.01
 BN = {"eps": 1e-3, "momentum": 0.01}
 
@@ -25,12 +28,23 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 def lenet_300_100(in_features: int = 784, classes: int = 10) -> nn.Sequential:
     """Two hidden ReLU layers of 300 and 100 units; flattens its input."""
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(in_features, 300), nn.ReLU(),
-        nn.Linear(300, 100), nn.ReLU(),
-        nn.Linear(100, classes),
-    )  # fmt: skip
+    return mlp(in_features, (300, 100), classes)
+
+
+def mlp(
+    in_features: int, hidden: Sequence[int], classes: int = 10, *, activation: str = "relu"
+) -> nn.Sequential:
+    """Dense layers of the given widths with one activation between them; flattens its input.
+
+    activation: "relu", "tanh" or "linear" (none).
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation = {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width in hidden:
+        layers += [nn.Linear(in_features, width), ACTIVATIONS[activation]()]
+        in_features = width
+    return nn.Sequential(*layers, nn.Linear(in_features, classes))
 
 
 def lenet_5_caffe(in_channels: int = 1, image_size: int = 28, classes: int = 10) -> nn.Sequential:

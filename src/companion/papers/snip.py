@@ -7,7 +7,7 @@ only this paper does with it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -235,7 +235,9 @@ def compare_criteria(
                 scores = score(
                     criterion, model, batches, generator, biases=prune_biases, bn_mode=bn_mode
                 )
-                plans += [(criterion, s, _mask_quietly(scores, s)) for s in sparsities]
+                plans += [
+                    (criterion, s, global_topk_mask(scores, s, warn=False)) for s in sparsities
+                ]
             if reinit_after_pruning:
                 truncated_variance_scaling_(
                     model, generator=torch.Generator().manual_seed(seed + 3000)
@@ -258,14 +260,6 @@ def compare_criteria(
                 )
                 bar.update()
     return runs
-
-
-def _mask_quietly(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    import warnings
-
-    with warnings.catch_warnings():  # an emptied layer is a result here: Run.empty has it
-        warnings.simplefilter("ignore")
-        return global_topk_mask(scores, sparsity)
 
 
 def _trained(model, data, masks, criterion, sparsity, seed, validation, augment, training) -> Run:
@@ -320,7 +314,9 @@ def class_pixel_maps(
     maps = []
     for label in range(len(data.classes)):
         batch = class_scoring_batch(data, label, size, generator)
-        masks = _mask_quietly(connection_sensitivity(model, cross_entropy, batch), sparsity)
+        masks = global_topk_mask(
+            connection_sensitivity(model, cross_entropy, batch), sparsity, warn=False
+        )
         first = next(mask for mask in masks.values() if mask.dim() == 2)  # (units, pixels)
         maps.append(first.sum(0).view(data.train_x.shape[1:]).sum(0))
     return torch.stack(maps)
@@ -421,8 +417,10 @@ def fit_labels(
         y = torch.randint(len(data.classes), y.shape, generator=generator).to(y.device)
     masks = {}
     if sparsity:
-        masks = _mask_quietly(
-            connection_sensitivity(model, cross_entropy, [(x[:100], y[:100])]), sparsity
+        masks = global_topk_mask(
+            connection_sensitivity(model, cross_entropy, [(x[:100], y[:100])]),
+            sparsity,
+            warn=False,
         )
     train(
         model, x, y, steps=steps, generator=generator, masks=masks, lr=lr, momentum=0.0, on_divergence="stop"
