@@ -1,0 +1,65 @@
+"""The rooms import each other only in the allowed direction."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from companion.runtime import ROOT
+
+LINT = Path(sys.executable).with_name("lint-imports")
+TINY = {
+    "__init__.py": "",
+    "sparsity.py": "",
+    "models/__init__.py": "",
+    "models/nets.py": "from companion import sparsity",
+    "papers/__init__.py": "",
+    "papers/one.py": "from companion.models import nets",
+    "papers/two/__init__.py": "from companion.papers.two.parts import x",
+    "papers/two/parts.py": "x = 1",
+}
+
+
+def lint(folder):
+    return subprocess.run(
+        [str(LINT), "--no-cache"], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+
+
+def tiny(folder, **changes):
+    """A package of the library's name with a few rooms, held by the library's contracts."""
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    for name, source in (TINY | changes).items():
+        path = folder / "companion" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source + "\n")
+    return lint(folder)
+
+
+def test_the_library_keeps_its_contracts():
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout
+    assert "Contracts: 2 kept, 0 broken." in done.stdout
+
+
+def test_a_library_without_faults_passes(tmp_path):
+    done = tiny(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "contract"),
+    [
+        ("papers/one.py", "from companion.papers.two import x", "A paper never imports a paper"),
+        ("papers/two/parts.py", "import companion.papers.one", "A paper never imports a paper"),
+        ("sparsity.py", "from companion.papers import one", "Nothing of the library"),
+        ("models/nets.py", "def f():\n    import companion.papers.one", "Nothing of the library"),
+    ],
+)
+def test_a_planted_fault_is_caught(tmp_path, room, source, contract):
+    done = tiny(tmp_path, **{room: source})
+    assert done.returncode != 0
+    (broken,) = [line for line in done.stdout.splitlines() if line.endswith("BROKEN")]
+    assert broken.startswith(contract)
