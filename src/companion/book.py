@@ -508,7 +508,7 @@ def tidy_docstring(lines: list[str]) -> list[str]:
         elif inside and line.startswith(" "):
             out.append(f"  {text.strip()}")
         else:
-            if inside and line.strip():
+            if inside and line.strip() and out[-1]:
                 out.append("")
             inside = inside and not line.strip()
             out.append(text)
@@ -516,7 +516,7 @@ def tidy_docstring(lines: list[str]) -> list[str]:
 
 
 def _escape(line: str) -> str:
-    parts = re.split(r"(`[^`]*`|``.*?``)", line)
+    parts = re.split(r"(``.*?``|`[^`]*`)", line)
     return "".join(
         part if part.startswith("`") else re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", part)
         for part in parts

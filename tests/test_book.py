@@ -1,0 +1,233 @@
+"""The book's build and its computed tables."""
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from companion import book, claims
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A book of two files and a jupyter-book of our own that notes that it was called."""
+    for name in ("_config.yml", "_toc.yml", "index.md"):
+        (tmp_path / name).write_text("one")
+    for name in ("book", "notebooks", "src/companion"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "src" / "companion" / "a.py").write_text("a = 1")
+    script = tmp_path / "bin" / "jupyter-book"
+    script.parent.mkdir()
+    script.write_text(
+        "#!/bin/sh\n"
+        f'echo "$@" >> {tmp_path}/calls\n'
+        f"cat {tmp_path}/says 2>/dev/null\n"
+        f"[ -e {tmp_path}/says ] && exit 1\n"
+        f"mkdir -p {tmp_path}/_build/html && echo page > {tmp_path}/_build/html/index.html\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script.parent / "python"))
+    return tmp_path
+
+
+def calls(root):
+    path = root / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_the_build_is_strict_and_says_where_to_open_the_book(root, capsys):
+    assert book.build(root=root) == 0
+    assert calls(root) == [f"build {root} -W -n --keep-going"]
+    assert (root / "_build" / "html" / "index.html").as_uri() in capsys.readouterr().out
+
+
+def test_nothing_is_built_again_unless_something_changed_or_it_is_forced(root, capsys):
+    book.build(root=root)
+    book.build(root=root)
+    assert len(calls(root)) == 1
+    assert "up to date" in capsys.readouterr().out
+    book.build(root=root, force=True)
+    assert len(calls(root)) == 2
+    (root / "src" / "companion" / "a.py").write_text("a = 2")
+    book.build(root=root)
+    assert len(calls(root)) == 3
+
+
+def test_a_warning_is_an_error_and_the_next_call_builds_again(root):
+    book.build(root=root)
+    (root / "says").write_text("reading\nindex.md:3: WARNING: unknown document: 'gone'\n")
+    (root / "index.md").write_text("two")
+    with pytest.raises(book.BuildError, match="unknown document: 'gone'"):
+        book.build(root=root)
+    assert not (root / "_build" / "html").exists()  # no old site is left to be taken for the new
+    (root / "says").unlink()
+    book.build(root=root)
+    assert len(calls(root)) == 3
+
+
+def test_a_build_starts_from_a_clean_folder(root):
+    left = root / "_build" / "html" / "of-yesterday.html"
+    left.parent.mkdir(parents=True)
+    left.write_text("")
+    book.build(root=root)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["_toc.yml", "book/new.md", "notebooks/a.ipynb", "src/companion/b/c.py"]
+)
+def test_the_hash_sees_every_file_that_the_book_reads(root, name):
+    before = book.content_hash(root)
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text("new")
+    assert book.content_hash(root) != before
+
+
+@pytest.mark.parametrize(
+    "name", ["src/companion/__pycache__/a.pyc", "book/x.json.part", "README.md"]
+)
+def test_the_hash_passes_over_what_the_book_does_not_read(root, name):
+    before = book.content_hash(root)
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text("new")
+    assert book.content_hash(root) == before
+
+
+def test_the_hash_sees_a_file_that_was_renamed(root):
+    before = book.content_hash(root)
+    (root / "src" / "companion" / "a.py").rename(root / "src" / "companion" / "b.py")
+    assert book.content_hash(root) != before
+
+
+def test_without_jupyter_book_the_message_says_what_to_install(root):
+    (root / "bin" / "jupyter-book").unlink()
+    with pytest.raises(book.BuildError, match="install"):
+        book.build(root=root)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def claim(id, verdict, **other):
+    return {
+        "id": id, "sentence": f"Sentence of {id}.", "source": "§1", "paper": "2 %",
+        "certainty": "unverified", "ours": "3 %", "tolerance": "± 1", "holds": True,
+        "expected": True, "asserted": True, "verdict": verdict,
+    } | other  # fmt: skip
+
+
+def run(name, *items, **other):
+    return book.Run(
+        name, "quick", {c["id"]: c for c in items}, f"run {name}", 7, **({"stale": False} | other)
+    )
+
+
+def cells(table):
+    nodes = pytest.importorskip("docutils.nodes")
+    return [
+        [entry.astext() for entry in row.findall(nodes.entry)] for row in table.findall(nodes.row)
+    ]
+
+
+def test_the_scoreboard_puts_the_runs_beside_each_other():
+    table = book._scoreboard_table(
+        [
+            run("stored", claim("C1", claims.HOLDS), claim("C10", claims.NEEDS_PAPER, holds=None)),
+            run("paper", claim("C10", claims.HOLDS), claim("C2", claims.FAILS, holds=False)),
+        ]
+    )
+    head, *rows = cells(table)
+    assert [row[0] for row in rows] == ["C1", "C2", "C10"]
+    assert "holds" in rows[0][3]
+    assert rows[0][4] == "not in this run"
+    assert rows[1][3] == "not in this run"
+    assert "does not hold" in rows[1][4]
+    assert "not as specified" in rows[1][4]
+    assert "needs the paper profile" in rows[2][3]
+    assert "ours: 3 %" in rows[2][4]
+    assert rows[2][2] == "2 % (unverified)"
+    assert "stale" not in " ".join(head)
+
+
+def test_a_stale_run_is_marked_in_every_table():
+    runs = [
+        run("stored", claim("C1", claims.HOLDS)),
+        run("old", claim("C1", claims.HOLDS), stale=True),
+    ]
+    head = cells(book._scoreboard_table(runs))[0]
+    assert "stale" not in head[3]
+    assert "stale" in head[4]
+    assert "stale" in cells(book._runs_table(runs))[2][4]
+
+
+def test_a_claim_that_is_known_not_to_reproduce_is_told_from_a_surprise():
+    known = cells(
+        book._claim_table(run("a", claim("C1", claims.FAILS, holds=False, expected=False)))
+    )
+    surprise = cells(book._claim_table(run("a", claim("C1", claims.FAILS, holds=False))))
+    turned = cells(book._claim_table(run("a", claim("C1", claims.HOLDS, expected=False))))
+    assert "known not to reproduce" in known[1][5]
+    assert "not as specified" in surprise[1][5]
+    assert "not as specified" in turned[1][5]
+
+
+def test_a_claim_fails_here_exactly_when_it_fails_in_the_notebook():
+    for asserted in (True, False):
+        for holds in (True, False, None):
+            for expected in (True, False):
+                fields = claim(
+                    "C1", claims.HOLDS, asserted=asserted, holds=holds, expected=expected
+                )
+                assert book.is_unexpected(fields) == claims.Claim(**fields).failed
+
+
+def test_ten_papers_each_with_its_entry_in_the_bibliography():
+    entries = (book.ROOT / "book" / "references.bib").read_text(encoding="utf-8")
+    papers = book.papers()
+    assert len({paper["stem"] for paper in papers}) == 10
+    for paper in papers:
+        _, _, entry = entries.partition("{" + paper["cite"] + ",")
+        assert paper["arxiv"] in entry.partition("\n}")[0], paper["stem"]
+
+
+def test_every_chapter_is_one_of_the_ten_and_in_the_table_of_contents():
+    toc = yaml.safe_load((book.ROOT / "_toc.yml").read_text())
+    listed = {chapter["file"] for part in toc["parts"] for chapter in part["chapters"]}
+    stems = {path.stem for path in (book.ROOT / "notebooks").glob("*.ipynb")}
+    assert stems <= {paper["stem"] for paper in book.papers()}
+    assert {f"notebooks/{stem}" for stem in stems} <= listed
+
+
+def test_benchmarks_are_read_where_there_are_any(tmp_path, monkeypatch):
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    assert book.benchmarks() == {}
+    (tmp_path / book.RECORDED).mkdir(parents=True)
+    (tmp_path / book.RECORDED / "benchmarks.json").write_text(json.dumps({"snip": {"rows": []}}))
+    assert book.benchmarks() == {"snip": {"rows": []}}
+
+
+# ---------------------------------------------------------------- docstrings
+
+
+def test_arguments_in_a_docstring_become_a_list():
+    text = [
+        "Do it.",
+        "",
+        "seed: first seed,",
+        "  above 0.",
+        "x, y: (n, 2).",
+        "",
+        "Returns |x| * y.",
+    ]
+    assert book.tidy_docstring(text) == [
+        "Do it.", "", "- ``seed``: first seed,", "  above 0.", "- ``x``, ``y``: (n, 2).",
+        "", r"Returns \|x\| \* y.",
+    ]  # fmt: skip
+
+
+def test_signs_inside_backticks_and_examples_stay_as_they_are():
+    text = ["Keep `a*b`, ``c|d`` and name_ here.", "", ">>> f(*args)", "a * b"]
+    assert book.tidy_docstring(text) == [
+        r"Keep `a*b`, ``c|d`` and name\_ here.", "", ">>> f(*args)", "a * b",
+    ]  # fmt: skip
