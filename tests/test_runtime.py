@@ -15,8 +15,8 @@ import torch
 from companion import runtime
 from companion.runtime import (
     Progress,
-    Stopwatch,
     deterministic,
+    peak_memory,
     pick_device,
     provenance,
     seed_everything,
@@ -122,12 +122,9 @@ def test_provenance_does_without_git_and_without_a_package(monkeypatch):
     assert set(found["packages"].values()) == {"absent"}
 
 
-def test_a_stopwatch_measures_seconds_and_megabytes():
-    watch = Stopwatch()
-    first = watch.seconds
-    assert 0 <= first <= watch.seconds < 60
+def test_peak_memory_is_in_megabytes():
     # a Python with torch takes more than 50 MB and this one less than 64 GB
-    assert 50 < watch.peak_memory()["process_mb"] < 64_000
+    assert 50 < peak_memory()["process_mb"] < 64_000
 
 
 def test_progress_ends_in_a_line_that_is_the_same_every_time():

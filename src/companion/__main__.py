@@ -138,7 +138,9 @@ def _run(options: argparse.Namespace) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     try:
-        papermill.execute_notebook(str(path), str(part), parameters=given, cwd=str(path.parent))
+        papermill.execute_notebook(
+            str(path), str(part), parameters=given, cwd=str(path.parent), kernel_name="python3"
+        )
     except PapermillExecutionError as error:
         os.replace(part, output)  # with the failing cell and all before it
         raise RuntimeError(f"{error.ename}: {error.evalue} (see {output})") from None
@@ -196,6 +198,8 @@ def _refresh(options: argparse.Namespace) -> None:
         every = [notebooks.find(stem) for stem in notebooks.stems()]
         waiting = [path for path in every if not notebooks.is_current(path)]
         print(f"{len(every) - len(waiting)} notebooks are current, {len(waiting)} to run")
+    for path in waiting:
+        notebooks.write_preset_files(path)
     failures = []
     with ThreadPoolExecutor(max(1, options.jobs)) as pool:
         running = {pool.submit(notebooks.refresh, path): path for path in waiting}

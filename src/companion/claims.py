@@ -240,9 +240,12 @@ def record(name: str, value: object) -> None:
         kept = json.loads(path.read_text()) if path.exists() else {}
         kept.setdefault("values", {})[name] = value
         write_whole(path, to_json(kept))
-    else:
+        return
+    try:
         from IPython.display import display
-
+    except ImportError:  # a machine without Jupyter
+        print(f"{name} = {value!r}")
+    else:
         display(Recorded(name, value))
 
 

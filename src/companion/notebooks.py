@@ -141,6 +141,26 @@ def validate(path: Path, given: dict[str, object]) -> dict[str, object]:
     return {name: space[name] for name in space["__annotations__"]}
 
 
+def presets(path: Path) -> dict[str, dict[str, object]]:
+    """The profiles that the check cell states, by name; the first holds the defaults."""
+    check = ast.parse(code_cells(read(path))[1]["source"])
+    for node in ast.walk(check):
+        if isinstance(node, ast.keyword) and node.arg == "profiles":
+            return ast.literal_eval(node.value)
+    return {}
+
+
+def write_preset_files(path: Path) -> None:
+    """Write each preset but the default one as a YAML file for ``papermill -f``."""
+    import yaml
+
+    folder = path.parent / "params"
+    for name, preset in list(presets(path).items())[1:]:
+        values = yaml.safe_dump({"profile": name} | preset, sort_keys=False)
+        head = f"# preset {name!r} of {path.name}: written by make notebooks, not by hand\n"
+        write_whole(folder / f"{path.stem}-{name.replace('_', '-')}.yaml", head + values)
+
+
 def _injected(given: dict[str, object]) -> str:
     lines = [f"{name} = {value!r}" for name, value in given.items()]
     return "\n".join(["# Parameters", *lines]) + "\n"
@@ -229,6 +249,13 @@ def script(path: Path, given: dict[str, object] | None = None) -> str:
             )
         if "parameters" in tags(cell):
             parts.append(_script_cell(_injected(given or {}), "values set by hand"))
+    # before the last cell: that one may raise, to say that a claim failed
+    closing = (
+        "from companion.claims import record\n"
+        "from companion.runtime import peak_memory\n"
+        'record("peak_memory", peak_memory())\n'
+    )
+    parts.insert(-1, closing)
     return "\n".join(parts)
 
 

@@ -7,10 +7,11 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from companion import notebooks
-from companion.runtime import ROOT, Stopwatch, pick_device, provenance, to_json, write_whole
+from companion.runtime import ROOT, pick_device, provenance, to_json, write_whole
 
 FOLDER = ROOT / "book" / "recorded"
 LIMIT = 100_000  # bytes of a record
@@ -80,7 +81,7 @@ def record_run(name: str, stem: str, given: dict[str, object], folder: Path | No
         "PYTHONPATH": _python_path(),
         "MPLBACKEND": "Agg",
     }
-    watch = Stopwatch()
+    start = time.perf_counter()
     try:
         done = subprocess.run(
             [sys.executable, str(code)], env=environment, stderr=subprocess.PIPE, text=True
@@ -88,17 +89,16 @@ def record_run(name: str, stem: str, given: dict[str, object], folder: Path | No
     finally:
         code.unlink(missing_ok=True)
     result = json.loads(part.read_text())
-    error = done.stderr.strip().splitlines()[-1] if done.returncode else ""
+    said = done.stderr.strip().splitlines()
+    error = (said or [f"exit status {done.returncode}"])[-1] if done.returncode else ""
     missed = error.startswith("companion.claims.ClaimError")
-    result |= {"status": "complete", "seconds": round(watch.seconds)}
+    result |= {"status": "complete", "seconds": round(time.perf_counter() - start)}
     result["peak_memory"] = result["values"].pop("peak_memory", {}) if "values" in result else {}
     if done.returncode and not missed:
         result |= {"status": "failed", "error": error}
         write_whole(part, to_json(result))
         sys.stderr.write(done.stderr)
-        raise RecordError(
-            f"{stem} did not finish: {error or done.returncode}. What it had is in {part}"
-        )
+        raise RecordError(f"{stem} did not finish: {error}. What it had is in {part}")
     if missed:
         print(f"kept, though not every claim came out as specified: {error.partition(': ')[2]}")
     text = to_json(result)

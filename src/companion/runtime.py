@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # importing torch takes seconds: only where a function needs it
+    import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +28,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
     Raises ValueError, naming what there is, for a device that this machine lacks.
     """
+    import torch
+
     found = ["cpu"]
     if torch.backends.mps.is_available():
         found.insert(0, "mps")
@@ -43,6 +47,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def _count(device: torch.device) -> int:
+    import torch
+
     return torch.cuda.device_count() if device.type == "cuda" else 1
 
 
@@ -52,6 +58,8 @@ def seed_everything(seed: int) -> torch.Generator:
     Draw from the returned generator; the global state is for modules that initialise
     themselves.
     """
+    import torch
+
     random.seed(seed)
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
@@ -63,6 +71,8 @@ def deterministic(device: torch.device | str = "cpu") -> Iterator[None]:
 
     On CUDA, TF32 is off inside the block as well.
     """
+    import torch
+
     threads = torch.get_num_threads()
     flag = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -80,27 +90,16 @@ def deterministic(device: torch.device | str = "cpu") -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 
-class Stopwatch:
-    """Wall seconds since it was made, and peak memory."""
+def peak_memory() -> dict[str, int]:
+    """Peak memory in MB so far: of this process, and of the GPU where torch uses one."""
+    import resource
 
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
-
-    def peak_memory(self) -> dict[str, float]:
-        """Peak memory in MB: of this process in all its life, and of the GPU since the start."""
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = {"process_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
-        if torch.cuda.is_available():
-            peak["gpu_mb"] = torch.cuda.max_memory_allocated() / 1e6
-        return {name: round(value) for name, value in peak.items()}
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"process_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        peak["gpu_mb"] = round(torch.cuda.max_memory_allocated() / 1e6)
+    return peak
 
 
 class Progress:
@@ -157,6 +156,8 @@ class Progress:
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, object]:
     """What a reader needs to judge or repeat a run: code, packages, machine."""
+    import torch
+
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     packages = {}
