@@ -197,7 +197,10 @@ def test_fingerprint_follows_code_and_library_but_not_prose(tmp_path, monkeypatc
     notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "source": "words"})
     path.write_text(json.dumps(notebook))
     assert notebooks.fingerprint(path) == before
-    notebook["cells"][0]["source"] += "\n"
+    notebook["cells"][0]["source"] += "\n# a comment\n"
+    path.write_text(json.dumps(notebook))
+    assert notebooks.fingerprint(path) == before
+    notebook["cells"][0]["source"] += "x = 1\n"
     path.write_text(json.dumps(notebook))
     assert notebooks.fingerprint(path) != before
 
@@ -214,6 +217,8 @@ def test_fingerprint_follows_code_and_library_but_not_prose(tmp_path, monkeypatc
     path = tiny_notebook(tmp_path, ["import companion.room"])
     before = notebooks.fingerprint(path)
     (package / "unused.py").write_text("y = 1\n")
+    assert notebooks.fingerprint(path) == before
+    (package / "other.py").write_text('"""What x is."""\n\nx = 1\n')
     assert notebooks.fingerprint(path) == before
     (package / "other.py").write_text("x = 2\n")
     assert notebooks.fingerprint(path) != before

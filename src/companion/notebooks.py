@@ -84,13 +84,26 @@ def recorded_values(notebook: dict) -> dict[str, object]:
 def fingerprint(path: Path) -> str:
     """sha256 over the code cells and every library file that they reach through imports.
 
-    Prose is left out. The text of the files counts, so a changed docstring is a change.
+    Prose, docstrings, comment lines and blank lines are left out: they change no output.
     """
     sources = [cell["source"] for cell in code_cells(read(path))]
-    digest = hashlib.sha256("\0".join(sources).encode())
+    digest = hashlib.sha256("\0".join(map(_bare, sources)).encode())
     for file in library_files(sources):
-        digest.update(f"\0{file.relative_to(ROOT).as_posix()}\0".encode() + file.read_bytes())
+        name = file.relative_to(ROOT).as_posix()
+        digest.update(f"\0{name}\0{_bare(file.read_text(encoding='utf-8'))}".encode())
     return digest.hexdigest()
+
+
+def _bare(source: str) -> str:
+    """The source without docstrings, comment lines and blank lines; the same on every Python."""
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
+            text = node.body[0]
+            lines[text.lineno - 1 : text.end_lineno] = [""] * (text.end_lineno - text.lineno + 1)
+    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
 
 def library_files(sources: list[str]) -> list[Path]:
