@@ -48,14 +48,16 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/pytest tests
+	$(BIN)/pytest tests --ignore tests/book
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
 	  --nbval-cell-timeout 600 -n $(JOBS) --dist loadfile notebooks
 	$(BIN)/companion build
 	$(BIN)/pytest tests/book
 
 bench: $(STAMP)
-	$(BIN)/pytest tests/benchmarks -p no:xdist --benchmark-only --benchmark-json=_build/benchmarks.json
+	@mkdir -p _build
+	$(BIN)/pytest tests/benchmarks -o python_files='bench_*.py' -p no:xdist \
+	  --benchmark-only --benchmark-json=_build/benchmarks.json
 
 lock: $(UV)
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

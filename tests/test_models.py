@@ -10,6 +10,7 @@ from companion.models import (
     alexnet,
     lenet_5_caffe,
     lenet_300_100,
+    mlp,
     parameter_counts,
     recurrent,
     truncated_variance_scaling_,
@@ -85,10 +86,23 @@ def test_nets_take_other_sizes():
     assert lenet_5_caffe(3, 32)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_dense_nets_have_the_widths_and_the_activation_asked_for():
+    model = mlp(12, (7, 5), 4, activation="tanh")
+    assert [m.out_features for m in model if isinstance(m, nn.Linear)] == [7, 5, 4]
+    assert [type(m).__name__ for m in model[2::2]] == ["Tanh", "Tanh"]
+    assert model(torch.zeros(2, 3, 2, 2)).shape == (2, 4)
+    # without an activation the net is linear
+    line = mlp(6, (5,), 3, activation="linear")
+    a, b = torch.randn(2, 6), torch.randn(2, 6)
+    torch.testing.assert_close(line((a + b) / 2), (line(a) + line(b)) / 2)
+    assert len(mlp(6, (), 3)) == 2
+
+
 def test_unknown_variants_and_sizes_raise():
     for make, text in [
         (lambda: vgg("E"), "variant = 'E'"),
         (lambda: alexnet("m"), "variant = 'm'"),
+        (lambda: mlp(2, (2,), activation="gelu"), "activation = 'gelu'"),
         (lambda: recurrent("rnn"), "cell = 'rnn'"),
         (lambda: wide_resnet(17), "depth = 17"),
         (lambda: wide_resnet(4), "depth = 4"),

@@ -221,6 +221,15 @@ def test_mask_does_not_depend_on_the_split_into_microbatches(sizes):
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in whole)
 
 
+def test_one_batch_gives_the_product_of_weight_and_gradient_bit_by_bit():
+    model, (x, y) = lenet_300_100(64), batch((64,), classes=10)
+    found = connection_gradients(model, cross_entropy, [(x.float(), y)])
+    params = dict(model.named_parameters())
+    slopes = torch.autograd.grad(cross_entropy(model(x.float()), y), list(params.values()))
+    for (name, p), slope in zip(params.items(), slopes, strict=True):
+        assert torch.equal(found[name], p.detach() * slope)
+
+
 def test_absolute_reduction_adds_absolute_values_of_batches():
     model, (x, y) = dense_net(), batch((6,), n=10)
     parts = list(zip(x.split((4, 6)), y.split((4, 6)), strict=True))
@@ -485,6 +494,11 @@ def test_scores_that_are_not_finite_raise_and_are_named():
         global_topk_mask(scores, sparsity=0.5)
 
 
+def test_large_scores_are_finite_though_their_sum_is_not():
+    scores = {"w": torch.full((4,), 3e38), "v": torch.tensor([1e300], dtype=torch.float64)}
+    assert count_kept(global_topk_mask(scores, keep=2)) == 2
+
+
 def test_keep_covers_none_to_all_and_nothing_else():
     scores = {"w": torch.arange(4.0)}
     assert count_kept(global_topk_mask(scores, keep=0)) == 0
@@ -512,6 +526,7 @@ def test_an_emptied_layer_warns_but_an_emptied_bias_does_not():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         global_topk_mask(scores, keep=5)
+        global_topk_mask(scores, keep=4, warn=False)
 
 
 # ---------------------------------------------------------------- other scores
@@ -656,6 +671,7 @@ def test_mask_report_of_known_patterns():
     assert [r.structural_rank for r in reports.values()] == [4, 1, 0, 4]
     assert [r.dead_units for r in reports.values()] == [0, 0, 3, 0]
     assert [r.kept for r in reports.values()] == [24, 3, 0, 4]
+    assert [r.structural_rank for r in mask_report(masks, ranks=False)] == [-1] * 4
     assert [r.density for r in reports.values()] == [1.0, 0.5, 0.0, 0.25]
 
 

@@ -1,0 +1,204 @@
+"""What SNIP's scoring and selection cost beside the least they could cost, and beside peers."""
+
+import copy
+import types
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.nn.functional import conv2d, cross_entropy, linear
+
+from companion.data import load_images
+from companion.models import lenet_5_caffe, lenet_300_100, truncated_variance_scaling_, vgg
+from companion.sparsity import (
+    connection_gradients,
+    connection_sensitivity,
+    global_topk_mask,
+    prunable_parameters,
+)
+
+# name -> (make, input, batch, rounds); a pass over VGG-D takes seconds
+NETS = {
+    "LeNet-300-100": (lenet_300_100, (1, 28, 28), 100, 100),
+    "LeNet-5-Caffe": (lenet_5_caffe, (1, 28, 28), 100, 30),
+    "VGG-D": (vgg, (3, 32, 32), 128, 5),
+}
+SMALL = list(NETS)[:2]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def setting(name):
+    make, shape, size, rounds = NETS[name]
+    model = make()
+    truncated_variance_scaling_(model, generator=generator())
+    x = torch.randn((size, *shape), generator=generator(1))
+    return model, x, torch.randint(10, (size,), generator=generator(2)), rounds
+
+
+def one_pass(model, x, y):
+    """The least that scoring can cost: a forward and a backward pass.
+
+    In inference mode, where a fresh batch normalisation is what identity mode computes.
+    """
+    model.eval()
+    return torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+
+
+def patched_copy_scores(model, x, y):
+    """SNIP as public ports write it, in our words: copy the net, give every layer a mask
+    parameter, patch its forward pass, and read the gradients of the masks. Weights only."""
+    net = copy.deepcopy(model)
+
+    def masked_linear(self, z):
+        return linear(z, self.weight * self.weight_mask, self.bias)
+
+    def masked_conv(self, z):
+        return conv2d(z, self.weight * self.weight_mask, self.bias, self.stride, self.padding)
+
+    layers = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    for layer in layers:
+        layer.weight_mask = nn.Parameter(torch.ones_like(layer.weight))
+        layer.weight.requires_grad_(False)
+        patched = masked_linear if isinstance(layer, nn.Linear) else masked_conv
+        layer.forward = types.MethodType(patched, layer)
+    cross_entropy(net(x), y).backward()
+    return [layer.weight_mask.grad.abs() for layer in layers]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_scoring_against_one_pass(name, compare):
+    model, x, y, rounds = setting(name)
+    compare(
+        f"scoring {name}, batch {len(x)}",
+        lambda: connection_sensitivity(model, cross_entropy, [(x, y)]),
+        "one forward and one backward pass",
+        lambda: one_pass(model, x, y),
+        rounds=rounds,
+        aim="at most 1.10",
+    )
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_scoring_against_patched_copies(name, compare):
+    model, x, y, rounds = setting(name)
+    weights = list(prunable_parameters(model, biases=False))
+
+    def ours():
+        return connection_sensitivity(model, cross_entropy, [(x, y)], params=weights)
+
+    for a, b in zip(ours().values(), patched_copy_scores(model, x, y), strict=True):
+        torch.testing.assert_close(a, b)
+    compare(
+        f"scoring the weights of {name}",
+        ours,
+        "a copied net with patched layers and mask parameters (our rendering of public ports)",
+        lambda: patched_copy_scores(model, x, y),
+        rounds=rounds,
+        aim="below 1",
+    )
+
+
+def peak_bytes(work):
+    """Most bytes of tensors alive at once during `work`, beyond those alive before it."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        result = work()
+        del result
+    steps = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
+    alive = peak = 0
+    for _, size in steps:
+        alive += size
+        peak = max(peak, alive)
+    return peak
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_peak_memory_of_scoring(name, benchmark, add_row):
+    model, x, y, _ = setting(name)
+    one_pass(model, x, y)
+    plain = peak_bytes(lambda: one_pass(model, x, y))
+    data = [(x, y)]
+    peak = benchmark.pedantic(
+        lambda: peak_bytes(lambda: connection_sensitivity(model, cross_entropy, data)), rounds=1
+    )
+    ported = peak_bytes(lambda: patched_copy_scores(model, x, y))
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    note = (
+        f"{peak / 1e6:.3g} MB against {plain / 1e6:.3g} MB: {(peak - plain) / weights:.2f} copies "
+        f"of the weights more; patched copies need {(ported - plain) / weights:.2f}"
+    )
+    add_row(
+        f"peak memory of scoring {name}, batch {len(x)}",
+        "one forward and one backward pass",
+        peak / plain,
+        aim="at most two copies of the weights more",
+        note=note,
+    )
+
+
+def test_selection_against_a_stable_sort(compare):
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in prunable_parameters(vgg()).items()}
+    g = generator()
+    scores = {name: torch.randn(shape, generator=g).abs() for name, shape in shapes.items()}
+    total = sum(s.numel() for s in scores.values())
+
+    def by_sorting():
+        flat = torch.cat([s.flatten() for s in scores.values()])
+        chosen = torch.zeros(total, dtype=torch.bool)
+        order = torch.sort(flat, descending=True, stable=True).indices
+        chosen[order[: round(total * (1.0 - 0.95))]] = True
+        return chosen
+
+    ours = torch.cat([m.flatten() for m in global_topk_mask(scores, sparsity=0.95).values()])
+    assert torch.equal(ours, by_sorting())
+    compare(
+        f"masks from {total:,} scores",
+        lambda: global_topk_mask(scores, sparsity=0.95),
+        "a full stable sort",
+        by_sorting,
+        rounds=5,
+        aim="at most 0.25",
+        note="identical masks",
+    )
+
+
+def test_vmap_over_seeds_against_a_loop(compare):
+    data = load_images("digits")
+    x, y = data.train_x[:100], data.train_y[:100]
+    nets = [lenet_300_100(64).requires_grad_() for _ in range(20)]
+    for seed, net in enumerate(nets):
+        truncated_variance_scaling_(net, generator=generator(seed))
+    stacked, _ = stack_module_state(nets)
+    skeleton = lenet_300_100(64)
+
+    def loss(theta):
+        return cross_entropy(functional_call(skeleton, theta, (x,)), y)
+
+    def together():
+        slopes = vmap(grad(loss))(stacked)
+        return {name: (stacked[name].detach() * g) for name, g in slopes.items()}
+
+    def one_by_one():
+        return [connection_gradients(net, cross_entropy, [(x, y)]) for net in nets]
+
+    same = all(
+        torch.equal(alone[name], joint[seed])
+        for seed, alone in enumerate(one_by_one())
+        for name, joint in together().items()
+    )
+    compare(
+        "20 LeNets on digits scored together by vmap",
+        together,
+        "a loop over the nets",
+        one_by_one,
+        rounds=30,
+        note="bit-identical scores" if same else "scores differ in the last bits",
+    )
