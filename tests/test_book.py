@@ -7,6 +7,12 @@ import pytest
 import yaml
 
 from companion import book, claims
+from companion.book import runs
+from companion.book.building import ROOT
+from companion.book.docstrings import tidy_docstring
+
+tables = pytest.importorskip("companion.book.tables", reason="needs the book's dependencies")
+nodes = tables.nodes
 
 
 @pytest.fixture
@@ -118,20 +124,19 @@ def claim(id, verdict, **other):
 
 
 def run(name, *items, **other):
-    return book.Run(
+    return runs.Run(
         name, "quick", {c["id"]: c for c in items}, f"run {name}", 7, **({"stale": False} | other)
     )
 
 
 def cells(table):
-    nodes = pytest.importorskip("docutils.nodes")
     return [
         [entry.astext() for entry in row.findall(nodes.entry)] for row in table.findall(nodes.row)
     ]
 
 
 def test_the_scoreboard_puts_the_runs_beside_each_other():
-    table = book._scoreboard_table(
+    table = tables.scoreboard_table(
         [
             run("stored", claim("C1", claims.HOLDS), claim("C10", claims.NEEDS_PAPER, holds=None)),
             run("paper", claim("C10", claims.HOLDS), claim("C2", claims.FAILS, holds=False)),
@@ -151,22 +156,44 @@ def test_the_scoreboard_puts_the_runs_beside_each_other():
 
 
 def test_a_stale_run_is_marked_in_every_table():
-    runs = [
+    both = [
         run("stored", claim("C1", claims.HOLDS)),
         run("old", claim("C1", claims.HOLDS), stale=True),
     ]
-    head = cells(book._scoreboard_table(runs))[0]
+    head = cells(tables.scoreboard_table(both))[0]
     assert "stale" not in head[3]
     assert "stale" in head[4]
-    assert "stale" in cells(book._runs_table(runs))[2][4]
+    assert "stale" in cells(tables.runs_table(both))[2][4]
+
+
+def test_the_summary_counts_the_stored_run_and_names_the_papers_without_a_chapter():
+    stored = run("stored", claim("C1", claims.HOLDS), claim("C2", claims.HOLDS))
+    other = run("mnist", claim("C1", claims.FAILS, holds=False), stale=True)
+    environment = type("Environment", (), {"found_docs": set(), "docname": "x"})
+    _, *rows, last = cells(tables.summary_table(environment, {"snip": [stored, other]}))
+    snip = next(row for row in rows if row[1] == "snip")
+    assert snip[2:6] == ["2", "0", "0", "0"]
+    assert snip[6] == "mnist: 1 does not hold stale"
+    assert sum(row[1] == "no chapter yet" for row in rows) == 9
+    assert last[2:6] == ["2", "0", "0", "0"]
+
+
+@pytest.mark.parametrize(
+    ("device", "status", "said"),
+    [("cuda", "complete", False), ("cuda", "failed", True), ("cpu", "complete", True)],
+)
+def test_only_a_finished_run_on_a_gpu_counts_as_one(device, status, said):
+    told = tables.gpu_note("snip", [run("paper", device=device, status=status)])
+    assert bool(told) is said
+    assert not said or told[1].astext() == runs.gpu_command("snip")
 
 
 def test_a_claim_that_is_known_not_to_reproduce_is_told_from_a_surprise():
     known = cells(
-        book._claim_table(run("a", claim("C1", claims.FAILS, holds=False, expected=False)))
+        tables.claim_table(run("a", claim("C1", claims.FAILS, holds=False, expected=False)))
     )
-    surprise = cells(book._claim_table(run("a", claim("C1", claims.FAILS, holds=False))))
-    turned = cells(book._claim_table(run("a", claim("C1", claims.HOLDS, expected=False))))
+    surprise = cells(tables.claim_table(run("a", claim("C1", claims.FAILS, holds=False))))
+    turned = cells(tables.claim_table(run("a", claim("C1", claims.HOLDS, expected=False))))
     assert "known not to reproduce" in known[1][5]
     assert "not as specified" in surprise[1][5]
     assert "not as specified" in turned[1][5]
@@ -179,12 +206,12 @@ def test_a_claim_fails_here_exactly_when_it_fails_in_the_notebook():
                 fields = claim(
                     "C1", claims.HOLDS, asserted=asserted, holds=holds, expected=expected
                 )
-                assert book.is_unexpected(fields) == claims.Claim(**fields).failed
+                assert runs.is_unexpected(fields) == claims.Claim(**fields).failed
 
 
 def test_ten_papers_each_with_its_entry_in_the_bibliography():
-    entries = (book.ROOT / "book" / "references.bib").read_text(encoding="utf-8")
-    papers = book.papers()
+    entries = (ROOT / "book" / "references.bib").read_text(encoding="utf-8")
+    papers = runs.papers()
     assert len({paper["stem"] for paper in papers}) == 10
     for paper in papers:
         _, _, entry = entries.partition("{" + paper["cite"] + ",")
@@ -192,19 +219,19 @@ def test_ten_papers_each_with_its_entry_in_the_bibliography():
 
 
 def test_every_chapter_is_one_of_the_ten_and_in_the_table_of_contents():
-    toc = yaml.safe_load((book.ROOT / "_toc.yml").read_text())
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     listed = {chapter["file"] for part in toc["parts"] for chapter in part["chapters"]}
-    stems = {path.stem for path in (book.ROOT / "notebooks").glob("*.ipynb")}
-    assert stems <= {paper["stem"] for paper in book.papers()}
+    stems = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert stems <= {paper["stem"] for paper in runs.papers()}
     assert {f"notebooks/{stem}" for stem in stems} <= listed
 
 
 def test_benchmarks_are_read_where_there_are_any(tmp_path, monkeypatch):
-    monkeypatch.setattr(book, "ROOT", tmp_path)
-    assert book.benchmarks() == {}
-    (tmp_path / book.RECORDED).mkdir(parents=True)
-    (tmp_path / book.RECORDED / "benchmarks.json").write_text(json.dumps({"snip": {"rows": []}}))
-    assert book.benchmarks() == {"snip": {"rows": []}}
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    assert runs.benchmarks() == {}
+    (tmp_path / runs.RECORDED).mkdir(parents=True)
+    (tmp_path / runs.RECORDED / "benchmarks.json").write_text(json.dumps({"snip": {"rows": []}}))
+    assert runs.benchmarks() == {"snip": {"rows": []}}
 
 
 # ---------------------------------------------------------------- docstrings
@@ -220,7 +247,7 @@ def test_arguments_in_a_docstring_become_a_list():
         "",
         "Returns |x| * y.",
     ]
-    assert book.tidy_docstring(text) == [
+    assert tidy_docstring(text) == [
         "Do it.", "", "- ``seed``: first seed,", "  above 0.", "- ``x``, ``y``: (n, 2).",
         "", r"Returns \|x\| \* y.",
     ]  # fmt: skip
@@ -228,6 +255,6 @@ def test_arguments_in_a_docstring_become_a_list():
 
 def test_signs_inside_backticks_and_examples_stay_as_they_are():
     text = ["Keep `a*b`, ``c|d`` and name_ here.", "", ">>> f(*args)", "a * b"]
-    assert book.tidy_docstring(text) == [
+    assert tidy_docstring(text) == [
         r"Keep `a*b`, ``c|d`` and name\_ here.", "", ">>> f(*args)", "a * b",
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from companion.book import ROOT, content_hash
+from companion.book.building import ROOT, content_hash
 
 bs4 = pytest.importorskip("bs4", reason="comes with the book's dependencies")
 
@@ -137,7 +137,7 @@ def test_no_page_names_a_path_of_the_building_machine(site):
 
 
 def test_all_ten_papers_are_on_the_start_page_and_the_scoreboard(site):
-    from companion.book import papers
+    from companion.book.runs import papers
 
     for page in ("index.html", "book/scoreboard.html"):
         text = site[page].find("table").get_text(" ")

@@ -1,0 +1,93 @@
+"""The strict build, left out when nothing that the book reads has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+SOURCES = ("_config.yml", "_toc.yml", "index.md", "book", "notebooks", "src/companion")
+
+
+class BuildError(RuntimeError):
+    """Raised when the book cannot be built, or only with warnings."""
+
+
+def content_hash(root: Path = ROOT) -> str:
+    """sha256 over the name and content of every file that the book reads."""
+    digest = hashlib.sha256()
+    for source in SOURCES:
+        path = root / source
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            name = file.relative_to(root).as_posix()
+            passing = (
+                file.suffix == ".part" or "__pycache__" in name or ".ipynb_checkpoints" in name
+            )
+            if file.is_file() and not passing:
+                digest.update(f"\0{name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def build(force: bool = False, root: Path = ROOT) -> int:
+    """Build the book from a clean folder with every warning an error; say where to open it.
+
+    Does nothing if nothing that the book reads has changed since the last good build.
+    Returns 0. Raises BuildError with the warnings if there are any.
+    """
+    out = root / "_build"
+    stamp, start = out / "built-from", out / "html" / "index.html"
+    # taken before the build: an edit while it runs makes the next call build again
+    content = content_hash(root)
+    if not force and start.is_file() and stamp.is_file() and stamp.read_text() == content:
+        print(f"the book is up to date: {start.as_uri()}")
+        return 0
+
+    script = Path(sys.executable).parent / "jupyter-book"
+    if not script.is_file():
+        raise BuildError(f"{script} is missing: run `make environment`, or install '.[book]'")
+    stamp.unlink(missing_ok=True)
+    # Sphinx shows a warning only when it reads the page: an incremental build would hide it
+    for name in ("html", ".doctrees", "jupyter_execute"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(exist_ok=True)
+    began = time.monotonic()
+    command = [str(script), "build", str(root), "-W", "-n", "--keep-going"]
+    status, lines = _run_with_progress(command, root)
+    log = out / "build.log"
+    log.write_text("".join(lines), encoding="utf-8")
+    if status or not start.is_file():
+        wrong = [line for line in lines if re.search(r"WARNING|ERROR|CRITICAL|Error\b", line)]
+        raise BuildError(
+            "the book was not built:\n"
+            + "".join(wrong or lines[-20:])
+            + f"everything it said: {log}"
+        )
+    stamp.write_text(content)
+    print(f"built in {time.monotonic() - began:.0f} s: {start.as_uri()}")
+    return 0
+
+
+def _run_with_progress(command: list[str], root: Path) -> tuple[int, list[str]]:
+    """Run a command; return its status and output. On a terminal, one line shows how far it is."""
+    live = sys.stdout.isatty()
+    print("building the book, strictly ...", end="" if live else "\n", flush=True)
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            for line in process.stdout or ():
+                line = re.sub(r"\x1b\[[0-9;]*m", "", line)
+                lines.append(line)
+                if live and (step := re.match(r"(\w[\w ]+)\.\.\. *\[ *(\d+%)\]", line)):
+                    print(f"\rbuilding the book: {step[1]} {step[2]}\x1b[K", end="", flush=True)
+        except BaseException:
+            process.kill()
+            raise
+    print("\r\x1b[K" if live else "", end="", flush=True)
+    return process.returncode, lines

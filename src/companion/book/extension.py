@@ -1,0 +1,151 @@
+"""The Sphinx side: the directives, MathJax beside the pages, tidy docstrings."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from sphinx.util.docutils import SphinxDirective
+
+from companion import notebooks
+from companion.book import tables
+from companion.book.docstrings import tidy_docstring
+from companion.book.runs import benchmarks, papers, recorded_runs, stored_run
+from companion.data import IMAGE_SETS
+
+
+class Papers(SphinxDirective):
+    """The ten papers in a sentence each, and which have a chapter."""
+
+    def run(self):
+        rows = [
+            [
+                [
+                    tables.link(paper["title"], f"https://arxiv.org/abs/{paper['arxiv']}"),
+                    paper["venue"],
+                ],
+                paper["sentence"],
+                tables.chapter_link(self.env, "read it", paper["stem"]) or "no chapter yet",
+            ]
+            for paper in papers()
+        ]
+        return [tables.table(["Paper", "In a sentence", "Chapter"], rows, "papers")]
+
+
+class Scoreboard(SphinxDirective):
+    """Every claim of every chapter under every run."""
+
+    def run(self):
+        runs = {stem: [stored_run(stem), *recorded_runs(stem)] for stem in notebooks.stems()}
+        titles = {paper["stem"]: paper["title"] for paper in papers()}
+        order = [stem for stem in titles if stem in runs]
+        out: list = [tables.summary_table(self.env, runs)]
+        for stem in order + sorted(runs.keys() - titles.keys()):
+            told = [
+                tables.scoreboard_table(runs[stem]),
+                tables.paragraph("What reproduces these runs, and what it costs:"),
+                tables.runs_table(runs[stem]),
+                *tables.gpu_note(stem, runs[stem]),
+            ]
+            if link := tables.chapter_link(self.env, "The chapter", stem):
+                told.insert(0, tables.paragraph(link, " explains what was done."))
+            out.append(tables.section(titles.get(stem, stem), f"scoreboard-{stem}", *told))
+        return out
+
+
+class Recorded(SphinxDirective):
+    """The recorded runs of one chapter."""
+
+    required_arguments = 1
+
+    def run(self):
+        stem = self.arguments[0]
+        runs = recorded_runs(stem)
+        document = self.state.document
+        return [
+            *(node for run in runs for node in tables.record_nodes(document, stem, run)),
+            *tables.gpu_note(stem, runs),
+        ]
+
+
+class Benchmarks(SphinxDirective):
+    """The committed benchmark results, each against its peer."""
+
+    def run(self):
+        found = benchmarks()
+        if not found:
+            return [tables.marked("No benchmark results are stored yet. `make bench` makes them.")]
+        titles = {paper["stem"]: paper["title"] for paper in papers()}
+        out: list = []
+        for stem, result in found.items():
+            where = result.get("provenance", {})
+            rows = [
+                [
+                    row["what"],
+                    row["against"],
+                    f"{row['ratio']:.3g}",
+                    row["aim"],
+                    row.get("note", ""),
+                ]
+                for row in result["rows"]
+            ]
+            out.append(
+                tables.section(
+                    titles.get(stem, stem),
+                    f"performance-{stem}",
+                    tables.table(["What", "Against", "Ratio", "Aim", "Note"], rows, "benchmarks"),
+                    tables.paragraph(
+                        f"{where.get('hardware', 'machine not known')}, "
+                        f"{where.get('date', 'no date')}, commit ",
+                        tables.code(where.get("commit", "not known")),
+                    ),
+                    tables.shell(result["command"]),
+                )
+            )
+        return out
+
+
+class Datasets(SphinxDirective):
+    """The image sets as the library knows them."""
+
+    def run(self):
+        rows = [
+            [
+                tables.code(name),
+                source.title,
+                tables.code(f"{source.where}/") if source.where else "nothing to put anywhere",
+                source.licence,
+                tables.marked(source.get),
+            ]
+            for name, source in IMAGE_SETS.items()
+        ]
+        head = ["Name", "Set", "Folder below the data root", "Licence", "How to get it"]
+        return [tables.table(head, rows, "datasets")]
+
+
+def register(app) -> dict[str, bool]:
+    """Make the directives known, and connect what is done around the pages."""
+    for directive in (Papers, Scoreboard, Recorded, Benchmarks, Datasets):
+        app.add_directive(directive.__name__.lower(), directive)
+    app.setup_extension("sphinx.ext.autodoc")
+    app.connect("build-finished", _copy_mathjax)
+    app.connect("autodoc-process-docstring", _tidy)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _tidy(app, what, name, obj, options, lines) -> None:
+    lines[:] = tidy_docstring(lines)
+
+
+def _copy_mathjax(app, exception) -> None:
+    """Put MathJax, one self-contained file, where `mathjax_path` says.
+
+    The package that carries it is no extension for us: that would copy all of its 100 files
+    and overrule `mathjax_path`.
+    """
+    if exception is None and app.builder.format == "html":
+        package = Path(find_spec("sphinx-mathjax-offline").origin).parent
+        target = Path(app.outdir) / "_static" / app.config.mathjax_path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package / "static" / app.config.mathjax_path, target)

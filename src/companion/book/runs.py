@@ -1,0 +1,112 @@
+"""What the book knows of each run of each chapter: read, never written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+
+import yaml
+
+from companion import notebooks
+from companion.records import load_records
+from companion.runtime import ROOT
+
+RECORDED = "book/recorded"  # below ROOT, as Sphinx names files
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a chapter, stored in its notebook or recorded, as the book shows it.
+
+    name: its column in the scoreboard. claims: fields of `companion.claims.Claim`, by id.
+    seconds: None where it is not known. record: the whole record; empty for the stored run.
+    stale: whether the chapter's code has changed since.
+    """
+
+    name: str
+    profile: str
+    claims: dict[str, dict]
+    command: str
+    seconds: float | None
+    stale: bool
+    machine: str = ""
+    device: str = ""
+    date: str = ""
+    status: str = "complete"
+    record: dict = field(default_factory=dict, repr=False)
+
+
+def papers() -> list[dict]:
+    """The ten papers of book/papers.yml, in order."""
+    return yaml.safe_load((ROOT / "book" / "papers.yml").read_text(encoding="utf-8"))
+
+
+def stored_run(stem: str) -> Run:
+    """The run whose outputs the chapter's notebook holds."""
+    path = notebooks.find(stem)
+    notebook = notebooks.read(path)
+    values = notebooks.recorded_values(notebook)
+    about = notebook["metadata"].get("companion", {})
+    return Run(
+        name="stored",
+        profile=str(values.get(f"{stem}.settings", {}).get("profile", "")),
+        claims=_by_id(values.get(f"{stem}.claims", [])),
+        command=f"companion run {stem}",
+        seconds=about.get("seconds"),
+        stale=about.get("fingerprint") != notebooks.fingerprint(path),
+        machine="a CPU",
+        device="cpu",
+    )
+
+
+def recorded_runs(stem: str) -> list[Run]:
+    """Every recorded run of a chapter, oldest first."""
+    runs = []
+    for record in load_records(stem):
+        where = record.get("provenance", {})
+        runs.append(
+            Run(
+                name=record["name"],
+                profile=str(record.get("profile", "")),
+                claims=_by_id(record.get("values", {}).get(f"{stem}.claims", [])),
+                command=record.get("command", ""),
+                seconds=record.get("seconds"),
+                stale=record["stale"],
+                machine=where.get("hardware", ""),
+                device=where.get("device", ""),
+                date=where.get("date", ""),
+                status=record.get("status", "unfinished"),
+                record=record,
+            )
+        )
+    return runs
+
+
+def _by_id(claims: list[dict]) -> dict[str, dict]:
+    return {claim["id"]: claim for claim in claims}
+
+
+def verdict_counts(run: Run) -> Counter:
+    """How many claims of a run have each verdict."""
+    return Counter(claim["verdict"] for claim in run.claims.values())
+
+
+def is_unexpected(claim: dict) -> bool:
+    """Whether an asserted claim came out otherwise than specified (as `Claim.failed`)."""
+    return claim["asserted"] and claim["holds"] is not claim["expected"]
+
+
+def gpu_command(stem: str) -> str:
+    """The command that records a chapter at the paper's size on a GPU."""
+    return f"companion record {stem} --name paper -p profile paper -p device cuda"
+
+
+def shown_seconds(seconds: float | None) -> str:
+    return "not known" if seconds is None else f"{seconds:,.0f} s"
+
+
+def benchmarks() -> dict[str, dict]:
+    """The committed benchmark results by stem; empty where there are none."""
+    path = ROOT / RECORDED / "benchmarks.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,284 @@
+"""The book's tables as docutils nodes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+
+from companion import claims
+from companion.book.runs import (
+    RECORDED,
+    Run,
+    gpu_command,
+    is_unexpected,
+    papers,
+    shown_seconds,
+    verdict_counts,
+)
+from companion.claims import paper_figure, verdict_class, verdict_text
+
+
+def paragraph(*parts) -> nodes.paragraph:
+    return nodes.paragraph("", "", *(nodes.Text(p) if isinstance(p, str) else p for p in parts))
+
+
+def code(text: str) -> nodes.literal:
+    return nodes.literal(text, text)
+
+
+def marked(text: str) -> nodes.paragraph:
+    """A paragraph in which what stands between backticks is code."""
+    parts = text.split("`")
+    return paragraph(*(code(part) if i % 2 else part for i, part in enumerate(parts)))
+
+
+def shell(text: str) -> nodes.literal_block:
+    return nodes.literal_block(text, text, language="bash")
+
+
+def strong(text: str) -> nodes.strong:
+    return nodes.strong(text, text)
+
+
+def link(text: str, url: str) -> nodes.reference:
+    return nodes.reference(text, text, refuri=url, internal=False)
+
+
+def pill(text: str, kind: str) -> nodes.inline:
+    return nodes.inline(text, text, classes=["verdict", kind])
+
+
+def _stale() -> nodes.inline:
+    return pill("stale", "stale")
+
+
+def chapter_link(env, text: str, stem: str) -> pending_xref | None:
+    """A link to a chapter's page, or None if the book has no such page."""
+    name = f"notebooks/{stem}"
+    if name not in env.found_docs:
+        return None
+    return pending_xref(
+        "",
+        nodes.inline(text, text),
+        refdomain="std",
+        reftype="doc",
+        reftarget=f"/{name}",
+        refdoc=env.docname,
+        refexplicit=True,
+        refwarn=True,
+    )
+
+
+def table(head: list, rows: list[list], kind: str) -> nodes.table:
+    """A table whose cells are texts, nodes or lists of nodes; its box scrolls when it is wide."""
+    group = nodes.tgroup("", cols=len(head))
+    group += [nodes.colspec(colwidth=1) for _ in head]
+    lines = [[_entry(cell) for cell in row] for row in [head, *rows]]
+    group += nodes.thead("", nodes.row("", *lines[0]))
+    group += nodes.tbody("", *(nodes.row("", *line) for line in lines[1:]))
+    return nodes.table("", group, classes=["companion", "colwidths-auto", *kind.split()])
+
+
+def _entry(cell) -> nodes.entry:
+    parts = cell if isinstance(cell, list) else [cell]
+    blocks = [
+        part if isinstance(part, (nodes.paragraph, nodes.literal_block)) else paragraph(part)
+        for part in parts
+        if part != ""
+    ]
+    return nodes.entry("", *blocks)
+
+
+def _verdict(claim: dict) -> list:
+    """The verdict in words, with what makes it surprising or not."""
+    text = verdict_text(claim["verdict"], claim["holds"])
+    parts = [pill(text, verdict_class(claim["verdict"]))]
+    if is_unexpected(claim):
+        parts.append("not as specified")
+    elif not claim["expected"] and claim["holds"] is False:
+        parts.append("known not to reproduce")
+    return parts
+
+
+def claim_table(run: Run) -> nodes.table:
+    """The claims of one run: paper, ours, tolerance, verdict."""
+    head = ["", "Claim", "Paper", "Ours", "Tolerance", "Verdict"]
+    rows = [
+        [
+            claim["id"],
+            f"{claim['sentence']} ({claim['source']})",
+            paper_figure(claim["paper"], claim["certainty"]),
+            claim["ours"],
+            claim["tolerance"],
+            _verdict(claim),
+        ]
+        for claim in run.claims.values()
+    ]
+    return table(head, rows, "claims")
+
+
+def scoreboard_table(runs: list[Run]) -> nodes.table:
+    """All claims of a chapter, the verdicts of its runs beside each other."""
+    head: list = ["", "Claim", "Paper"]
+    for run in runs:
+        told = f"profile {run.profile}" if run.profile else ""
+        head.append([strong(run.name), told, *([_stale()] if run.stale else [])])
+    known: dict[str, dict] = {}
+    for run in runs:
+        known = run.claims | known  # the first run that has a claim gives its sentence
+    order = sorted(known, key=_natural)
+    rows = []
+    for id in order:
+        claim = known[id]
+        row: list = [
+            id,
+            f"{claim['sentence']} ({claim['source']})",
+            paper_figure(claim["paper"], claim["certainty"]),
+        ]
+        for run in runs:
+            if here := run.claims.get(id):
+                row.append([*_verdict(here), *([f"ours: {here['ours']}"] if here["ours"] else [])])
+            else:
+                row.append("not in this run")
+        rows.append(row)
+    return table(head, rows, "claims scores")
+
+
+def _natural(text: str) -> list:
+    """Sort key by which C2 comes before C10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+
+
+def runs_table(runs: list[Run]) -> nodes.table:
+    """What reproduces each run, and what it costs."""
+    rows = []
+    for run in runs:
+        state = [run.status] + (["the code has changed since", _stale()] if run.stale else [])
+        where = [run.machine, f"{run.device}, {run.date}" if run.date else ""]
+        rows.append(
+            [strong(run.name), [code(run.command)], shown_seconds(run.seconds), where, state]
+        )
+    return table(["Run", "Command", "Cost", "Machine", "State"], rows, "runs")
+
+
+def summary_table(env, runs_by_stem: dict[str, list[Run]]) -> nodes.table:
+    """The ten papers, and how many claims of the stored run have each verdict."""
+    verdicts = (claims.HOLDS, claims.FAILS, claims.REPORTED, claims.NEEDS_PAPER)
+    rows: list = []
+    total: Counter = Counter()
+    for paper in papers():
+        stem = paper["stem"]
+        if stem not in runs_by_stem:
+            rows.append([paper["title"], "no chapter yet", *["–"] * (len(verdicts) + 1)])
+            continue
+        stored, *recorded = runs_by_stem[stem]
+        counts = verdict_counts(stored)
+        total += counts
+        chapter = [chapter_link(env, stem, stem) or code(stem)]
+        if stored.stale:
+            chapter.append(_stale())
+        told = [_counted(run) for run in recorded] or "none"
+        rows.append([paper["title"], chapter, *(str(counts[v]) for v in verdicts), told])
+    rows.append([strong("all"), "", *(strong(str(total[v])) for v in verdicts), ""])
+    return table(["Paper", "Chapter", *verdicts, "Recorded runs"], rows, "summary")
+
+
+def _counted(run: Run) -> nodes.paragraph:
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in verdict_counts(run).items())
+    marks = [" ", _stale()] if run.stale else []
+    return paragraph(strong(run.name), f": {counts or 'no claims'}", *marks)
+
+
+def record_nodes(document, stem: str, run: Run) -> list:
+    """All that the book shows of one recorded run."""
+    title = nodes.rubric("", "", nodes.Text(f"Recorded run: {run.name}"))
+    if run.stale:
+        title += [nodes.Text(" "), _stale()]
+    record, where = run.record, run.record.get("provenance", {})
+    commit = where.get("commit", "")
+    packages = where.get("packages", {})
+    facts: list = [
+        ["Machine", [f"{run.machine} ({run.device})"]],
+        ["Date", run.date],
+        ["Time", shown_seconds(run.seconds)],
+        ["Peak memory", _shown_memory(record.get("peak_memory", {}))],
+        [
+            "Code",
+            [
+                paragraph("commit ", code(commit)) if commit else "commit not known",
+                "with changes that were not committed"
+                if where.get("changed_since_commit")
+                else "",
+            ],
+        ],
+        ["Packages", ", ".join(f"{name} {version}" for name, version in packages.items())],
+        [
+            "Data",
+            [
+                paragraph(f"{name}: sha256 ", _checksum(checksum))
+                for name, checksum in record.get("data", {}).items()
+            ]
+            or "made or bundled",
+        ],
+        ["Command", [code(run.command)]],
+    ]
+    out: list = [title]
+    if run.status != "complete":
+        why = f": {record['error']}" if record.get("error") else ""
+        out.append(
+            nodes.warning("", paragraph(f"This run is {run.status}{why}. It is no evidence."))
+        )
+    if run.stale:
+        out.append(
+            nodes.note(
+                "",
+                paragraph(
+                    "Stale: the chapter's code or the library below it has changed since this "
+                    "run. The command repeats it."
+                ),
+            )
+        )
+    out.append(table(["Run", run.name], facts, "facts"))
+    if run.claims:
+        out.append(claim_table(run))
+    out += [_record_figure(document, stem, figure) for figure in run.record.get("figures", [])]
+    return out
+
+
+def _record_figure(document, stem: str, about: dict) -> nodes.figure:
+    image = nodes.image(
+        uri=f"/{RECORDED}/{stem}/{about['file']}", alt=about["alt"] or about["caption"]
+    )
+    figure = nodes.figure("", image, classes=["recorded"])
+    name = nodes.fully_normalize_name(about["name"])
+    figure["names"].append(name)
+    document.note_explicit_target(figure, figure)
+    figure += nodes.caption("", about["caption"])
+    return figure
+
+
+def gpu_note(stem: str, runs: list[Run]) -> list:
+    """That no run on a GPU is recorded yet, and the command; nothing where there is one."""
+    if any(run.device == "cuda" and run.status == "complete" for run in runs):
+        return []
+    said = paragraph("No run on a GPU is recorded yet. This makes one:")
+    return [said, shell(gpu_command(stem))]
+
+
+def section(title: str, id: str, *content) -> nodes.section:
+    """A section of the page, listed in its contents."""
+    heading = nodes.title("", title)
+    return nodes.section("", heading, *content, ids=[nodes.make_id(id)])
+
+
+def _checksum(text: str) -> nodes.literal:
+    return nodes.literal(text, text, classes=["checksum"])
+
+
+def _shown_memory(peak: dict[str, float]) -> str:
+    kinds = {"process_mb": "of the process", "gpu_mb": "on the GPU"}
+    told = [f"{peak[key]:,.0f} MB {kind}" for key, kind in kinds.items() if key in peak]
+    return ", ".join(told) or "not known"
