@@ -1,0 +1,248 @@
+"""SNIP's own room; scores and masks are tested in test_sparsity."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from companion.data import ImageSet, load_images, standardise
+from companion.papers import snip
+from companion.training import error_rate
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return standardise(load_images("digits"))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(size, channels=1, count=40):
+    x = torch.randn(count, channels, size, size, generator=seeded())
+    y = torch.arange(count) % 10
+    return ImageSet("made", x, y, x, y, tuple("0123456789"), "")
+
+
+@pytest.mark.parametrize("arch", ["lenet300", "lenet5", "conv2", "alexnet_s"])
+def test_networks_fit_their_images(arch):
+    data = pictures(32, 3)
+    assert snip.build_model(arch, data, seeded())(data.train_x).shape == (40, 10)
+
+
+def test_same_generator_same_weights(digits):
+    a, b = (snip.build_model("lenet300", digits, seeded(3)) for _ in range(2))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert all(not p.any() for n, p in a.named_parameters() if n.endswith("bias"))
+
+
+def test_unknown_and_unfitting_networks_are_refused(digits):
+    with pytest.raises(ValueError, match=r"arch = 'lenet': expected one of lenet300"):
+        snip.build_model("lenet", digits, seeded())
+    with pytest.raises(
+        ValueError, match=r"arch = 'vgg_d': needs images of 32 pixels a side, 'digits' has 8"
+    ):
+        snip.build_model("vgg_d", digits, seeded())
+
+
+def test_scoring_batches_are_disjoint_and_not_larger_than_the_set(digits):
+    batches = snip.scoring_batches(digits, 100, seeded(), number=3)
+    rows = torch.cat([x for x, _ in batches]).flatten(1)
+    assert len(torch.unique(rows, dim=0)) == len(
+        torch.unique(digits.train_x.flatten(1), dim=0)[:300]
+    )
+    with pytest.raises(
+        ValueError, match=r"prune_batch_size \* n_prune_batches = 1400: 'digits' has 1347"
+    ):
+        snip.scoring_batches(digits, 700, seeded(), number=2)
+
+
+def test_a_class_batch_holds_one_class(digits):
+    ((x, y),) = snip.class_scoring_batch(digits, 7, 50, seeded())
+    assert len(x) == 50
+    assert y.tolist() == [7] * 50
+
+
+def test_every_criterion_scores_the_same_entries(digits):
+    model = snip.build_model("lenet300", digits, seeded())
+    batch = snip.scoring_batches(digits, 50, seeded())
+    shapes = {n: p.shape for n, p in snip.prunable_parameters(model).items()}
+    for criterion in snip.CRITERIA:
+        found = snip.score(criterion, model, batch, seeded())
+        assert {n: s.shape for n, s in found.items()} == shapes
+        assert list(found) == list(shapes)
+    plain, shuffled = (snip.score(c, model, batch, seeded()) for c in ("snip", "snip_shuffled"))
+    for name in plain:
+        assert torch.equal(
+            plain[name].flatten().sort().values, shuffled[name].flatten().sort().values
+        )
+    with pytest.raises(ValueError, match="criterion = 'fisher'"):
+        snip.score("fisher", model, batch, seeded())
+
+
+def test_pixel_maps_count_the_connections_that_leave_each_pixel(digits):
+    model = snip.build_model("lenet300", digits, seeded())
+    maps = snip.class_pixel_maps(model, digits, 0.9, size=30, generator=seeded(1))
+    assert maps.shape == (10, 8, 8)
+    generator = seeded(1)
+    for label in range(10):  # by hand: the mask of the same batch, column by column
+        batch = snip.class_scoring_batch(digits, label, 30, generator)
+        scores = snip.connection_sensitivity(model, cross_entropy, batch)
+        first = snip.global_topk_mask(scores, 0.9)["1.weight"]
+        assert [int(first[:, pixel].sum()) for pixel in range(64)] == maps[
+            label
+        ].flatten().tolist()
+
+
+def test_maps_that_are_the_class_means_match_and_permuted_ones_do_not(digits):
+    means = torch.stack([digits.train_x[digits.train_y == k].mean((0, 1)) for k in range(10)])
+    assert snip.matched_classes(means, digits) == 10
+    assert snip.matched_classes(means.roll(1, 0), digits) == 0
+
+
+def test_removal_effects_equal_losses_of_networks_without_the_weight(digits):
+    model = snip.build_model("lenet300", digits, seeded())
+    batch = snip.scoring_batches(digits, 50, seeded())[0]
+    before = [p.clone() for p in model.parameters()]
+    predicted, true = snip.removal_effects(model, batch, 30, seeded())
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert len(predicted) == len(true) == 30
+    assert torch.corrcoef(torch.stack([predicted, true]))[0, 1] > 0.98
+
+    # a linear softmax-free toy in which first order is exact up to a known second order
+    toy = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)).double()
+    with torch.no_grad():
+        toy[1].weight.copy_(torch.tensor([[1e-4, 2e-4], [3e-4, -1e-4]]))
+    x, y = torch.tensor([[[1.0, -2.0]]], dtype=torch.float64), torch.tensor([0])
+    predicted, true = snip.removal_effects(toy, (x, y), 300, seeded())
+    torch.testing.assert_close(predicted, true, rtol=1e-3, atol=0)
+
+
+def test_critical_sparsity_of_two_layers_is_the_closed_form():
+    # fan-ins 100 and 400: the second layer ends at half of the first one's end, where the first
+    # still keeps P(|z| > 1) among |z| < 2
+    model = nn.Sequential(nn.Linear(100, 40, bias=False), nn.Linear(400, 10, bias=False))
+    beyond = (math.erf(math.sqrt(2)) - math.erf(1 / math.sqrt(2))) / math.erf(math.sqrt(2))
+    expected = snip.critical_sparsities(model)
+    assert expected["1.weight"] == pytest.approx(1 - 4000 * beyond / 8000, abs=1e-12)
+    assert expected["0.weight"] == 1.0
+
+
+def test_magnitude_masks_empty_the_layer_at_the_predicted_sparsity(digits):
+    model = snip.build_model("lenet300", digits, seeded())
+    predicted = snip.critical_sparsities(model)["3.weight"]
+    scores = snip.magnitude_scores(snip.prunable_parameters(model))
+    assert snip.global_topk_mask(scores, predicted - 0.01)["3.weight"].any()
+    assert not snip.global_topk_mask(scores, predicted + 0.01, warn=False)["3.weight"].any()
+
+
+def test_comparison_trains_each_setting_from_the_same_start(digits):
+    small = digits.limited(200)
+    options = {"steps": 20, "lr": 0.1, "progress": False}
+    runs = snip.compare_criteria(
+        "lenet300",
+        small,
+        criteria=["snip", "random"],
+        sparsities=[0.0, 0.9],
+        seeds=[0, 1],
+        **options,
+    )
+    assert [(r.criterion, r.sparsity, r.seed) for r in runs[:5]] == [
+        ("dense", 0.0, 0), ("snip", 0.0, 0), ("snip", 0.9, 0), ("random", 0.0, 0), ("random", 0.9, 0),
+    ]  # fmt: skip
+    by_key = {(r.criterion, r.sparsity, r.seed): r for r in runs}
+    # sparsity 0 keeps everything: whatever the criterion, it is the dense network
+    for seed in (0, 1):
+        dense = by_key["dense", 0.0, seed].error
+        assert by_key["snip", 0.0, seed].error == by_key["random", 0.0, seed].error == dense
+    assert by_key["snip", 0.9, 0].kept == round(50_610 * 0.1)
+    again = snip.compare_criteria(
+        "lenet300", small, criteria=["random"], sparsities=[0.9], seeds=[1], dense=False, **options
+    )
+    assert again == [by_key["random", 0.9, 1]]
+
+
+def test_the_validation_error_selects_the_step_that_is_reported(digits):
+    small = digits.limited(300)
+    validation = (small.train_x[:100], small.train_y[:100])
+    same = small.replace(test_x=validation[0], test_y=validation[1])
+    options = {
+        "criteria": ["snip"],
+        "sparsities": [0.98],
+        "seeds": [0],
+        "steps": 40,
+        "progress": False,
+    }
+    (run,) = snip.compare_criteria(
+        "lenet300",
+        same,
+        validation=validation,
+        dense=False,
+        milestones=[37],
+        gamma=300.0,
+        **options,
+    )
+    assert run.selected_error < run.error  # the last steps, at 300 times the rate, wreck it
+
+
+def test_fresh_weights_under_the_mask_are_other_weights(digits):
+    options = {
+        "criteria": ["snip"], "sparsities": [0.9], "seeds": [0], "steps": 1, "lr": 1e-6, "dense": False, "progress": False,
+    }  # fmt: skip
+    (kept,) = snip.compare_criteria("lenet300", digits, **options)
+    (fresh,) = snip.compare_criteria("lenet300", digits, reinit_after_pruning=True, **options)
+    assert kept.kept == fresh.kept
+    assert kept.error != fresh.error
+
+
+def test_a_dense_network_learns_random_labels_by_heart(digits):
+    options = {"examples": 150, "steps": 300, "seed": 0, "shuffled": True}
+    assert snip.fit_labels("lenet300", digits, sparsity=0.0, **options) > 99
+    assert snip.fit_labels("lenet300", digits, sparsity=0.99, **options) < 60
+
+
+def test_logit_sum_is_the_derivative_along_a_layer(digits):
+    model = snip.build_model("lenet300", digits, seeded()).double()
+    x, y = digits.train_x[:20].double(), digits.train_y[:20]
+    step, losses = 1e-6, []
+    for factor in (1 + step, (1 - step) / (1 + step)):  # scale layer 2 up, then to the other side
+        with torch.no_grad():
+            model[3].weight.mul_(factor)
+        losses.append(cross_entropy(model(x), y).item())
+    with torch.no_grad():
+        model[3].weight.div_(1 - step)
+    slope = (losses[0] - losses[1]) / (2 * step)
+    assert snip.logit_sum(model, x, y).item() == pytest.approx(slope, rel=1e-6)
+
+
+def test_public_contract_is_importable():
+    for name in (
+        "connection_sensitivity", "global_topk_mask", "random_scores", "magnitude_scores",
+        "shuffle_within_layer", "apply_masks", "mask_report", "mask_overlap",
+    ):  # fmt: skip
+        assert name in snip.__all__
+        assert callable(getattr(snip, name))
+
+
+def test_mnist_is_learned_from_a_real_file(real_data):
+    data = standardise(load_images("mnist", real_data("MNIST/raw"))).limited(2000)
+    (run,) = snip.compare_criteria(
+        "lenet300",
+        data,
+        criteria=["snip"],
+        sparsities=[0.95],
+        seeds=[0],
+        steps=150,
+        dense=False,
+        progress=False,
+    )
+    assert run.kept == 13_331
+    assert run.error < 20
+
+
+def test_errors_of_an_untrained_network_are_near_chance(digits):
+    model = snip.build_model("lenet300", digits, seeded())
+    assert error_rate(model, digits.test_x, digits.test_y) > 75
