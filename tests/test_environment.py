@@ -128,7 +128,7 @@ def test_one_version_of_the_project():
 
 FORBIDDEN = {
     "a package registry's host": r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org",
-    "a path of one machine": r"(?<![\w.~:}*-])/(?:work|root|tmp|home|opt|mnt|Users)/\w",
+    "a path of one machine": r"(?<![\w.~:}*-])/(?:work|root|tmp|home|opt|mnt|Users)/[\w.]",
 }
 
 
