@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # one kernel a core: without this every worker takes all cores and they fight
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help book test notebooks bench lock clean environment
+.PHONY: help book test checks notebooks bench lock clean environment
 help:
 	@echo "make book       rerun what changed, build the book strictly into _build/html"
 	@echo "make test       style, unit tests, every notebook against its stored outputs, strict build"
@@ -44,7 +44,18 @@ notebooks: $(STAMP)
 book: notebooks
 	$(BIN)/companion build
 
+# names and contents of all files of the project: the same state has the same outcome
+STATE = git ls-files -co --exclude-standard | git hash-object --stdin-paths 2>&1 | git hash-object --stdin
+
 test: $(STAMP)
+	@state="$$($(STATE)) $(COMPANION_DATA)"; \
+	if [ -z "$(FORCE)" ] && [ "$$state" = "$$(cat _build/.tested 2>/dev/null)" ]; then \
+	  echo "nothing changed since the last green run (make test FORCE=1 tests all the same)"; \
+	else \
+	  $(MAKE) --no-print-directory checks && mkdir -p _build && echo "$$state" > _build/.tested; \
+	fi
+
+checks: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
