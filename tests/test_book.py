@@ -91,7 +91,8 @@ def test_the_hash_sees_every_file_that_the_book_reads(root, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["src/companion/__pycache__/a.pyc", "book/x.json.part", "README.md"]
+    "name",
+    ["src/companion/__pycache__/a.pyc", "book/x.json.part", "book/x.part.json", "README.md"],
 )
 def test_the_hash_passes_over_what_the_book_does_not_read(root, name):
     before = book.content_hash(root)
@@ -224,6 +225,76 @@ def test_every_chapter_is_one_of_the_ten_and_in_the_table_of_contents():
     stems = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert stems <= {paper["stem"] for paper in runs.papers()}
     assert {f"notebooks/{stem}" for stem in stems} <= listed
+
+
+@pytest.fixture
+def chapter(tmp_path, monkeypatch):
+    """A chapter and its folder of records, apart from the real ones."""
+    from companion import notebooks, records
+
+    cells = [
+        {"cell_type": "code", "source": "a: int = 1", "outputs": [], "metadata": {}},
+    ]
+    path = tmp_path / "tiny.ipynb"
+    path.write_text(json.dumps({"cells": cells, "metadata": {}}))
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "recorded")
+    (tmp_path / "recorded" / "tiny").mkdir(parents=True)
+
+    def keep(name, **fields):
+        record = {
+            "stem": "tiny", "name": name, "command": f"companion record tiny --name {name}",
+            "profile": "quick", "fingerprint": notebooks.fingerprint(path), "status": "complete",
+            "seconds": 5, "peak_memory": {"process_mb": 1234},
+            "provenance": {"device": "cpu", "hardware": "Some CPU", "date": "2026-01-02", "commit": "abc"},
+            "values": {"tiny.claims": [claim("C1", claims.HOLDS)], "tiny.data": {"digits": "f" * 64}},
+            "figures": [{"file": "f.png", "name": f"fig-{name}", "caption": "A.", "alt": "B."}],
+        } | fields  # fmt: skip
+        (tmp_path / "recorded" / "tiny" / f"{name}.json").write_text(json.dumps(record))
+
+    return keep
+
+
+def shown(name):
+    from docutils.utils import new_document
+
+    document = new_document("page")
+    document += [
+        node
+        for run in runs.recorded_runs(name)
+        for node in tables.record_nodes(document, name, run)
+    ]
+    return document
+
+
+def test_a_record_is_shown_with_all_that_a_reader_needs_to_judge_it(chapter):
+    chapter("mnist")
+    page = shown("tiny")
+    text = page.astext()
+    for part in ("mnist", "Some CPU (cpu)", "2026-01-02", "5 s", "1,234 MB", "abc", "f" * 64,
+                 "companion record tiny --name mnist", "Sentence of C1."):  # fmt: skip
+        assert part in text, part
+    assert "stale" not in text.lower()
+    (image,) = page.findall(nodes.image)
+    assert (image["uri"], image["alt"]) == ("/book/recorded/tiny/f.png", "B.")
+    (figure,) = page.findall(nodes.figure)
+    assert figure["ids"] == ["fig-mnist"]
+
+
+def test_a_record_of_other_code_is_shown_and_called_stale(chapter):
+    chapter("old", fingerprint="of yesterday")
+    assert "stale" in shown("tiny").astext()
+    assert "Sentence of C1." in shown("tiny").astext()
+
+
+def test_a_record_that_did_not_finish_says_so(chapter):
+    chapter("broken", status="failed", error="ValueError: no")
+    assert "This run is failed: ValueError: no" in shown("tiny").astext()
+
+
+def test_what_a_broken_run_left_behind_is_no_record(chapter):
+    chapter("mnist.part")
+    assert runs.recorded_runs("tiny") == []
 
 
 def test_benchmarks_are_read_where_there_are_any(tmp_path, monkeypatch):

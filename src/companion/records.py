@@ -31,6 +31,7 @@ def load_records(stem: str) -> list[dict]:
     records = [
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((FOLDER / stem).glob("*.json"))
+        if not path.name.endswith(".part.json")  # of a run that broke off, or goes on
     ]
     for item in records:
         item["stale"] = item["fingerprint"] != current

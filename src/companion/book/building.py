@@ -25,9 +25,8 @@ def content_hash(root: Path = ROOT) -> str:
         path = root / source
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             name = file.relative_to(root).as_posix()
-            passing = (
-                file.suffix == ".part" or "__pycache__" in name or ".ipynb_checkpoints" in name
-            )
+            folders = {*file.relative_to(root).parts}
+            passing = ".part" in file.suffixes or folders & {"__pycache__", ".ipynb_checkpoints"}
             if file.is_file() and not passing:
                 digest.update(f"\0{name}\0".encode() + file.read_bytes())
     return digest.hexdigest()

@@ -21,7 +21,7 @@ class Run:
 
     name: its column in the scoreboard. claims: fields of `companion.claims.Claim`, by id.
     seconds: None where it is not known. record: the whole record; empty for the stored run.
-    stale: whether the chapter's code has changed since.
+    stale: whether the chapter's code has changed since. data: sha256 by data set.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Run:
     device: str = ""
     date: str = ""
     status: str = "complete"
+    data: dict[str, str] = field(default_factory=dict)
     record: dict = field(default_factory=dict, repr=False)
 
 
@@ -64,12 +65,12 @@ def recorded_runs(stem: str) -> list[Run]:
     """Every recorded run of a chapter, oldest first."""
     runs = []
     for record in load_records(stem):
-        where = record.get("provenance", {})
+        where, values = record.get("provenance", {}), record.get("values", {})
         runs.append(
             Run(
                 name=record["name"],
                 profile=str(record.get("profile", "")),
-                claims=_by_id(record.get("values", {}).get(f"{stem}.claims", [])),
+                claims=_by_id(values.get(f"{stem}.claims", [])),
                 command=record.get("command", ""),
                 seconds=record.get("seconds"),
                 stale=record["stale"],
@@ -77,6 +78,7 @@ def recorded_runs(stem: str) -> list[Run]:
                 device=where.get("device", ""),
                 date=where.get("date", ""),
                 status=record.get("status", "unfinished"),
+                data=record.get("data") or values.get(f"{stem}.data", {}),
                 record=record,
             )
         )

@@ -219,7 +219,7 @@ def record_nodes(document, stem: str, run: Run) -> list:
             "Data",
             [
                 paragraph(f"{name}: sha256 ", _checksum(checksum))
-                for name, checksum in record.get("data", {}).items()
+                for name, checksum in run.data.items()
             ]
             or "made or bundled",
         ],
