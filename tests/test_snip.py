@@ -48,6 +48,14 @@ def test_unknown_and_unfitting_networks_are_refused(digits):
         snip.build_model("vgg_d", digits, seeded())
 
 
+def test_batches_larger_than_the_set_are_refused_at_once(digits):
+    snip.check_sizes("lenet300", digits, batch_size=1347, scoring_examples=1347)
+    with pytest.raises(
+        ValueError, match=r"batch_size = 1348: 'digits' has 1347 training examples"
+    ):
+        snip.check_sizes("lenet300", digits, batch_size=1348, scoring_examples=100)
+
+
 def test_scoring_batches_are_disjoint_and_not_larger_than_the_set(digits):
     batches = snip.scoring_batches(digits, 100, seeded(), number=3)
     rows = torch.cat([x for x, _ in batches]).flatten(1)

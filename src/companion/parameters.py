@@ -40,16 +40,6 @@ class Settings:
         """Names whose value differs from the profile's."""
         return {k for k, v in self.values.items() if v != self.defaults[k]}
 
-    def __str__(self) -> str:
-        head = f"profile {self.profile!r}" if self.profile else "parameters"
-        width = max(map(len, self.values), default=0)
-        shown = {k: v for k, v in self.values.items() if k != "profile"}
-        lines = [
-            f"  {name:{width}} = {value!r}" + ("   (changed)" if name in self.changed else "")
-            for name, value in shown.items()
-        ]
-        return "\n".join([head, *lines])
-
 
 def check_parameters(
     *, profiles: dict[str, dict[str, object]] | None = None, **rules: object
@@ -113,8 +103,19 @@ def check_parameters(
     for name, value in values.items():  # an int given for a float is one
         values[name] = space[name] = float(value) if types[name] is float else value
     settings = Settings(values, defaults, profile)
-    print(settings)
+    print(_summary(settings, space))
     return settings
+
+
+def _summary(settings: Settings, space: dict) -> str:
+    """The values in use, as far as they differ from what the parameters cell shows."""
+    head = f"profile {settings.profile!r}: " if settings.profile else ""
+    lines = [
+        f"  {name} = {value!r}" + ("   (changed)" if name in settings.changed else "")
+        for name, value in settings.values.items()
+        if name != "profile" and value != _annotated_default(space, name, None)
+    ]
+    return "\n".join([head + ("all values as above" if not lines else "as above, but"), *lines])
 
 
 def _annotations(space: dict) -> dict[str, object]:

@@ -93,7 +93,7 @@ def connection_gradients(
     count = 0
     with _scoring_mode(model, bn_mode) as buffers, torch.enable_grad():
         for inputs, targets in batches:
-            loss = loss_fn(functional_call(model, theta | buffers(), (inputs,)), targets)
+            loss = loss_fn(functional_call(model, theta | buffers, (inputs,)), targets)
             if not torch.isfinite(loss):
                 raise ValueError(
                     f"the loss of a scoring batch is {loss.item()}: scores need finite data and weights"
@@ -157,8 +157,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _scoring_mode(model: nn.Module, bn_mode: str) -> Iterator[Callable[[], dict[str, Tensor]]]:
-    """Put the model in scoring mode; yield a maker of the buffers that a pass may use up."""
+def _scoring_mode(model: nn.Module, bn_mode: str) -> Iterator[dict[str, Tensor]]:
+    """Put the model in scoring mode; yield fresh buffers for its batch normalisations."""
     fresh: dict[str, Tensor] = {}
     # cuDNN has no backward pass for recurrent layers in inference mode; PyTorch's kernels do
     cudnn = not any(isinstance(module, nn.RNNBase) for module in model.modules())
@@ -176,8 +176,8 @@ def _scoring_mode(model: nn.Module, bn_mode: str) -> Iterator[Callable[[], dict[
                 prefix = f"{path}." if path else ""
                 fresh[f"{prefix}running_mean"] = torch.zeros_like(module.running_mean)
                 fresh[f"{prefix}running_var"] = torch.ones_like(module.running_var)
-                fresh[f"{prefix}num_batches_tracked"] = module.num_batches_tracked
-        yield lambda: {name: buffer.clone() for name, buffer in fresh.items()}
+                fresh[f"{prefix}num_batches_tracked"] = module.num_batches_tracked.clone()
+        yield fresh
 
 
 def random_scores(params: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

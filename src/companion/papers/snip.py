@@ -49,6 +49,7 @@ __all__ = [
     "Run",
     "apply_masks",
     "build_model",
+    "check_sizes",
     "class_pixel_maps",
     "class_scoring_batch",
     "compare_criteria",
@@ -111,18 +112,33 @@ ARCHITECTURES: dict[str, Callable[[int, int, int], nn.Module]] = {
 SMALLEST_IMAGE = {"lenet300": 1, "lenet5": 16, "conv2": 16}  # pixels a side; others: 32
 
 
+def check_sizes(arch: str, data: ImageSet, *, batch_size: int, scoring_examples: int) -> None:
+    """Raise ValueError if the network or the batches do not fit the images."""
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch = {arch!r}: expected one of {', '.join(ARCHITECTURES)}")
+    size = data.train_x.shape[-1]
+    if size < (least := SMALLEST_IMAGE.get(arch, 32)):
+        raise ValueError(
+            f"arch = {arch!r}: needs images of {least} pixels a side, {data.name!r} has {size}"
+        )
+    _check_count("batch_size", batch_size, data)
+    _check_count("prune_batch_size * n_prune_batches", scoring_examples, data)
+
+
+def _check_count(name: str, count: int, data: ImageSet) -> None:
+    if count > len(data.train_x):
+        raise ValueError(
+            f"{name} = {count}: {data.name!r} has {len(data.train_x)} training examples"
+        )
+
+
 def build_model(arch: str, data: ImageSet, generator: torch.Generator) -> nn.Module:
     """A network for these images with fresh weights (variance scaling, truncated normal).
 
     Raises ValueError for an unknown architecture or images too small for it.
     """
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"arch = {arch!r}: expected one of {', '.join(ARCHITECTURES)}")
+    check_sizes(arch, data, batch_size=1, scoring_examples=1)
     channels, size = data.train_x.shape[1], data.train_x.shape[-1]
-    if size < (least := SMALLEST_IMAGE.get(arch, 32)):
-        raise ValueError(
-            f"arch = {arch!r}: needs images of {least} pixels a side, {data.name!r} has {size}"
-        )
     model = ARCHITECTURES[arch](channels, size, len(data.classes)).to(data.train_x.device)
     truncated_variance_scaling_(model, generator=generator)
     return model
@@ -135,11 +151,7 @@ def scoring_batches(
 
     Raises ValueError where the set is too small for so many.
     """
-    if batch_size * number > len(data.train_x):
-        raise ValueError(
-            f"prune_batch_size * n_prune_batches = {batch_size * number}: {data.name!r} has "
-            f"{len(data.train_x)} training examples"
-        )
+    _check_count("prune_batch_size * n_prune_batches", batch_size * number, data)
     order = torch.randperm(len(data.train_x), generator=generator).to(data.train_x.device)
     chosen = order[: batch_size * number].split(batch_size)
     return [(data.train_x[index], data.train_y[index]) for index in chosen]
