@@ -80,6 +80,13 @@ def test_lenet_5_has_no_activation_after_its_convolutions():
     assert model[5].in_features == 800
 
 
+def test_vgg_c_has_small_kernels_in_convolutions_7_10_and_13():
+    with torch.device("meta"):
+        sizes = [m.kernel_size[0] for m in vgg("C") if isinstance(m, nn.Conv2d)]
+    assert [number for number, size in enumerate(sizes, 1) if size == 1] == [7, 10, 13]
+    assert len(sizes) == 13
+
+
 def test_nets_take_other_sizes():
     assert lenet_300_100(64, classes=7)(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
     assert lenet_5_caffe(3, 16)(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
