@@ -10,7 +10,6 @@ import ast
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 
 from companion.runtime import ROOT, write_whole
@@ -180,7 +179,7 @@ def _injected(given: dict[str, object]) -> str:
 
 
 def refresh(path: Path) -> float:
-    """Run a notebook with its defaults and store it with fresh outputs; return its seconds.
+    """Run a notebook with its defaults and store it with fresh outputs; return its CPU seconds.
 
     The stored form is canonical: two runs of the same code give the same bytes. Nothing is
     written if a cell raises or writes to stderr.
@@ -191,7 +190,6 @@ def refresh(path: Path) -> float:
     notebook = nbformat.read(path, as_version=4)
     before = notebook.metadata.get("companion", {})
     stamp = fingerprint(path)
-    start = time.perf_counter()
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT,
@@ -199,8 +197,10 @@ def refresh(path: Path) -> float:
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
     )
+    # a last cell asks the kernel for its CPU seconds: wall time would depend on what else runs
+    notebook.cells.append(nbformat.v4.new_code_cell("import time; print(time.process_time())"))
     client.execute()
-    seconds = round(time.perf_counter() - start)
+    seconds = round(float(notebook.cells.pop().outputs[0].text))
     if before.get("fingerprint") == stamp:  # the same code: keep the bytes
         seconds = before.get("seconds", seconds)
 

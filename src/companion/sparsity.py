@@ -93,17 +93,9 @@ def connection_gradients(
     count = 0
     with _scoring_mode(model, bn_mode) as buffers, torch.enable_grad():
         for inputs, targets in batches:
-            loss = loss_fn(functional_call(model, theta | buffers, (inputs,)), targets)
-            if not torch.isfinite(loss):
-                raise ValueError(
-                    f"the loss of a scoring batch is {loss.item()}: scores need finite data and weights"
-                )
-            # backward, not grad: what it leaves in .grad is ours to multiply in place
-            loss.backward(inputs=list(theta.values()))
+            gradients = switch_gradients(model, loss_fn, theta, (inputs, targets), buffers)
             count += len(inputs)
-            for name, w in theta.items():
-                g, w.grad = torch.zeros_like(w) if w.grad is None else w.grad, None
-                g.mul_(w.detach())  # w dL/dw
+            for name, g in gradients.items():
                 if reduction == "absolute":
                     g.abs_()
                 # the mean moves by this batch's share of all examples so far
@@ -113,6 +105,32 @@ def connection_gradients(
     if (bad := _not_finite(mean)) is not None:
         raise ValueError(f"the gradient of {bad!r} is not finite, though the loss is")
     return mean
+
+
+def switch_gradients(
+    model: nn.Module,
+    loss_fn: Loss,
+    theta: Mapping[str, Tensor],
+    batch: tuple[Tensor, Tensor],
+    buffers: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """w dL/dw of one batch for the parameters theta, which must be leaves that require gradients.
+
+    buffers: tensors that stand in for the model's own buffers.
+    Raises ValueError if the loss is not finite.
+    """
+    inputs, targets = batch
+    outputs = functional_call(model, {**theta, **(buffers or {})}, (inputs,))
+    loss = loss_fn(outputs, targets)
+    if not torch.isfinite(loss):
+        raise ValueError(f"the loss of a scoring batch is {loss.item()}: check data and weights")
+    # backward, not grad: what it leaves in .grad is ours to multiply in place
+    loss.backward(inputs=list(theta.values()))
+    gradients = {}
+    for name, w in theta.items():
+        g, w.grad = torch.zeros_like(w) if w.grad is None else w.grad, None
+        gradients[name] = g.mul_(w.detach())  # dL/dc = w dL/dw
+    return gradients
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -253,7 +271,7 @@ def global_topk_mask(
     if type(keep) is not int or not 0 <= keep <= flat.numel():
         raise ValueError(f"keep = {keep!r}: expected a count between 0 and {flat.numel()}")
 
-    chosen = _topk_by_index(flat, keep)
+    chosen = topk_by_index(flat, keep)
     parts = chosen.split([s.numel() for s in scores.values()])
     masks = {
         name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)
@@ -264,7 +282,7 @@ def global_topk_mask(
     return masks
 
 
-def _topk_by_index(flat: Tensor, keep: int) -> Tensor:
+def topk_by_index(flat: Tensor, keep: int) -> Tensor:
     """Boolean mask of the `keep` largest entries; equal ones by lowest index."""
     if keep == 0:
         return torch.zeros_like(flat, dtype=torch.bool)

@@ -39,6 +39,8 @@ from companion.sparsity import (
     prunable_parameters,
     random_scores,
     shuffle_within_layer,
+    switch_gradients,
+    topk_by_index,
 )
 from companion.training import error_rate, predict, train
 
@@ -71,6 +73,8 @@ __all__ = [
     "score",
     "scoring_batches",
     "shuffle_within_layer",
+    "switch_gradients",
+    "topk_by_index",
 ]
 
 CRITERIA = ("snip", "random", "magnitude", "snip_shuffled")
