@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -83,12 +83,15 @@ def connection_gradients(
         raise ValueError(f"bn_mode = {bn_mode!r}: expected 'identity' or 'batch'")
     if reduction not in ("signed", "absolute"):
         raise ValueError(f"reduction = {reduction!r}: expected 'signed' or 'absolute'")
-    known = dict(model.named_parameters())
-    names = list(prunable_parameters(model) if params is None else params)
-    if missing := [name for name in names if name not in known]:
-        raise ValueError(f"params: the model has no parameter {missing[0]!r}")
+    if params is None:
+        chosen = prunable_parameters(model)
+    else:
+        known, names = dict(model.named_parameters()), list(params)
+        if missing := [name for name in names if name not in known]:
+            raise ValueError(f"params: the model has no parameter {missing[0]!r}")
+        chosen = {name: known[name] for name in names}
 
-    theta = {name: known[name].detach().requires_grad_() for name in names}
+    theta = {name: parameter.detach().requires_grad_() for name, parameter in chosen.items()}
     mean: dict[str, Tensor] = {}
     count = 0
     with _scoring_mode(model, bn_mode) as buffers, torch.enable_grad():
@@ -122,7 +125,7 @@ def switch_gradients(
     inputs, targets = batch
     outputs = functional_call(model, {**theta, **(buffers or {})}, (inputs,))
     loss = loss_fn(outputs, targets)
-    if not torch.isfinite(loss):
+    if not math.isfinite(loss.item()):
         raise ValueError(f"the loss of a scoring batch is {loss.item()}: check data and weights")
     # backward, not grad: what it leaves in .grad is ours to multiply in place
     loss.backward(inputs=list(theta.values()))
@@ -137,7 +140,7 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor that holds NaN or infinity."""
     # the sum shows either, ten times faster than isfinite and with one wait for a GPU
     sums = [tensor.sum(dtype=torch.float32) for tensor in tensors.values()]
-    if not sums or torch.isfinite(torch.stack(sums)).all():
+    if not sums or math.isfinite(torch.stack(sums).sum()):
         return None
     # a sum can also overflow
     return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)
@@ -178,10 +181,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def _scoring_mode(model: nn.Module, bn_mode: str) -> Iterator[dict[str, Tensor]]:
     """Put the model in scoring mode; yield fresh buffers for its batch normalisations."""
     fresh: dict[str, Tensor] = {}
-    # cuDNN has no backward pass for recurrent layers in inference mode; PyTorch's kernels do
-    cudnn = not any(isinstance(module, nn.RNNBase) for module in model.modules())
-    with evaluation_mode(model), torch.backends.cudnn.flags(enabled=cudnn):
+    with evaluation_mode(model), ExitStack() as stack:
         for path, module in model.named_modules():
+            if isinstance(module, nn.RNNBase):
+                # cuDNN has no backward pass for these in inference mode; PyTorch's kernels do
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             if not isinstance(module, _BatchNorm):
                 continue
             if bn_mode == "batch":

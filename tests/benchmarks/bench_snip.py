@@ -79,6 +79,7 @@ def test_scoring_against_one_pass(name, compare):
         lambda: one_pass(model, x, y),
         rounds=rounds,
         aim="at most 1.10",
+        note="bookkeeping of a fixed length shows on a net this small" if name == SMALL[0] else "",
     )
 
 

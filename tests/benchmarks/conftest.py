@@ -1,6 +1,7 @@
 """Benchmarks that compare: ours and a peer in one process, turn by turn.
 
-`make bench` runs them. With COMPANION_BENCH_RECORD=1 every module bench_<stem>.py merges its
+`make bench` runs them, on one thread and by processor time, in which other work on the machine
+weighs little. With COMPANION_BENCH_RECORD=1 every module bench_<stem>.py merges its
 rows into book/recorded/benchmarks.json, which the performance page reads.
 """
 
@@ -55,15 +56,15 @@ def compare(benchmark, add_row):
         others = []
 
         def before_each():  # pytest-benchmark does not time this
-            start = time.perf_counter()
+            start = time.process_time()
             peer()
-            others.append(time.perf_counter() - start)
+            others.append(time.process_time() - start)
 
         benchmark.pedantic(ours, setup=before_each, rounds=rounds, warmup_rounds=1)
         mine = benchmark.stats.stats.data
         ratio = statistics.median(a / b for a, b in zip(mine, others[-rounds:], strict=True))
         ms, other_ms = (1000 * statistics.median(times) for times in (mine, others[-rounds:]))
-        measured = f"{ms:.3g} ms against {other_ms:.3g} ms, medians of {rounds}"
+        measured = f"{ms:.3g} CPU-ms against {other_ms:.3g}, medians of {rounds}"
         load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
         return add_row(
             what, against, ratio, aim=aim, note="; ".join(filter(None, [note, measured, load]))
