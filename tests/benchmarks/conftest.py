@@ -64,10 +64,14 @@ def compare(benchmark, add_row):
         mine = benchmark.stats.stats.data
         ratio = statistics.median(a / b for a, b in zip(mine, others[-rounds:], strict=True))
         ms, other_ms = (1000 * statistics.median(times) for times in (mine, others[-rounds:]))
-        measured = f"{ms:.3g} CPU-ms against {other_ms:.3g}, medians of {rounds}"
+        measured = f"{_digits(ms)} CPU-ms against {_digits(other_ms)}, medians of {rounds}"
         load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
         return add_row(
             what, against, ratio, aim=aim, note="; ".join(filter(None, [note, measured, load]))
         )
 
     return run
+
+
+def _digits(ms: float) -> str:
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
