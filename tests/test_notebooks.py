@@ -99,6 +99,12 @@ def test_defaults_are_those_of_the_first_profile(chapter):
     values = notebooks.validate(path, {})
     assert values["profile"] == "quick"
     assert values == notebooks.validate(path, {"profile": "quick"})
+    stored = notebooks.recorded_values(notebooks.read(path))[f"{path.stem}.settings"]
+    assert stored == {k: v for k, v in values.items() if k != "data_root"}
+    first = next(iter(notebooks.presets(path).values()))
+    cell = ast.parse(notebooks.code_cells(notebooks.read(path))[0]["source"]).body
+    stated = {s.target.id: ast.literal_eval(s.value) for s in cell}
+    assert first.items() <= stated.items()  # else every claim would count as changed
 
 
 def test_it_has_the_parts_that_readers_expect(chapter):
