@@ -182,12 +182,13 @@ def tiny_notebook(folder, code):
     cells = [
         {
             "cell_type": "code",
+            "id": f"cell-{number}",
             "metadata": {},
             "source": source,
             "outputs": [],
             "execution_count": None,
         }
-        for source in code
+        for number, source in enumerate(code)
     ]
     path = folder / "tiny.ipynb"
     path.write_text(

@@ -49,6 +49,7 @@ def tiny(tmp_path, monkeypatch):
         cells = [
             {
                 "cell_type": "code",
+                "id": f"cell-{i}",
                 "metadata": tagged.get(i, {}),
                 "source": s,
                 "outputs": [],
