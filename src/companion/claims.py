@@ -15,6 +15,7 @@ import html
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,8 +139,8 @@ class Claims:
         return claim
 
     def table(self) -> Table:
-        """All claims as a table: paper, ours, tolerance, verdict. Displays itself."""
-        return Table(self.items)
+        """All claims by number as a table: paper, ours, tolerance, verdict. Displays itself."""
+        return Table(sorted(self.items, key=lambda claim: natural(claim.id)))
 
     def settle(self) -> None:
         """Record the claims, then raise ClaimError if an asserted one came out otherwise."""
@@ -191,6 +192,11 @@ class Table:
             kind = verdict_class(claim.verdict)
             body += f'<tr>{cells}<td><span class="verdict {kind}">{html.escape(row[-1])}</span></td></tr>'
         return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def natural(id: str) -> list:
+    """Sort key by which C2 comes before C10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", id)]
 
 
 def verdict_class(verdict: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
 from docutils import nodes
@@ -18,7 +17,7 @@ from companion.book.runs import (
     shown_seconds,
     verdict_counts,
 )
-from companion.claims import paper_figure, verdict_class, verdict_text
+from companion.claims import natural, paper_figure, verdict_class, verdict_text
 
 
 def paragraph(*parts) -> nodes.paragraph:
@@ -129,7 +128,7 @@ def scoreboard_table(runs: list[Run]) -> nodes.table:
     known: dict[str, dict] = {}
     for run in runs:
         known = run.claims | known  # the first run that has a claim gives its sentence
-    order = sorted(known, key=_natural)
+    order = sorted(known, key=natural)
     rows = []
     for id in order:
         claim = known[id]
@@ -145,11 +144,6 @@ def scoreboard_table(runs: list[Run]) -> nodes.table:
                 row.append("not in this run")
         rows.append(row)
     return table(head, rows, "claims scores")
-
-
-def _natural(text: str) -> list:
-    """Sort key by which C2 comes before C10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
 def runs_table(runs: list[Run]) -> nodes.table:
