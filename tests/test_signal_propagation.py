@@ -1,0 +1,567 @@
+"""Initialisers, spectra, isometry and label-free scores of the signal-propagation chapter."""
+
+import math
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import conv2d, cross_entropy, pad
+
+from companion import notebooks
+from companion.data import load_images, standardise
+from companion.papers import signal_propagation as sp
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def orthogonal_mlp(inputs=64, activation="linear", seed=0, kind="orthogonal"):
+    model = sp.mlp(inputs, [100] * 6, 10, activation=activation)
+    sp.init_weights(model, kind, generator=seeded(seed))
+    return model
+
+
+def some_masks(model, sparsity=0.9, seed=1):
+    scores = sp.random_scores(sp.prunable_parameters(model, biases=False), seeded(seed))
+    return sp.global_topk_mask(scores, sparsity, warn=False)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return standardise(load_images("digits"))
+
+
+# ---------------------------------------------------------------- initialisers
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(40, 90), (90, 40), (50, 50)])
+def test_orthogonal_dense_weights_have_orthonormal_rows_or_columns(rows, columns):
+    layer = nn.Linear(columns, rows).double()
+    sp.init_weights(layer, "orthogonal", gain=1.5, generator=seeded())
+    W = layer.weight.detach() / 1.5
+    gram = W @ W.T if rows < columns else W.T @ W
+    torch.testing.assert_close(gram, torch.eye(len(gram), dtype=W.dtype), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size"), [(3, 8, 3), (5, 5, 2), (4, 6, 5), (3, 7, 1)]
+)
+def test_orthogonal_kernels_keep_norms_under_circular_convolution(inputs, outputs, size):
+    kernel = sp.orthogonal_kernel(outputs, inputs, size, generator=seeded())
+    x = torch.randn(4, inputs, 9, 9, generator=seeded(1), dtype=torch.float64)
+    wrapped = pad(x, (0, size - 1, 0, size - 1), mode="circular") if size > 1 else x
+    y = conv2d(wrapped, kernel)
+    torch.testing.assert_close(y.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
+    # every inner product is kept, not only the norms
+    torch.testing.assert_close(y.flatten(1) @ y.flatten(1).T, x.flatten(1) @ x.flatten(1).T)
+
+
+def test_an_orthogonal_kernel_is_more_than_its_middle():
+    kernel = sp.orthogonal_kernel(8, 8, 3, generator=seeded())
+    assert kernel.flatten(2).norm(dim=(0, 1)).min() > 0.05
+
+
+def test_orthogonal_convolutions_refuse_more_inputs_than_outputs_by_name():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3))
+    with pytest.raises(ValueError, match=r"layer '1': 16 input and 8 output channels"):
+        sp.init_weights(model, "orthogonal")
+
+
+@pytest.mark.parametrize(
+    ("kind", "variance"),
+    [("lecun", 1 / 180), ("glorot", 2 / (180 + 270)), ("he", 2 / 180), ("normal", 1.0)],
+)
+def test_variances_count_the_kernel_in_both_fans(kind, variance):
+    layer = nn.Conv2d(20, 30, 3)
+    draws = torch.stack([_drawn(layer, kind, s) for s in range(10)])
+    # 54,000 normals: the relative error of their variance is 0.6 %
+    assert draws.var().item() == pytest.approx(variance, rel=0.03)
+    assert draws.abs().max() > 3.5 * math.sqrt(variance)  # not truncated
+    assert not layer.bias.any()
+
+
+def _drawn(layer, kind, seed):
+    sp.init_weights(layer, kind, generator=seeded(seed))
+    return layer.weight.detach().clone()
+
+
+def test_drawing_again_from_a_seed_gives_the_same_weights():
+    for kind in sp.INITS:
+        one, two = (orthogonal_mlp(kind=kind, seed=3).state_dict() for _ in range(2))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_unknown_kinds_and_gains_are_refused():
+    with pytest.raises(ValueError, match="kind = 'xavier': expected one of orthogonal"):
+        sp.init_weights(nn.Linear(2, 2), "xavier")
+    with pytest.raises(ValueError, match=r"gain = 0\.0"):
+        sp.init_weights(nn.Linear(2, 2), "he", gain=0.0)
+
+
+# ---------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize(
+    ("depth", "weights", "biases"), [(32, 461_872, 1_146), (56, 848_944, 2_042), (110, 1_719_856, 4_058)]
+)  # fmt: skip
+def test_resnets_count_as_the_official_code_does(depth, weights, biases):
+    with torch.device("meta"):
+        model = sp.resnet(depth)
+        assert model(torch.empty(2, 3, 32, 32)).shape == (2, 10)
+    assert sp.parameter_counts(model) == (weights, biases)
+
+
+def test_the_other_networks_count_as_the_official_code_does(digits):
+    assert sp.parameter_counts(orthogonal_mlp(784)) == (129_400, 610)
+    images = digits.replace(train_x=torch.zeros(2, 3, 32, 32))
+    counts = {"vgg_c": (10_521_280, 5_258), "wrn_16_6": (6_166_704, None)}
+    for arch, (weights, biases) in counts.items():
+        with torch.device("meta"):
+            model = sp.build_model(arch, images.to("meta"), activation="relu")
+        found = sp.parameter_counts(model)
+        assert found[0] == weights
+        assert biases in (None, found[1])
+
+
+def test_shortcuts_pool_and_pad_without_parameters():
+    block = sp.resnet(8)[4]  # the first block of the second group: 16 to 32 channels, stride 2
+    for p in block.parameters():
+        nn.init.zeros_(p)
+    x = torch.rand(1, 16, 4, 4, generator=seeded())
+    y = block(x)
+    torch.testing.assert_close(y[:, 8:24], nn.functional.avg_pool2d(x, 2))
+    assert not y[:, :8].any()
+    assert not y[:, 24:].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "lenet"}, "arch = 'lenet'"),
+        ({"activation": "gelu"}, "activation = 'gelu'"),
+        ({"depth": 0}, "depth = 0"),
+        ({"width": 2.5}, r"width = 2\.5"),
+        ({"arch": "resnet32", "activation": "relu"}, "needs images of 32x32"),
+        ({"arch": "resnet32"}, "'resnet32' takes 'relu'"),
+    ],
+)
+def test_wrong_networks_are_refused_by_name(digits, options, message):
+    with pytest.raises(ValueError, match=message):
+        sp.build_model(**({"arch": "mlp", "data": digits} | options))
+
+
+def test_sizes_beyond_the_training_set_are_refused(digits):
+    sp.check_sizes(digits, batch_size=1347, n_jacobian_examples=1347)
+    with pytest.raises(ValueError, match="batch_size = 1348: 'digits' has 1347"):
+        sp.check_sizes(digits, batch_size=1348, n_jacobian_examples=1)
+    with pytest.raises(ValueError, match="n_jacobian_examples = 2000"):
+        sp.check_sizes(digits, batch_size=1, n_jacobian_examples=2000)
+
+
+def test_residual_networks_have_depths_of_six_n_plus_two():
+    with pytest.raises(ValueError, match="depth = 34"):
+        sp.resnet(34)
+
+
+# ---------------------------------------------------------------- spectra
+
+
+def test_a_linear_spectrum_is_that_of_the_product_of_the_masked_weights():
+    model = orthogonal_mlp().double()
+    masks = some_masks(model, 0.7)
+    product = torch.eye(64, dtype=torch.float64)
+    for W in sp.masked_parameters(model, masks).values():
+        product = W @ product if W.dim() > 1 else product
+    found = sp.jacobian_singular_values(
+        model, torch.randn(3, 1, 8, 8, generator=seeded()), masks=masks
+    )
+    assert found.shape == (3, 10)
+    expected = torch.linalg.svdvals(product)
+    torch.testing.assert_close(found, expected.expand(3, -1), rtol=1e-10, atol=0)
+
+
+def test_masks_leave_the_model_alone():
+    model = orthogonal_mlp()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    sp.jacobian_singular_values(model, torch.zeros(1, 64), masks=some_masks(model))
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_nonlinear_jacobian_is_that_of_autograd_example_by_example():
+    model = orthogonal_mlp(activation="tanh").double()
+    x = torch.randn(70, 64, generator=seeded(), dtype=torch.float64)  # more than a chunk
+    found = sp.jacobian(model, x)
+    for i in (0, 63, 64, 69):
+        twin = torch.autograd.functional.jacobian(lambda v: model(v[None])[0], x[i])
+        torch.testing.assert_close(found[i], twin)
+
+
+def test_batch_normalisation_is_taken_in_inference_mode():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))  # fmt: skip
+    sp.init_weights(model, "he", generator=seeded())
+    x = torch.randn(5, 1, 8, 8, generator=seeded(1))
+    together = sp.jacobian_singular_values(model, x)
+    apart = torch.cat([sp.jacobian_singular_values(model, one) for one in x.split(1)])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-6)
+    assert int(model[1].num_batches_tracked) == 0
+
+
+def test_rotating_the_outputs_changes_no_singular_value():
+    model = orthogonal_mlp(activation="tanh").double()
+    x = torch.randn(4, 64, generator=seeded(), dtype=torch.float64)
+    turn = nn.init.orthogonal_(torch.empty(10, 10, dtype=torch.float64), generator=seeded(1))
+    turned = nn.Sequential(model, nn.Linear(10, 10, bias=False).double())
+    turned[1].weight.data.copy_(turn)
+    torch.testing.assert_close(
+        sp.jacobian_singular_values(turned, x), sp.jacobian_singular_values(model, x)
+    )
+
+
+def test_ill_conditioned_jacobians_are_resolved_in_double_precision():
+    U = nn.init.orthogonal_(torch.empty(10, 10, dtype=torch.float64), generator=seeded())
+    V = nn.init.orthogonal_(torch.empty(10, 64, dtype=torch.float64), generator=seeded(1))
+    wanted = torch.logspace(0, -5, 10, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(64, 10, bias=False), nn.Linear(10, 10, bias=False))
+    model[0].weight.data = (wanted[:, None] * V).float()
+    model[1].weight.data = U.float()
+    exact = torch.linalg.svdvals(
+        model[1].weight.detach().double() @ model[0].weight.detach().double()
+    )
+    x = torch.zeros(1, 64)
+    torch.testing.assert_close(sp.jacobian_singular_values(model, x)[0], exact, rtol=1e-9, atol=0)
+    # without the second look it would fail: the planted fault
+    single = sp.jacobian_singular_values(model, x, dtype=torch.float32)[0]
+    assert ((single - exact) / exact).abs().max() > 1e-6
+
+
+def test_overflowing_networks_are_named():
+    model = orthogonal_mlp()
+    model[1].weight.data *= 1e38
+    model[3].weight.data *= 1e38
+    with pytest.raises(ValueError, match="Jacobian of example 0 is not finite"):
+        sp.jacobian_singular_values(model, torch.ones(1, 64))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, masks: sp.jacobian_singular_values(model, torch.zeros(1, 64), masks=masks),
+        sp.layer_singular_values,
+        sp.enforce_isometry,
+        sp.rescale_layers,
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(use):
+    model = orthogonal_mlp()
+    with pytest.raises(ValueError, match=r"no parameter 'head\.weight'"):
+        use(model, {"head.weight": torch.ones(10, 100, dtype=torch.bool)})
+    with pytest.raises(
+        ValueError, match=r"'1.weight' has shape \(64, 100\), expected \(100, 64\)"
+    ):
+        use(model, {"1.weight": torch.ones(64, 100, dtype=torch.bool)})
+
+
+def test_no_example_is_refused():
+    with pytest.raises(ValueError, match="x: no example"):
+        sp.jacobian_singular_values(orthogonal_mlp(), torch.empty(0, 64))
+
+
+def test_layer_spectra_are_those_of_the_masked_weights():
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(20, 4))
+    masks = some_masks(model, 0.5)
+    found = sp.layer_singular_values(model, masks)
+    assert {name: len(values) for name, values in found.items()} == {"0.weight": 5, "2.weight": 4}
+    W = (model[0].weight * masks["0.weight"]).detach().flatten(1).double()
+    torch.testing.assert_close(found["0.weight"], torch.linalg.svdvals(W))
+
+
+def test_gaussian_spectra_spread_as_the_recursion_says():
+    """Pooled Var(s^2) = 0.695 for LeCun weights, 784-100x6-10, to the error of 250 draws."""
+    a, b2 = 784.0, 784.0**2
+    widths = [784, *[100] * 6, 10]
+    for fan_in, n in pairwise(widths):
+        a, b2 = (n * (n + 1) * a + n * b2) / fan_in**2, (2 * n * a + n**2 * b2) / fan_in**2
+    assert a / 10 - 1 == pytest.approx(0.695, abs=5e-4)
+    squares = torch.cat(
+        [
+            sp.jacobian_singular_values(
+                orthogonal_mlp(784, kind="lecun", seed=s), torch.zeros(1, 784)
+            ).square()
+            for s in range(250)
+        ]
+    )
+    assert squares.mean().item() == pytest.approx(1, rel=0.06)
+    assert squares.var().item() == pytest.approx(a / 10 - 1, rel=0.15)
+
+
+# ---------------------------------------------------------------- isometry
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)])
+@pytest.mark.parametrize("objective", ["squared", "paper"])
+def test_the_gradient_by_formula_is_that_of_autograd(shape, objective):
+    V = torch.randn(2, *shape, generator=seeded(), dtype=torch.float64, requires_grad=True)
+    G = V.mT @ V - torch.eye(shape[1], dtype=torch.float64)
+    norms = torch.linalg.matrix_norm(G)
+    loss = norms.square().sum() / 4 if objective == "squared" else norms.sum()
+    (expected,) = torch.autograd.grad(loss, V)
+    found = sp.isometry_gradient(V.detach(), objective)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_the_norm_has_no_gradient_at_isometry_and_gives_zero_not_nan():
+    V = torch.eye(4, dtype=torch.float64)[None]
+    assert torch.equal(sp.isometry_gradient(V, "paper"), torch.zeros_like(V))
+
+
+@pytest.mark.parametrize("objective", ["squared", "paper"])
+def test_isometric_layers_take_no_step(objective):
+    model = orthogonal_mlp()
+    masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in model.named_parameters()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    history = sp.enforce_isometry(model, masks, objective=objective)
+    assert {len(residuals) for residuals in history.values()} == {1}
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_repair_keeps_to_the_mask_and_lowers_every_residual():
+    model = orthogonal_mlp()
+    masks = some_masks(model, 0.8)
+    history = sp.enforce_isometry(model, masks)
+    for name, residuals in history.items():
+        weight = dict(model.named_parameters())[name].detach()
+        assert not weight[~masks[name]].any()
+        assert len(residuals) == 201
+        assert residuals[-1] < residuals[0]
+        # the history's last entry is the residual of the weights that came out
+        assert residuals[-1] == pytest.approx(sp.isometry_residual(weight, masks[name]), abs=1e-4)
+
+
+@pytest.mark.parametrize("largest", [0.5, 1.0, 1.2])
+def test_the_squared_residual_never_rises_from_small_singular_values(largest):
+    for seed in range(5):
+        model = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 30)).double()
+        sp.init_weights(model, "he", generator=seeded(seed))
+        masks = some_masks(model, 0.6, seed)
+        for name, values in sp.layer_singular_values(model, masks).items():
+            dict(model.named_parameters())[name].data *= largest / values[0].item()
+        for residuals in sp.enforce_isometry(model, masks, steps=60).values():
+            r = torch.tensor(residuals)
+            assert (r[1:] <= r[:-1] + 1e-12).all()
+
+
+def test_large_weights_are_scaled_down_before_they_run_away():
+    """A dense He layer has singular values beyond the root of 3, where plain steps diverge."""
+    layer = nn.Linear(784, 100)
+    sp.init_weights(layer, "he", generator=seeded())
+    V, eye = layer.weight.detach().double().T * 1.1, torch.eye(100, dtype=torch.float64)
+    for _ in range(8):
+        V = V - 0.5 * V @ (V.T @ V - eye)
+    assert not torch.linalg.matrix_norm(V.T @ V - eye) < 1
+    (residuals,) = sp.enforce_isometry(layer, {}, steps=30).values()
+    assert residuals[-1] < 1e-4
+
+
+def test_a_constant_step_on_the_norm_circles_at_twice_its_size_and_a_shorter_one_settles():
+    for milestones, low, high in (((), 0.05, 0.6), ((100, 200), 0.0, 0.02)):
+        layer = nn.Linear(20, 20)
+        sp.init_weights(layer, "lecun", generator=seeded())
+        (r,) = sp.enforce_isometry(
+            layer, {}, steps=300, objective="paper", milestones=milestones
+        ).values()
+        assert low <= max(r[-20:]) <= high
+
+
+def test_no_repair_gets_below_the_rank_of_its_mask():
+    for seed in range(6):
+        model = nn.Sequential(nn.Linear(12, 20), nn.Linear(20, 9), nn.Linear(9, 9)).double()
+        sp.init_weights(model, "lecun", generator=seeded(seed))
+        masks = some_masks(model, 0.85, seed)
+        for name, residuals in sp.enforce_isometry(model, masks, steps=300).items():
+            floor = math.sqrt(masks[name].shape[0] - sp.structural_rank(masks[name]))
+            assert sp.residual_floor(masks[name]) == floor
+            assert residuals[-1] >= floor - 1e-9
+
+
+def test_a_wide_first_convolution_stops_at_the_root_of_its_missing_rank():
+    layer = nn.Conv2d(3, 64, 3)
+    sp.init_weights(layer, "he", generator=seeded())
+    (residuals,) = sp.enforce_isometry(layer, {}, steps=100).values()
+    assert residuals[-1] == pytest.approx(math.sqrt(64 - 27), abs=1e-3)
+    assert math.sqrt(37) == pytest.approx(6.083, abs=1e-3)
+
+
+def test_residual_by_definition():
+    weight = torch.randn(6, 4, generator=seeded())
+    mask = torch.rand(6, 4, generator=seeded(1)) < 0.6
+    V = (weight * mask).double().T
+    expected = torch.linalg.matrix_norm(V.T @ V - torch.eye(6, dtype=torch.float64)).item()
+    assert sp.isometry_residual(weight, mask) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="mask: has shape"):
+        sp.isometry_residual(weight, mask.T)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "norm"}, "objective = 'norm'"),
+        ({"steps": -1}, "steps = -1"),
+        ({"lr": 0.0}, r"lr = 0\.0"),
+        ({"lr": 50.0}, r"lr = 50\.0: the weights of '1.weight' ran away"),
+    ],
+)
+def test_wrong_repairs_are_refused(options, message):
+    model = orthogonal_mlp()
+    with pytest.raises(ValueError, match=message):
+        sp.enforce_isometry(model, some_masks(model), **options)
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = orthogonal_mlp()
+    model[5].weight.data[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"weights of '5.weight' are not finite"):
+        sp.enforce_isometry(model, {})
+
+
+def test_rescaling_sets_the_mean_square_singular_value_to_one():
+    model = orthogonal_mlp()
+    masks = some_masks(model)
+    masks["3.weight"][:] = False
+    sp.rescale_layers(model, masks)
+    for name, values in sp.layer_singular_values(model, masks).items():
+        wanted = 0 if name == "3.weight" else 1
+        assert values.square().mean().item() == pytest.approx(wanted, abs=1e-5)
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_signed_accumulation_equals_one_full_batch(digits):
+    model = orthogonal_mlp(activation="tanh").double()
+    data = digits.replace(train_x=digits.train_x.double())
+    one = sp.connection_sensitivity(model, cross_entropy, sp.full_set(data, 1347))
+    many = sp.score(model, sp.full_set(data, 100))
+    largest = max(v.max() for v in one.values())
+    assert all((one[n] - many[n]).abs().max() <= 1e-6 * largest for n in one)
+    # absolute values batch by batch are another ranking: the planted fault
+    other = sp.connection_sensitivity(
+        model, cross_entropy, sp.full_set(data, 100), reduction="absolute"
+    )
+    masks = [sp.global_topk_mask(scores, 0.9) for scores in (many, other)]
+    assert sp.mask_overlap(*masks) < 0.99
+
+
+def test_label_free_losses_ignore_the_labels(digits):
+    outputs = torch.randn(8, 10, generator=seeded())
+    one, two = torch.arange(8), torch.zeros(8, dtype=torch.long)
+    for kind in ("uniform", "entropy", "argmax", "softmax"):
+        loss = sp.scoring_loss(kind)
+        assert torch.equal(loss(outputs, one), loss(outputs, two))
+    assert sp.scoring_loss("labels")(outputs, one) != sp.scoring_loss("labels")(outputs, two)
+
+
+def test_label_free_losses_by_definition():
+    outputs = torch.randn(8, 10, generator=seeded(), dtype=torch.float64)
+    p, none = outputs.softmax(1), torch.empty(0)
+    assert sp.scoring_loss("uniform")(outputs, none) == pytest.approx(
+        -(p.log() / 10).sum(1).mean()
+    )
+    assert sp.scoring_loss("entropy")(outputs, none) == pytest.approx(-(p * p.log()).sum(1).mean())
+    assert sp.scoring_loss("argmax")(outputs, none) == pytest.approx(-p.max(1).values.log().mean())
+
+
+def test_a_networks_own_prediction_has_no_gradient_and_is_refused(digits):
+    model = orthogonal_mlp(activation="tanh")
+    with pytest.raises(sp.NoSignalError, match="kind = 'softmax': the largest score is"):
+        sp.score(model, sp.full_set(digits), "softmax")
+    # detached: with the gradient through the target it is the entropy, which has one
+    outputs = model(digits.train_x[:50]).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(sp.scoring_loss("softmax")(outputs, None), outputs)
+    assert gradient.abs().max() < 1e-7
+
+
+def test_random_labels_are_the_same_labels_dealt_out_anew(digits):
+    model = orthogonal_mlp(activation="tanh")
+    batches = sp.full_set(digits)
+    found = sp.score(model, batches, "random_labels", generator=seeded(4))
+    order = torch.randperm(len(digits.train_y), generator=seeded(4))
+    twin = sp.score(model, sp.full_set(digits.replace(train_y=digits.train_y[order])))
+    assert all(torch.equal(found[name], twin[name]) for name in twin)
+
+
+def test_unknown_scorings_are_refused(digits):
+    for call in (sp.scoring_loss, lambda kind: sp.score(orthogonal_mlp(), [], kind)):
+        with pytest.raises(ValueError, match="kind = 'labelz': expected one of labels"):
+            call("labelz")
+    with pytest.raises(ValueError, match="criterion = 'snip'"):
+        sp.criterion_scores("snip", orthogonal_mlp(), [], seeded())
+
+
+# ---------------------------------------------------------------- experiments
+
+
+def test_runs_differ_only_in_what_their_case_says(digits):
+    cases = [sp.Case("tanh", "orthogonal", variant) for variant in sp.VARIANTS]
+    options = {
+        "seeds": [0], "sparsity": 0.9, "look_at": digits.train_x[:4], "isometry": {"steps": 20},
+        "steps": 3, "batch_size": 50, "progress": False,
+    }  # fmt: skip
+
+    def make(activation):
+        return sp.build_model("mlp", digits, activation=activation)
+
+    runs = sp.train_cases(cases, digits, make, **options)
+    assert [run.case for run in runs] == cases
+    assert not runs[0].masks
+    assert all(torch.equal(runs[1].masks[n], runs[3].masks[n]) for n in runs[1].masks)
+    sigma = {run.case.variant: run.spectrum["mean"] for run in runs}
+    assert sigma["pruned"] < 0.1 * sigma["isometry"]
+    again = sp.train_cases(cases[1:2], digits, make, **options)
+    assert again[0].loss == runs[1].loss
+    with pytest.raises(ValueError, match="variant = 'repaired'"):
+        sp.repair(make("tanh"), {}, "repaired")
+
+
+def test_spectra_are_taken_before_and_after_repair(digits):
+    found = sp.spectra_by_sparsity(
+        ["linear"], digits, lambda a: sp.build_model("mlp", digits, activation=a), sparsities=[0.0, 0.8],
+        seeds=[0], look_at=digits.train_x[:2], isometry={"steps": 30}, progress=False,
+    )  # fmt: skip
+    assert [(s.criterion, s.sparsity) for s in found] == [(c, q) for c in sp.CRITERIA for q in (0.0, 0.8)]  # fmt: skip
+    dense = [s for s in found if s.sparsity == 0]
+    assert {s.before["mean"] for s in dense} == {s.after["mean"] for s in dense} == {dense[0].before["mean"]}  # fmt: skip
+    sparse = [s for s in found if s.sparsity == 0.8]
+    assert all(s.after["mean"] > 2 * s.before["mean"] for s in sparse)
+    assert next(s for s in sparse if s.criterion == "random").after["mean"] > 0.5
+    assert all(s.margin >= -1e-3 for s in found)
+
+
+def test_the_notebook_refuses_bad_parameters_before_it_starts():
+    path = notebooks.find("signal_propagation")
+    with pytest.raises(ValueError, match=r"depth = 2: .*inits = \['kaiming'\]"):
+        notebooks.validate(path, {"depth": 2, "inits": ["kaiming"]})
+
+
+def test_the_notebook_runs_with_small_parameters(tmp_path):
+    """Every code cell, with other activations, initialisers and the official isometry."""
+    given = {
+        "n_seeds": 1, "train_iterations": 2, "activations": ["relu"], "inits": ["he"], "sparsities": [0.0, 0.5],
+        "n_jacobian_examples": 2, "isometry": "paper", "isometry_steps": 3, "scoring_losses": ["labels", "entropy"],
+        "train_examples": 200, "device": "cpu",
+    }  # fmt: skip
+    code = tmp_path / "run.py"
+    code.write_text(notebooks.script(notebooks.find("signal_propagation"), given))
+    environment = os.environ | {"COMPANION_RECORD": str(tmp_path / "record.part.json")}
+    (tmp_path / "record.part.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, str(code)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "all came out as specified" in done.stdout
