@@ -1,0 +1,120 @@
+"""What training many networks side by side costs beside training one after another."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
+
+from companion.models import mlp, truncated_variance_scaling_
+from companion.papers import data_parallelism as dp
+
+# network, make, input, trials, batch size, steps, rounds
+SETTINGS = [
+    ("MLP", lambda: mlp(64, (64, 64)), (64,), 64, 1, 20, 7),
+    ("MLP", lambda: mlp(64, (64, 64)), (64,), 64, 16, 20, 7),
+    ("MLP", lambda: mlp(64, (64, 64)), (64,), 256, 16, 6, 5),
+    ("MLP", lambda: mlp(64, (64, 64)), (64,), 64, 128, 6, 7),
+    ("MLP", lambda: mlp(64, (64, 64)), (64,), 64, 1024, 3, 7),
+    ("Simple-CNN", dp.simple_cnn, (1, 28, 28), 16, 1, 4, 5),
+    ("Simple-CNN", dp.simple_cnn, (1, 28, 28), 16, 4, 4, 5),
+    ("Simple-CNN", dp.simple_cnn, (1, 28, 28), 8, 32, 4, 7),
+]
+LR, MOMENTUM = 0.01, 0.9
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def setting(make, shape, trials, batch):
+    model = make()
+    truncated_variance_scaling_(model, generator=generator())
+    x = torch.randn(batch, *shape, generator=generator(1))
+    return (
+        model,
+        dp.stack([model] * trials),
+        (x, torch.randint(10, (batch,), generator=generator(2))),
+    )
+
+
+def one_after_another(model, trials, batch, steps):
+    """The plain way: a module and a torch.optim.SGD for every trial."""
+    x, y = batch
+    found = []
+    for _ in range(trials):
+        net = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(net.parameters(), LR, momentum=MOMENTUM)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            cross_entropy(net(x), y).backward()
+            optimizer.step()
+        found.append(net)
+    return found
+
+
+@pytest.mark.parametrize(("name", "make", "shape", "trials", "batch", "steps", "rounds"), SETTINGS)
+def test_batched_search_against_a_loop(name, make, shape, trials, batch, steps, rounds, compare):
+    model, params, data = setting(make, shape, trials, batch)
+
+    def ours():
+        return dp.train_batched(
+            model, params, None, LR, MOMENTUM, itertools.repeat(data), steps=steps
+        )
+
+    alone, together = one_after_another(model, 2, data, steps), ours().params
+    for key, value in alone[1].state_dict().items():
+        torch.testing.assert_close(together[key][1], value, rtol=1e-3, atol=1e-4)
+    way = dp.pick_way(model, batch, torch.device("cpu"))
+    compare(
+        f"{steps} steps of {trials} x {name}, batch {batch}",
+        ours,
+        "a loop of modules with torch.optim.SGD",
+        lambda: one_after_another(model, trials, data, steps),
+        rounds=rounds,
+        aim="below 1" if way == "batched" else "1: the same loop",
+        note=f"the library picks {way!r}",
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 16, 1024])
+def test_stacked_products_against_vmap(batch, compare):
+    model, params, (x, y) = setting(SETTINGS[0][1], (64,), 64, batch)
+    by_vmap = vmap(grad(lambda p: cross_entropy(functional_call(model, p, (x,)), y)))
+    for ours, theirs in zip(
+        dp.stacked_gradients(model, params, x, y).values(), by_vmap(params).values(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    compare(
+        f"gradients of 64 x MLP, batch {batch}",
+        lambda: dp.stacked_gradients(model, params, x, y),
+        "vmap(grad) of the functional module",
+        lambda: by_vmap(params),
+        rounds=20,
+        aim="none",
+    )
+
+
+def test_racing_against_running_every_trial_out(compare):
+    load = dp.load_workload("digits", max_steps=1000)
+    trials, networks = (
+        dp.trials_for(load, 24, (1e-3, 10.0)), dp.initial_networks(load, [0.0, 0.5, 0.9], 24)
+    )  # fmt: skip
+
+    def search(race):
+        return dp.steps_to_result(load, 16, networks.sparsities, trials, race, networks=networks)
+
+    raced, free = search(True), search(False)
+    assert [raced.k_star(i) for i in range(3)] == [free.k_star(i) for i in range(3)]
+    saved = (free.work.sum() / raced.work.sum()).item()
+    compare(
+        "a raced search on digits, 24 trials at 3 sparsities, B = 16",
+        lambda: search(True),
+        "the same without racing, budget 1000",
+        lambda: search(False),
+        rounds=3,
+        aim="below 1/3",
+        note=f"the same results with {saved:.1f} times fewer trial-steps",
+    )

@@ -1,0 +1,720 @@
+"""The room of data parallelism and sparsity: every search, every law, every process."""
+
+import copy
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from companion import notebooks
+from companion.models import mlp, truncated_variance_scaling_
+from companion.papers import data_parallelism as dp
+from companion.papers.data_parallelism import distributed
+from companion.runtime import ROOT
+from companion.sparsity import apply_masks, count_kept
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def blobs(count, seed=0):
+    """Two classes of 6 features that a small network tells apart, in double precision."""
+    g = seeded(seed)
+    y = torch.randint(2, (count,), generator=g)
+    x = torch.randn(count, 1, 2, 3, generator=g, dtype=torch.float64)
+    return x + 1.5 * (y.double() - 0.5)[:, None, None, None], y
+
+
+def workload(**options):
+    (x, y), (vx, vy) = blobs(120), blobs(60, seed=1)
+    fields = {"goal_error": 0.15, "max_steps": 60, "check_every": 2} | options
+    return dp.Workload(x, y, vx, vy, mlp(6, (8,), 2).double(), **fields)
+
+
+TRIALS = {"lr": torch.tensor([0.03, 0.3, 0.01, 0.1], dtype=torch.float64)}
+SPARSITIES = [0.0, 0.5]
+
+
+def with_row(model, params, r):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(params[name][r])
+    return model
+
+
+def flat(networks, what):
+    return {name: t.flatten(0, 1) for name, t in getattr(networks, what).items()}
+
+
+# ---------------------------------------------------------------- networks and masks
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "biases"),
+    [
+        (dp.simple_cnn(), 62_240, 106),
+        (dp.resnet8(), 74_800, 250),
+        (mlp(64, (64, 64)), 8_832, 138),
+    ],
+)
+def test_networks_have_the_stated_sizes(model, weights, biases):
+    counts = [p.numel() for n, p in model.named_parameters() if n.endswith("bias")]
+    assert sum(counts) == biases
+    assert sum(p.numel() for p in model.parameters()) == weights + biases
+
+
+def test_shortcut_of_resnet8_is_free_and_averages_the_activated_input():
+    block = dp.resnet8()[2]
+    with torch.no_grad():
+        for p in block.parameters():
+            p.zero_()
+    x = torch.randn(2, 16, 8, 8, generator=seeded())
+    y = block(x)
+    assert y.shape == (2, 32, 4, 4)
+    torch.testing.assert_close(y[:, :16], nn.AvgPool2d(2)(x.relu()))
+    assert not y[:, 16:].any()
+
+
+def test_masks_keep_kappa_to_the_unit_and_no_bias():
+    load = dp.load_workload("digits")
+    networks = dp.initial_networks(load, [0.0, 0.5, 0.9, 0.987], 2)
+    for i, s in enumerate(networks.sparsities):
+        for t in range(2):
+            masks = {name: m[i, t] for name, m in networks.masks.items()}
+            assert count_kept(masks) == round(8970 * (1 - s))
+            biases = sum(int(m.sum()) for name, m in masks.items() if name.endswith("bias"))
+            assert biases == (138 if s == 0 else 0)
+
+
+def test_biases_can_be_kept_and_then_only_weights_are_counted():
+    networks = dp.initial_networks(dp.load_workload("digits", prune_bias=False), [0.9], 1)
+    weights = {n: m for n, m in networks.masks.items() if n.endswith("weight")}
+    assert count_kept(weights) == round(8832 * 0.1)
+    assert all(m.all() for n, m in networks.masks.items() if n.endswith("bias"))
+
+
+def test_stacked_masks_are_those_of_one_model_at_a_time():
+    load = workload(seed=3)
+    networks = dp.initial_networks(load, [0.6], 3, batch_size=50)
+    for t in range(3):
+        model = copy.deepcopy(load.model)
+        truncated_variance_scaling_(model, generator=seeded(100_003 * 3 + t))
+        loader = list(zip(load.train_x.split(17), load.train_y.split(17), strict=True))
+        scores = dp.connection_sensitivity(model, loader)
+        assert sum(s.sum() for s in scores.values()).item() == pytest.approx(1)
+        for name, mask in dp.topk_mask(scores, 0.6).items():
+            assert torch.equal(mask, networks.masks[name][0, t])
+            assert torch.equal(dict(model.named_parameters())[name], networks.params[name][0, t])
+
+
+def test_sensitivity_adds_signed_gradients_over_the_data():
+    # two examples whose gradients cancel: absolute values would not
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).double()
+    nn.init.zeros_(model[1].bias)
+    nn.init.ones_(model[1].weight)
+    x = torch.tensor([[1.0, 0.5], [1.0, -0.5]], dtype=torch.float64)
+    y = torch.tensor([0, 1])
+    scores = dp.connection_sensitivity(model, [(x[:1], y[:1]), (x[1:], y[1:])])
+    assert scores["1.weight"][:, 0].abs().max() < 1e-15
+    assert scores["1.weight"][:, 1].min() > 0.4
+
+
+def test_sensitivity_does_not_change_when_a_factor_moves_to_the_next_layer():
+    load = workload()
+    model = copy.deepcopy(load.model)
+    truncated_variance_scaling_(model, generator=seeded())
+    batch = [(load.train_x, load.train_y)]
+    before = dp.connection_sensitivity(model, batch)
+    with torch.no_grad():
+        model[1].weight.mul_(7.0)
+        model[3].weight.div_(7.0)
+    after = dp.connection_sensitivity(model, batch)
+    for name in before:
+        torch.testing.assert_close(before[name], after[name], rtol=1e-10, atol=1e-14)
+
+
+# ---------------------------------------------------------------- trials
+
+
+def test_sobol_points_begin_in_the_middle_and_extend_each_other():
+    assert dp.sobol_points(1, 3).tolist() == [[0.5, 0.5, 0.5]]
+    assert dp.sobol_points(3, 2).tolist() == [[0.5, 0.5], [0.75, 0.25], [0.25, 0.75]]
+    assert torch.equal(dp.sobol_points(100, 4)[:24], dp.sobol_points(24, 4))
+    fine = dp.sobol_points(127, 1).flatten().sort().values * 128
+    assert torch.equal(fine, torch.arange(1.0, 128.0, dtype=torch.float64))
+
+
+def test_scales_map_their_end_points():
+    from companion.papers.data_parallelism.trials import _mapped
+
+    u = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    assert _mapped(u, "lr", 1e-3, 10.0, "log").tolist() == pytest.approx([1e-3, 0.1, 10])
+    momenta = _mapped(u, "momentum", 0.9, 0.9999, "reverse_log")
+    assert momenta.tolist() == pytest.approx([0.9999, 1 - 10**-2.5, 0.9], abs=1e-15)
+    assert _mapped(u, "T", 30.0, 61.0, "integer").tolist() == [30, 45, 61]
+
+
+def test_the_paper_searches_decays_of_30000_to_60000_steps():
+    trials = dp.sobol_trials(dp.search_space("nesterov"), 100)
+    assert list(trials) == ["lr", "momentum", "decay_steps", "decay_factor"]
+    assert trials["decay_steps"][0] == 45_000
+    assert 30_000 <= trials["decay_steps"].min() <= trials["decay_steps"].max() <= 60_000
+    assert 0.9 < trials["momentum"].min() <= trials["momentum"].max() < 0.9999
+
+
+@pytest.mark.parametrize(
+    ("space", "complaint"),
+    [
+        ({"lr": (0.0, 1.0, "log")}, "lr: scale 'log' needs low > 0"),
+        ({"m": (0.9, 1.0, "reverse_log")}, "m: scale 'reverse_log' needs high < 1"),
+        ({"lr": (1.0, 0.1, "log")}, "lr: expected low < high, got 1.0 and 0.1"),
+        ({"lr": (0.1, 1.0, "cubic")}, "lr: scale = 'cubic': expected one of log, reverse_log"),
+    ],
+)
+def test_bad_spaces_are_refused(space, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        dp.sobol_trials(space, 4)
+
+
+def test_learning_rates_need_two_ends():
+    with pytest.raises(ValueError, match=r"lr_range = \[0.1\]: expected two numbers"):
+        dp.search_space("sgd", [0.1])
+
+
+# ---------------------------------------------------------------- training side by side
+
+
+def sequential(load, params, masks, r, *, steps, batch_size, lr, momentum, nesterov, decay=None):
+    """One network of a stack, trained alone by torch.optim.SGD."""
+    model = with_row(load.model, params, r)
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, nesterov=nesterov)
+    span, least = decay or (1.0, 1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: (1 - min(t, span) / span) * (1 - least) + least
+    )
+    stream = load.batches(batch_size)
+    with apply_masks(model, {name: m[r] for name, m in masks.items()}):
+        for _ in range(steps):
+            x, y = next(stream)
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+            schedule.step()
+    return dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "decaying nesterov"])
+def test_batched_training_is_sequential_training(kind):
+    load = workload()
+    networks = dp.initial_networks(load, SPARSITIES, 2)
+    params, masks = flat(networks, "params"), flat(networks, "masks")
+    lr = [0.05, 0.2, 0.1, 0.4]
+    momentum = [0.0] * 4 if kind == "sgd" else [0.5, 0.9, 0.8, 0.95]
+    nesterov = "nesterov" in kind
+    decay = [(20.0, 0.1), (40.0, 0.01), (70.0, 0.05), (10.0, 0.5)] if "decaying" in kind else None
+    options = {} if decay is None else dict(
+        zip(("decay_steps", "decay_factor"), torch.tensor(decay).double().T, strict=True)
+    )  # fmt: skip
+    trained = dp.train_batched(
+        load.model, params, masks, torch.tensor(lr).double(), torch.tensor(momentum).double(),
+        load.batches(16), steps=50, nesterov=nesterov, **options,
+    )  # fmt: skip
+    for r in range(4):
+        alone = sequential(
+            load, params, masks, r, steps=50, batch_size=16, lr=torch.tensor(lr[r]).double().item(),
+            momentum=torch.tensor(momentum[r]).double().item(), nesterov=nesterov,
+            decay=decay and tuple(torch.tensor(decay[r]).double().tolist()),
+        )  # fmt: skip
+        for name, value in alone.items():
+            # double precision, 50 steps of a network that does not amplify: rounding only
+            assert (trained.params[name][r] - value).abs().max() < 1e-10
+    assert trained.steps.tolist() == [50] * 4
+    assert not trained.diverged.any()
+
+
+@pytest.mark.parametrize("make", [dp.simple_cnn, lambda: dp.resnet8(1)])
+def test_every_way_gives_the_same_gradients_for_convolutions(make):
+    models = [make().double() for _ in range(3)]
+    params = dp.stack(models)
+    x = torch.randn(4, 1, 28, 28, generator=seeded(), dtype=torch.float64)
+    y = torch.arange(4)
+    ways = [("batched", 0), ("batched", 2), ("loop", 0)]
+    found = [dp.stacked_gradients(models[0], params, x, y, way=way, chunk=c) for way, c in ways]
+    for r, model in enumerate(models):
+        alone = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+        for gradients in found:
+            for g, theirs in zip(gradients.values(), alone, strict=True):
+                torch.testing.assert_close(g[r], theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_dense_chains_are_batched_and_large_batches_of_images_loop_on_a_cpu():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert dp.pick_way(mlp(64, (64,)), 1024, cpu) == "batched"
+    assert dp.pick_way(dp.simple_cnn(), 32, cpu) == "loop"
+    assert dp.pick_way(dp.simple_cnn(), 32, gpu) == "batched"
+    with pytest.raises(ValueError, match="way = 'both': expected one of auto, batched, loop"):
+        dp.stacked_outputs(dp.simple_cnn(), {}, torch.zeros(1, 1, 28, 28), "both")
+
+
+def test_a_diverging_trial_changes_no_other():
+    load = workload()
+    networks = dp.initial_networks(load, [0.0], 3)
+    params = flat(networks, "params")
+
+    def train(rates):
+        return dp.train_batched(
+            load.model, params, None, torch.tensor(rates).double(), 0.9, load.batches(16),
+            steps=60, check_every=10, check=lambda step, p, rows: torch.zeros_like(rows, dtype=torch.bool),
+        )  # fmt: skip
+
+    calm, wild = train([0.1, 0.1, 0.2]), train([0.1, 1e200, 0.2])
+    assert wild.diverged.tolist() == [False, True, False]
+    assert wild.steps.tolist() == [60, 10, 60]
+    for name in params:
+        for r in (0, 2):
+            assert (calm.params[name][r] - wild.params[name][r]).abs().max() < 1e-10
+
+
+def test_a_diverged_trial_is_seen_though_its_weights_are_finite():
+    load = workload()
+    params = {n: p.clone() for n, p in flat(dp.initial_networks(load, [0.0], 2), "params").items()}
+    # all units dead: the loss has no gradient there, and the weights stay as they are for ever
+    params["1.weight"][0] = -1e85
+    params["1.bias"][0] = -1e90
+    trained = dp.train_batched(
+        load.model, params, None, 0.1, 0.0, load.batches(16), steps=4, check_every=2,
+        check=lambda step, p, rows: torch.zeros_like(rows, dtype=torch.bool),
+    )  # fmt: skip
+    assert all(torch.isfinite(p).all() for p in trained.params.values())
+    assert trained.diverged.tolist() == [True, False]
+
+
+def test_nothing_passed_in_is_changed():
+    load = workload()
+    networks = dp.initial_networks(load, [0.5], 2)
+    params, masks = flat(networks, "params"), flat(networks, "masks")
+    before = {n: p.clone() for n, p in params.items()}
+    trained = dp.train_batched(load.model, params, masks, 0.1, 0.9, load.batches(8), steps=5)
+    assert all(torch.equal(before[n], params[n]) for n in params)
+    assert all(not trained.params[n][~masks[n]].any() for n in params)
+
+
+@pytest.mark.parametrize("allowed", [0, 10, 40, 300])
+def test_mistakes_are_exact_up_to_what_is_allowed(allowed):
+    load = dp.load_workload("digits")
+    params = flat(dp.initial_networks(load, [0.0], 6), "params")
+    params = dp.train_batched(
+        load.model, params, None, torch.logspace(-3, 0, 6), 0.0, load.batches(64), steps=60
+    ).params
+    params["1.weight"][5] = float("nan")
+    outputs = dp.stacked_outputs(load.model, params, load.valid_x)
+    true = (outputs.argmax(-1) != load.valid_y).sum(1)
+    true[5] = 300  # an output that is not finite is a mistake
+    found = dp.errors_up_to(load.model, params, load.valid_x, load.valid_y, allowed)
+    assert torch.equal(found <= allowed, true <= allowed)
+    assert torch.equal(found[found <= allowed], true[true <= allowed])
+
+
+# ---------------------------------------------------------------- steps to the result
+
+
+def by_hand(load, batch_size, r, params, masks, lr):
+    """First checked step at which one network, trained alone, reaches the goal; -1: never."""
+    model = with_row(load.model, params, r)
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    stream = load.batches(batch_size)
+    with apply_masks(model, {name: m[r] for name, m in masks.items()}):
+        for step in range(1, load.max_steps + 1):
+            x, y = next(stream)
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+            if step % load.check_every == 0:
+                with torch.no_grad():
+                    wrong = (model(load.valid_x).argmax(1) != load.valid_y).double().mean()
+                if wrong <= load.goal_error + 1e-12:
+                    return step
+    return -1
+
+
+def test_steps_are_those_of_training_every_trial_alone():
+    load = workload()
+    found = dp.steps_to_result(load, 8, SPARSITIES, TRIALS, race=False)
+    networks = dp.initial_networks(load, SPARSITIES, 4)
+    params, masks = flat(networks, "params"), flat(networks, "masks")
+    expected = [by_hand(load, 8, r, params, masks, TRIALS["lr"][r % 4].item()) for r in range(8)]
+    assert found.steps.flatten().tolist() == expected
+    assert -1 in expected
+    assert len({k for k in expected if k > 0}) > 2
+    for i in range(2):
+        assert found.k_star(i) == min(k for k in expected[4 * i : 4 * i + 4] if k > 0)
+
+
+@pytest.mark.parametrize("batch_size", [2, 16, 120])
+def test_racing_changes_no_result_and_saves_work(batch_size):
+    load = workload()
+    raced = dp.steps_to_result(load, batch_size, SPARSITIES, TRIALS)
+    free = dp.steps_to_result(load, batch_size, SPARSITIES, TRIALS, race=False)
+    assert torch.equal(raced.best, free.best)
+    for i in range(2):
+        assert raced.k_star(i) == free.k_star(i)
+        assert raced.work[i] == 4 * raced.k_star(i)  # lock-step: all stop together
+        stopped = (raced.steps[i] != raced.k_star(i)) & (raced.status[i] != dp.INFEASIBLE)
+        assert (raced.status[i][stopped] == dp.STOPPED).all()
+    assert raced.work.sum() < free.work.sum()
+
+
+def test_no_trial_reaching_the_goal_is_incomplete_and_no_number():
+    found = dp.steps_to_result(workload(goal_error=1e-9, max_steps=6), 8, SPARSITIES, TRIALS)
+    assert found.best.tolist() == [-1, -1]
+    assert [found.k_star(i) for i in range(2)] == [None, None]
+    assert [found.outcome(i) for i in range(2)] == ["incomplete", "incomplete"]
+    assert found.work.tolist() == [24, 24]
+
+
+def test_all_trials_diverging_is_infeasible():
+    wild = {"lr": torch.tensor([1e12, 1e13], dtype=torch.float64)}
+    found = dp.steps_to_result(workload(goal_error=0.001), 8, [0.0], wild)
+    assert found.outcome(0) == "infeasible"
+    assert found.k_star(0) is None
+    assert found.steps.tolist() == [[dp.INFEASIBLE, dp.INFEASIBLE]]
+
+
+def test_among_trials_that_hit_together_the_one_with_fewest_mistakes_wins():
+    load = workload(check_every=30)
+    found = dp.steps_to_result(load, 16, [0.0], TRIALS)
+    together = (found.steps[0] == 30).nonzero().flatten()
+    assert len(together) > 1
+    networks = dp.initial_networks(load, [0.0], 4)
+    params = dp.train_batched(
+        load.model, flat(networks, "params"), None, TRIALS["lr"], 0.0, load.batches(16), steps=30
+    ).params
+    wrong = (dp.stacked_outputs(load.model, params, load.valid_x).argmax(-1) != load.valid_y).sum(
+        1
+    )
+    assert wrong[found.best[0]] == wrong[together].min()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"goal_error": 1.0}, r"goal_error = 1.0: expected a fraction in \(0, 1\)"),
+        (
+            {"check_every": 61},
+            "check_every = 61: expected 1 to max_steps = 60, otherwise the goal",
+        ),
+        ({"optimizer": "adam"}, "optimizer = 'adam': expected one of sgd, momentum, nesterov"),
+    ],
+)
+def test_workloads_that_cannot_work_are_refused(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        workload(**options)
+
+
+def test_a_batch_larger_than_the_set_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="batch_size = 121: expected 1 to 120"):
+        dp.steps_to_result(workload(), 121, [0.0], TRIALS)
+    with pytest.raises(ValueError, match=r"batch_sizes = \[8, 500\]: element 500: expected 1 to"):
+        dp.search(workload(), [8, 500], [0.0], TRIALS, progress=False)
+
+
+def test_networks_of_another_search_are_refused():
+    networks = dp.initial_networks(workload(), [0.0], 3)
+    with pytest.raises(ValueError, match="networks: made for 3 trials"):
+        dp.steps_to_result(workload(), 8, [0.0], TRIALS, networks=networks)
+
+
+def test_a_search_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    store, module = tmp_path / "kept.json", sys.modules["companion.papers.data_parallelism.search"]
+    calls, real = [], module.steps_to_result
+
+    def counted(load, batch_size, *rest, **options):
+        calls.append(batch_size)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(load, batch_size, *rest, **options)
+
+    monkeypatch.setattr(module, "steps_to_result", counted)
+    options = {"seeds": [0], "store": store, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        dp.search(workload(), [8, 16], SPARSITIES, TRIALS, **options)
+    results = dp.search(workload(), [8, 16], SPARSITIES, TRIALS, **options)
+    assert calls == [16, 8, 8]
+    fresh = real(workload(), 16, SPARSITIES, TRIALS)
+    for name in ("steps", "status", "best", "work"):
+        assert torch.equal(getattr(results[0, 16], name), getattr(fresh, name))
+    # other settings are another search
+    dp.search(workload(goal_error=0.2), [16], SPARSITIES, TRIALS, **options)
+    assert calls[3:] == [16]
+
+
+def test_digits_are_split_as_stated_and_mnist_is_halved_for_the_dense_network(real_data):
+    load = dp.load_workload("digits")
+    assert (len(load.train_x), len(load.valid_x)) == (1197, 300)
+    root = real_data("MNIST/raw")
+    load = dp.load_workload("mnist", data_root=str(root))
+    assert load.train_x.shape == (54_000, 1, 14, 14)
+    assert len(load.valid_x) == 6000
+
+
+# ---------------------------------------------------------------- laws
+
+
+def test_fit_recovers_its_constants():
+    b = 2.0 ** np.arange(11)
+    for c1, c2 in ((400.0, 18.0), (3e5, 2.0), (1e-2, 5.0)):
+        found = dp.fit_scaling(b, c1 / b + c2)
+        # c1 = 0.01 shifts K by a 500th at most: it is found less sharply
+        assert found == pytest.approx((c1, c2, 1.0), rel=1e-6)
+
+
+def test_fit_refuses_what_is_no_result():
+    with pytest.raises(ValueError, match="leave out batch sizes without a result"):
+        dp.fit_scaling([1, 2, 4], [100, 60, -1])
+    with pytest.raises(ValueError, match="at least three pairs"):
+        dp.fit_scaling([1, 2], [100, 60])
+
+
+def test_tuned_bound_is_the_least_over_step_sizes_and_continuous():
+    # mu = L = beta = epsilon = Delta = 1: K = 1 / (eta (1 - eta / B)), c1 = 1, c2 = 1 / cap
+    cap, b = 0.25, np.array([0.1, 0.3, 0.5, 0.7, 4.0, 100.0])
+    eta = np.geomspace(1e-3, cap, 200_001)[:, None]
+    room = 1 - eta / b
+    k = np.where(room > 0, 1 / (eta * np.where(room > 0, room, 1)), np.inf).min(0)
+    np.testing.assert_allclose(dp.tuned_steps(b, 1.0, 1 / cap), k, rtol=1e-8)
+    critical = 2 * cap
+    below, above = dp.tuned_steps([critical * (1 - 1e-9), critical * (1 + 1e-9)], 1.0, 1 / cap)
+    assert below == pytest.approx(above, rel=1e-8)
+    assert below == pytest.approx(2 / cap, rel=1e-8)
+
+
+def test_slope_of_a_power_law():
+    assert dp.slope([2, 8, 32], [90, 1, 90 / 4]) == pytest.approx(-0.5)
+
+
+def test_bootstrap_has_the_distribution_of_a_minimum():
+    # P(min of n draws from {10, 20, never, never} = 10) = 1 - (3/4)^n
+    steps = torch.tensor([20, -1, 10, -2])
+    draws = dp.bootstrap_k_star(steps, 3, draws=20_000)
+    for value, chance in ((10, 1 - 0.75**3), (20, 0.75**3 - 0.5**3), (np.inf, 0.5**3)):
+        # four standard errors of 20,000 draws
+        assert abs((draws == value).mean() - chance) < 4 * 0.5 / 20_000**0.5
+    assert dp.k_star_interval(draws) == (10, np.inf)
+    with pytest.raises(ValueError, match="of a raced search"):
+        dp.bootstrap_k_star(torch.tensor([10, -3]), 2)
+
+
+def test_lipschitz_of_a_quadratic_is_the_same_at_every_gamma():
+    g = seeded()
+    a = torch.randn(3, 5, 5, generator=g, dtype=torch.float64)
+    a = a @ a.mT
+    w0, w1 = (torch.randn(3, 5, generator=g, dtype=torch.float64) for _ in range(2))
+
+    def grad(params):
+        return {"w": (a @ params["w"][..., None])[..., 0]}
+
+    d = w1 - w0
+    expected = (a @ d[..., None])[..., 0].norm(dim=1) / d.norm(dim=1)
+    for gammas in ([0.1], [0.9], [i / 10 for i in range(1, 10)]):
+        found = dp.lipschitz_along({"w": w0}, {"w": w1}, grad, gammas)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+def test_lipschitz_is_no_number_without_a_usable_update():
+    def grad(params):
+        return {"w": 2 * params["w"]}
+
+    w = torch.ones(2, 4)
+    moved = w.clone()
+    moved[1] += 1e-7  # below 1e-5 |w|: in single precision only rounding is left
+    assert dp.lipschitz_along({"w": w}, {"w": moved}, grad).isnan().all()
+    moved[1] += 0.1
+    found = dp.lipschitz_along({"w": w}, {"w": moved}, grad)
+    assert found[0].isnan()
+    assert found[1].item() == pytest.approx(2, rel=1e-4)
+
+
+def test_noisy_quadratic_against_monte_carlo():
+    lr, curvature, variance, batch, start, n = 0.1, 2.0, 3.0, 4, 1.5, 200_000
+    rng = np.random.default_rng(0)
+    w = np.full(n, start)
+    moments = dp.quadratic_second_moment(30, lr, curvature, variance, batch, start)
+    assert moments[0] == pytest.approx(start**2)
+    for k in range(1, 31):
+        w -= lr * (curvature * w + rng.normal(0, (variance / batch) ** 0.5, n))
+        # five standard errors of the mean of w^2
+        assert abs((w**2).mean() - moments[k]) < 5 * (w**2).std() / n**0.5
+
+
+def test_noisy_quadratic_meets_its_goal_in_the_steps_it_says():
+    for batch in (1, 10, 1000):
+        steps, rate = dp.quadratic_steps(batch, 0.01, 1.0, 1.0, 1.0, 0.1)
+        moments = dp.quadratic_second_moment(int(steps) + 2, rate, 1.0, 1.0, batch, 1.0)
+        hit = int(np.argmax(moments <= 2 * 0.01))
+        assert hit == int(np.ceil(steps))
+    assert rate == 0.1
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def setting(dtype):
+    load = workload()
+    network = load.model.to(dtype)
+    params = {
+        n: p[0, 0].to(dtype) for n, p in dp.initial_networks(workload(), [0.0], 1).params.items()
+    }
+    stream = load.batches(96)
+    return network, params, [(x.to(dtype), y) for x, y in (next(stream) for _ in range(5))]
+
+
+@pytest.mark.parametrize("shards", [[32, 64], [1, 40, 55]])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_unequal_shards_take_the_steps_of_the_joined_batch(shards, dtype, allowed):
+    network, params, batches = setting(dtype)
+    update = dp.Update(0.1, 0.9, nesterov=True)
+    joined = dp.train_shard(network, params, batches, update)
+    apart = dp.update_in_processes(network, params, batches, shards, update)
+    assert len(apart) == len(shards)
+    for one in apart:
+        assert dp.largest_difference(one, joined) < allowed
+        assert dp.largest_difference(one, apart[0]) == 0
+    assert not multiprocessing.active_children()
+
+
+def test_averaging_the_means_of_unequal_shards_is_wrong():
+    network, params, batches = setting(torch.float64)
+    update = dp.Update()
+    joined = dp.train_shard(network, params, batches, update)
+    for shards, right in (([32, 64], False), ([48, 48], True)):
+        apart = dp.update_in_processes(
+            network, params, batches, shards, update, reduction="mean_of_means"
+        )
+        assert (dp.largest_difference(apart[0], joined) < 1e-14) is right
+
+
+def test_a_joined_update_is_that_of_torch_optim():
+    network, params, batches = setting(torch.float64)
+    model = with_row(network, {n: p[None] for n, p in params.items()}, 0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True)
+    for x, y in batches:
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+    ours = dp.train_shard(network, params, batches, dp.Update(0.1, 0.9, True))
+    assert dp.largest_difference(ours, model.state_dict()) < 1e-14
+
+
+def test_shards_must_make_up_the_batch():
+    network, params, batches = setting(torch.float64)
+    for shards in ([32, 63], [96, 0], []):
+        with pytest.raises(
+            ValueError, match=r"shards = .*expected positive sizes that add up to 96"
+        ):
+            dp.update_in_processes(network, params, batches, shards, dp.Update())
+
+
+def _dies(rank):
+    if rank == 1:
+        os._exit(3)
+    torch.distributed.all_reduce(torch.ones(1))
+
+
+def _fails(rank):
+    if rank == 0:
+        raise ValueError("bad shard")
+    torch.distributed.all_reduce(torch.ones(1))
+
+
+def _sleeps(rank):
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("job", "timeout", "complaint"),
+    [
+        (_dies, 20, r"process 1 died \(exit code 3\)"),
+        (_fails, 20, r"process 0 failed: ValueError: bad shard|process 1 failed"),
+        (_sleeps, 1.5, r"processes \[0, 1\] did not answer in 1.5 s"),
+    ],
+)
+def test_processes_that_fail_are_an_error_and_leave_nobody(job, timeout, complaint):
+    began = time.monotonic()
+    with pytest.raises(dp.WorkerError, match=complaint):
+        dp.run_group(job, [(), ()], timeout=timeout)
+    assert time.monotonic() - began < 15
+    assert not multiprocessing.active_children()
+
+
+ORPHANS = """
+import os, time
+from companion.papers.data_parallelism import run_group
+
+def job(rank):
+    os.write(1, f"{os.getpid()}\\n".encode())  # in one piece
+    time.sleep(60)
+
+run_group(job, [(), ()])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_a_killed_parent_leaves_no_orphans():
+    with subprocess.Popen(
+        [sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as parent:
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    deadline = time.monotonic() + 10
+    while any(map(_runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(_runs, workers))
+
+
+def _runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:  # a zombie that nobody has waited for has ended
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_script_for_torchrun_agrees_with_itself_alone(capsys):
+    assert distributed.main(["--steps", "2"]) == 0
+    assert "1 processes on" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- the notebook
+
+
+def test_the_notebook_runs_with_tiny_parameters(tmp_path):
+    given = {
+        "n_trials": 8, "batch_sizes": [16, 64, 256], "sparsities": [0.0, 0.9], "n_seeds": 1,
+        "goal_error": 0.3, "max_steps": 200, "unraced": [16], "lipschitz_seeds": 0,
+    }  # fmt: skip
+    code = tmp_path / "tiny.py"
+    code.write_text(notebooks.script(notebooks.find("data_parallelism"), given))
+    target = tmp_path / "kept.json"
+    target.write_text("{}")
+    environment = os.environ | {"COMPANION_RECORD": str(target), "MPLBACKEND": "Agg"}
+    done = subprocess.run(
+        [sys.executable, str(code)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "C8 holds" in done.stdout
+    assert "C1 reported" in done.stdout
