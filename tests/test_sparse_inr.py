@@ -1,0 +1,620 @@
+"""Meta-SparseINR: counts, initialisation, MAML, pruning, fitting, and what each must catch."""
+
+import math
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from companion import notebooks
+from companion.papers import sparse_inr as inr
+from companion.training import DivergenceError
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def network(width=8, layers=4, channels=1, omega_0=30.0, seed=0, dtype=torch.float64):
+    params = inr.siren_params(2, width, layers, channels, omega_0, generator=generator(seed))
+    return {name: value.to(dtype) for name, value in params.items()}
+
+
+def signals(count=3, side=6, channels=1, seed=5, dtype=torch.float64):
+    return torch.rand((count, side * side, channels), generator=generator(seed), dtype=dtype)
+
+
+def pruned(params, amount=0.5):
+    masks = inr.full_masks(params)
+    return inr.magnitude_prune(params, masks, amount)
+
+
+# ---------------------------------------------------------------- counting
+
+PAPER_CHAIN = [
+    158311, 126649, 101320, 81056, 64845, 51876, 41501, 33201, 26561, 21249,
+    17000, 13600, 10880, 8704, 6964, 5572, 4458, 3567, 2854, 2284,
+]  # fmt: skip
+PAPER_WIDTHS = [
+    230,
+    206,
+    184,
+    164,
+    148,
+    132,
+    118,
+    106,
+    94,
+    84,
+    76,
+    68,
+    60,
+    54,
+    48,
+    44,
+    38,
+    34,
+    32,
+    28,
+]
+
+
+def test_the_paper_s_chain_of_survivors_is_exact():
+    assert inr.dense_count(256, 2, 3) == 197_888
+    assert inr.survivor_chain(197_888, 0.2, 20)[1:] == PAPER_CHAIN
+
+
+def test_the_paper_s_twenty_widths_are_the_smallest_even_ones():
+    assert [inr.matched_width(n, 2, 3) for n in PAPER_CHAIN] == PAPER_WIDTHS
+    assert inr.dense_count(94, 2, 3) == 26_978
+    assert inr.dense_count(32, 2, 3) == 3_232
+
+
+def test_the_quick_profile_s_counts():
+    assert inr.survivor_chain(inr.dense_count(48, 2, 1), 0.37, 5) == [
+        7056,
+        4446,
+        2801,
+        1765,
+        1112,
+        701,
+    ]
+    assert inr.matched_width(1112, 2, 1) == 20
+    assert inr.matched_width(1112 + 193, 2, 1, biases=True) == 20
+    assert inr.matched_width(1112, 2, 1, multiple=1) == 19
+
+
+@pytest.mark.parametrize(("width", "layers", "channels"), [(7, 4, 3), (16, 2, 1), (5, 1, 2)])
+def test_counts_are_those_of_a_real_network(width, layers, channels):
+    masks = inr.full_masks(network(width, layers, channels))
+    modules = [
+        m
+        for m in inr.Siren(2, width, layers, channels, 30.0).modules()
+        if isinstance(m, nn.Linear)
+    ]
+    weights = sum(m.weight.numel() for m in modules)
+    assert inr.count_params(masks) == weights
+    assert inr.count_params(masks, biases=True) == weights + sum(m.bias.numel() for m in modules)
+    assert inr.dense_count(width, 2, channels, hidden_layers=layers) == weights
+    assert sum(inr.survivors(masks)) == weights
+
+
+def test_biases_that_the_paper_does_not_count():
+    masks = inr.full_masks(inr.siren_params(2, 256, 4, 3, 200.0))
+    assert inr.count_params(masks, biases=True) - inr.count_params(masks) == 1027
+    assert inr.dense_count(32, 2, 3, biases=True) - inr.dense_count(32, 2, 3) == 131
+
+
+# ---------------------------------------------------------------- the network
+
+
+def test_forward_is_the_formula():
+    params = network(5, 2, 3, 40.0)
+    coords = inr.pixel_grid(3, 4).double()
+    h = coords.numpy()
+    for layer in ("layers.0", "layers.1"):
+        W, b = params[f"{layer}.weight"].numpy(), params[f"{layer}.bias"].numpy()
+        h = np.sin(40.0 * (h @ W.T + b))
+    h = h @ params["layers.2.weight"].numpy().T + params["layers.2.bias"].numpy()
+    assert np.allclose(inr.siren(params, coords).numpy(), h, rtol=1e-12)
+
+
+def test_the_module_and_the_dictionary_are_the_same_network():
+    params = inr.siren_params(2, 16, 4, 3, 50.0, generator=generator(1))
+    module = inr.Siren(2, 16, 4, 3, 50.0, generator=generator(1))
+    coords = inr.pixel_grid(5, 5)
+    assert torch.equal(module(coords), inr.siren(params, coords))
+    assert [n for n, _ in module.named_parameters()] == [n for n in params if n != "omega_0"]
+
+
+def test_every_layer_is_drawn_within_its_bounds_and_fills_them():
+    params = inr.siren_params(2, 256, 4, 3, 200.0, generator=generator())
+    for number in range(5):
+        bound = 0.5 if number == 0 else math.sqrt(6 / 256) / 200
+        for kind in ("weight", "bias"):
+            value = params[f"layers.{number}.{kind}"]
+            assert value.abs().max() <= bound
+            if value.numel() > 100:
+                assert value.abs().max() > 0.97 * bound
+                assert value.mean().abs() < 0.1 * bound
+
+
+def test_pre_activations_have_a_deviation_near_one_from_the_second_layer_on():
+    params = inr.siren_params(2, 512, 4, 1, 100.0, generator=generator())
+    h = inr.pixel_grid(40, 40)
+    expected = [None, 1.0]
+    while len(expected) < 4:  # the sine of a normal has variance (1 - exp(-2 sigma^2)) / 2
+        expected.append(math.sqrt(1 - math.exp(-2 * expected[-1] ** 2)))
+    for number in range(4):
+        W, b = params[f"layers.{number}.weight"], params[f"layers.{number}.bias"]
+        z = 100.0 * torch.nn.functional.linear(h, W, b)
+        if number:
+            assert z.std().item() == pytest.approx(expected[number], rel=0.04)  # 512 units
+        h = torch.sin(z)
+    wrong = 30.0 * torch.nn.functional.linear(h, params["layers.3.weight"])
+    assert wrong.std().item() < 0.5  # what another omega_0 in the initialiser would give
+
+
+def test_the_grid_counts_rows_first_and_includes_the_ends():
+    grid = inr.pixel_grid(2, 3)
+    assert grid.tolist() == [[-1, -1], [-1, 0], [-1, 1], [1, -1], [1, 0], [1, 1]]
+    images = torch.rand(2, 3, 4, 5)
+    assert torch.equal(inr.as_targets(images)[1, 7], images[1, :, 1, 2])
+    assert torch.equal(inr.as_images(inr.as_targets(images), 4, 5), images)
+
+
+def test_permuting_hidden_units_changes_nothing():
+    params, targets = network(8, omega_0=20.0), signals()
+    coords = inr.pixel_grid(6, 6).double()
+    order = torch.randperm(8, generator=generator(2))
+    moved = dict(params)
+    for name in ("layers.1.weight", "layers.1.bias"):
+        moved[name] = moved[name][order]
+    moved["layers.2.weight"] = moved["layers.2.weight"][:, order]
+    masks = inr.full_masks(params)
+    a = inr.fit(params, masks, targets, 5, 1e-3, coords=coords).psnr
+    b = inr.fit(moved, masks, targets, 5, 1e-3, coords=coords).psnr
+    assert torch.allclose(a, b, atol=1e-8)
+    assert not torch.allclose(a, inr.fit(network(seed=1), masks, targets, 5, 1e-3).psnr, atol=1e-3)
+
+
+# ---------------------------------------------------------------- strict float32
+
+
+def test_reduced_precision_around_the_network_does_not_reach_it(monkeypatch):
+    params = {n: v.float() for n, v in network(32, omega_0=200.0).items()}
+    coords, targets = inr.pixel_grid(12, 12), signals(2, 12, dtype=torch.float32)
+    masks = inr.full_masks(params)
+
+    def run():
+        loss = inr.maml_loss(params, masks, coords, targets, 1e-2, 2)
+        trained, _, _ = inr.meta_train(
+            params, masks, targets, 2, tasks_per_step=2, generator=generator()
+        )
+        return loss, trained["layers.1.weight"], inr.fit(params, masks, targets, 3, 1e-4).psnr
+
+    exact = run()
+    seen = []
+    original = torch.sin
+
+    def spy(x):
+        seen.append(
+            (
+                x.dtype,
+                torch.backends.cuda.matmul.fp32_precision,
+                torch.backends.mkldnn.matmul.fp32_precision,
+            )
+        )
+        return original(x)
+
+    monkeypatch.setattr(torch, "sin", spy)
+    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            guarded = run()
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # given back
+    finally:
+        torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = (
+            before
+        )
+    assert set(seen) == {(torch.float32, "ieee", "ieee")}
+    for ours, theirs in zip(guarded, exact, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_without_the_guard_bf16_would_show():
+    """The planted fault that the test above is there for."""
+    params = {n: v.float() for n, v in network(32, omega_0=200.0).items()}
+    coords = inr.pixel_grid(12, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wrong = inr.siren(params, coords).float()
+    assert (wrong - inr.siren(params, coords)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_reduced_precision_are_refused(dtype):
+    params = {n: v.to(dtype) for n, v in network().items()}
+    masks, targets = inr.full_masks(params), signals()
+    for call in (
+        lambda: inr.maml_loss(params, masks, inr.pixel_grid(6, 6), targets, 1e-2, 1),
+        lambda: inr.meta_train(params, masks, targets, 1),
+        lambda: inr.fit(params, masks, targets, 1, 1e-3),
+    ):
+        with pytest.raises(ValueError, match="expected float32 or float64"):
+            call()
+
+
+# ---------------------------------------------------------------- MAML
+
+
+def maml_by_loop(params, masks, coords, targets, inner_lr, inner_steps):
+    """A second implementation: task after task, ordinary autograd, ordinary modules of matmul."""
+    omega_0, total = params["omega_0"], 0.0
+    theta = {n: v for n, v in params.items() if n != "omega_0"}
+
+    def loss_of(theta, y):
+        h = coords
+        for number in range(5):
+            W = theta[f"layers.{number}.weight"] * masks[f"layers.{number}.weight"]
+            z = h @ W.T + theta[f"layers.{number}.bias"]
+            h = torch.sin(omega_0 * z) if number < 4 else z
+        return ((h - y) ** 2).mean()
+
+    for y in targets:
+        fast = theta
+        for _ in range(inner_steps):
+            slope = torch.autograd.grad(loss_of(fast, y), list(fast.values()), create_graph=True)
+            fast = {n: w - inner_lr * g for (n, w), g in zip(fast.items(), slope, strict=True)}
+        total = total + loss_of(fast, y)
+    return total / len(targets)
+
+
+@pytest.mark.parametrize("inner_steps", [0, 1, 2])
+def test_batched_maml_is_the_loop_over_tasks(inner_steps):
+    params, targets = network(omega_0=10.0, channels=2), signals(4, channels=2)
+    theta = {n: v.requires_grad_() for n, v in params.items() if n != "omega_0"}
+    masks, coords = pruned(params), inr.pixel_grid(6, 6).double()
+    arguments = (theta | {"omega_0": params["omega_0"]}, masks, coords, targets, 1e-2, inner_steps)
+    ours, theirs = inr.maml_loss(*arguments), maml_by_loop(*arguments)
+    assert abs(ours - theirs) <= 1e-10 * abs(theirs)
+    slopes = [torch.autograd.grad(value, list(theta.values())) for value in (ours, theirs)]
+    for a, b in zip(*slopes, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def linear_case(alpha, steps, first_order=False):
+    """The outer slope of L = (a/2) (w - c)^2, which a network without sines on two points has."""
+    s, c, w = 0.7, 0.4, 1.3  # a = 2 s^2
+    params = {
+        "layers.0.weight": torch.tensor([[w]], dtype=torch.float64, requires_grad=True),
+        "layers.0.bias": torch.zeros(1, dtype=torch.float64),
+        "omega_0": torch.tensor(1.0, dtype=torch.float64),
+    }
+    coords = torch.tensor([[s], [-s]], dtype=torch.float64)
+    loss = inr.maml_loss(
+        params, {}, coords, (c * coords)[None], alpha, steps, first_order=first_order
+    )
+    (slope,) = torch.autograd.grad(loss, params["layers.0.weight"])
+    return slope.item(), 2 * s**2, w - c
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_the_outer_slope_on_a_quadratic_has_its_closed_form(steps):
+    alpha = 0.3
+    second, a, distance = linear_case(alpha, steps)
+    first, _, _ = linear_case(alpha, steps, first_order=True)
+    assert second == pytest.approx(a * (1 - alpha * a) ** (2 * steps) * distance, rel=1e-12)
+    assert second / first == pytest.approx((1 - alpha * a) ** steps, rel=1e-12)
+
+
+def test_one_outer_step_is_adam_s_on_that_loss():
+    params, targets = network(omega_0=10.0), signals(3)
+    coords, masks = inr.pixel_grid(6, 6).double(), inr.full_masks(params)
+    trained, _, log = inr.meta_train(
+        params, masks, targets, 1, outer_lr=1e-3, generator=generator()
+    )
+    theta = {n: v.clone().requires_grad_() for n, v in params.items() if n != "omega_0"}
+    loss = inr.maml_loss(theta | {"omega_0": params["omega_0"]}, masks, coords, targets, 1e-2, 2)
+    slopes = torch.autograd.grad(loss, list(theta.values()))
+    assert log == pytest.approx([loss.item()])
+    for (name, before), g in zip(theta.items(), slopes, strict=True):
+        step = 1e-3 * g / (g.abs() + 1e-8)  # Adam's first step
+        assert torch.allclose(trained[name], before - step, atol=1e-12)
+
+
+def test_two_calls_with_adam_s_state_are_one_longer_call():
+    params, tasks = network(omega_0=10.0), signals(7)
+    masks = pruned(params)
+    whole, _, log = inr.meta_train(
+        params, masks, tasks, 4, generator=generator(3), tasks_per_step=7
+    )
+    half, state, first = inr.meta_train(
+        params, masks, tasks, 2, generator=generator(3), tasks_per_step=7
+    )
+    rest, _, second = inr.meta_train(
+        half, masks, tasks, 2, generator=generator(4), tasks_per_step=7, opt_state=state
+    )
+    assert first + second == pytest.approx(log, rel=1e-9)  # all tasks each step: order is nothing
+    for name in params:
+        assert torch.allclose(whole[name], rest[name], atol=1e-12)
+    forgot, _, _ = inr.meta_train(half, masks, tasks, 2, generator=generator(4), tasks_per_step=7)
+    assert not torch.allclose(whole["layers.1.weight"], forgot["layers.1.weight"], atol=1e-6)
+
+
+def test_meta_training_lowers_the_loss_and_leaves_its_input_alone():
+    params, tasks = network(16), signals(4)
+    kept = {n: v.clone() for n, v in params.items()}
+    _, _, log = inr.meta_train(
+        params, inr.full_masks(params), tasks, 30, outer_lr=1e-3, generator=generator()
+    )
+    assert sum(log[-5:]) < 0.8 * sum(log[:5])
+    assert all(torch.equal(params[n], kept[n]) for n in params)
+
+
+def test_a_diverging_loss_is_named():
+    params = network()
+    with pytest.raises(DivergenceError, match="outer_lr"):
+        inr.meta_train(params, inr.full_masks(params), signals(), 3, outer_lr=float("inf"))
+    with pytest.raises(DivergenceError, match="lr = "):
+        inr.fit(params, inr.full_masks(params), signals(), 3, 1e300, "sgd")
+
+
+# ---------------------------------------------------------------- pruning
+
+
+def test_an_all_ones_mask_is_the_dense_network():
+    params, targets = network(), signals()
+    masks = inr.full_masks(params)
+    coords = inr.pixel_grid(6, 6).double()
+    with_masks = inr.maml_loss(params, masks, coords, targets, 1e-2, 2)
+    assert torch.equal(with_masks, inr.maml_loss(params, {}, coords, targets, 1e-2, 2))
+    assert torch.equal(
+        inr.fit(params, masks, targets, 3, 1e-3).psnr, inr.fit(params, {}, targets, 3, 1e-3).psnr
+    )
+
+
+@pytest.mark.parametrize("opt", ["adam", "sgd"])
+def test_masked_weights_stay_exactly_zero_through_everything(opt):
+    tasks = signals(5)
+    start = inr.meta_learn(network(), tasks, 3, generator=generator())  # Adam has momentum now
+    for checkpoint in inr.meta_prune(
+        start, tasks, rounds=3, amount=0.4, round_steps=3, generator=generator()
+    ):
+        fitted = inr.fit(checkpoint.params, checkpoint.masks, tasks, 4, 1e-2, opt)
+        for name, mask in checkpoint.masks.items():
+            assert not checkpoint.params[name][~mask].any()
+            assert not fitted.params[name][:, ~mask].any()
+            assert checkpoint.params[name][mask].all()
+
+
+def test_the_inner_steps_never_see_a_masked_weight():
+    params, targets = network(), signals()
+    masks, coords = pruned(params), inr.pixel_grid(6, 6).double()
+    loss = inr.maml_loss(params, masks, coords, targets, 1e-2, 2)
+    noise = {n: v + 7.0 * ~masks[n] if n in masks else v for n, v in params.items()}
+    assert torch.equal(loss, inr.maml_loss(noise, masks, coords, targets, 1e-2, 2))
+
+
+def test_pruning_goes_down_the_chain_and_masks_are_nested():
+    tasks = signals(5)
+    start = inr.meta_learn(network(12), tasks, 2, generator=generator())
+    chain = inr.meta_prune(
+        start, tasks, rounds=5, amount=0.37, round_steps=2, generator=generator()
+    )
+    assert [c.weights for c in chain] == inr.survivor_chain(inr.dense_count(12, 2, 1), 0.37, 5)
+    assert [c.outer_steps for c in chain] == [2, 4, 6, 8, 10, 12]
+    assert [len(c.log) for c in chain] == [2, 4, 6, 8, 10, 12]
+    for earlier, later in pairwise(chain):
+        assert all(not (later.masks[n] & ~earlier.masks[n]).any() for n in later.masks)
+    assert all(m.all() for n, m in chain[-1].masks.items() if n.endswith("bias"))
+
+
+def test_global_pruning_takes_the_smallest_of_what_is_left():
+    params = network()
+    masks = pruned(params, 0.3)
+    names = [n for n in masks if n.endswith("weight")]
+    after = inr.magnitude_prune(params, masks, 0.25)
+    alive = torch.cat([params[n].abs()[masks[n]] for n in names])
+    kept = torch.cat([params[n].abs()[after[n]] for n in names])
+    assert torch.equal(kept.sort().values, alive.sort().values[-len(kept) :])
+    assert len(kept) == len(alive) - int(0.25 * len(alive))
+
+
+def test_a_surviving_weight_of_zero_outranks_a_pruned_one():
+    params = network(4, 1)
+    masks = pruned(params, 0.5)
+    params = {n: torch.zeros_like(v) if n.endswith("weight") else v for n, v in params.items()}
+    after = inr.magnitude_prune(params, masks, 0.5)
+    assert all(not (after[n] & ~masks[n]).any() for n in masks)
+    assert inr.count_params(after) == inr.count_params(masks) - inr.count_params(masks) // 2
+
+
+def test_by_layer_every_layer_loses_its_share():
+    params = network(12, 4, 3)
+    masks = inr.magnitude_prune(params, inr.full_masks(params), 0.3, "layer")
+    before = inr.survivors(inr.full_masks(params))
+    assert inr.survivors(masks) == [n - int(0.3 * n) for n in before]
+
+
+def test_lamp_scores_are_their_definition():
+    params = network(6, 2)
+    masks = pruned(params, 0.2)
+    scored = []
+    for name in (n for n in masks if n.endswith("weight")):
+        squares = (params[name] ** 2)[masks[name]]
+        for w in squares:
+            scored.append((w / squares[squares >= w].sum()).item())
+    after = inr.magnitude_prune(params, masks, 0.5, "lamp")
+    kept = inr.count_params(after)
+    threshold = sorted(scored)[-kept]
+    for name in (n for n in masks if n.endswith("weight")):
+        squares = (params[name] ** 2)[masks[name]]
+        scores = torch.tensor([(w / squares[squares >= w].sum()).item() for w in squares])
+        assert torch.equal(after[name][masks[name]], scores >= threshold - 1e-15)
+    assert min(inr.survivors(inr.magnitude_prune(params, masks, 0.9, "lamp"))) >= 1
+
+
+def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
+    params = inr.siren_params(2, 64, 4, 1, 100.0, generator=generator())
+    masks = inr.full_masks(params)
+    by_chance = inr.random_prune(params, masks, 0.9, generator(1))
+    by_size = inr.magnitude_prune(params, masks, 0.9)
+    assert inr.count_params(by_chance) == inr.count_params(by_size)
+    assert inr.survivors(by_chance)[0] < 0.25 * 128
+    assert inr.survivors(by_size)[0] > 0.9 * 128
+    assert not all(
+        torch.equal(by_chance[n], inr.random_prune(params, masks, 0.9, generator(2))[n])
+        for n in masks
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda p, m: inr.magnitude_prune(p, m, 1.0), "amount = 1.0"),
+        (lambda p, m: inr.random_prune(p, m, -0.1), "amount = -0.1"),
+        (lambda p, m: inr.magnitude_prune(p, m, 0.5, "row"), "scope = 'row'"),
+        (lambda p, m: inr.fit(p, m, signals(), 1, 1e-3, "lbfgs"), "opt = 'lbfgs'"),
+        (lambda p, m: inr.fit(p, m, signals()[:, :35], 1, 1e-3), "35 points"),
+        (
+            lambda p, m: inr.fit(p, m, signals(), 1, 1e-3, coords=inr.pixel_grid(5, 7)),
+            "35 points, but",
+        ),
+        (lambda p, m: inr.fit(p, m, signals()[0], 1, 1e-3), "targets: shape"),
+        (
+            lambda p, m: inr.fit(p, m | {"x.weight": m["layers.0.weight"]}, signals(), 1, 1e-3),
+            "'x.weight'",
+        ),
+        (lambda p, m: inr.matched_width(0, 2, 1), "n = 0"),
+        (lambda p, m: inr.siren_params(2, 0, 4, 1, 30.0), "hidden_features = 0"),
+        (lambda p, m: inr.siren_params(2, 8, -1, 1, 30.0), "hidden_layers = -1"),
+        (lambda p, m: inr.siren_params(2, 8, 4, 1, 0.0), "omega_0 = 0.0"),
+    ],
+)
+def test_bad_input_is_named(call, told):
+    params = network()
+    with pytest.raises(ValueError, match=told):
+        call(params, inr.full_masks(params))
+
+
+# ---------------------------------------------------------------- fitting
+
+
+@pytest.mark.parametrize("opt", ["adam", "sgd"])
+def test_fitting_many_signals_is_fitting_each(opt):
+    params, targets = network(omega_0=10.0, channels=2), signals(3, channels=2)
+    masks = pruned(params)
+    together = inr.fit(params, masks, targets, 6, 1e-3, opt)
+    for i, target in enumerate(targets):
+        alone = inr.fit(params, masks, target[None], 6, 1e-3, opt)
+        assert torch.allclose(together.psnr[i], alone.psnr[0], atol=1e-9)
+        for name in masks:
+            assert torch.allclose(together.params[name][i], alone.params[name][0], atol=1e-12)
+
+
+def test_a_fit_with_plain_descent_is_the_inner_loop():
+    params, targets = network(omega_0=10.0), signals(3)
+    masks, coords = pruned(params), inr.pixel_grid(6, 6).double()
+    result = inr.fit(params, masks, targets, 2, 1e-2, "sgd")
+    for step in range(3):
+        loss = inr.maml_loss(params, masks, coords, targets, 1e-2, step)
+        mse = 10 ** (-result.psnr[:, step] / 10)
+        assert mse.mean() == pytest.approx(loss.item(), rel=1e-10)
+
+
+def test_psnr_is_averaged_over_pictures_and_not_over_errors():
+    targets = signals(4)
+    params = network()
+    result = inr.fit(params, inr.full_masks(params), targets, 1, 1e-3)
+    mse = 10 ** (-result.psnr[:, -1] / 10)
+    assert inr.mean_psnr(result) > inr.psnr(mse.mean()).item()
+    assert inr.mean_psnr(result) == pytest.approx(result.psnr[:, -1].mean().item())
+    assert inr.psnr(0.01) == pytest.approx(20.0)
+    assert inr.psnr(0.0) == math.inf
+
+
+def test_rendering_gives_the_error_that_the_fit_reports():
+    params, targets = network(), signals(3)
+    masks, coords = pruned(params), inr.pixel_grid(6, 6).double()
+    result = inr.fit(params, masks, targets, 4, 1e-3)
+    mse = (inr.render(result.params, coords) - targets).square().mean((1, 2))
+    assert torch.allclose(inr.psnr(mse), result.psnr[:, -1])
+
+
+def test_pruning_while_fitting_keeps_each_signal_s_own_largest_weights():
+    params, targets = network(omega_0=10.0), signals(3)
+    masks = inr.full_masks(params)
+    before = inr.fit(params, masks, targets, 2, 1e-2)
+    result = inr.fit(params, masks, targets, 5, 1e-2, prune_at={2: 60, 4: 30})
+    assert torch.equal(result.psnr[:, :2], before.psnr[:, :2])
+    names = [n for n in masks if n.endswith("weight")]
+    for i in range(3):
+        assert sum(int(result.masks[n][i].sum()) for n in names) == 30
+        assert all(not result.params[n][i][~result.masks[n][i]].any() for n in names)
+    once = inr.fit(params, masks, targets, 2, 1e-2, prune_at={2: 60})
+    for i in range(3):
+        flat = torch.cat([before.params[n][i].flatten() for n in names]).abs()
+        kept = torch.cat([once.masks[n][i].flatten() for n in names])
+        assert flat[kept].min() >= flat[~kept].max()
+    assert any(not torch.equal(result.masks[n][0], result.masks[n][1]) for n in names)
+
+
+# ---------------------------------------------------------------- size, fairly
+
+
+def test_index_cost_counts_the_masks_that_there_are():
+    masks = {
+        "layers.0.weight": torch.tensor([[True, True, False, False, False]]),
+        "layers.0.bias": torch.ones(1),
+    }
+    assert inr.mask_bits(masks) == pytest.approx(math.log2(10))  # 5 choose 2
+    assert inr.mask_bits(inr.full_masks(network())) == pytest.approx(0, abs=1e-9)
+    masks["layers.0.bias"] = masks["layers.0.bias"].bool()
+    assert inr.bits_per_pixel(masks, 4, bits=8) == pytest.approx((8 * 3 + math.log2(10)) / 4)
+    assert inr.bits_per_pixel(masks, 4, bits=8, index=False) == 6
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.6, 0.9, 0.98])
+def test_the_compacted_network_computes_the_same(amount):
+    params = network(12, 4, 2, seed=3)
+    masks = inr.magnitude_prune(params, inr.full_masks(params), amount, "layer")
+    small = inr.compact(params, masks)
+    coords = inr.pixel_grid(6, 6).double()
+    assert torch.allclose(inr.siren(small, coords), inr.siren(params, coords, masks), atol=1e-12)
+    numbers = [sum(v.numel() for v in p.values()) for p in (small, params)]
+    assert numbers[0] == numbers[1] if amount == 0 else numbers[0] < numbers[1]
+
+
+def test_held_out_pixels_are_not_fitted():
+    params = network(24, omega_0=15.0)
+    # smooth along one axis, with stripes that only the held-out rows see
+    images = torch.linspace(0, 1, 9, dtype=torch.float64).expand(1, 1, 9, 9).clone()
+    images[:, :, 1::2] = 0.0
+    seen, between, linear = inr.held_out_psnr(params, inr.full_masks(params), images, 200, 1e-3)
+    assert seen.item() > 30
+    assert between.item() < 12
+    assert linear.item() < 12
+    smooth = torch.linspace(0, 1, 9, dtype=torch.float64).expand(2, 3, 9, 9)
+    colour = network(8, channels=3)
+    assert inr.held_out_psnr(colour, {}, smooth, 1, 1e-4)[2].min() > 100  # a plane is linear
+
+
+# ---------------------------------------------------------------- the chapter
+
+
+def test_the_chapter_runs_with_other_parameters(tmp_path):
+    tiny = {
+        "width": 16, "dense_steps": 2, "round_steps": 1, "prune_rounds": 2, "n_train": 6, "n_test": 2,
+        "fit_steps": 4, "n_seeds": 1, "w0_sweep": [30.0], "narrow_rates": [1e-3], "tasks_per_step": 2,
+    }  # fmt: skip
+    code = tmp_path / "chapter.py"
+    code.write_text(notebooks.script(notebooks.find("sparse_inr"), tiny))
+    done = subprocess.run([sys.executable, str(code)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "C4 holds" in done.stdout
