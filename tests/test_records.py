@@ -203,7 +203,7 @@ def test_committed_records_are_whole_small_and_say_where_they_ran():
         assert stored["stem"] == path.parent.name
         assert stored["name"] == path.stem
         for figure in stored.get("figures", []):
-            assert (path.parent / figure["file"]).stat().st_size < 60_000
+            assert (path.parent / figure["file"]).stat().st_size <= records.FIGURE_LIMIT
         assert str(ROOT) not in text
 
 
@@ -217,3 +217,39 @@ def test_the_script_form_runs_without_ipython(tiny):
     assert done.returncode == 0, done.stderr
     assert "tiny.first = 6" in done.stdout
     assert "C1 holds" in done.stdout
+
+
+def test_a_figure_that_shows_nothing_is_not_kept(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    part = tmp_path / "run.part.json"
+    part.write_text("{}")
+    monkeypatch.setenv(records.TARGET, str(part))
+    for name, values in (("empty", []), ("full", [0, 1])):
+        _, ax = plt.subplots()
+        if values:
+            ax.plot(values)
+        ax.set(title="a title is no content")
+        records.keep_figure(name, "caption", "alt")
+    assert not plt.get_fignums()
+    kept = json.loads(part.read_text())["figures"]
+    assert [figure["file"] for figure in kept] == ["run-full.png"]
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["run-full.png"]
+
+
+def test_a_figure_too_large_for_the_book_loses_colours_only(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    smooth = (
+        np.kron(rng.random((20, 30, 3)), np.ones((16, 16, 1))) + rng.random((320, 480, 3)) / 50
+    )
+    file = tmp_path / "large.png"
+    Image.fromarray((255 * smooth.clip(0, 1)).astype("uint8")).save(file)
+    assert file.stat().st_size > records.FIGURE_LIMIT
+    records._shrink(file)
+    assert file.stat().st_size <= records.FIGURE_LIMIT
+    shrunk = np.asarray(Image.open(file).convert("RGB"), dtype=float) / 255
+    assert shrunk.shape == smooth.shape
+    assert abs(shrunk - smooth).mean() < 0.1

@@ -15,6 +15,7 @@ from companion.runtime import ROOT, pick_device, provenance, to_json, write_whol
 
 FOLDER = ROOT / "book" / "recorded"
 LIMIT = 100_000  # bytes of a record
+FIGURE_LIMIT = 60_000  # bytes of one of its figures
 TARGET = "COMPANION_RECORD"
 
 
@@ -114,20 +115,36 @@ def record_run(name: str, stem: str, given: dict[str, object], folder: Path | No
 
 
 def keep_figure(name: str, caption: str, alt: str) -> None:
-    """Save the current figure beside the record that is being written, if there is one."""
+    """Save the current figure beside the record that is being written, if there is one.
+
+    A figure that shows nothing, because these settings left its experiment out, is not kept.
+    """
     import matplotlib.pyplot as plt
 
     target = os.environ.get(TARGET)
-    if target:
+    if target and any(ax.has_data() for ax in plt.gcf().axes):
         part = Path(target)
         run = part.name.removesuffix(".part.json")
         file = part.with_name(f"{run}-{name}.png")
         plt.savefig(file, dpi=100, metadata={"Software": None})
+        _shrink(file)
         kept = json.loads(part.read_text())
         figure = {"file": file.name, "name": f"{name}-{run}", "caption": caption, "alt": alt}
         kept["figures"] = [f for f in kept.get("figures", []) if f["file"] != file.name] + [figure]
         write_whole(part, to_json(kept))
     plt.close("all")
+
+
+def _shrink(file: Path) -> None:
+    """Reduce a picture that is too large for the book to 256 colours, or to fewer."""
+    from PIL import Image
+
+    for colours in (256, 64, 16):
+        if file.stat().st_size <= FIGURE_LIMIT:
+            return
+        with Image.open(file) as picture:
+            reduced = picture.convert("RGB").quantize(colours)
+        reduced.save(file, optimize=True)
 
 
 def _option(value: object) -> str:
