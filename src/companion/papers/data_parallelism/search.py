@@ -47,6 +47,7 @@ class Workload:
     check_every: steps between two looks at the validation error.
     prune_bias: rank biases with the weights (as the official code does); they start at 0, so
       every one of them is pruned. seed: of initial weights and of the order of the examples.
+    name, checksum: of the data set, for provenance.
 
     Raises ValueError for a goal, an optimiser or a check interval that cannot work.
     """
@@ -63,6 +64,7 @@ class Workload:
     prune_bias: bool = True
     seed: int = 0
     name: str = ""
+    checksum: str = ""
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -123,7 +125,9 @@ def load_workload(
     data, (valid_x, valid_y) = hold_out(data, fraction, seed=0)
     network = build_network(model, data.train_x, len(data.classes))
     tensors = [t.to(device) for t in (data.train_x, data.train_y, valid_x, valid_y)]
-    return Workload(*tensors, network.to(device), optimizer, name=dataset, **options)
+    return Workload(
+        *tensors, network.to(device), optimizer, name=dataset, checksum=data.checksum, **options
+    )
 
 
 def connection_sensitivity(
