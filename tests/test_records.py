@@ -225,9 +225,9 @@ def test_a_figure_that_shows_nothing_is_not_kept(tmp_path, monkeypatch):
     part = tmp_path / "run.part.json"
     part.write_text("{}")
     monkeypatch.setenv(records.TARGET, str(part))
-    for name, values in (("empty", []), ("full", [0, 1])):
+    for name, values in (("empty", None), ("no points", []), ("full", [0, 1])):
         _, ax = plt.subplots()
-        if values:
+        if values is not None:
             ax.plot(values)
         ax.set(title="a title is no content")
         records.keep_figure(name, "caption", "alt")

@@ -122,7 +122,7 @@ def keep_figure(name: str, caption: str, alt: str) -> None:
     import matplotlib.pyplot as plt
 
     target = os.environ.get(TARGET)
-    if target and any(ax.has_data() for ax in plt.gcf().axes):
+    if target and any(map(_shows_something, plt.gcf().axes)):
         part = Path(target)
         run = part.name.removesuffix(".part.json")
         file = part.with_name(f"{run}-{name}.png")
@@ -133,6 +133,13 @@ def keep_figure(name: str, caption: str, alt: str) -> None:
         kept["figures"] = [f for f in kept.get("figures", []) if f["file"] != file.name] + [figure]
         write_whole(part, to_json(kept))
     plt.close("all")
+
+
+def _shows_something(ax) -> bool:
+    # Axes.has_data() is true for a line without a point
+    lines = (line.get_ydata() for line in ax.lines)
+    drawn = any(y == y for ys in lines for y in map(float, ys))
+    return drawn or bool(ax.images or ax.collections or ax.patches)
 
 
 def _shrink(file: Path) -> None:
