@@ -168,19 +168,21 @@ def _record(options: argparse.Namespace) -> None:
 
 
 def _data(options: argparse.Namespace) -> None:
-    from companion.data import IMAGE_SETS, data_root
+    from companion.data import data_root
+    from companion.data.catalogue import catalogue
 
-    root = data_root(options.root)
+    root, sets = data_root(options.root), catalogue()
     if options.fetch:
-        if options.fetch not in IMAGE_SETS:
-            raise ValueError(f"--fetch {options.fetch}: expected one of {', '.join(IMAGE_SETS)}")
-        source = IMAGE_SETS[options.fetch]
-        if source.download is None:
+        if options.fetch not in sets:
+            raise ValueError(f"--fetch {options.fetch}: expected one of {', '.join(sets)}")
+        source = sets[options.fetch]
+        download = getattr(source, "download", None)
+        if download is None:
             raise ValueError(f"--fetch {options.fetch}: {source.get}")
         root.mkdir(parents=True, exist_ok=True)
-        source.download(root)
+        download(root)
     print(f"data root: {root}")
-    for name, source in IMAGE_SETS.items():
+    for name, source in sets.items():
         there = not source.where or (root / source.where).is_dir()
         print(f"  {name:14} {'there  ' if there else 'missing'}  {source.title}")
         if source.where:

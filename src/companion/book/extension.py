@@ -12,7 +12,7 @@ from companion import notebooks
 from companion.book import tables
 from companion.book.docstrings import tidy_docstring
 from companion.book.runs import benchmarks, papers, recorded_runs, stored_run
-from companion.data import IMAGE_SETS
+from companion.data.catalogue import catalogue
 
 
 class Papers(SphinxDirective):
@@ -107,7 +107,7 @@ class Benchmarks(SphinxDirective):
 
 
 class Datasets(SphinxDirective):
-    """The image sets as the library knows them."""
+    """The data sets as the library knows them."""
 
     def run(self):
         rows = [
@@ -118,7 +118,7 @@ class Datasets(SphinxDirective):
                 source.licence,
                 tables.marked(source.get),
             ]
-            for name, source in IMAGE_SETS.items()
+            for name, source in catalogue().items()
         ]
         head = ["Name", "Set", "Folder below the data root", "Licence", "How to get it"]
         return [tables.table(head, rows, "datasets")]

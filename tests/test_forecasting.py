@@ -1,0 +1,129 @@
+"""Measures of a forecast, against hand values, invariances and slow twins."""
+
+import math
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from companion.forecasting import (
+    ade,
+    collision_rate,
+    constant_velocity,
+    fde,
+    masked_mean,
+    min_ade,
+    min_fde,
+    miss_rate,
+    modified_hausdorff,
+    nearest_distance,
+    plot_paths,
+)
+
+
+def line(*points):
+    return torch.tensor(points, dtype=torch.float64)
+
+
+def test_errors_by_hand():
+    truth = line((0, 0), (1, 0), (2, 0))
+    path = line((0, 0), (1, 3), (2, 4))
+    assert ade(path, truth) == pytest.approx(7 / 3)
+    assert fde(path, truth) == 4
+    samples = torch.stack([path, truth + 1])
+    assert min_ade(samples, truth) == pytest.approx(math.sqrt(2))
+    assert min_fde(samples, truth) == pytest.approx(math.sqrt(2))
+
+
+def test_the_best_sample_by_mean_and_by_end_may_differ():
+    truth = torch.zeros(3, 2)
+    samples = torch.stack([line((0, 0), (0, 0), (3, 0)), line((2, 0), (2, 0), (1, 0))])
+    assert min_ade(samples, truth) == 1
+    assert min_fde(samples, truth) == 1
+
+
+def test_constant_velocity_goes_on_straight():
+    past = line((5, 5), (0, 0), (1, 2)).expand(4, 2, 3, 2)
+    ahead = constant_velocity(past, 3)
+    assert torch.equal(ahead[0, 0], line((2, 4), (3, 6), (4, 8)))
+    assert ahead.shape == (4, 2, 3, 2)
+    with pytest.raises(ValueError, match="expected at least 2"):
+        constant_velocity(past[..., -1:, :], 3)
+
+
+def test_a_miss_is_an_end_outside_the_radius_for_all_samples():
+    truth = torch.zeros(2, 1, 2)
+    samples = line((3, 0), (1.9, 0), (3, 0), (2.1, 0)).view(2, 2, 1, 2)
+    assert miss_rate(samples, truth) == 0.5
+    assert miss_rate(samples, truth, radius=1.8) == 1
+
+
+def test_collisions_are_of_the_same_time_and_of_agents_who_are_there():
+    crossing = torch.stack([line((-1, 0), (0, 0), (1, 0)), line((0, -1), (0, 0), (0, 1))])
+    late = torch.stack([crossing[0], line((0, -2), (0, -1), (0, 0))])
+    far = crossing + torch.tensor([[[0.0, 0]], [[9.0, 0]]], dtype=torch.float64)
+    paths = torch.stack([crossing, late, far])
+    assert collision_rate(paths, 0.5) == pytest.approx(1 / 3)
+    present = torch.tensor([[True, True], [True, True], [True, True]])
+    present[0, 1] = False
+    assert collision_rate(paths, 0.5, present) == 0
+
+
+def test_passing_through_between_two_steps_counts_only_when_asked():
+    swap = torch.stack([line((-0.5, 0), (0.5, 0)), line((0.5, 0), (-0.5, 0))])
+    assert nearest_distance(swap)[0, 1] == 1
+    assert nearest_distance(swap, between_steps=True)[0, 1] == 0
+    assert nearest_distance(swap[:, :1])[0, 1] == 1
+
+
+def test_nearest_distance_between_steps_agrees_with_a_fine_sampling():
+    paths = torch.randn(30, 3, 5, 2, generator=torch.Generator().manual_seed(0)).double()
+    share = torch.linspace(0, 1, 400, dtype=torch.float64)[:, None]
+    pieces = [
+        paths[..., step, None, :] * (1 - share) + paths[..., step + 1, None, :] * share
+        for step in range(4)
+    ]
+    fine = nearest_distance(torch.cat(pieces, -2))
+    exact = nearest_distance(paths, between_steps=True)
+    finite = exact.isfinite()
+    assert (exact <= fine + 1e-12)[finite].all()
+    torch.testing.assert_close(exact[finite], fine[finite], atol=0.02, rtol=0)
+
+
+def test_modified_hausdorff_is_symmetric_and_the_larger_of_two_means():
+    first, second = line((0, 0), (1, 0)), line((0, 0), (1, 0), (1, 3))
+    assert modified_hausdorff(first, second) == modified_hausdorff(second, first) == 1
+    assert modified_hausdorff(first, first) == 0
+    batch = torch.stack([first, first + 1])
+    assert modified_hausdorff(batch, batch).tolist() == [0, 0]
+
+
+def test_measures_do_not_depend_on_where_the_scene_is_or_how_it_is_turned():
+    generator = torch.Generator().manual_seed(2)
+    truth = torch.randn(6, 12, 2, generator=generator).double()
+    samples = truth[:, None] + torch.randn(6, 5, 12, 2, generator=generator).double()
+    turn = line((math.cos(0.7), -math.sin(0.7)), (math.sin(0.7), math.cos(0.7)))
+
+    def moved(x):
+        return x @ turn.T + torch.tensor([3.0, -8.0]).double()
+
+    for measure in (min_ade, min_fde):
+        torch.testing.assert_close(
+            measure(moved(samples), moved(truth)), measure(samples, truth), rtol=1e-12, atol=0
+        )
+
+
+def test_a_mean_over_nobody_is_refused():
+    values, mask = torch.tensor([[1.0, 5.0]]), torch.tensor([[True, False]])
+    assert masked_mean(values, mask) == 1
+    with pytest.raises(ValueError, match="True nowhere"):
+        masked_mean(values, ~mask & mask)
+
+
+def test_paths_need_a_colour_each_or_one_for_all():
+    figure, axes = plt.subplots()
+    plot_paths(axes, torch.zeros(3, 4, 2), colour=["blue", "red", "#00ff00"], alpha=0.5)
+    assert len(axes.lines) == 6
+    with pytest.raises(ValueError, match="2 for 3 paths"):
+        plot_paths(axes, torch.zeros(3, 4, 2), colour=["blue", "red"])
+    plt.close(figure)
