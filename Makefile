@@ -31,7 +31,7 @@ $(UV):
 # index and so have other hashes: the lock then holds the versions only.
 $(STAMP): requirements.lock pyproject.toml | $(UV)
 ifdef UV_TORCH_BACKEND
-	$(UV) pip install --quiet --python $(BIN)/python --no-verify-hashes -c requirements.lock -e '.[book,test]'
+	$(UV) pip install --quiet --python $(BIN)/python --no-verify-hashes -c requirements.lock -e '.[book,sweep,test]'
 else
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
@@ -72,7 +72,7 @@ bench: $(STAMP)
 
 lock: $(UV)
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --extra book --extra test pyproject.toml -o requirements.lock
+	  --extra book --extra sweep --extra test pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf _build .pytest_cache .ruff_cache .benchmarks

@@ -1,4 +1,4 @@
-"""The command line: list, run, record, data, refresh, build."""
+"""The command line: list, run, record, sweep, data, refresh, build."""
 
 from __future__ import annotations
 
@@ -49,6 +49,20 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--out", type=Path, help="folder; default: book/recorded/STEM")
     add.add_argument("--script", action="store_true", help="only print the code cells as a script")
     _add_parameters(add)
+
+    add = commands.add_parser("sweep", help="run a chapter over a grid of parameters, on Dask")
+    add.set_defaults(command=_sweep)
+    add.add_argument("notebook", help="stem or path")
+    add.add_argument(
+        "-g", nargs=2, action="append", default=[], metavar=("NAME", "VALUES"),
+        help="a parameter and the list of its values, such as '[0, 1, 2]'; all are combined",
+    )  # fmt: skip
+    _add_parameters(add)
+    add.add_argument("--out", type=Path, help="folder of the results; default: runs/STEM")
+    add.add_argument("--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler that is there, such as tcp://10.0.0.1:8786; default: a local cluster")  # fmt: skip
+    add.add_argument("--workers", type=int, default=0, help="how many runs at once on this machine; default: one a GPU, or one a core")  # fmt: skip
+    add.add_argument("--threads", type=int, default=1, help="threads of one run")
+    add.add_argument("--time-limit", type=float, default=0, metavar="SECONDS", help="a run that takes longer has failed; default: none")  # fmt: skip
 
     add = commands.add_parser("data", help="which data sets are there, and where the others go")
     add.set_defaults(command=_data)
@@ -165,6 +179,52 @@ def _record(options: argparse.Namespace) -> None:
     result = record_run(options.name, options.notebook, given, options.out)
     folder = options.out or FOLDER / options.notebook
     print(f"{result['seconds']} s, kept in {os.path.relpath(folder / (options.name + '.json'))}")
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from companion import notebooks
+
+    try:
+        import distributed  # noqa: F401
+        import pandas  # noqa: F401
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"{error}; a sweep needs: pip install 'paper-companion[sweep]'") from None
+    from companion import sweep
+
+    for name, value, least in (
+        ("workers", options.workers, 0),
+        ("threads", options.threads, 1),
+        ("time-limit", options.time_limit, 0),
+    ):
+        if value < least:
+            raise ValueError(f"--{name} {value}: expected at least {least}")
+    grid = {name: _axis(name, text) for name, text in options.g}
+    if len(grid) < len(options.g) or not grid:
+        raise ValueError("-g: expected at least one parameter, and each only once")
+    path = notebooks.find(options.notebook)
+    runs = sweep.expand(path, grid, _parameters(options))
+    out = options.out or Path("runs") / path.stem
+    rows = sweep.sweep(
+        path, runs, out,
+        scheduler=options.scheduler, workers=options.workers, threads=options.threads,
+        time_limit_s=options.time_limit,
+    )  # fmt: skip
+    failed = [row for row in rows if row["status"] == "failed"]
+    for row in failed:
+        print(f"failed: {row['given']}: {row['error']}")
+    print(
+        f"{len(rows) - len(failed)} of {len(rows)} runs done; "
+        f"the table is {out / 'table.csv'}, the page {out / 'index.html'}"
+    )
+    return 1 if failed else 0
+
+
+def _axis(name: str, text: str) -> object:
+    value = _value(text)
+    if not isinstance(value, list):
+        raise ValueError(f"-g {name}: expected a list of values such as '[0, 1, 2]', got {text}")
+    return value
 
 
 def _data(options: argparse.Namespace) -> None:

@@ -147,7 +147,7 @@ def validate(path: Path, given: dict[str, object]) -> dict[str, object]:
     """
     cells = [cell["source"] for cell in code_cells(read(path))]
     space: dict[str, object] = {"In": [], "__name__": "parameters"}
-    for source in (cells[0], _injected(given), cells[1]):
+    for source in (cells[0], injected(given), cells[1]):
         space["In"].append(source)
         exec(compile(source, path.name, "exec", dont_inherit=True), space)
     return {name: space[name] for name in space["__annotations__"]}
@@ -173,7 +173,8 @@ def write_preset_files(path: Path) -> None:
         write_whole(folder / f"{path.stem}-{name.replace('_', '-')}.yaml", head + values)
 
 
-def _injected(given: dict[str, object]) -> str:
+def injected(given: dict[str, object]) -> str:
+    """The cell of values that papermill would put after the parameters cell."""
     lines = [f"{name} = {value!r}" for name, value in given.items()]
     return "\n".join(["# Parameters", *lines]) + "\n"
 
@@ -261,7 +262,7 @@ def script(path: Path, given: dict[str, object] | None = None) -> str:
                 f"keep_figure({figure['name']!r}, {figure.get('caption', '')!r}, {alt!r})\n"
             )
         if "parameters" in tags(cell):
-            parts.append(_script_cell(_injected(given or {}), "values set by hand"))
+            parts.append(_script_cell(injected(given or {}), "values set by hand"))
     # before the last cell: that one may raise, to say that a claim failed
     closing = (
         "from companion.claims import record\n"

@@ -1,0 +1,426 @@
+"""Sweeps: grids that are refused, and everything that a sweep has to survive."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pandas
+import pytest
+
+from companion import sweep as rooms
+from companion.__main__ import main
+from companion.parameters import ParameterError
+from companion.sweep import Order, Run, SweepError, carry_out, expand, sweep
+from companion.sweep_page import claim_counts, page, swept
+
+PARAMETERS = """\
+x: int = 1  # a number
+mode: str = "ok"  # what happens
+seed: int = 0  # a seed
+where: str = ""  # a file that counts the runs
+"""
+CHECK = """\
+from companion.parameters import check_parameters
+settings = check_parameters(x=(0, 9), mode=["ok", "raise", "die", "kill", "sleep", "claim"])
+"""
+BODY = """\
+import os, signal, time
+from companion.claims import Claims, record
+if where:
+    with open(where, "a") as file:
+        file.write(f"{x} {seed}\\n")
+if mode == "raise" and x == 2:
+    raise OverflowError("x is 2")
+if mode == "die" and x == 2:
+    os.kill(os.getpid(), signal.SIGKILL)
+if mode == "kill" and x == 2:
+    os.kill(os.getppid(), signal.SIGKILL)  # the worker
+if mode == "sleep" and x == 2:
+    time.sleep(600)
+record("toy.double", 2 * x)
+record("toy.threads", os.environ["OMP_NUM_THREADS"])
+record("toy.gpu", os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+"""
+END = """\
+claims = Claims("toy", settings)
+claims.check("C1", "Twice is even.", source="none", ours=2 * x, tolerance="even", holds=True)
+claims.check("C2", "x is small.", source="none", ours=x, tolerance="below 3",
+             holds=x < 3 or mode == "ok")
+claims.settle()
+"""
+
+
+@pytest.fixture
+def toy(tmp_path):
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
+    cells = [nbformat.v4.new_code_cell(source) for source in (PARAMETERS, CHECK, BODY, END)]
+    cells[0].metadata["tags"] = ["parameters"]
+    notebook.cells = cells
+    path = tmp_path / "toy.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory):
+    """The address of a scheduler with a worker, each a process of its own, on loopback."""
+    file = tmp_path_factory.mktemp("dask") / "scheduler.json"
+    common = ["--scheduler-file", str(file), "--no-dashboard"]
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    parts = {
+        "distributed.cli.dask_scheduler": ["--port", "0", "--host", "127.0.0.1"],
+        "distributed.cli.dask_worker": ["--nthreads", "1"],
+    }
+    processes = []
+    try:
+        for module, options in parts.items():
+            started = [sys.executable, "-m", module, *common, *options]
+            processes.append(subprocess.Popen(started, **quiet))
+            wait_for(file.exists)
+        yield json.loads(file.read_text())["address"]
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(20)
+
+
+def go(toy, out, grid, fixed=None, **options):
+    options = {"workers": 1, "gpus": 0, "show": False} | options
+    return sweep(toy, expand(toy, grid, fixed), out, **options)
+
+
+def command(toy, out, *options):
+    """The same as a process of its own, as a user starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "companion", "sweep", str(toy), "--out", str(out), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def lines(path):
+    return sorted(path.read_text().splitlines()) if path.exists() else []
+
+
+# ---------------------------------------------------------------- the grid
+
+
+def test_a_grid_is_all_combinations_in_order(toy):
+    runs = expand(toy, {"x": [1, 2], "seed": [0, 1, 2]}, {"mode": "ok"})
+    assert [(r.given["x"], r.given["seed"]) for r in runs] == [
+        (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2),
+    ]  # fmt: skip
+    assert len({run.id for run in runs}) == 6
+
+
+def test_a_run_keeps_its_name_in_another_grid(toy):
+    small = expand(toy, {"x": [1, 2]}, {"seed": 5})
+    large = expand(toy, {"seed": [4, 5], "x": [0, 1, 2, 3]})
+    assert {run.id for run in small} < {run.id for run in large}
+    assert small[0].id != Run("other", small[0].given).id
+
+
+@pytest.mark.parametrize(
+    ("grid", "fixed", "message"),
+    [
+        ({"y": [1]}, {}, r"'y' is no parameter of toy.ipynb; it has x, mode, seed"),
+        ({"sede": [1]}, {}, r"did you mean 'seed'"),
+        ({"x": []}, {}, "-g x: expected a list of values"),
+        ({"x": 3}, {}, "-g x: expected a list of values"),
+        ({"x": [1, 1]}, {}, "holds a value twice"),
+        ({"x": [1]}, {"x": 2}, "-g x: also given by -p or -f"),
+        ({"x": [1, 10]}, {}, "x = 10"),
+        ({"x": [1, "two"]}, {}, "x = 'two'"),
+        ({"x": [1]}, {"mode": "sing"}, "mode = 'sing'"),
+    ],
+)
+def test_a_bad_grid_is_refused_with_the_parameter_and_its_value(toy, grid, fixed, message):
+    with pytest.raises((ValueError, ParameterError), match=message):
+        expand(toy, grid, fixed)
+
+
+def test_the_command_refuses_before_anything_starts(toy, tmp_path, capsys):
+    out = tmp_path / "out"
+    for arguments, message in (
+        (["-g", "x", "[1, 99]"], "x = 99"),
+        (["-g", "x", "7"], "-g x: expected a list"),
+        ([], "-g: expected at least one parameter"),
+        (["-g", "x", "[1]", "-g", "x", "[2]"], "each only once"),
+        (["-g", "x", "[1]", "--threads", "0"], "--threads 0: expected at least 1"),
+    ):
+        assert main(["sweep", str(toy), "--out", str(out), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def test_a_sweep_ends_with_a_table_and_a_page(toy, tmp_path):
+    out, count = tmp_path / "out", tmp_path / "count"
+    rows = go(toy, out, {"x": [1, 2, 4], "seed": [0, 1]}, {"where": str(count)}, workers=2)
+    assert [row["status"] for row in rows] == ["done"] * 6
+    assert [row["values"]["toy.double"] for row in rows] == [2, 2, 4, 4, 8, 8]
+    assert {row["values"]["toy.threads"] for row in rows} == {"1"}
+    frame = pandas.read_parquet(out / "table.parquet")
+    assert frame["x"].tolist() == [1, 1, 2, 2, 4, 4]
+    assert frame["toy.double"].tolist() == [2, 2, 4, 4, 8, 8]
+    assert frame["C1"].all()
+    assert set(frame["C1 verdict"]) <= {"holds", "reported"}
+    assert (frame["seconds"] > 0).all()
+    assert frame["device"].str.startswith("cpu of ").all()
+    again = pandas.read_csv(out / "table.csv")
+    assert again["toy.double"].tolist() == frame["toy.double"].tolist()
+    text = (out / "index.html").read_text()
+    assert "6 runs done, 0 failed" in text
+    assert "6 of 6 runs" in text
+    assert text.count("data:image/png") == 1  # toy.double varies, the other values do not
+    executed = nbformat.read(out / "runs" / f"{rows[0]['id']}.ipynb", as_version=4)
+    assert executed.cells[2].outputs or executed.cells[3].outputs
+
+    # a second time nothing is repeated, and a larger grid runs only what is new
+    rows = go(toy, out, {"x": [1, 2, 4], "seed": [0, 1, 2]}, {"where": str(count)})
+    assert len(rows) == 9
+    assert len(lines(count)) == 9
+
+
+def test_every_worker_sees_one_gpu(toy, tmp_path):
+    rows = go(toy, tmp_path / "out", {"x": [1, 3, 4, 5]}, workers=0, gpus=2)
+    assert {row["values"]["toy.gpu"] for row in rows} == {"0", "1"}
+
+
+def test_threads_are_pinned_in_the_kernel(toy, tmp_path, scheduler):
+    (row,) = go(toy, tmp_path / "out", {"x": [3]}, threads=3, scheduler=scheduler)
+    assert row["values"]["toy.threads"] == "3"
+
+
+def test_code_that_changed_is_run_again(toy, tmp_path, scheduler):
+    out, count = tmp_path / "out", tmp_path / "count"
+    grid, fixed = {"x": [1]}, {"where": str(count)}
+    go(toy, out, grid, fixed, scheduler=scheduler)
+    toy.write_text(toy.read_text().replace("2 * x)", "3 * x)", 1))
+    (row,) = go(toy, out, grid, fixed, scheduler=scheduler)
+    assert row["values"]["toy.double"] == 3
+    assert len(lines(count)) == 2
+
+
+def test_a_worker_with_other_code_refuses(toy):
+    run = expand(toy, {"x": [1]})[0]
+    result = carry_out(Order(run, "0" * 64), toy.read_text())
+    assert result.status == "failed"
+    assert "other code" in result.error
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_a_run_that_raises_is_a_row_with_its_error_and_is_tried_again(toy, tmp_path, scheduler):
+    out, count = tmp_path / "out", tmp_path / "count"
+    grid, fixed = {"x": [1, 2, 3]}, {"mode": "raise", "where": str(count)}
+    for attempt in (1, 2):
+        rows = go(toy, out, grid, fixed, scheduler=scheduler)
+        assert [row["status"] for row in rows] == ["done", "failed", "done"]
+        assert rows[1]["error"] == "OverflowError: x is 2"
+        assert len(lines(count)) == 2 + attempt
+    assert "OverflowError: x is 2" in (out / "index.html").read_text()
+    assert pandas.read_csv(out / "table.csv")["error"].tolist()[1] == "OverflowError: x is 2"
+    assert (out / "failed" / f"{rows[1]['id']}.ipynb").exists()
+    assert not (out / "runs" / f"{rows[1]['id']}.json").exists()
+
+
+def test_a_claim_that_does_not_hold_is_a_result(toy, tmp_path, scheduler):
+    rows = go(toy, tmp_path / "out", {"x": [1, 5]}, {"mode": "claim"}, scheduler=scheduler)
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert claim_counts(rows)["C2"] == {"sentence": "x is small.", "held": 1, "of": 2}
+
+
+def test_a_kernel_that_is_killed_is_a_row(toy, tmp_path, scheduler):
+    rows = go(toy, tmp_path / "out", {"x": [1, 2, 3]}, {"mode": "die"}, scheduler=scheduler)
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert "kernel died" in rows[1]["error"]
+
+
+def test_a_run_past_its_limit_is_a_row_and_leaves_no_kernel(toy, tmp_path, scheduler):
+    rows = go(
+        toy,
+        tmp_path / "out",
+        {"x": [1, 2]},
+        {"mode": "sleep"},
+        time_limit_s=15,
+        scheduler=scheduler,
+    )
+    assert [row["status"] for row in rows] == ["done", "failed"]
+    assert rows[1]["error"] == "ran past its time limit of 15 s"
+    assert 14 < rows[1]["seconds"] < 60
+
+
+def test_a_worker_that_dies_takes_no_other_run_with_it(toy, tmp_path):
+    rows = go(toy, tmp_path / "out", {"x": [1, 2, 3, 4]}, {"mode": "kill"}, workers=2)
+    assert [row["status"] for row in rows] == ["done", "failed", "done", "done"]
+    assert "worker died" in rows[1]["error"]
+
+
+def test_a_sweep_that_is_killed_goes_on_where_it_was(toy, tmp_path):
+    out, count = tmp_path / "out", tmp_path / "count"
+    grid = ["-g", "x", "[1, 3, 4, 5]", "-p", "where", str(count), "--workers", "1"]
+    first = command(toy, out, *grid)
+    wait_for(lambda: len(list((out / "runs").glob("*.json"))) >= 2)
+    first.send_signal(signal.SIGKILL)
+    first.wait(30)
+    kept = {file.name: file.read_bytes() for file in (out / "runs").glob("*.json")}
+    half = out / "runs" / ".half.json.abc.part"
+    half.write_text('{"status": "do')
+    assert not (out / "table.csv").exists()
+
+    second = command(toy, out, *grid)
+    said, told = second.communicate(timeout=120)
+    assert second.returncode == 0, told
+    assert "4 of 4 runs done" in said
+    assert "there before" in told
+    assert not half.exists()
+    for name, content in kept.items():  # nothing finished was repeated
+        assert (out / "runs" / name).read_bytes() == content
+    assert len(pandas.read_csv(out / "table.csv")) == 4
+    # the run that was under way when it was killed ran twice, no other
+    assert len(lines(count)) <= 5
+
+
+def test_a_half_written_result_does_not_count(toy, tmp_path, scheduler):
+    out = tmp_path / "out"
+    rows = go(toy, out, {"x": [1, 3]}, scheduler=scheduler)
+    broken = out / "runs" / f"{rows[0]['id']}.json"
+    broken.write_text(broken.read_text()[:50])
+    again = go(toy, out, {"x": [1, 3]}, scheduler=scheduler)
+    assert again[0]["values"] == rows[0]["values"]
+    assert again[1]["seconds"] == rows[1]["seconds"]  # this one was kept
+
+
+def test_two_sweeps_into_one_folder_do_not_meet(toy, tmp_path):
+    out = tmp_path / "out"
+    first = command(toy, out, "-g", "x", "[1, 3, 4]", "--workers", "1")
+    wait_for(lambda: (out / ".lock").exists() and (out / ".lock").read_text())
+    second = command(toy, out, "-g", "x", "[5]", "--workers", "1")
+    _, told = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert f"process {first.pid} on" in told
+    assert "is sweeping into it" in told
+    said, told = first.communicate(timeout=120)
+    assert first.returncode == 0, told
+    assert "3 of 3 runs done" in said
+
+
+def test_an_interrupt_keeps_what_is_finished(toy, tmp_path):
+    out = tmp_path / "out"
+    running = command(toy, out, "-g", "x", "[1, 2]", "-p", "mode", "sleep", "--workers", "1")
+    wait_for(lambda: list((out / "runs").glob("*.json")))
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in told
+    assert len(list((out / "runs").glob("*.json"))) == 1
+
+
+def test_a_scheduler_that_is_not_there_is_named(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(rooms, "CONNECT_S", 1)
+    start = time.monotonic()
+    with pytest.raises(SweepError, match=r"--scheduler tcp://127.0.0.1:9: no scheduler"):
+        go(toy, tmp_path / "out", {"x": [1]}, scheduler="tcp://127.0.0.1:9")
+    assert time.monotonic() - start < 20
+    with pytest.raises(SweepError, match="--scheduler nonsense"):
+        go(toy, tmp_path / "out", {"x": [1]}, scheduler="nonsense")
+
+
+def test_a_scheduler_of_ones_own_is_used_and_left_alone(toy, tmp_path, scheduler):
+    for x in (1, 4):  # it is there for the second sweep
+        (row,) = go(toy, tmp_path / "out", {"x": [x]}, scheduler=scheduler)
+        assert row["values"]["toy.double"] == 2 * x
+
+
+def test_a_full_disk_stops_the_sweep_and_loses_nothing(toy, tmp_path, scheduler):
+    """A file system of 300 kB: executed notebooks fill it, what was finished stays readable."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=120k", "none", str(small)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here: it needs root")
+    try:
+        filler = small / "filler"
+        out = small / "out"
+        rows = go(toy, out, {"x": [1]}, scheduler=scheduler)
+        free = os.statvfs(small)
+        filler.write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - 4096))
+        with pytest.raises(SweepError, match=r"No space left.*what was finished is kept"):
+            go(toy, out, {"x": [1, 3, 4]}, scheduler=scheduler)
+        kept = list((out / "runs").glob("*.json"))
+        assert rows[0]["id"] in {file.stem for file in kept}
+        for file in kept:
+            assert json.loads(file.read_text())["status"] == "done"
+        assert not list(out.rglob(".*.part"))
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=2m", str(small)], check=True)
+        assert len(go(toy, out, {"x": [1, 3, 4]}, scheduler=scheduler)) == 3
+    finally:
+        subprocess.run(["umount", str(small)], check=False)
+
+
+def test_a_folder_that_cannot_be_made_is_named(toy, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SweepError, match=r"--out .*file"):
+        go(toy, tmp_path / "file" / "out", {"x": [1]})
+
+
+# ---------------------------------------------------------------- the page
+
+
+def fake(given, status="done", **values):
+    holds = values.get("v", 0) > 1
+    claims = [{"id": "C1", "sentence": "<b>", "holds": holds, "verdict": "reported", "ours": "1"}]
+    return {
+        "id": "a", "stem": "toy", "given": given, "status": status, "seconds": 1.0, "error": "",
+        "device": "cpu", "values": values | {"toy.claims": claims},
+    }  # fmt: skip
+
+
+def test_the_page_counts_claims_and_escapes_what_it_shows():
+    rows = [fake({"x": x, "seed": s}, v=x) for x in (1, 2, 3) for s in (0, 1)]
+    rows.append(fake({"x": 9, "seed": 0}, status="failed"))
+    text = page(rows)
+    assert "4 of 6 runs" in text
+    assert "&lt;b&gt;" in text
+    assert "<b>" not in text
+    assert "6 runs done, 1 failed" in text
+    assert text.count("<figure>") == 1
+    assert swept(rows) == {"x": [1, 2, 3, 9], "seed": [0, 1]}
+
+
+def test_a_claim_that_was_not_computed_does_not_count():
+    row = fake({"x": 1}, v=5)
+    row["values"]["toy.claims"][0]["holds"] = None
+    assert claim_counts([row]) == {}
+
+
+def test_mixed_values_become_text_in_the_table():
+    rows = [fake({"x": 1, "m": "a"}, v=1), fake({"x": [1], "m": 2}, v=2.5)]
+    frame = rooms.table(rows)
+    assert frame["m"].tolist() == ["a", "2"]
+    assert frame["v"].tolist() == [1.0, 2.5]
+    assert frame["x"].tolist() == ["1", "[1]"]
