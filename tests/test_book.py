@@ -125,9 +125,10 @@ def claim(id, verdict, **other):
 
 
 def run(name, *items, **other):
-    return runs.Run(
-        name, "quick", {c["id"]: c for c in items}, f"run {name}", 7, **({"stale": False} | other)
-    )
+    return runs.Run(**{
+            "name": name, "profile": "quick", "claims": {c["id"]: c for c in items},
+            "command": f"run {name}", "seconds": 7, "stale": False,
+    } | other)  # fmt: skip
 
 
 def cells(table):
@@ -154,6 +155,15 @@ def test_the_scoreboard_puts_the_runs_beside_each_other():
     assert "ours: 3 %" in rows[2][4]
     assert rows[2][2] == "2 % (unverified)"
     assert "stale" not in " ".join(head)
+
+
+def test_the_scoreboard_says_in_how_many_runs_of_a_sweep_a_claim_held():
+    swept = run("seeds", profile="", held={"C2": {"sentence": "", "held": 3, "of": 4}})
+    both = [run("stored", claim("C1", claims.HOLDS), claim("C2", claims.HOLDS)), swept]
+    head, first, second = cells(tables.scoreboard_table(both))
+    assert "sweep" in head[4]
+    assert first[4] == "not in this run"
+    assert second[4] == "held in 3 of 4 runs"
 
 
 def test_a_stale_run_is_marked_in_every_table():

@@ -130,6 +130,11 @@ def test_a_grid_is_all_combinations_in_order(toy):
     assert len({run.id for run in runs}) == 6
 
 
+def test_checking_a_grid_prints_nothing(toy, capsys):
+    expand(toy, {"x": [1, 2]})
+    assert capsys.readouterr().out == ""
+
+
 def test_a_run_keeps_its_name_in_another_grid(toy):
     small = expand(toy, {"x": [1, 2]}, {"seed": 5})
     large = expand(toy, {"seed": [4, 5], "x": [0, 1, 2, 3]})
@@ -386,6 +391,28 @@ def test_a_folder_that_cannot_be_made_is_named(toy, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SweepError, match=r"--out .*file"):
         go(toy, tmp_path / "file" / "out", {"x": [1]})
+
+
+# ---------------------------------------------------------------- kept for the book
+
+
+def test_a_kept_sweep_is_a_small_table_and_counts_of_claims(toy, tmp_path):
+    rows = [fake({"x": x, "seed": 0}, v=x, many=[1, 2]) for x in (1, 2, 3)]
+    for row in rows:
+        row["fingerprint"] = "f"
+    folder = tmp_path / "kept"
+    file = rooms.keep("seeds", toy, rows, "companion sweep toy", folder)
+    frame = pandas.read_csv(file)
+    assert frame.columns.tolist() == ["x", "seed", "seconds", "device", "v", "C1"]
+    assert frame["C1"].tolist() == [False, True, True]
+    about = json.loads((folder / "seeds.json").read_text())
+    assert about["claims"]["C1"]["held"] == 2
+    assert (about["runs"], about["command"]) == (3, "companion sweep toy")
+    with pytest.raises(ValueError, match="--keep a/b"):
+        rooms.keep("a/b", toy, rows, "", folder)
+    with pytest.raises(SweepError, match="1 of 4 runs failed"):
+        rooms.keep("more", toy, [*rows, fake({"x": 9}, status="failed")], "", folder)
+    assert sorted(f.name for f in folder.iterdir()) == ["seeds.csv", "seeds.json"]
 
 
 # ---------------------------------------------------------------- the page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--workers", type=int, default=0, help="how many runs at once on this machine; default: one a GPU, or one a core")  # fmt: skip
     add.add_argument("--threads", type=int, default=1, help="threads of one run")
     add.add_argument("--time-limit", type=float, default=0, metavar="SECONDS", help="a run that takes longer has failed; default: none")  # fmt: skip
+    add.add_argument("--keep", metavar="NAME", help="keep the table in book/recorded/STEM/sweeps for the book")  # fmt: skip
 
     add = commands.add_parser("data", help="which data sets are there, and where the others go")
     add.set_defaults(command=_data)
@@ -217,6 +219,14 @@ def _sweep(options: argparse.Namespace) -> int:
         f"{len(rows) - len(failed)} of {len(rows)} runs done; "
         f"the table is {out / 'table.csv'}, the page {out / 'index.html'}"
     )
+    if options.keep:
+        asked = ["companion", "sweep", path.stem, "--keep", options.keep]
+        asked += [part for name, text in options.g for part in ("-g", name, text)]
+        asked += [part for name, text in options.p for part in ("-p", name, text)]
+        asked += ["-f", options.f.as_posix()] if options.f else []
+        print(
+            f"kept in {os.path.relpath(sweep.keep(options.keep, path, rows, shlex.join(asked)))}"
+        )
     return 1 if failed else 0
 
 

@@ -14,9 +14,9 @@ written last, and whole or not at all.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -128,8 +128,9 @@ def expand(
         for values in itertools.product(*grid.values())
     ]
     _inspect(path, runs[0].given)
-    for run in runs:
-        notebooks.validate(path, run.given)
+    with contextlib.redirect_stdout(io.StringIO()):  # each check prints what it settled on
+        for run in runs:
+            notebooks.validate(path, run.given)
     return runs
 
 
@@ -380,6 +381,8 @@ def _without_outputs(path: Path) -> str:
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Hold the folder; the lock goes with the process, however that ends."""
+    import fcntl
+
     with open(out / ".lock", "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -511,10 +514,66 @@ class _Bar:
 # ---------------------------------------------------------------- what comes out
 
 
+def keep(
+    name: str, path: Path, rows: list[dict], command: str, folder: Path | None = None
+) -> Path:
+    """Keep a sweep for the book: a small table, and how often each claim held.
+
+    Writes <name>.csv and <name>.json to `folder`, by default book/recorded/<stem>/sweeps. The
+    table has the parameters, seconds, recorded numbers and whether each claim held.
+    Raises ValueError for a bad name or a table of more than 100 kB, SweepError if a run failed.
+    """
+    from companion.records import FOLDER, LIMIT
+    from companion.runtime import provenance
+    from companion.sweep_page import claim_counts
+
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"--keep {name}: expected letters, digits, '-' and '_'")
+    failed = sum(row["status"] != "done" for row in rows)
+    if failed:
+        raise SweepError(f"--keep {name}: {failed} of {len(rows)} runs failed, so it is not kept")
+    frame = table(rows)
+    told = [
+        c for c in frame if c.endswith((" verdict", " ours")) or c in ("id", "error", "status")
+    ]
+    lists = [
+        c
+        for c in frame
+        if c not in rows[0]["given"] and frame[c].astype(str).str.startswith(("[", "{")).any()
+    ]
+    text = frame.drop(columns=[*told, *lists]).to_csv(index=False, float_format="%.6g")
+    if len(text) > LIMIT:
+        raise ValueError(f"--keep {name}: the table has {len(text)} bytes, more than {LIMIT}")
+    about = {
+        "stem": path.stem,
+        "name": name,
+        "command": command,
+        "fingerprint": rows[0]["fingerprint"],
+        "runs": len(rows),
+        "seconds": round(sum(row["seconds"] for row in rows)),
+        "claims": claim_counts(rows),
+        "provenance": provenance(),
+    }
+    folder = folder or FOLDER / path.stem / "sweeps"
+    write_whole(folder / f"{name}.csv", text)
+    write_whole(folder / f"{name}.json", to_json(about))
+    return folder / f"{name}.csv"
+
+
+def kept(stem: str) -> list[dict]:
+    """The kept sweeps of a chapter by name, each with `stale` added, as records have it."""
+    from companion.records import FOLDER
+
+    current = notebooks.fingerprint(notebooks.find(stem))
+    sweeps = [
+        json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted((FOLDER / stem / "sweeps").glob("*.json"))
+    ]
+    return [about | {"stale": about["fingerprint"] != current} for about in sweeps]
+
+
 def write_table(rows: list[dict], out: Path) -> None:
     """Write table.parquet, table.csv and index.html of the rows."""
-    import io
-
     from companion.sweep_page import page
 
     frame = table(rows)

@@ -11,7 +11,7 @@ from sphinx.util.docutils import SphinxDirective
 from companion import notebooks
 from companion.book import tables
 from companion.book.docstrings import tidy_docstring
-from companion.book.runs import benchmarks, papers, recorded_runs, stored_run
+from companion.book.runs import benchmarks, kept_sweeps, papers, recorded_runs, stored_run
 from companion.data.catalogue import catalogue
 
 
@@ -42,10 +42,11 @@ class Scoreboard(SphinxDirective):
         order = [stem for stem in titles if stem in runs]
         out: list = [tables.summary_table(self.env, runs)]
         for stem in order + sorted(runs.keys() - titles.keys()):
+            shown = [*runs[stem], *kept_sweeps(stem)]
             told = [
-                tables.scoreboard_table(runs[stem]),
+                tables.scoreboard_table(shown),
                 tables.paragraph("What reproduces these runs, and what it costs:"),
-                tables.runs_table(runs[stem]),
+                tables.runs_table(shown),
                 *tables.gpu_note(stem, runs[stem]),
             ]
             if link := tables.chapter_link(self.env, "The chapter", stem):

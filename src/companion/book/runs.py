@@ -11,6 +11,7 @@ import yaml
 from companion import notebooks
 from companion.records import load_records
 from companion.runtime import ROOT
+from companion.sweep import kept
 
 RECORDED = "book/recorded"  # below ROOT, as Sphinx names files
 
@@ -22,6 +23,7 @@ class Run:
     name: its column in the scoreboard. claims: fields of `companion.claims.Claim`, by id.
     seconds: None where it is not known. record: the whole record; empty for the stored run.
     stale: whether the chapter's code has changed since. data: sha256 by data set.
+    held: of a sweep instead of claims: in how many of its runs each claim held.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Run:
     status: str = "complete"
     data: dict[str, str] = field(default_factory=dict)
     record: dict = field(default_factory=dict, repr=False)
+    held: dict[str, dict] = field(default_factory=dict)
 
 
 def papers() -> list[dict]:
@@ -83,6 +86,26 @@ def recorded_runs(stem: str) -> list[Run]:
             )
         )
     return runs
+
+
+def kept_sweeps(stem: str) -> list[Run]:
+    """Every kept sweep of a chapter, by name."""
+    return [
+        Run(
+            name=about["name"],
+            profile="",
+            claims={},
+            command=about["command"],
+            seconds=about["seconds"],
+            stale=about["stale"],
+            machine=about["provenance"].get("hardware", ""),
+            device=about["provenance"].get("device", ""),
+            date=about["provenance"].get("date", ""),
+            status=f"{about['runs']} runs",
+            held=about["claims"],
+        )
+        for about in kept(stem)
+    ]
 
 
 def _by_id(claims: list[dict]) -> dict[str, dict]:

@@ -123,7 +123,7 @@ def scoreboard_table(runs: list[Run]) -> nodes.table:
     """All claims of a chapter, the verdicts of its runs beside each other."""
     head: list = ["", "Claim", "Paper"]
     for run in runs:
-        told = f"profile {run.profile}" if run.profile else ""
+        told = f"profile {run.profile}" if run.profile else "sweep" if run.held else ""
         head.append([strong(run.name), told, *([_stale()] if run.stale else [])])
     known: dict[str, dict] = {}
     for run in runs:
@@ -138,7 +138,9 @@ def scoreboard_table(runs: list[Run]) -> nodes.table:
             paper_figure(claim["paper"], claim["certainty"]),
         ]
         for run in runs:
-            if here := run.claims.get(id):
+            if count := run.held.get(id):
+                row.append(f"held in {count['held']} of {count['of']} runs")
+            elif here := run.claims.get(id):
                 row.append([*_verdict(here), *([f"ours: {here['ours']}"] if here["ours"] else [])])
             else:
                 row.append("not in this run")
