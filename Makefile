@@ -59,7 +59,7 @@ checks: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/pytest tests --ignore tests/book
+	$(BIN)/pytest tests --ignore tests/book -n $(JOBS) --dist loadfile
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
 	  --nbval-cell-timeout 600 -n $(JOBS) --dist loadfile notebooks
 	$(BIN)/companion build

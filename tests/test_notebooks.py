@@ -4,12 +4,14 @@ import ast
 import base64
 import json
 import re
+import shlex
 import struct
 
 import pytest
 import yaml
 
 from companion import notebooks
+from companion.__main__ import _parameters, _parser
 from companion.claims import CERTAINTY
 from companion.runtime import ROOT
 
@@ -128,6 +130,18 @@ def test_the_time_it_says_it_takes_is_the_time_it_took(chapter):
     said = int(re.search(r"Takes about (\d+) s on two CPU cores", text)[1])
     took = notebook["metadata"]["companion"]["seconds"]
     assert took / 2 <= said <= took * 2, f"{path.name} says {said} s, took {took} s"
+
+
+def test_the_commands_it_shows_are_taken(chapter):
+    """Every `companion ...` in the prose parses, and its parameters pass the check cell."""
+    _, notebook = chapter
+    prose = "\n".join(c["source"] for c in notebook["cells"] if c["cell_type"] == "markdown")
+    shown = re.findall(r"(?:^|`)(companion [^`\n#]+)", prose, re.MULTILINE)
+    assert shown
+    for line in shown:
+        options = _parser().parse_args(shlex.split(line)[1:])
+        if hasattr(options, "p"):
+            notebooks.validate(notebooks.find(options.notebook), _parameters(options))
 
 
 def test_figures_have_names_captions_and_alternative_text(chapter):
