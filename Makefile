@@ -6,7 +6,6 @@ UV     := $(BIN)/uv
 STAMP  := $(VENV)/.installed
 JOBS   ?= 2
 
-export MPLBACKEND := Agg
 export PYTHONDONTWRITEBYTECODE :=
 # one kernel a core: without this every worker takes all cores and they fight
 export OMP_NUM_THREADS ?= 1
@@ -59,7 +58,7 @@ checks: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/pytest tests --ignore tests/book -n $(JOBS) --dist loadfile
+	MPLBACKEND=Agg $(BIN)/pytest tests --ignore tests/book -n $(JOBS) --dist loadfile
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
 	  --nbval-cell-timeout 600 -n $(JOBS) --dist loadfile notebooks
 	$(BIN)/companion build

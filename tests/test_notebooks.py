@@ -265,6 +265,16 @@ def test_refresh_gives_the_same_bytes_twice_and_refuses_stderr(tmp_path, monkeyp
     assert path.read_bytes() == before
 
 
+def test_figures_are_stored_whatever_backend_is_set_outside(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    path = tiny_notebook(
+        tmp_path, ["x = 2", "import matplotlib.pyplot as plt; plt.plot([x]); plt.show()"]
+    )
+    notebooks.refresh(path)
+    assert "image/png" in outputs(notebooks.read(path))[0]["data"]
+
+
 def test_unknown_chapters_are_named_with_what_there_is():
     with pytest.raises(ValueError, match=r"notebook = 'snp': expected one of .*snip"):
         notebooks.find("snp")

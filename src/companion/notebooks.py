@@ -200,7 +200,7 @@ def refresh(path: Path) -> float:
     )
     # a last cell asks the kernel for its CPU seconds: wall time would depend on what else runs
     notebook.cells.append(nbformat.v4.new_code_cell("import time; print(time.process_time())"))
-    client.execute()
+    client.execute(env=kernel_environment())
     seconds = round(float(notebook.cells.pop().outputs[0].text))
     if before.get("fingerprint") == stamp:  # the same code: keep the bytes
         seconds = before.get("seconds", seconds)
@@ -235,6 +235,15 @@ def refresh(path: Path) -> float:
     notebook.nbformat_minor = 5
     write_whole(path, nbformat.writes(notebook) + "\n")
     return seconds
+
+
+def kernel_environment(**more: str) -> dict[str, str]:
+    """This process's environment for a kernel, so that its figures become outputs.
+
+    A backend that is set outside, as it often is on a machine without a display, would win over
+    the kernel's own, and the notebook would come out without its figures.
+    """
+    return {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | more
 
 
 def script(path: Path, given: dict[str, object] | None = None) -> str:

@@ -196,7 +196,7 @@ def carry_out(order: Order, source: str) -> Result:
             try:
                 # what the kernel itself says, such as that its worker died, is told by the row
                 client.execute(
-                    env=os.environ | dict.fromkeys(THREADS, str(order.threads)),
+                    env=notebooks.kernel_environment(**dict.fromkeys(THREADS, str(order.threads))),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                 )
