@@ -1,0 +1,770 @@
+"""Shared sparse regression against brute force, pysindy, closed forms and invariances."""
+
+import itertools
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pysindy
+import pytest
+import sympy
+import torch
+from scipy.integrate import solve_ivp
+
+from companion import notebooks
+from companion.data.growth import (
+    bundled_header,
+    load_growth,
+    parse_table,
+    table_from_curveball,
+)
+from companion.data.root import CorruptDataError, MissingDataError
+from companion.papers import spreme as sp
+from companion.papers.spreme import mask as loop
+
+WINDOWS = {name: s.window for name, s in sp.SYSTEMS.items()}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def data(name, level=0.0, copies=1, *, n_envs=None, n_traj=None, seed=0):
+    """Noisy copies of a system's data, the times, and the true coefficients."""
+    x, t, parameters = sp.trajectories(name, n_envs=n_envs, n_traj=n_traj)
+    truth = sp.true_coefficients(name, parameters, sp.make_library(name))
+    return sp.add_noise(x, level, generator(seed), copies), t, truth
+
+
+def random_gram(E, n, p, rows=40, seed=0):
+    """A regression of random rows, kept beside its products."""
+    g = generator(seed)
+    A = torch.randn(E, rows, p, generator=g, dtype=torch.float64)
+    y = torch.randn(E, rows, n, generator=g, dtype=torch.float64) + A[..., :n] * 2
+    gram = sp.Gram(
+        A.mT @ A / rows,
+        y.mT @ A / rows,
+        y.square().mean(1),
+        torch.full((E,), float(rows)).double(),
+        4,
+    )
+    return A, y, gram
+
+
+def pooled(x):
+    """All trajectories as those of one environment."""
+    return x.flatten(-4, -3).unsqueeze(-4)
+
+
+# ---------------------------------------------------------------- systems
+
+
+def test_draws_are_those_of_the_official_code():
+    drawn = {
+        "linear": [
+            (-0.2111, 1.9258, -1.7422, 0.0073204, -0.4866),
+            (-0.1647, 2.1074, -1.9824, -0.1836, -0.4695),
+            (0.0133438, 2.1055, -2.2129, -0.2438, -0.2822),
+        ],
+        "lorenz": [(9.8438, 27.8906, 3.0313), (10.1484, 27.7344, 2.5742), (10.1563, 28.0313, 2.5488)],
+        "pendulum": [
+            (0.4194, 1.0117), (0.4976, 1.0439), (0.4700, 1.0186), (0.4893, 0.9321),
+            (0.5596, 0.9336), (0.5669, 0.8994), (0.3804, 0.9395), (0.4817, 0.9902),
+            (0.4861, 1.0508),
+        ],
+    }  # fmt: skip
+    first = {
+        "linear": (-0.8047, 0.3210, -0.0255), "lorenz": (-0.8047, 0.3210, -0.0255),
+        "lotka": (1.6533, 1.1152), "pendulum": (0.9175, -1.7676),
+    }  # fmt: skip
+    for name, state in first.items():
+        parameters, initial = sp.draw(name)
+        assert np.abs(initial[0] - state).max() < 5e-5, name
+        if name in drawn:
+            assert (parameters.astype(np.float16) == np.float16(drawn[name])).all(), name
+        for n_traj in (2, 16):  # the published numbers come first whatever is asked for
+            again, states = sp.draw(name, n_traj=n_traj)
+            assert (again == parameters).all()
+            assert len(states) == n_traj
+            shared = min(n_traj, len(initial))
+            assert (states[:shared] == initial[:shared]).all()
+    assert len(sp.SYSTEMS["lotka"].times) == 34
+    assert len(sp.SYSTEMS["pendulum"].times) == 20
+
+
+@pytest.mark.parametrize("name", sp.SYSTEMS)
+def test_trajectories_match_another_solver_and_the_true_coefficients(name):
+    x, t, parameters = sp.trajectories(name, n_envs=2, n_traj=2)
+    found = sp.system(name)
+    for e, r in itertools.product(range(2), range(2)):
+        solved = solve_ivp(
+            lambda _, s, p=parameters[e]: np.array(found.rhs(s, p, np.sin)),
+            (0, t[-1].item()), x[e, r, 0].numpy(), "LSODA", t.numpy(), rtol=1e-12, atol=1e-12,
+        )  # fmt: skip
+        assert np.abs(solved.y.T - x[e, r].numpy()).max() < 1e-6
+    library = sp.make_library(name)
+    truth = sp.true_coefficients(name, parameters, library)
+    for e in range(2):
+        rhs = np.stack(found.rhs(x[e].movedim(-1, 0).numpy(), parameters[e], np.sin), -1)
+        assert np.allclose(library(x[e]) @ truth[e].mT, rhs, rtol=1e-12, atol=1e-12)
+
+
+def test_noise_scales_with_each_state_and_repeats():
+    x, _, _ = sp.trajectories("lorenz", n_traj=4)
+    small, large = (sp.add_noise(x, level, generator(), 3) - x for level in (0.01, 0.1))
+    assert torch.allclose(10 * small, large)
+    spread = large.flatten(0, -2).std(0) / x.flatten(0, -2).std(0)
+    assert torch.allclose(spread, torch.full((3,), 0.1, dtype=torch.float64), rtol=0.05)
+
+
+# ---------------------------------------------------------------- library
+
+
+@pytest.mark.parametrize(("n", "degree"), [(1, 3), (2, 5), (3, 5), (4, 2)])
+def test_monomials_have_the_order_names_and_values_of_pysindy(n, degree):
+    x = torch.randn(7, n, generator=generator(), dtype=torch.float64)
+    peer = pysindy.PolynomialLibrary(degree=degree).fit(x.numpy())
+    ours = sp.Library(n, degree)
+    assert ours.get_feature_names() == peer.get_feature_names()
+    names = list("abcd"[:n])
+    assert ours.get_feature_names(names) == peer.get_feature_names(names)
+    assert np.allclose(ours(x), peer.transform(x.numpy()), rtol=1e-13)
+
+
+def test_the_pendulum_has_pysindys_names_and_values_and_its_symbols_agree():
+    one = pysindy.CustomLibrary([lambda x: np.sin(x)], [lambda x: f"sin({x})"])
+    two = pysindy.CustomLibrary([lambda x, y: np.sin(x + y)], [lambda x, y: f"sin({x}+{y})"])
+    x = torch.randn(7, 2, generator=generator(), dtype=torch.float64)
+    peer = (pysindy.PolynomialLibrary(degree=5) + one + two).fit(x.numpy())
+    ours = sp.make_library("pendulum")
+    assert ours.p == 24
+    assert ours.get_feature_names() == peer.get_feature_names(["theta", "omega"])
+    assert np.allclose(ours(x), peer.transform(x.numpy()), rtol=1e-13)
+    symbols = sympy.lambdify(ours.symbols(), ours.expressions())
+    assert np.allclose(symbols(*x[0].tolist()), ours(x[0]), rtol=1e-13)
+
+
+def test_some_columns_alone_are_those_of_all():
+    library = sp.make_library("pendulum")
+    x = torch.randn(3, 4, 2, generator=generator(), dtype=torch.float64)
+    for columns in ([0], [1, 2, 21], [5, 20, 22, 23], [21, 23], list(range(24))):
+        assert torch.allclose(library.some(columns)(x), library(x)[..., columns], rtol=1e-13)
+    with pytest.raises(ValueError, match="ascending"):
+        library.some([2, 1])
+
+
+# ---------------------------------------------------------------- derivatives
+
+
+def test_weak_rows_differentiate_a_cubic_up_to_quadrature():
+    errors = []
+    for halvings in range(4):  # the same window in time, sampled ever more finely
+        t = np.linspace(0, 2, 60 * 2**halvings + 1)
+        V, D = sp.operators(t, "weak", 8 * 2**halvings + 1)
+        target, rows = D @ t**3, V @ (3 * t**2)
+        errors.append(np.abs(target - rows).max() / np.abs(rows).max())
+        assert np.abs(D.sum(1)).max() < 1e-12 * np.abs(D).sum(1).max()
+    assert errors[0] < 0.01
+    # the first three derivatives of psi' x vanish at both ends of the window but for the third:
+    # by Euler and Maclaurin trapezoids are of fourth order
+    for coarse, fine in itertools.pairwise(errors):
+        assert coarse / fine == pytest.approx(16, rel=0.2)
+
+
+def test_weak_rows_on_unequal_steps_and_finite_differences_on_a_parabola():
+    s = np.linspace(0, 2, 201)
+    t = s + 0.1 * np.sin(3 * s)  # steps from 0.7 to 1.3 of the mean
+    V, D = sp.operators(t, "weak", 31)
+    assert np.abs(D @ np.sin(t) - V @ np.cos(t)).max() < 1e-3 * np.abs(V @ np.cos(t)).max()
+    assert np.abs(D.sum(1)).max() < 1e-12 * np.abs(D).sum(1).max()
+    V, D = sp.operators(t, "fd", 0)
+    assert np.allclose(D @ t**2, V @ (2 * t), atol=1e-9)
+    with pytest.raises(ValueError, match="savgol needs equal steps"):
+        sp.operators(t, "savgol", 9)
+    t = np.linspace(0, 1, 30)
+    V, D = sp.operators(t, "savgol", 7)
+    assert np.allclose(D @ t**3, 3 * t**2)
+    assert np.allclose(V @ t**3, t**3)
+
+
+def test_the_products_are_those_of_the_stacked_rows(monkeypatch):
+    x, t, _ = data("lotka", 0.05, 2, n_envs=3)
+    library = sp.make_library("lotka")
+    V, D = (torch.from_numpy(m) for m in sp.operators(t.numpy(), "weak", 11))
+    A = (V @ library(x)).flatten(-3, -2)
+    y = (D @ x).flatten(-3, -2)
+    for chunk in (2**23, 100):  # in one go, and trajectory by trajectory
+        monkeypatch.setattr("companion.papers.spreme.derivative.CHUNK", chunk)
+        gram = sp.build_gram(library, x, t.numpy(), "weak", 11)
+        assert torch.allclose(gram.G, A.mT @ A / A.shape[-2])
+        assert torch.allclose(gram.c, y.mT @ A / A.shape[-2])
+        assert torch.allclose(gram.q, y.square().mean(-2))
+
+
+# ---------------------------------------------------------------- the searches
+
+
+def brute_force(A, y, max_terms, M, epsilon):
+    """The criterion of the specification by a loop over subsets and environments."""
+    E, _, n = y.shape
+    best = []
+    for state in range(n):
+        table = {}
+        for k in range(max_terms + 1):
+            for S in itertools.combinations(range(A.shape[-1]), k):
+                total = E * k * np.log(M)
+                for e in range(E):
+                    part, target = A[e][:, list(S)].numpy(), y[e, :, state].numpy()
+                    left = target
+                    if k:
+                        left = target - part @ np.linalg.lstsq(part, target, rcond=None)[0]
+                    q = (target**2).mean()
+                    total += M * np.log((left**2).mean() / q + epsilon)
+                table[S] = total
+        S = min(table, key=table.get)
+        best.append((S, table[S], table))
+    return best
+
+
+@pytest.mark.parametrize("p", [4, 8])
+def test_the_search_finds_what_a_double_loop_finds(p):
+    A, y, gram = random_gram(3, 2, p, seed=p)
+    path = sp.best_subsets(gram, 3)
+    support, criterion = sp.select(path, p)
+    for state, (S, value, table) in enumerate(brute_force(A, y, 3, 10.0, 1e-4)):
+        assert support[state].nonzero()[:, 0].tolist() == list(S)
+        assert criterion[state].item() == pytest.approx(value, rel=1e-9)
+        for k, (columns, values) in enumerate(path):  # the best of every size as well
+            least = min((v, s) for s, v in table.items() if len(s) == k)
+            assert tuple(columns[state].tolist()) == least[1]
+            assert values[state].item() == pytest.approx(least[0], rel=1e-9)
+    alone, _ = sp.select(sp.best_subsets(gram, 3, shared=False), p)
+    for e in range(3):
+        for state, (S, _, _) in enumerate(brute_force(A[e : e + 1], y[e : e + 1], 3, 10.0, 1e-4)):
+            assert alone[e, state].nonzero()[:, 0].tolist() == list(S)
+
+
+def test_the_search_is_the_same_in_pieces(monkeypatch):
+    _, _, gram = random_gram(2, 2, 8, seed=5)
+    batch = sp.Gram(*(torch.stack([a, 2 * a]) for a in (gram.G, gram.c, gram.q)), gram.samples, 4)
+    whole = sp.best_subsets(batch, 3)
+    monkeypatch.setattr("companion.papers.spreme.l0.CHUNK", 64)
+    for (a, b), (c, d) in zip(whole, sp.best_subsets(batch, 3), strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+
+
+def test_equal_columns_add_nothing_and_break_nothing():
+    A, y, gram = random_gram(2, 1, 3)
+    A = torch.cat([A, A[..., :1], torch.zeros_like(A[..., :1])], -1)  # a copy, and nothing
+    gram = sp.Gram(A.mT @ A / 40, y.mT @ A / 40, gram.q, gram.samples, 4)
+    left = sp.residuals(gram, torch.tensor([[0, 3], [0, 4], [3, 4]]))
+    alone = sp.residuals(gram, torch.tensor([[0]]))
+    assert torch.allclose(left, alone.expand_as(left), rtol=1e-10)
+    support, _ = sp.select(sp.best_subsets(gram, 3), 5)
+    assert not (support[0, 0] & support[0, 3])
+    both = torch.tensor([[True, False, False, True, True]])
+    coefficients = sp.solve(gram, both)
+    assert torch.isfinite(coefficients).all()
+    assert torch.allclose(coefficients[..., 0], coefficients[..., 3], rtol=1e-6)
+    single = sp.solve(gram, torch.tensor([[True, False, False, False, False]]))
+    assert torch.allclose(2 * coefficients[..., 0], single[..., 0], rtol=1e-6)
+
+
+def test_least_squares_on_a_support_is_that_of_the_rows():
+    A, y, gram = random_gram(2, 2, 5)
+    support = torch.tensor([[True, False, True, True, False], [False] * 5])
+    found = sp.solve(gram, support)
+    for e in range(2):
+        expected = torch.linalg.lstsq(A[e][:, support[0]], y[e][:, :1]).solution[:, 0]
+        assert torch.allclose(found[e, 0, support[0]], expected, rtol=1e-10)
+    assert (found[:, 1] == 0).all()
+    assert (found[:, 0, ~support[0]] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["lotka", "pendulum"])
+def test_batched_thresholding_gives_pysindys_supports(name):
+    x, t, _ = data(name, 0.02, 4)
+    library = sp.make_library(name)
+    gram = sp.build_gram(library, x, t.numpy(), "weak", WINDOWS[name])
+    V, D = (torch.from_numpy(m) for m in sp.operators(t.numpy(), "weak", WINDOWS[name]))
+    A, y = (V @ library(x)).flatten(-3, -2).numpy(), (D @ x).flatten(-3, -2).numpy()
+    same = total = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pysindy warns where nothing is left
+        for threshold in (0.1, 0.2, 0.4):
+            support = sp.group_stlsq(gram, threshold, 1e-12, shared=False)[1].numpy()
+            for s, e in itertools.product(range(4), range(9)):
+                peer = pysindy.STLSQ(threshold=threshold, alpha=1e-12).fit(A[s, e], y[s, e])
+                same += ((peer.coef_ != 0) == support[s, e]).all()
+                total += 1
+    assert same >= 0.99 * total
+
+
+def test_thresholding_one_environment_is_the_same_shared_or_not():
+    x, t, _ = data("pendulum", 0.01, 1, n_envs=1)
+    gram = sp.build_gram(sp.make_library("pendulum"), x, t.numpy(), "weak", 9)
+    for threshold in (0.05, 0.2):
+        shared, alone = (sp.group_stlsq(gram, threshold, shared=s) for s in (True, False))
+        assert torch.equal(shared[1], alone[1][:, 0])
+        assert torch.allclose(shared[0], alone[0])
+
+
+# ---------------------------------------------------------------- the estimator
+
+
+@pytest.mark.parametrize("name", sp.SYSTEMS)
+def test_noise_free_data_gives_the_true_terms(name):
+    x, t, truth = data(name)
+    model = sp.SharedSINDy(sp.make_library(name), window=WINDOWS[name]).fit(x[0], t)
+    assert torch.equal(model.support_, (truth != 0).any(0))
+    at = truth.abs() > 0.02
+    assert ((model.coef_ / truth - 1).abs()[at]).median() < 0.01
+    assert model.score(x[0], t) > 0.999
+
+
+def test_without_epsilon_the_search_fits_quadrature_error():
+    x, t, truth = data("lotka")
+    library = sp.make_library("lotka")
+    loose = sp.SharedSINDy(library, window=11, epsilon=1e-14).fit(x[0], t)
+    assert loose.support_.sum() == 6
+    assert (truth != 0).any(0).sum() == 4
+
+
+def test_permuting_environments_permutes_the_coefficients():
+    x, t, _ = data("pendulum", 0.05)
+    order = [3, 0, 8, 1, 2, 7, 6, 5, 4]
+    one, other = (sp.SharedSINDy(sp.make_library("pendulum")).fit(d, t) for d in (x, x[:, order]))
+    assert torch.equal(one.support_, other.support_)
+    assert torch.allclose(one.coef_[:, order], other.coef_, rtol=1e-12)
+
+
+def test_rescaling_a_state_rescales_coefficients_by_the_exponent():
+    x, t, _ = data("lotka", 0.05)
+    library = sp.make_library("lotka")
+    scale = torch.tensor([3.0, 0.25], dtype=torch.float64)
+    one, other = (sp.SharedSINDy(library, window=11).fit(d, t) for d in (x, x * scale))
+    assert torch.equal(one.support_, other.support_)
+    factor = scale[:, None] / (scale ** library.exponents.double()).prod(-1)
+    assert torch.allclose(one.coef_ * factor, other.coef_, rtol=1e-8)
+
+
+def test_duplicating_environments_leaves_the_support():
+    x, t, _ = data("pendulum", 0.1, 3)
+    for method in ("l0", "group_stlsq"):
+        one, two = (
+            sp.SharedSINDy(sp.make_library("pendulum"), method, threshold=0.3).fit(d, t)
+            for d in (x, torch.cat([x, x], 1))
+        )
+        assert torch.equal(one.support_, two.support_)
+        assert torch.allclose(torch.cat([one.coef_, one.coef_], 1), two.coef_, rtol=1e-9)
+
+
+def test_a_coefficient_that_changes_sign_is_found_shared_and_lost_pooled():
+    parameters = np.array([(s, 2.0, -2.0, -s, -0.3) for s in (0.3, -0.3)])
+    _, initial = sp.draw("linear")
+    t = sp.SYSTEMS["linear"].times
+    x = torch.from_numpy(sp.integrate("linear", parameters, initial, t).copy())
+    library = sp.make_library("linear")
+    truth = sp.true_coefficients("linear", parameters, library)
+    shared = sp.SharedSINDy(library, window=21).fit(x, t)
+    assert torch.equal(shared.support_, truth[0] != 0)
+    assert torch.allclose(shared.coef_, truth, atol=2e-3)
+    together = sp.SharedSINDy(library, window=21).fit(pooled(x), t)
+    assert not torch.equal(together.support_, truth[0] != 0)
+
+
+def test_a_batch_is_fitted_as_its_members_are():
+    x, t, _ = data("lotka", 0.1, 3)
+    library = sp.make_library("lotka")
+    for options in ({}, {"shared": False}, {"method": "group_stlsq", "derivative": "savgol"}):
+        batch = sp.SharedSINDy(library, window=11, **options).fit(x, t)
+        for s in range(3):
+            one = sp.SharedSINDy(library, window=11, **options).fit(x[s], t)
+            assert torch.equal(one.support_, batch.support_[s])
+            # many terms left by S2 are collinear: what they predict is what is well determined
+            slopes = [library(x[s]) @ m[:, None].mT for m in (one.coef_, batch.coef_[s])]
+            assert torch.allclose(*slopes, rtol=1e-7)
+
+
+def test_float32_is_upcast():
+    x, t, _ = data("linear", 0.01)
+    model = sp.SharedSINDy(sp.make_library("linear"), window=21).fit(x[0].float(), t)
+    exact = sp.SharedSINDy(sp.make_library("linear"), window=21).fit(x[0].float().double(), t)
+    assert model.coef_.dtype == torch.float64
+    assert torch.equal(model.coef_, exact.coef_)
+
+
+@pytest.mark.parametrize("method", ["l0", "group_stlsq"])
+def test_a_state_that_does_not_move_has_no_terms(method):
+    t = torch.arange(0, 4, 0.1, dtype=torch.float64)
+    moving = torch.exp(-t[None, None] * torch.tensor([0.5, 0.9])[:, None, None])
+    x = torch.stack([moving, torch.full_like(moving, 7.3)], -1)
+    model = sp.SharedSINDy(sp.Library(2, 2), method, threshold=0.3, max_terms=2).fit(x, t)
+    assert not model.support_[1].any()
+    assert model.support_[0].any()
+    assert torch.isfinite(model.coef_).all()
+    assert model.equations(0)[1] == "x1' = 0"
+    still = sp.SharedSINDy(sp.Library(2, 2), method).fit(torch.ones(2, 1, 20, 2), 0.1)
+    assert (still.coef_ == 0).all()
+
+
+def test_ragged_trajectories_are_fitted_where_they_have_samples():
+    x, t, truth = data("lotka", 0.02)
+    x = x[0]
+    library = sp.make_library("lotka")
+    whole = sp.SharedSINDy(library, window=11).fit(x, t)
+    parts = [x[e, r] for e in range(9) for r in range(4)]
+    labels = [f"island {e}" for e in range(9) for _ in range(4)]
+    listed = sp.SharedSINDy(library, window=11).fit(parts, 0.3, labels)
+    assert torch.allclose(listed.coef_, whole.coef_, rtol=1e-9)
+    assert listed.environments_[2] == "island 2"
+    assert listed.equations("island 2") == whole.equations(2)
+    # cut some short, and drop one: as if rows were removed
+    short = [p[: 34 - i % 9] for i, p in enumerate(parts)][:-1]
+    ragged = sp.SharedSINDy(library, window=11).fit(short, t, labels[:-1])
+    assert torch.equal(ragged.support_, (truth != 0)[0])
+    first = [p for p, label in zip(short, labels, strict=False) if label == "island 0"]
+    V = [sp.operators(t.numpy()[: len(p)], "weak", 11) for p in first]
+    A = torch.cat([torch.from_numpy(v) @ library(p) for p, (v, _) in zip(first, V, strict=True)])
+    y = torch.cat([torch.from_numpy(d) @ p for p, (_, d) in zip(first, V, strict=True)])
+    on = ragged.support_[0]
+    expected = torch.linalg.lstsq(A[:, on], y[:, :1]).solution[:, 0]
+    assert torch.allclose(ragged.coef_[0, 0, on], expected, rtol=1e-9)
+    one = sp.SharedSINDy(library, window=11).fit(parts[:2], 0.3, ["here", "here"])
+    assert one.coef_.shape == (1, 2, 21)
+    for derivative in ("savgol", "fd"):
+        a = sp.SharedSINDy(library, derivative=derivative, window=7).fit(x, t)
+        b = sp.SharedSINDy(library, derivative=derivative, window=7).fit(parts, 0.3, labels)
+        assert torch.allclose(a.coef_, b.coef_, rtol=1e-6, atol=1e-9)
+
+
+def test_unequal_times_are_used():
+    parameters, initial = sp.draw("pendulum")
+    g = np.random.default_rng(0)
+    t = np.cumsum(g.uniform(0.05, 0.15, 60))
+    x = torch.from_numpy(sp.integrate("pendulum", parameters, initial, t).copy())
+    library = sp.make_library("pendulum")
+    truth = sp.true_coefficients("pendulum", parameters, library)
+    model = sp.SharedSINDy(library, window=15).fit(x, t)
+    assert torch.equal(model.support_, truth[0] != 0)
+    assert torch.allclose(model.coef_, truth, atol=0.02)
+    wrong = sp.SharedSINDy(library, window=15).fit(x, 0.1)  # the mean step instead
+    assert (wrong.coef_ - truth).abs().max() > 0.02
+
+
+def test_a_new_environment_is_learned_in_closed_form():
+    x, t, _ = data("lotka", 0.02, 1)
+    model = sp.SharedSINDy(sp.make_library("lotka"), window=11).fit(x[0], t)
+    held = np.array([sp.SYSTEMS["lotka"].held_out])
+    new = sp.integrate("lotka", held, np.array([[1.2, 1.7]]), sp.SYSTEMS["lotka"].times)
+    adapted = model.adapt(torch.from_numpy(new[0, 0].copy()), t)
+    truth = sp.true_coefficients("lotka", held, model.library)
+    assert torch.equal(adapted.support_, model.support_)
+    assert adapted.coef_.shape == (1, 2, 21)
+    assert torch.allclose(adapted.coef_, truth, rtol=0.02, atol=1e-12)
+    assert model.coef_.shape == (9, 2, 21)  # as it was
+    with pytest.raises(ValueError, match="shared=True"):
+        sp.SharedSINDy(model.library, shared=False, window=11).fit(x[0], t).adapt(new[0, 0], t)
+    batch = sp.SharedSINDy(model.library, window=11).fit(x.expand(2, -1, -1, -1, -1), t)
+    twice = torch.from_numpy(new[0].copy()).expand(2, 34, 2)
+    assert torch.allclose(batch.adapt(twice, t).coef_[1], adapted.coef_, rtol=1e-9)
+
+
+def test_coefficients_go_to_pysindy_and_back():
+    x, t, _ = data("linear", n_envs=2)
+    library = sp.make_library("linear")
+    model = sp.SharedSINDy(library, window=21).fit(x[0], t)
+    peer = pysindy.SINDy(
+        optimizer=pysindy.STLSQ(threshold=0.02),
+        feature_library=pysindy.PolynomialLibrary(degree=5),
+    ).fit(list(x[0, 1].numpy()), t=0.02, feature_names=["x", "y", "z"])
+    back = sp.SharedSINDy.from_coefficients(library, peer.coefficients())
+    states = x[0, 1, 0, :5]
+    assert np.allclose(back.predict(states), peer.predict(states.numpy()), rtol=1e-10)
+    peer.optimizer.coef_ = model.coef_[1].numpy()
+    assert np.allclose(model.predict(states, 1), peer.predict(states.numpy()), rtol=1e-10)
+    assert peer.get_feature_names() == model.feature_names_
+    with pytest.raises(ValueError, match=r"coefficients: shape \(1, 2, 3\)"):
+        sp.SharedSINDy.from_coefficients(library, torch.zeros(1, 2, 3))
+
+
+def test_a_simulation_follows_the_system_and_flags_divergence():
+    x, t, truth = data("pendulum", n_envs=2)
+    model = sp.SharedSINDy.from_coefficients(sp.make_library("pendulum"), truth)
+    states, gone = model.simulate(x[0, 1, :, 0], t, 1, flag=True)
+    assert states.shape == (8, 20, 2)
+    assert not gone.any()
+    assert torch.allclose(states, x[0, 1], atol=1e-5)
+    square = sp.SharedSINDy.from_coefficients(sp.Library(1, 2), [[0.0, 0.0, 1.0]])
+    x0 = torch.tensor([[2.0], [-1.0]])  # x' = x^2 leaves to infinity at t = 1/2, or decays
+    states, gone = square.simulate(x0, np.linspace(0, 3, 31), flag=True)
+    assert gone.tolist() == [True, False]
+    assert torch.isfinite(states).all()
+    assert states[1, -1].item() == pytest.approx(-1 / 4, rel=1e-3)
+    with pytest.warns(UserWarning, match="1 simulated"):
+        square.simulate(x0, np.linspace(0, 3, 31))
+
+
+def test_what_cannot_be_fitted_is_named():
+    library = sp.Library(2, 2)
+    x = torch.randn(2, 3, 30, 2, generator=generator())
+    holes = x.clone()
+    holes[1, 2, 5, 0] = torch.nan
+    fit = lambda x, t=0.1, env=None, **options: sp.SharedSINDy(library, **options).fit(x, t, env)  # noqa: E731
+    for call, message in {
+        lambda: fit(holes): "x: NaN or infinity at environment 1, trajectory 2, sample 5",
+        lambda: fit(x[..., :1]): r"x: shape \(2, 3, 30, 1\), expected",
+        lambda: fit(x[:, :0]): "holds nothing",
+        lambda: fit(x[:, :, :8]): "a trajectory of 8 samples, expected at least 9",
+        lambda: fit(x, window=8): "window = 8: expected an odd number",
+        lambda: fit(x, 0.0): "t = 0.0: expected a step above 0",
+        lambda: fit(x, np.zeros(30)): "ascending order",
+        lambda: fit(x, np.arange(29)): "expected a step or 30 times",
+        lambda: fit(x, env=[0, 1]): "env: labels belong to a list",
+        lambda: fit([x[0, 0]]): "env: none labels for 1 trajectories",
+        lambda: fit([], env=[]): "an empty list",
+        lambda: fit([x[0, 0, :, :1]], env=[0]): "trajectory 0 has shape",
+        lambda: fit([holes[1, 2]], env=[0]): "trajectory 0 has NaN",
+        lambda: fit(x, method="stlsq"): "method = 'stlsq'",
+        lambda: fit(x, derivative="spline"): "derivative = 'spline'",
+        lambda: fit(x, max_terms=-1): "max_terms = -1",
+        lambda: fit(x, epsilon=0.0): "epsilon = 0.0",
+        lambda: fit(x, method="mask", shared=False): "method = 'mask'",
+        lambda: fit(x).predict(x, 7): r"env = 7: expected one of \[0, 1\]",
+        lambda: sp.SharedSINDy(library).predict(x): "not fitted",
+        lambda: sp.subsets(500, 4): "max_terms = 4: 2,573,031,125 subsets",
+        lambda: sp.trajectories("duffing"): "system = 'duffing'",
+        lambda: sp.trajectories("lorenz", n_envs=4): "n_envs = 4: lorenz has 1 to 3",
+        lambda: sp.Library(0): "n = 0",
+        lambda: sp.Library(2, names=["x"]): "expected 2 names",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+# ---------------------------------------------------------------- the published loop
+
+
+def test_the_loops_gradients_hold_the_library_constant():
+    x, _, _ = data("lotka", n_envs=2)
+    x, step = x[0], 0.3
+    library = sp.make_library("lotka")
+    start = loop.first_fits(library, x, step, 28)
+    frozen = lambda states: library(states.detach())  # noqa: E731
+    weights = start.clone().requires_grad_()
+
+    def one_step(values):
+        begin, end = x[:, :, :-1].flatten(1, 2), x[:, :, 1:].flatten(1, 2)
+        change, _ = loop.stage(values, begin, weights, step)
+        error = torch.nn.functional.huber_loss(begin + change, end, reduction="sum")
+        return error / (4 * 33 * 2)
+
+    def rolled(values):
+        path, _ = loop.roll_out(values, x[:, :, 0], weights, step, 34)
+        return (path - x).square().sum() / (4 * 34 * 2)
+
+    for formula, loss in ((loop.one_step_gradient, one_step), (loop.roll_out_gradient, rolled)):
+        value, gradient = formula(library, x, start, step)
+        assert value.item() == pytest.approx(loss(library).item(), rel=1e-9)
+        (traced,) = torch.autograd.grad(loss(frozen), weights)
+        assert torch.allclose(gradient, traced, rtol=1e-8, atol=1e-12 * traced.abs().max())
+        (full,) = torch.autograd.grad(loss(library), weights)
+        assert (full - traced).norm() > 0.02 * traced.norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "terms"), [("lotka", 1.7255e-4, 42), ("pendulum", 5.394e-7, 13)]
+)
+def test_the_loop_starts_where_the_official_code_starts(name, error, terms):
+    x, _, _ = sp.trajectories(name)
+    found = sp.SYSTEMS[name]
+    result = sp.learn_mask(sp.make_library(name), x, found.step, 1, sp.PUBLISHED[name])
+    assert result.first_support.sum() == terms
+    assert result.validation[0] == pytest.approx(error, rel=0.01)
+
+
+def test_the_first_fits_are_pysindys():
+    x, t, _ = sp.trajectories("linear")
+    ours = loop.first_fits(sp.make_library("linear"), x, 0.02, 200)
+    smoothed = pysindy.SmoothedFiniteDifference(
+        order=2, smoother_kws={"window_length": 5, "polyorder": 3}, save_smooth=False
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for e in range(3):
+            peer = pysindy.SINDy(
+                pysindy.STLSQ(threshold=0.01, alpha=0.05),
+                pysindy.PolynomialLibrary(degree=5),
+                smoothed,
+            ).fit(list(x[e].numpy()), t=t.numpy())
+            assert np.allclose(ours[e], peer.coefficients(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_state_too_far_turns_the_derivative_round():
+    library = sp.Library(1, 1)
+    slow = torch.tensor([[[0.0, 2.0]]], dtype=torch.float64)
+    for x0, rate in ((4000.0, 2.0), (6000.0, 0.01)):
+        x = torch.full((1, 1, 1), x0, dtype=torch.float64)
+        change, mean = loop.stage(library, x, slow, 1e-6)
+        assert (change / 1e-6 / x0).item() == pytest.approx(rate, rel=1e-4)
+        assert torch.allclose(1e-6 * mean @ slow.mT, change if rate == 2.0 else 0 * change)
+
+
+def test_the_loop_through_the_estimator_drops_terms_for_good():
+    x, t, truth = data("pendulum", n_envs=3)
+    model = sp.SharedSINDy(
+        sp.make_library("pendulum"), "mask", epochs=30, loop=sp.LoopSettings(0.001, 0.1, 1e3)
+    ).fit(x[0], t)
+    result = model.path_
+    assert result.epoch >= 1
+    assert result.validation[result.epoch - 1] == min(result.validation)
+    assert all(a >= b for a, b in itertools.pairwise(result.terms))
+    assert (result.first_support | ~model.support_).all()
+    assert model.coef_.shape == truth.shape
+    untouched = sp.SharedSINDy(sp.make_library("pendulum"), "mask", epochs=0).fit(x[0], t)
+    assert torch.equal(untouched.support_, result.first_support)
+
+
+# ---------------------------------------------------------------- equations
+
+
+def test_equations_are_written_and_compared():
+    library = sp.Library(2, 2, names=["x", "y"])
+    found = torch.zeros(2, 6, dtype=torch.float64)
+    found[0, 1], found[0, 4], found[1, 0], found[1, 5] = 0.5, -1.25, -3, 1e-4
+    assert sp.as_text(library, found) == ["x' = 0.5 x - 1.25 x y", "y' = -3 + 0.0001 y^2"]
+    x, y = library.symbols()
+    told = sp.as_sympy(library, found)
+    assert sympy.simplify(told[0] - (0.5 * x - 1.25 * x * y)) == 0
+    first, second = sp.compare(told, [0.5 * x - x * y, y**2 + x])
+    assert first.exact
+    assert first.errors == {x: 0.0, x * y: pytest.approx(0.25)}
+    assert second.missing == (x,)
+    assert second.extra == (sympy.Integer(1),)
+    assert not second.exact
+
+
+# ---------------------------------------------------------------- real plates
+
+
+def test_the_bundled_plate_is_what_its_header_says():
+    plate = load_growth()
+    assert plate.density.shape == (94, 52)
+    assert plate.density.dtype == torch.float64
+    assert (plate.wells[0], plate.wells[-1]) == ("A1", "H11")
+    assert [plate.strains.count(s) for s in ("G", "R", "RG")] == [32, 30, 32]
+    assert plate.blank == pytest.approx(0.108, abs=0.001)
+    assert "Yoav Ram" in bundled_header()
+    assert "curveball" in bundled_header()
+
+
+def test_the_bundled_table_comes_from_curveballs_file(real_data):
+    source = real_data("growth") / "growth" / "Tecan_210115.csv"
+    with open(source, encoding="utf-8") as file:
+        made = table_from_curveball(file, bundled_header())
+    plate = parse_table(made)
+    assert plate.checksum == load_growth().checksum
+
+
+def test_a_plate_of_ones_own_is_read_or_refused(tmp_path):
+    with pytest.raises(MissingDataError, match="expected a plate's table"):
+        load_growth(tmp_path)
+    good = "# mine\nhours,A1,A2\nstrain,yeast,0\n0,0.2,0.1\n1,0.3,0.1\n2.5,0.4,0.1\n"
+    (tmp_path / "growth.csv").write_text(good)
+    plate = load_growth(tmp_path)
+    assert plate.strains == ("yeast",)
+    assert np.allclose(plate.density, [[0.1, 0.2, 0.3]])
+    for bad, message in {
+        good.replace("2.5", "1"): "ascending hours",
+        good.replace("0.3", "?"): "could not convert",
+        good.replace("yeast", "0"): "expected cultures",
+        good.replace("1,0.3,0.1", "1,0.3"): "differ in their number",
+        "well,A1\n": "expected a line",
+    }.items():
+        with pytest.raises(CorruptDataError, match=message):
+            parse_table(bad)
+
+
+# ---------------------------------------------------------------- what the chapter measures
+
+
+def test_rates_by_environments_are_those_of_the_search_on_some_of_them(monkeypatch):
+    x, t, truth = data("pendulum", 0.1, 3, n_envs=4)
+    library = sp.make_library("pendulum")
+    gram = sp.build_gram(library, x, t.numpy(), "weak", 9)
+    true = (truth != 0).any(0)
+    found = sp.rates_by_environments(gram, true)
+    for count in (1, 3, 4):
+        right = []
+        for first in range(4):
+            which = [(first + i) % 4 for i in range(count)]
+            path = sp.best_subsets(gram.environments(which))
+            right.append(sp.exact(sp.select(path, library.p)[0], true).double())
+        assert torch.equal(found[count - 1], torch.stack(right).mean(0))
+    monkeypatch.setattr("companion.papers.spreme.study.CHUNK", 1)  # copy by copy
+    assert torch.equal(sp.rates_by_environments(gram, true), found)
+
+
+def test_the_methods_rates_are_told_the_best_threshold_and_nothing_else():
+    x, t, truth = data("lotka", 0.01, 2)
+    true = (truth != 0).any(0)
+    options = {"window": 11, "smoothing": 7}
+    args = sp.make_library("lotka"), x, t.numpy(), true
+    few, gram, _ = sp.method_rates(*args, thresholds=[0.5], **options)
+    more, _, tuned = sp.method_rates(*args, thresholds=[0.5, 0.3, 1e9], **options)
+    for name in ("STLSQ", "vote", "S2"):
+        assert more[name].mean() >= few[name].mean()
+    for name in ("l0", "l0 vote", "S3"):
+        assert torch.equal(more[name], few[name])
+    assert tuned in (0.5, 0.3)
+    weak = sp.exact(sp.group_stlsq(gram, tuned, shared=False)[1], true).double().mean()
+    assert more["STLSQ"].mean() >= weak
+    wrong, _, _ = sp.method_rates(*args[:3], ~true, thresholds=[0.3], **options)
+    assert all((rate == 0).all() for rate in wrong.values())
+
+
+def test_wilsons_interval_is_scipys():
+    from scipy.stats import binomtest
+
+    for k, n in ((0, 20), (13, 20), (20, 20)):
+        peer = binomtest(k, n).proportion_ci(method="wilson")
+        assert sp.wilson(k / n, n) == pytest.approx((peer.low, peer.high), abs=1e-4)
+
+
+def test_errors_are_relative_and_divergence_is_infinite():
+    _, t, truth = data("lotka", n_envs=2)
+    found = 1.1 * truth
+    assert torch.allclose(sp.coefficient_error(found, truth), torch.full((2,), 0.1).double())
+    library = sp.make_library("lotka")
+    path = sp.trajectories("lotka", n_envs=2)[0]
+    error, states = sp.roll_out_error(library, truth, path, t.numpy())
+    assert error.max() < 1e-3
+    assert states.shape == path.shape
+    wild = truth.clone()
+    wild[1, 0, 3] = 50.0  # 50 x^2
+    error, _ = sp.roll_out_error(library, wild, path, t.numpy())
+    assert torch.isinf(error[1]).all()
+    assert error[0].max() < 1e-3
+    still = torch.zeros_like(truth)
+    error, _ = sp.roll_out_error(library, still, path, t.numpy())
+    spread = path.flatten(1, 2).std(1, correction=0)[:, None, None]
+    expected = ((path - path[:, :, :1]) / spread).square().mean((-2, -1)).sqrt()
+    assert torch.allclose(error, expected)
+
+
+def test_the_chapter_runs_with_other_parameters(tmp_path):
+    tiny = {
+        "dataset": "lotka", "n_envs": 3, "n_traj": 2, "degree": 3, "noise_levels": [0.05],
+        "max_terms": 2, "thresholds": [0.3], "loop_epochs": 2, "loop_system": "lotka",
+        "horizon_factor": 1.0, "n_seeds": 1, "window": 9,
+    }  # fmt: skip
+    code = tmp_path / "chapter.py"
+    code.write_text(notebooks.script(notebooks.find("spreme"), tiny))
+    done = subprocess.run(
+        [sys.executable, str(code)], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "C1 holds" in done.stdout
+    assert "C4 reported" in done.stdout
