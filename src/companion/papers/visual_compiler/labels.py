@@ -1,0 +1,269 @@
+"""Labels as training targets and as COCO data sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from companion.papers.visual_compiler.bodies import KEYPOINTS, BodyBank
+from companion.papers.visual_compiler.render import (
+    CLOTHES,
+    Renders,
+    draw_light,
+    draw_placements,
+    render_people,
+)
+from companion.papers.visual_compiler.scene import STRIDE, Scene
+from companion.runtime import Progress, write_whole
+
+LEAST_SHARE = 0.3  # people who show less of themselves are neither asked for nor punished
+LEAST_PIXELS = 12
+AT_ONCE = 64  # pictures rendered together
+SKELETON = [
+    [16, 14], [14, 12], [17, 15], [15, 13], [12, 13], [6, 12], [7, 13], [6, 7], [6, 8], [7, 9],
+    [8, 10], [9, 11], [2, 3], [1, 2], [1, 3], [2, 4], [3, 5],
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Rendered pictures with their labels, small enough to keep.
+
+    images: (n, 3, H, W), uint8. masks: (n, H/4, W/4) bool, where people fill most of a cell.
+    boxes: (P, 4), keypoints: (P, 17, 3), wanted: (P,) bool, seen well enough to be learned;
+    first: (n + 1,), where the people of each picture begin.
+    """
+
+    images: Tensor
+    masks: Tensor
+    boxes: Tensor
+    keypoints: Tensor
+    wanted: Tensor
+    first: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pictures (b, 3, H, W) in [0, 1] and the targets of their cells."""
+        counts = self.first[index + 1] - self.first[index]
+        image = torch.arange(len(index), device=index.device).repeat_interleave(counts)
+        within = torch.arange(len(image), device=index.device)
+        within = within - (counts.cumsum(0) - counts)[image]
+        people = self.first[index][image] + within
+        pictures = self.images[index].float() / 255
+        cells = tuple(self.masks.shape[1:])
+        return pictures, targets(
+            self.boxes[people], self.keypoints[people], self.wanted[people], image,
+            self.masks[index], cells,
+        )  # fmt: skip
+
+
+def gaussians(centre: Tensor, spread: Tensor, cells: int) -> Tensor:
+    """(..., cells): bell curves of height 1 at `centre`, in cells; cell i has its middle at i + 1/2."""
+    grid = torch.arange(cells, device=centre.device) + 0.5
+    return torch.exp(-0.5 * ((grid - centre[..., None]) / spread[..., None]).square())
+
+
+def targets(
+    boxes: Tensor,
+    keypoints: Tensor,
+    wanted: Tensor,
+    image: Tensor,
+    masks: Tensor,
+    size: tuple[int, int],
+) -> dict[str, Tensor]:
+    """What each cell of b pictures should say, from the labels of P people in pixels.
+
+    Bells are products of one-dimensional ones, so nothing is looped over.
+
+    Returns heat (b, h, w), 1 where a centre is; positive (b, h, w), the cells of centres; weight
+    (b, h, w), 0 around people who are not wanted; blob (b, h, w), where offsets and sizes are
+    learned; offset and size (b, 2, h, w); joints (b, 17, h, w); mask (b, h, w).
+    """
+    h, w = size
+    b = len(masks)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 / STRIDE
+    extent = (boxes[:, 2:] - boxes[:, :2]) / STRIDE
+    spread = (extent / 6).clamp(min=0.7)
+    bell = (
+        gaussians(centre[:, 1], spread[:, 1], h)[:, :, None]
+        * gaussians(centre[:, 0], spread[:, 0], w)[:, None]
+    )
+    column = centre[:, 0].long().clamp(0, w - 1)
+    row = centre[:, 1].long().clamp(0, h - 1)
+
+    def highest(of: Tensor) -> Tensor:
+        out = torch.zeros(b, h * w, device=boxes.device)
+        index = image[of, None].expand(-1, h * w)
+        return out.scatter_reduce(0, index, bell[of].flatten(1), "amax").view(b, h, w)
+
+    peaks = highest(wanted)
+    positive = torch.zeros(b, h, w, device=boxes.device)
+    positive[image[wanted], row[wanted], column[wanted]] = 1
+    heat = torch.maximum(peaks, positive)
+    weight = ((highest(~wanted) < 0.3) | (positive > 0)).float()
+
+    # each cell of a blob answers for the person whose bell is highest there
+    own = wanted[:, None, None] & (bell >= peaks[image] - 1e-6) & (bell > 0.4)
+    p, y, x = own.nonzero(as_tuple=True)
+    offset = torch.zeros(b, 2, h, w, device=boxes.device)
+    extents = torch.zeros_like(offset)
+    blob = torch.zeros(b, h, w, device=boxes.device)
+    cell = torch.stack([x, y], 1) + 0.5
+    offset[image[p], :, y, x] = centre[p] - cell
+    extents[image[p], :, y, x] = (extent[p] * STRIDE).clamp(min=1).log()
+    blob[image[p], y, x] = 1
+
+    seen = (keypoints[..., 2] == 2) & wanted[:, None]
+    at = keypoints[..., :2] / STRIDE
+    narrow = (extent[:, 1] / 24).clamp(min=0.6)[:, None].expand(-1, at.shape[1])
+    marks = (
+        gaussians(at[..., 1], narrow, h)[..., :, None]
+        * gaussians(at[..., 0], narrow, w)[..., None, :]
+    )
+    marks = (marks * seen[..., None, None]).flatten(1)
+    joints = torch.zeros(b, marks.shape[1], device=boxes.device)
+    joints = joints.scatter_reduce(0, image[:, None].expand(-1, marks.shape[1]), marks, "amax")
+    return {
+        "heat": heat, "positive": positive, "weight": weight, "blob": blob, "offset": offset,
+        "size": extents, "joints": joints.view(b, -1, h, w), "mask": masks.float(),
+    }  # fmt: skip
+
+
+def is_wanted(renders: Renders) -> Tensor:
+    """(P,) bool: who shows enough to be learned, and to be missed when not found."""
+    shown = torch.bincount(renders.instance.flatten().long(), minlength=len(renders.stature) + 1)
+    return (renders.visible_fraction >= LEAST_SHARE) & (shown[1:] >= LEAST_PIXELS)
+
+
+def compile_scene(
+    scenes: Scene | Sequence[Scene],
+    bank: BodyBank,
+    n: int,
+    *,
+    max_people: int = 5,
+    supersample: int = 2,
+    randomise_light: bool = True,
+    palette: Sequence[tuple[float, float, float]] = CLOTHES,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    bar: Progress | None = None,
+) -> TrainingSet:
+    """Render n labelled pictures, spread evenly over the scenes, and keep what training needs.
+
+    Picture sizes of the scenes must agree. Raises ValueError otherwise.
+    """
+    scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
+    if len({tuple(scene.background.shape) for scene in scenes}) != 1:
+        raise ValueError("scenes: expected pictures of one size")
+    shares = [n // len(scenes) + (k < n % len(scenes)) for k in range(len(scenes))]
+    parts: dict[str, list[Tensor]] = {field.name: [] for field in dataclasses.fields(TrainingSet)}
+    bank = bank.to(device)
+    for scene, share in zip(scenes, shares, strict=True):
+        here = scene.to(device)
+        for start in range(0, share, AT_ONCE):
+            count = min(AT_ONCE, share - start)
+            people = draw_placements(
+                scene, bank, count, max_people=max_people, palette=palette, generator=generator
+            )
+            light = draw_light(scene, count, randomise=randomise_light, generator=generator)
+            out = render_people(
+                here, bank, people.to(device), light.to(device),
+                supersample=supersample, generator=generator,
+            )  # fmt: skip
+            filled = torch.nn.functional.avg_pool2d((out.instance > 0).float(), STRIDE)
+            parts["images"].append((out.image * 255).round().to(torch.uint8))
+            parts["masks"].append(filled >= 0.5)
+            parts["boxes"].append(out.boxes_xyxy)
+            parts["keypoints"].append(out.keypoints)
+            parts["wanted"].append(is_wanted(out))
+            parts["first"].append(torch.bincount(out.image_index, minlength=count))
+            if bar is not None:
+                bar.update(count)
+    counts = torch.cat(parts.pop("first"))
+    first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return TrainingSet(**{name: torch.cat(rows) for name, rows in parts.items()}, first=first)
+
+
+# ---------------------------------------------------------------- COCO
+
+
+def to_coco(
+    renders: Renders, *, scene: Scene | None = None, info: Mapping[str, object] | None = None
+) -> dict:
+    """The labels of renders as a COCO data set: boxes, run-length masks and 17 keypoints.
+
+    People who show too little are `iscrowd`, which evaluations leave out. Beyond COCO every person
+    has `visible_fraction`, `ground` (metres) and `stature` (metres), and the data set has the
+    camera if a scene is given. info: more for the header, such as seed and the bank's checksum.
+    """
+    from pycocotools import mask as rle
+
+    height, width = renders.image.shape[2:]
+    wanted = is_wanted(renders).tolist()
+    annotations = []
+    instance = renders.instance.cpu().numpy()
+    for p, image in enumerate(renders.image_index.tolist()):
+        mask = np.asfortranarray(instance[image] == p + 1, dtype=np.uint8)
+        code = rle.encode(mask)
+        x0, y0, x1, y1 = renders.boxes_xyxy[p].tolist()
+        marks = renders.keypoints[p].clone()
+        marks[marks[:, 2] == 0] = 0
+        annotations.append(
+            {
+                "id": p + 1,
+                "image_id": image,
+                "category_id": 1,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": float(mask.sum()),
+                "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
+                "keypoints": marks.flatten().tolist(),
+                "num_keypoints": int((marks[:, 2] > 0).sum()),
+                "iscrowd": int(not wanted[p]),
+                "visible_fraction": float(renders.visible_fraction[p]),
+                "ground": renders.ground[p].tolist(),
+                "stature": float(renders.stature[p]),
+            }
+        )
+    out = coco_frame(len(renders), width, height, annotations)
+    if scene is not None:
+        camera = scene.camera
+        out["info"]["camera"] = {name: getattr(camera, name).tolist() for name in ("K", "R", "t")}
+    out["info"] |= dict(info or {})
+    return out
+
+
+def coco_frame(n_images: int, width: int, height: int, annotations: list[dict]) -> dict:
+    """A COCO data set of one category, person, around these annotations."""
+    return {
+        "info": {"description": "people rendered into a scene"},
+        "images": [
+            {"id": k, "file_name": f"{k:06d}.png", "width": width, "height": height}
+            for k in range(n_images)
+        ],
+        "categories": [
+            {"id": 1, "name": "person", "keypoints": list(KEYPOINTS), "skeleton": SKELETON}
+        ],
+        "annotations": annotations,
+    }
+
+
+def write_coco(renders: Renders, coco: dict, folder: str | os.PathLike) -> None:
+    """Write pictures and ``annotations.json`` into a folder; the annotations come last."""
+    from PIL import Image
+
+    folder = Path(folder)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for entry, image in zip(coco["images"], renders.image.cpu(), strict=True):
+        pixels = (image * 255).round().to(torch.uint8).movedim(0, 2).numpy()
+        Image.fromarray(pixels).save(folder / "images" / entry["file_name"])
+    write_whole(folder / "annotations.json", json.dumps(coco) + "\n")

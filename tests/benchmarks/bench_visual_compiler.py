@@ -1,0 +1,136 @@
+"""The renderer against its torch twin and a painter's algorithm; the pipeline as it grows."""
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from companion.papers import visual_compiler as vc
+
+BANK = vc.BodyBank.load()
+
+
+def crowd(people, images, width, height):
+    """Projected meshes of people about half as tall as the picture."""
+    generator = torch.Generator().manual_seed(0)
+    mesh = BANK.vertices[torch.randint(len(BANK), (people,), generator=generator)]
+    z = 4 + 4 * torch.rand(people, 1, generator=generator) + mesh[..., 1]
+    size = torch.tensor([float(width), float(height)])
+    at = torch.rand(people, 1, 2, generator=generator) * size + torch.tensor([0.0, height / 4])
+    uv = torch.stack([mesh[..., 0], -mesh[..., 2]], -1) * height * 1.4 / z[..., None] + at
+    return uv, z, torch.arange(people) % images, torch.full((height, width), torch.inf)
+
+
+def draw(case, images, backend):
+    uv, z, image, static = case
+    return vc.rasterise(uv, z, BANK.faces, image, static, images, backend=backend)
+
+
+def paint(case, images):
+    """OpenCV fills the faces of each picture from the farthest to the nearest."""
+    uv, z, image, static = case
+    out = []
+    for b in range(images):
+        mine = (image == b).nonzero()[:, 0]
+        corners = uv[mine][:, BANK.faces].reshape(-1, 3, 2)
+        depth = z[mine][:, BANK.faces].mean(-1).reshape(-1)
+        order = depth.argsort(descending=True)
+        owner = mine.repeat_interleave(len(BANK.faces))[order].tolist()
+        canvas = np.full(tuple(static.shape), -1, np.int32)
+        points = (corners[order] * 16 - 8).round().to(torch.int32).numpy()
+        for triangle, p in zip(points, owner, strict=True):
+            cv2.fillConvexPoly(canvas, triangle, p, shift=4)
+        out.append(canvas)
+    return np.stack(out)
+
+
+@pytest.mark.parametrize(
+    ("people", "images", "width", "height", "rounds"),
+    [(80, 20, 160, 90, 8), (14, 1, 1280, 720, 5), (80, 20, 640, 360, 4)],
+)
+def test_the_kernel_and_its_torch_twin(people, images, width, height, rounds, compare):
+    case = crowd(people, images, width, height)
+    ours, theirs = (draw(case, images, backend) for backend in ("warp", "torch"))
+    assert torch.equal(ours.cover, theirs.cover)
+    compare(
+        f"z-buffer by Warp, {people} people in {images} picture(s) of {width}x{height}",
+        lambda: draw(case, images, "warp"),
+        "the same in torch (scatter_reduce)",
+        lambda: draw(case, images, "torch"),
+        rounds=rounds,
+        aim="below 0.2",
+        note="coverage is the same to the sample",
+    )
+
+
+@pytest.mark.parametrize(
+    ("people", "images", "width", "height"), [(80, 20, 160, 90), (14, 1, 1280, 720)]
+)
+def test_the_kernel_and_a_painter(people, images, width, height, compare):
+    case = crowd(people, images, width, height)
+    seen = draw(case, images, "warp").person.numpy()
+    agree = (seen == paint(case, images)).mean()
+    assert agree > 0.9  # the painter widens every face by its border
+    compare(
+        f"z-buffer by Warp, {people} people in {images} picture(s) of {width}x{height}",
+        lambda: draw(case, images, "warp"),
+        "faces sorted by depth and filled by OpenCV, no depth map",
+        lambda: paint(case, images),
+        rounds=6,
+        aim="below 1",
+        note=f"{100 * agree:.0f} % of samples agree",
+    )
+
+
+def labelled(people, width, count=32):
+    scene = vc.procedural_scene(width, width * 3 // 4)
+    generator = torch.Generator().manual_seed(0)
+    vc.compile_scene(scene, BANK, 2, max_people=people, generator=generator)  # kernel, depth map
+    start = time.process_time()
+    vc.compile_scene(scene, BANK, count, max_people=people, generator=generator)
+    return (time.process_time() - start) / count
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [((10, 160), (5, 160)), ((20, 160), (5, 160)), ((5, 320), (5, 160)), ((5, 640), (5, 160))],
+)
+def test_the_pipeline_grows(one, other, add_row, benchmark):
+    ours, theirs = (min(labelled(*case) for _ in range(3)) for case in (one, other))
+    benchmark.pedantic(lambda: None, rounds=1)
+    name = "labelled pictures, at most {} people, {} pixels wide: CPU time a picture"
+    add_row(
+        name.format(*one),
+        name.format(*other),
+        ours / theirs,
+        note=f"{1 / ours:.0f} pictures a CPU-second against {1 / theirs:.0f}",
+    )
+
+
+def test_regions_as_a_dense_product_and_as_groups(compare):
+    scene = vc.procedural_scene()
+    regions, width = 3, 16
+    masks = scene.regions(regions)
+    hidden = torch.rand(8, regions * width, 30, 40, requires_grad=True)
+    weight = torch.rand(vc.CHANNELS, regions * width, requires_grad=True)
+    wide = masks.repeat_interleave(width, 0)
+
+    def dense():
+        return torch.nn.functional.conv2d(hidden * wide, weight[:, :, None, None])
+
+    def grouped():
+        stacked = weight.view(vc.CHANNELS, regions, width).movedim(1, 0).reshape(-1, width, 1, 1)
+        each = torch.nn.functional.conv2d(hidden, stacked, groups=regions)
+        return (each.view(8, regions, vc.CHANNELS, 30, 40) * masks[:, None]).sum(1)
+
+    assert torch.allclose(dense(), grouped(), atol=1e-4)
+    compare(
+        "heads of 3 regions, forward and backward: mask times hidden, one dense 1x1 product",
+        lambda: torch.autograd.grad(dense().sum(), [hidden, weight]),
+        "a grouped 1x1 convolution, then the masks",
+        lambda: torch.autograd.grad(grouped().sum(), [hidden, weight]),
+        rounds=20,
+        aim="below 1",
+    )
