@@ -465,7 +465,10 @@ def _local_cluster(workers: int, threads: int, gpus: int | None):
             environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
         options = {"nthreads": 1, "env": environment, "dashboard": False, "silence_logs": 50}
         specification[number] = {"cls": Nanny, "options": options}
-    scheduler = {"cls": Scheduler, "options": {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"},
+    }
     return SpecCluster(workers=specification, scheduler=scheduler, silence_logs=50)
 
 
