@@ -166,6 +166,15 @@ def test_the_scoreboard_says_in_how_many_runs_of_a_sweep_a_claim_held():
     assert second[4] == "held in 3 of 4 runs"
 
 
+def test_recorded_measures_become_a_table():
+    measures = {"eth": {"ADE": [0.678149, 1.34425], "missed": 0.04}, "hotel": {"ADE": [0.5, 1]}}
+    assert cells(tables.measures_table(measures)) == [
+        ["", "ADE", "missed"],
+        ["eth", "0.678 / 1.34", "0.04"],
+        ["hotel", "0.5 / 1", "–"],
+    ]
+
+
 def test_a_stale_run_is_marked_in_every_table():
     both = [
         run("stored", claim("C1", claims.HOLDS)),

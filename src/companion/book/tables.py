@@ -240,8 +240,26 @@ def record_nodes(document, stem: str, run: Run) -> list:
     out.append(table(["Run", run.name], facts, "facts"))
     if run.claims:
         out.append(claim_table(run))
+    if measures := run.record.get("values", {}).get(f"{stem}.measures"):
+        out.append(measures_table(measures))
     out += [_record_figure(document, stem, figure) for figure in run.record.get("figures", [])]
     return out
+
+
+def measures_table(measures: dict[str, dict[str, object]]) -> nodes.table:
+    """What a run recorded as its `measures`: a line each, numbers or lists of numbers."""
+    columns = list(dict.fromkeys(name for line in measures.values() for name in line))
+    rows = [
+        [strong(line), *(_shown_measure(values.get(name)) for name in columns)]
+        for line, values in measures.items()
+    ]
+    return table(["", *columns], rows, "measures")
+
+
+def _shown_measure(value: object) -> str:
+    if isinstance(value, list):
+        return " / ".join(map(_shown_measure, value))
+    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _record_figure(document, stem: str, about: dict) -> nodes.figure:
