@@ -1,13 +1,14 @@
 """The book's build and its computed tables."""
 
 import json
+import re
 import sys
 
 import pytest
 import yaml
 
 from companion import book, claims
-from companion.book import runs
+from companion.book import curves, runs
 from companion.book.building import ROOT
 from companion.book.docstrings import tidy_docstring
 
@@ -164,6 +165,68 @@ def test_the_scoreboard_says_in_how_many_runs_of_a_sweep_a_claim_held():
     assert "sweep" in head[4]
     assert first[4] == "not in this run"
     assert second[4] == "held in 3 of 4 runs"
+
+
+def test_a_sweep_tells_which_claims_did_not_hold_in_every_run():
+    held = {"C1": {"held": 5, "of": 5}, "C2": {"held": 3, "of": 5}}
+    assert tables.held_sentence(held) == "Held in every run: C1; C2 in 3 of 5."
+    assert "All 1 claims" in tables.held_sentence({"C1": held["C1"]})
+    assert tables.held_sentence({"C2": held["C2"]}) == "Held: C2 in 3 of 5."
+
+
+@pytest.fixture
+def kept(tmp_path):
+    path = tmp_path / "seeds.csv"
+    path.write_text(
+        "seed,depth,e.a.90,e.a.95,e.b.90,e.b.95,e.c.low,all\n"
+        "0,3,1,2,5,6,7,10\n"
+        "1,3,3,4,5,,8,20\n"
+        "1,7,3,4,5,8,9,60\n"
+    )
+    return path
+
+
+def test_a_curve_takes_its_places_from_the_columns_or_from_a_parameter(kept):
+    found = curves.read_curves(kept, {"a": "e.a.{x}", "b": "e.b.{x}", "named": "e.c.{x}"})
+    assert found["a"] == {90.0: [1, 3, 3], 95.0: [2, 4, 4]}
+    assert found["b"] == {90.0: [5, 5, 5], 95.0: [6, 8]}
+    assert found["named"] == {"low": [7, 8, 9]}
+    assert curves.read_curves(kept, {"all": "all"}, across="depth")["all"] == {
+        3.0: [10, 20],
+        7.0: [60],
+    }
+    assert curves.read_curves(kept, {"all": "all"})["all"] == {"": [10, 20, 60]}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "across", "message"),
+    [
+        ({"a": "e.d.{x}"}, "", "'e.d.{x}' matches no column of seeds.csv"),
+        ({"a": "e.a.9"}, "", "'e.a.9' matches no column"),
+        ({"a": "all"}, "width", "'width' is no column of seeds.csv"),
+    ],
+)
+def test_a_curve_that_is_not_in_the_table_is_named(kept, wanted, across, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        curves.read_curves(kept, wanted, across)
+
+
+def test_curves_are_drawn_at_their_means_and_over_their_range(monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    curves.draw({"a": {2.0: [1, 3], 1.0: [5, 5]}}, "x", "y", ["y"], "chance: 4")
+    curves.draw({"a": {"": [1, 3]}, "b": {"": [2]}}, "", "score")
+    ax = drawn[0].axes[0]
+    assert ax.lines[0].get_xydata().tolist() == [[1, 5], [2, 2]]
+    box = ax.collections[0].get_paths()[0].get_extents()
+    assert (box.ymin, box.ymax) == (1, 5)
+    assert ax.lines[1].get_ydata() == [4, 4]
+    assert ax.get_yscale() == "log"
+    dots = drawn[1].axes[0]
+    assert [list(line.get_xdata()) for line in dots.lines[:2]] == [[1, 3], [2]]
+    assert [label.get_text() for label in dots.get_yticklabels()] == ["a", "b"]
 
 
 def test_recorded_measures_become_a_table():

@@ -408,11 +408,27 @@ def test_a_kept_sweep_is_a_small_table_and_counts_of_claims(toy, tmp_path):
     about = json.loads((folder / "seeds.json").read_text())
     assert about["claims"]["C1"]["held"] == 2
     assert (about["runs"], about["command"]) == (3, "companion sweep toy")
+    file = rooms.keep("curves", toy, rows, "", folder, values=["ma*"])
+    kept = pandas.read_csv(file)
+    assert kept.columns.tolist() == [
+        "x",
+        "seed",
+        "seconds",
+        "device",
+        "v",
+        "many.0",
+        "many.1",
+        "C1",
+    ]
+    assert kept["many.1"].tolist() == [2, 2, 2]
+    with pytest.raises(ValueError, match=r"--values few: matches no .* there are many"):
+        rooms.keep("more", toy, rows, "", folder, values=["few"])
     with pytest.raises(ValueError, match="--keep a/b"):
         rooms.keep("a/b", toy, rows, "", folder)
     with pytest.raises(SweepError, match="1 of 4 runs failed"):
         rooms.keep("more", toy, [*rows, fake({"x": 9}, status="failed")], "", folder)
-    assert sorted(f.name for f in folder.iterdir()) == ["seeds.csv", "seeds.json"]
+    names = [f"{name}.{kind}" for name in ("curves", "seeds") for kind in ("csv", "json")]
+    assert sorted(f.name for f in folder.iterdir()) == names
 
 
 # ---------------------------------------------------------------- the page

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--threads", type=int, default=1, help="threads of one run")
     add.add_argument("--time-limit", type=float, default=0, metavar="SECONDS", help="a run that takes longer has failed; default: none")  # fmt: skip
     add.add_argument("--keep", metavar="NAME", help="keep the table in book/recorded/STEM/sweeps for the book")  # fmt: skip
+    add.add_argument("--values", action="append", default=[], metavar="PATTERN", help="with --keep: also the recorded lists and mappings of such a name")  # fmt: skip
 
     add = commands.add_parser("data", help="which data sets are there, and where the others go")
     add.set_defaults(command=_data)
@@ -201,6 +202,8 @@ def _sweep(options: argparse.Namespace) -> int:
     ):
         if value < least:
             raise ValueError(f"--{name} {value}: expected at least {least}")
+    if options.values and not options.keep:
+        raise ValueError("--values: says what --keep keeps; give --keep NAME as well")
     grid = {name: _axis(name, text) for name, text in options.g}
     if len(grid) < len(options.g) or not grid:
         raise ValueError("-g: expected at least one parameter, and each only once")
@@ -224,9 +227,9 @@ def _sweep(options: argparse.Namespace) -> int:
         asked += [part for name, text in options.g for part in ("-g", name, text)]
         asked += [part for name, text in options.p for part in ("-p", name, text)]
         asked += ["-f", options.f.as_posix()] if options.f else []
-        print(
-            f"kept in {os.path.relpath(sweep.keep(options.keep, path, rows, shlex.join(asked)))}"
-        )
+        asked += [part for pattern in options.values for part in ("--values", pattern)]
+        kept = sweep.keep(options.keep, path, rows, shlex.join(asked), values=options.values)
+        print(f"kept in {os.path.relpath(kept)}")
     return 1 if failed else 0
 
 

@@ -14,6 +14,7 @@ written last, and whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import hashlib
 import io
@@ -518,13 +519,21 @@ class _Bar:
 
 
 def keep(
-    name: str, path: Path, rows: list[dict], command: str, folder: Path | None = None
+    name: str,
+    path: Path,
+    rows: list[dict],
+    command: str,
+    folder: Path | None = None,
+    values: Sequence[str] = (),
 ) -> Path:
     """Keep a sweep for the book: a small table, and how often each claim held.
 
     Writes <name>.csv and <name>.json to `folder`, by default book/recorded/<stem>/sweeps. The
-    table has the parameters, seconds, recorded numbers and whether each claim held.
-    Raises ValueError for a bad name or a table of more than 100 kB, SweepError if a run failed.
+    table has a row a run: parameters, seconds, device, recorded numbers, and whether each claim
+    held. Of recorded lists and mappings it has those whose name matches one of `values`
+    (shell patterns), a column a number: `name.key` or `name.index`.
+    Raises ValueError for a bad name, a pattern that matches no list or mapping, or a table of
+    more than 100 kB, SweepError if a run failed.
     """
     from companion.records import FOLDER, LIMIT
     from companion.runtime import provenance
@@ -535,16 +544,7 @@ def keep(
     failed = sum(row["status"] != "done" for row in rows)
     if failed:
         raise SweepError(f"--keep {name}: {failed} of {len(rows)} runs failed, so it is not kept")
-    frame = table(rows)
-    told = [
-        c for c in frame if c.endswith((" verdict", " ours")) or c in ("id", "error", "status")
-    ]
-    lists = [
-        c
-        for c in frame
-        if c not in rows[0]["given"] and frame[c].astype(str).str.startswith(("[", "{")).any()
-    ]
-    text = frame.drop(columns=[*told, *lists]).to_csv(index=False, float_format="%.6g")
+    text = _small_table(rows, values)
     if len(text) > LIMIT:
         raise ValueError(f"--keep {name}: the table has {len(text)} bytes, more than {LIMIT}")
     about = {
@@ -561,6 +561,47 @@ def keep(
     write_whole(folder / f"{name}.csv", text)
     write_whole(folder / f"{name}.json", to_json(about))
     return folder / f"{name}.csv"
+
+
+def _small_table(rows: list[dict], patterns: Sequence[str]) -> str:
+    """The table that is kept, as CSV."""
+    import pandas
+
+    nested = {
+        name
+        for row in rows
+        for name, value in row["values"].items()
+        if isinstance(value, (list, dict)) and not name.endswith((".claims", ".settings"))
+    }
+    for pattern in patterns:
+        if not fnmatch.filter(nested, pattern):
+            raise ValueError(
+                f"--values {pattern}: matches no recorded list or mapping; "
+                f"there are {', '.join(sorted(nested)) or 'none'}"
+            )
+    wanted = {name for pattern in patterns for name in fnmatch.filter(nested, pattern)}
+    lines = []
+    for row in rows:
+        line = {name: _scalar(value) for name, value in row["given"].items()}
+        line |= {"seconds": row["seconds"], "device": row["device"]}
+        for name, value in row["values"].items():
+            if name in wanted:
+                line |= dict(_numbers_in(name, value))
+            elif isinstance(value, (bool, int, float, str)):
+                line[name] = value
+        claims = row["values"].get(f"{row['stem']}.claims", [])
+        lines.append(line | {claim["id"]: claim["holds"] for claim in claims})
+    return pandas.DataFrame(lines).to_csv(index=False, float_format="%.6g")
+
+
+def _numbers_in(name: str, value: object) -> Iterator[tuple[str, float]]:
+    """The numbers in nested lists and mappings, each with the road to it."""
+    if isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _numbers_in(f"{name}.{key}", item)
+    elif isinstance(value, (bool, int, float)):
+        yield name, value
 
 
 def kept(stem: str) -> list[dict]:

@@ -5,14 +5,25 @@ from __future__ import annotations
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
+from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
 from companion import notebooks
 from companion.book import tables
+from companion.book.curves import draw, read_curves
 from companion.book.docstrings import tidy_docstring
-from companion.book.runs import benchmarks, kept_sweeps, papers, recorded_runs, stored_run
+from companion.book.runs import (
+    RECORDED,
+    benchmarks,
+    kept_sweeps,
+    papers,
+    recorded_runs,
+    stored_run,
+)
 from companion.data.catalogue import catalogue
+from companion.runtime import ROOT
 
 
 class Papers(SphinxDirective):
@@ -68,6 +79,35 @@ class Recorded(SphinxDirective):
             *(node for run in runs for node in tables.record_nodes(document, stem, run)),
             *tables.gpu_note(stem, runs),
         ]
+
+
+class Sweep(SphinxDirective):
+    """A kept sweep of a chapter: its curves, how often each claim held, and its command.
+
+    A line of the content is a curve, `label: column` (`companion.book.curves.read_curves`).
+    """
+
+    required_arguments = 2  # stem, name
+    has_content = True
+    option_spec: ClassVar = dict.fromkeys(
+        ("x", "y", "across", "log", "mark", "caption", "alt"), directives.unchanged
+    )
+
+    def run(self):
+        stem, name = self.arguments
+        run = next((run for run in kept_sweeps(stem) if run.name == name), None)
+        if run is None:
+            raise self.error(f"{stem} has no kept sweep {name!r}")
+        wanted = dict(line.rsplit(": ", 1) for line in self.content if line.strip())
+        options = dict.fromkeys(self.option_spec, "") | self.options
+        table = ROOT / RECORDED / stem / "sweeps" / f"{name}.csv"
+        self.env.note_dependency(str(table))
+        try:
+            curves = read_curves(table, wanted, options["across"])
+        except ValueError as error:
+            raise self.error(str(error)) from None
+        picture = draw(curves, options["x"], options["y"], options["log"].split(), options["mark"])
+        return tables.sweep_nodes(run, picture, options["caption"], options["alt"])
 
 
 class Benchmarks(SphinxDirective):
@@ -127,7 +167,7 @@ class Datasets(SphinxDirective):
 
 def register(app) -> dict[str, bool]:
     """Make the directives known, and connect what is done around the pages."""
-    for directive in (Papers, Scoreboard, Recorded, Benchmarks, Datasets):
+    for directive in (Papers, Scoreboard, Recorded, Sweep, Benchmarks, Datasets):
         app.add_directive(directive.__name__.lower(), directive)
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("build-finished", _copy_mathjax)

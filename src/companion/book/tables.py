@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections import Counter
 
 from docutils import nodes
@@ -272,6 +273,32 @@ def _record_figure(document, stem: str, about: dict) -> nodes.figure:
     document.note_explicit_target(figure, figure)
     figure += nodes.caption("", about["caption"])
     return figure
+
+
+def sweep_nodes(run: Run, picture: bytes, caption: str, alt: str) -> list:
+    """A kept sweep: its figure, how often its claims held, its command and what it cost."""
+    uri = "data:image/png;base64," + base64.b64encode(picture).decode()
+    figure = nodes.figure("", nodes.image(uri=uri, alt=alt), classes=["recorded"])
+    figure += nodes.caption("", f"{caption} Mean and range of {run.status}.")
+    said = [held_sentence(run.held), " This makes it again"]
+    said += [f" ({shown_seconds(run.seconds)} of runs on {run.machine}, {run.date}):"]
+    if run.stale:
+        said = [_stale(), " The chapter's code has changed since this sweep. ", *said]
+    return [figure, paragraph(*said), shell(run.command)]
+
+
+def held_sentence(held: dict[str, dict]) -> str:
+    """In how many runs of a sweep the claims held; those that held in all, in one word."""
+    always = [id for id, count in held.items() if count["held"] == count["of"]]
+    others = [
+        f"{id} in {count['held']} of {count['of']}"
+        for id, count in held.items()
+        if id not in always
+    ]
+    if not others:
+        return f"All {len(always)} claims that were checked held in every run."
+    rest = f"Held in every run: {', '.join(always)}; " if always else "Held: "
+    return f"{rest}{', '.join(others)}."
 
 
 def gpu_note(stem: str, runs: list[Run]) -> list:
