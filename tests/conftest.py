@@ -1,6 +1,11 @@
-"""Shared by all tests: one thread, and where real data lies."""
+"""Shared by all tests: one thread, where real data lies, Dask as processes of its own."""
 
+import json
 import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,3 +25,32 @@ def real_data():
         return Path(root)
 
     return need
+
+
+@pytest.fixture(scope="session")
+def dask_processes(tmp_path_factory):
+    """Start a scheduler and workers, a process each, on loopback; gives the scheduler's address."""
+
+    @contextmanager
+    def start(workers=1):
+        file = tmp_path_factory.mktemp("dask") / "scheduler.json"
+        common = ["--scheduler-file", str(file), "--no-dashboard"]
+        quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        scheduler = ["distributed.cli.dask_scheduler", "--port", "0", "--host", "127.0.0.1"]
+        parts = [scheduler] + workers * [["distributed.cli.dask_worker", "--nthreads", "1"]]
+        processes = []
+        try:
+            for module, *options in parts:
+                started = [sys.executable, "-m", module, *common, *options]
+                processes.append(subprocess.Popen(started, **quiet))
+                end = time.monotonic() + 60
+                while not file.exists():
+                    assert time.monotonic() < end, "no scheduler after a minute"
+                    time.sleep(0.05)
+            yield json.loads(file.read_text())["address"]
+        finally:
+            for process in reversed(processes):
+                process.terminate()
+                process.wait(20)
+
+    return start

@@ -71,26 +71,9 @@ def toy(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def scheduler(tmp_path_factory):
-    """The address of a scheduler with a worker, each a process of its own, on loopback."""
-    file = tmp_path_factory.mktemp("dask") / "scheduler.json"
-    common = ["--scheduler-file", str(file), "--no-dashboard"]
-    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    parts = {
-        "distributed.cli.dask_scheduler": ["--port", "0", "--host", "127.0.0.1"],
-        "distributed.cli.dask_worker": ["--nthreads", "1"],
-    }
-    processes = []
-    try:
-        for module, options in parts.items():
-            started = [sys.executable, "-m", module, *common, *options]
-            processes.append(subprocess.Popen(started, **quiet))
-            wait_for(file.exists)
-        yield json.loads(file.read_text())["address"]
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-            process.wait(20)
+def scheduler(dask_processes):
+    with dask_processes(1) as address:
+        yield address
 
 
 def go(toy, out, grid, fixed=None, **options):

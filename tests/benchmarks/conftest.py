@@ -9,6 +9,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,20 +19,36 @@ from companion.runtime import ROOT, provenance, to_json, write_whole
 RECORD = ROOT / "book" / "recorded" / "benchmarks.json"
 
 
-def merge_rows(stem: str, rows: list[dict], path: Path = RECORD) -> None:
+def merge_rows(
+    stem: str, rows: list[dict], path: Path = RECORD, conclusions: Sequence[str] = ()
+) -> None:
     """Put a chapter's rows in the place of its old ones; other chapters keep theirs."""
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     kept[stem] = {"command": "make bench", "provenance": provenance(), "rows": rows}
+    if conclusions:
+        kept[stem]["conclusions"] = list(conclusions)
     write_whole(path, to_json(dict(sorted(kept.items()))))
 
 
 @pytest.fixture(scope="module")
-def rows(request):
+def conclusions():
+    """Sentences that stand below the rows of this module."""
+    return []
+
+
+@pytest.fixture
+def conclude(conclusions):
+    return lambda *sentences: conclusions.extend(sentences)
+
+
+@pytest.fixture(scope="module")
+def rows(request, conclusions):
     """The rows of this module; recorded at its end if asked for."""
     found = []
     yield found
     if found and os.environ.get("COMPANION_BENCH_RECORD") == "1":
-        merge_rows(Path(request.path).stem.removeprefix("bench_"), found)
+        stem = Path(request.path).stem.removeprefix("bench_")
+        merge_rows(stem, found, conclusions=conclusions)
 
 
 @pytest.fixture

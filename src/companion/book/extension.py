@@ -117,7 +117,7 @@ class Benchmarks(SphinxDirective):
         found = benchmarks()
         if not found:
             return [tables.marked("No benchmark results are stored yet. `make bench` makes them.")]
-        titles = {paper["stem"]: paper["title"] for paper in papers()}
+        titles = {paper["stem"]: paper["title"] for paper in papers()} | {"sweep": "Sweeps"}
         out: list = []
         for stem, result in found.items():
             where = result.get("provenance", {})
@@ -142,6 +142,7 @@ class Benchmarks(SphinxDirective):
                         tables.code(where.get("commit", "not known")),
                     ),
                     tables.shell(result["command"]),
+                    *map(tables.paragraph, result.get("conclusions", [])),
                 )
             )
         return out

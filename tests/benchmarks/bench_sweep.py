@@ -1,0 +1,238 @@
+"""What a sweep costs beside its runs, with scheduler, workers and client as separate processes.
+
+By the clock and not by processor time: most of it is waiting. With COMPANION_BENCH_RECORD=1 at
+full length (a quarter of an hour), otherwise with a tenth of the runs.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from functools import cache
+
+import nbformat
+import pytest
+
+from companion import notebooks
+from companion import sweep as rooms
+from companion.sweep import Result, Run, expand, sweep
+
+FULL = os.environ.get("COMPANION_BENCH_RECORD") == "1"
+MANY = 1000 if FULL else 100  # trivial runs
+STAND_INS = 10_000 if FULL else 1000
+CROWD = 100  # workers for them
+STAND_IN_S = 2.0  # what a stand-in takes
+
+TRIVIAL = [
+    "seed: int = 0  # a seed",
+    "from companion.parameters import check_parameters\nsettings = check_parameters()",
+    "from companion.claims import record\nrecord('trivial.double', 2 * seed)",
+]
+# many workers in one process: they sleep, and a hundred processes would not fit two cores
+WORKERS = """
+import asyncio, sys
+from distributed import Worker
+async def main():
+    address, count = sys.argv[1], int(sys.argv[2])
+    there = [await Worker(address, nthreads=1, memory_limit=0) for _ in range(count)]
+    await asyncio.gather(*(worker.finished() for worker in there))
+asyncio.run(main())
+"""
+
+
+@cache
+def chapter_text():
+    return notebooks.find("snip").read_text(encoding="utf-8")
+
+
+def stand_in(order, source):
+    """In the place of `carry_out`: no kernel, but a result of a chapter's size."""
+    time.sleep(order.run.given["lr"])
+    values = {"snip.error": 1.0}
+    return Result(
+        order.run,
+        "done",
+        order.run.given["lr"],
+        "",
+        values,
+        order.fingerprint,
+        "cpu",
+        chapter_text(),
+    )
+
+
+@pytest.fixture(scope="module")
+def figures():
+    """Seconds that the benchmarks below measure for each other."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def trivial(tmp_path_factory):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in TRIVIAL])
+    notebook.metadata["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    path = tmp_path_factory.mktemp("trivial") / "trivial.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path):
+    yield tmp_path / "out"
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)  # gigabytes
+
+
+def timed(benchmark, work):
+    """The work's result, and its seconds by the clock."""
+
+    def clocked():
+        start = time.perf_counter()
+        result = work()
+        return result, time.perf_counter() - start
+
+    return benchmark.pedantic(clocked, rounds=1, iterations=1)
+
+
+def swept(benchmark, path, runs, out, address):
+    """Seconds of a sweep in which every run is done."""
+    rows, seconds = timed(benchmark, lambda: sweep(path, runs, out, scheduler=address, show=False))
+    assert all(row["status"] == "done" for row in rows), rows[0]["error"]
+    return seconds
+
+
+def seeds(path, count):
+    return [Run(path.stem, {"seed": seed}) for seed in range(count)]
+
+
+def test_one_worker_against_papermill(benchmark, add_row, trivial, dask_processes, out, figures):
+    import papermill
+
+    count = 20
+    with dask_processes(1) as address:
+        sweep(trivial, seeds(trivial, 1), out / "warm", scheduler=address, show=False)
+        ours = swept(benchmark, trivial, seeds(trivial, count), out, address) / count
+    alone = []
+    for seed in range(count):
+        start = time.perf_counter()
+        papermill.execute_notebook(
+            str(trivial), str(out / "alone.ipynb"), {"seed": seed}, progress_bar=False
+        )
+        alone.append(time.perf_counter() - start)
+    peer = statistics.median(alone)
+    figures["one"] = ours
+    add_row(
+        "a trivial run in a sweep, one worker", "papermill.execute_notebook in a loop", ours / peer,
+        aim="at most 1.1", note=f"{ours:.2f} s a run against {peer:.2f} s, {count} runs",
+    )  # fmt: skip
+
+
+def test_two_workers_against_one(benchmark, add_row, trivial, dask_processes, out, figures):
+    count = 40
+    with dask_processes(2) as address:
+        sweep(trivial, seeds(trivial, 2), out / "warm", scheduler=address, show=False)
+        figures["two"] = swept(benchmark, trivial, seeds(trivial, count), out, address) / count
+    one, two = (1 / figures[name] for name in ("one", "two"))
+    add_row(
+        "trivial runs a second, two workers", "one worker", two / one,
+        aim=f"at least 1.8 on {os.cpu_count()} cores",
+        note=f"{two:.2f} runs a second against {one:.2f}, {count} runs",
+    )  # fmt: skip
+
+
+def test_many_runs_against_few(benchmark, add_row, trivial, dask_processes, out, figures):
+    with dask_processes(2) as address:
+        sweep(trivial, seeds(trivial, 2), out / "warm", scheduler=address, show=False)
+        figures["many"] = swept(benchmark, trivial, seeds(trivial, MANY), out, address) / MANY
+    add_row(
+        f"time a run over {MANY:,} trivial runs, two workers", "over 40 runs",
+        figures["many"] / figures["two"], aim="at most 1.1",
+        note=f"{figures['many']:.2f} s against {figures['two']:.2f} s; {MANY * figures['many']:.0f} s in all",
+    )  # fmt: skip
+
+
+@contextmanager
+def crowd(address, count):
+    """More workers for a scheduler that is there, in a few processes."""
+    share = [count // 4 + (n < count % 4) for n in range(4)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKERS, address, str(n)],
+            stderr=subprocess.DEVNULL,
+        )
+        for n in share
+    ]  # fmt: skip
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait(20)
+
+
+def test_a_hundred_workers(
+    benchmark, add_row, conclude, dask_processes, out, figures, monkeypatch
+):
+    from distributed import Client
+
+    monkeypatch.setattr(rooms, "carry_out", stand_in)
+    monkeypatch.setenv(
+        "PYTHONPATH", os.path.dirname(__file__)
+    )  # where scheduler and workers find it
+    path = notebooks.find("snip")
+    start = time.perf_counter()
+    runs = expand(
+        path, {"seed": list(range(STAND_INS // 100)), "weight_decay": [n / 1e5 for n in range(100)]},
+        {"lr": STAND_IN_S},
+    )  # fmt: skip
+    checking = time.perf_counter() - start
+    at_once = [Run(run.stem, run.given | {"lr": 0.0}) for run in runs[: len(runs) // 10]]
+    with dask_processes(0) as address, crowd(address, CROWD):
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(CROWD, timeout=120)
+        sweep(path, at_once[:CROWD], out / "warm", scheduler=address, show=False)
+        start = time.perf_counter()
+        sweep(path, at_once, out / "at_once", scheduler=address, show=False)
+        each = (time.perf_counter() - start) / len(at_once)
+        seconds = swept(benchmark, path, runs, out, address)
+    start = time.perf_counter()
+    sweep(path, runs, out, show=False)
+    again = time.perf_counter() - start
+    ideal = STAND_IN_S * len(runs) / CROWD
+    add_row(
+        f"{len(runs):,} stand-in runs of {STAND_IN_S:g} s on {CROWD} workers", "waiting alone",
+        seconds / ideal, aim="at most 1.25",
+        note=f"{seconds:.0f} s against {ideal:.0f} s; results of a chapter's size "
+        f"({len(chapter_text()) / 1e3:.0f} kB), all processes on {os.cpu_count()} cores",
+    )  # fmt: skip
+    took = statistics.median(
+        notebooks.read(notebooks.find(stem))["metadata"]["companion"]["seconds"]
+        for stem in notebooks.stems()
+    )
+    overhead, wanted = figures["one"], 10_000
+    hours = wanted * (took + overhead) / CROWD / 3600
+    disk = wanted * sum(
+        (out / "runs" / f"{runs[0].id}{end}").stat().st_size for end in (".ipynb", ".json")
+    )
+    conclude(
+        f"What a run costs beside its cells is the start of a kernel and of the library: "
+        f"{overhead:.1f} s for a trivial notebook, nearly all of it on the worker. The one "
+        f"process that hands out runs and writes their files is busy for {1000 * each:.0f} ms a "
+        f"run (measured with {len(at_once):,} runs that take no time, {CROWD} workers on the same "
+        f"{os.cpu_count()} cores): it keeps up with {1 / each:.0f} runs a second.",
+        f"So a sweep of {wanted:,} runs of a chapter's quick profile (median of the ten: "
+        f"{took:.0f} s) on {CROWD} workers, a core each, would take {hours:.1f} hours, of which "
+        f"{wanted * overhead / CROWD / 60:.0f} minutes are kernels that start. It asks "
+        f"the one process for {CROWD / (took + overhead):.1f} results a second; with runs as long as "
+        f"these, about {(took + overhead) / each:,.0f} workers would saturate it. Before the start, checking a "
+        f"grid of {len(runs):,} runs took {checking:.0f} s; finding all of them finished and "
+        f"writing the table, {again:.0f} s; and {wanted:,} executed notebooks are "
+        f"{disk / 1e9:.1f} GB. This is worked out from the figures above and was not run on a cluster.",
+    )
