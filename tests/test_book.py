@@ -196,6 +196,10 @@ def test_a_curve_takes_its_places_from_the_columns_or_from_a_parameter(kept):
         7.0: [60],
     }
     assert curves.read_curves(kept, {"all": "all"})["all"] == {"": [10, 20, 60]}
+    assert curves.read_curves(kept, {"both": "e.*.95"}, "depth")["both"] == {
+        3.0: [2, 6, 4],
+        7.0: [4, 8],
+    }
 
 
 @pytest.mark.parametrize(

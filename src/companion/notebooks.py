@@ -21,6 +21,7 @@ TAGS = frozenset(
         "remove-input",
         "remove-cell",
         "hide-input",
+        "hide-cell",
         "nbval-check-output",
         "raises-exception",
     }

@@ -19,7 +19,7 @@ def read_curves(table: Path, wanted: dict[str, str], across: str = "") -> dict[s
 
     wanted: label -> column. In a column such as `snip.error.random.{x}`, x runs over all columns
     of such a name; a column without {x} is drawn across the parameter `across`, or, without one,
-    at the place "".
+    at the place "". A * stands for any text: the values of all such columns are put together.
     Raises ValueError, naming what there is, if the table lacks a column.
     """
     with table.open(encoding="utf-8", newline="") as file:
@@ -29,9 +29,9 @@ def read_curves(table: Path, wanted: dict[str, str], across: str = "") -> dict[s
         raise ValueError(f"{across!r} is no column of {table.name}; it has {', '.join(columns)}")
     curves = {}
     for label, pattern in wanted.items():
-        before, _, after = pattern.partition(PLACE)
-        form = re.escape(before) + (f"(.+){re.escape(after)}" if PLACE in pattern else "()")
-        found = {name: match[1] for name in columns if (match := re.fullmatch(form, name))}
+        form = re.escape(pattern).replace(r"\*", ".+").replace(re.escape(PLACE), "(?P<x>.+)")
+        matches = {name: re.fullmatch(form, name) for name in columns}
+        found = {name: match.groupdict().get("x", "") for name, match in matches.items() if match}
         if not found:
             raise ValueError(
                 f"{pattern!r} matches no column of {table.name}; it has {', '.join(columns)}"
