@@ -257,10 +257,13 @@ def test_the_summary_counts_the_stored_run_and_names_the_papers_without_a_chapte
     stored = run("stored", claim("C1", claims.HOLDS), claim("C2", claims.HOLDS))
     other = run("mnist", claim("C1", claims.FAILS, holds=False), stale=True)
     environment = type("Environment", (), {"found_docs": set(), "docname": "x"})
-    _, *rows, last = cells(tables.summary_table(environment, {"snip": [stored, other]}))
+    held = {"C1": {"sentence": "", "held": 3, "of": 4}, "C2": {"sentence": "", "held": 4, "of": 4}}
+    sweeps = {"snip": [run("seeds", profile="", held=held, status="4 runs")]}
+    _, *rows, last = cells(tables.summary_table(environment, {"snip": [stored, other]}, sweeps))
     snip = next(row for row in rows if row[1] == "snip")
     assert snip[2:6] == ["2", "0", "0", "0"]
-    assert snip[6] == "mnist: 1 does not hold stale"
+    assert snip[6] == "seeds: 1 of 2 claims (4 runs)"
+    assert snip[7] == "mnist: 1 does not hold stale"
     assert sum(row[1] == "no chapter yet" for row in rows) == 9
     assert last[2:6] == ["2", "0", "0", "0"]
 

@@ -51,9 +51,10 @@ class Scoreboard(SphinxDirective):
         runs = {stem: [stored_run(stem), *recorded_runs(stem)] for stem in notebooks.stems()}
         titles = {paper["stem"]: paper["title"] for paper in papers()}
         order = [stem for stem in titles if stem in runs]
-        out: list = [tables.summary_table(self.env, runs)]
+        sweeps = {stem: kept_sweeps(stem) for stem in runs}
+        out: list = [tables.summary_table(self.env, runs, sweeps)]
         for stem in order + sorted(runs.keys() - titles.keys()):
-            shown = [*runs[stem], *kept_sweeps(stem)]
+            shown = [*runs[stem], *sweeps[stem]]
             told = [
                 tables.scoreboard_table(shown),
                 tables.paragraph("What reproduces these runs, and what it costs:"),

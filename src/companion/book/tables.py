@@ -161,15 +161,17 @@ def runs_table(runs: list[Run]) -> nodes.table:
     return table(["Run", "Command", "Cost", "Machine", "State"], rows, "runs")
 
 
-def summary_table(env, runs_by_stem: dict[str, list[Run]]) -> nodes.table:
-    """The ten papers, and how many claims of the stored run have each verdict."""
+def summary_table(
+    env, runs_by_stem: dict[str, list[Run]], sweeps_by_stem: dict[str, list[Run]]
+) -> nodes.table:
+    """The ten papers: verdicts of the stored run, other starts, recorded runs."""
     verdicts = (claims.HOLDS, claims.FAILS, claims.REPORTED, claims.NEEDS_PAPER)
     rows: list = []
     total: Counter = Counter()
     for paper in papers():
         stem = paper["stem"]
         if stem not in runs_by_stem:
-            rows.append([paper["title"], "no chapter yet", *["–"] * (len(verdicts) + 1)])
+            rows.append([paper["title"], "no chapter yet", *["–"] * (len(verdicts) + 2)])
             continue
         stored, *recorded = runs_by_stem[stem]
         counts = verdict_counts(stored)
@@ -177,10 +179,21 @@ def summary_table(env, runs_by_stem: dict[str, list[Run]]) -> nodes.table:
         chapter = [chapter_link(env, stem, stem) or code(stem)]
         if stored.stale:
             chapter.append(_stale())
+        others = [_steadiness(run) for run in sweeps_by_stem.get(stem, [])] or "–"
         told = [_counted(run) for run in recorded] or "none"
-        rows.append([paper["title"], chapter, *(str(counts[v]) for v in verdicts), told])
-    rows.append([strong("all"), "", *(strong(str(total[v])) for v in verdicts), ""])
-    return table(["Paper", "Chapter", *verdicts, "Recorded runs"], rows, "summary")
+        rows.append([paper["title"], chapter, *(str(counts[v]) for v in verdicts), others, told])
+    rows.append([strong("all"), "", *(strong(str(total[v])) for v in verdicts), "", ""])
+    head = ["Paper", "Chapter", *verdicts, "Held in every run of a sweep", "Recorded runs"]
+    return table(head, rows, "summary")
+
+
+def _steadiness(run: Run) -> nodes.paragraph:
+    """How many of the claims that a sweep computed held in all of its runs."""
+    always = sum(count["held"] == count["of"] for count in run.held.values())
+    marks = [" ", _stale()] if run.stale else []
+    return paragraph(
+        strong(run.name), f": {always} of {len(run.held)} claims ({run.status})", *marks
+    )
 
 
 def _counted(run: Run) -> nodes.paragraph:
