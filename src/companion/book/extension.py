@@ -120,7 +120,8 @@ class Benchmarks(SphinxDirective):
             return [tables.marked("No benchmark results are stored yet. `make bench` makes them.")]
         titles = {paper["stem"]: paper["title"] for paper in papers()} | {"sweep": "Sweeps"}
         out: list = []
-        for stem, result in found.items():
+        for stem in sorted(found, key=list(titles).index):
+            result = found[stem]
             where = result.get("provenance", {})
             rows = [
                 [
