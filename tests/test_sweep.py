@@ -14,6 +14,7 @@ import pytest
 from companion import sweep as rooms
 from companion.__main__ import main
 from companion.parameters import ParameterError
+from companion.runtime import ROOT
 from companion.sweep import Order, Run, SweepError, carry_out, expand, sweep
 from companion.sweep_page import claim_counts, page, swept
 
@@ -339,6 +340,47 @@ def test_a_scheduler_of_ones_own_is_used_and_left_alone(toy, tmp_path, scheduler
     for x in (1, 4):  # it is there for the second sweep
         (row,) = go(toy, tmp_path / "out", {"x": [x]}, scheduler=scheduler)
         assert row["values"]["toy.double"] == 2 * x
+
+
+SCANCEL = """\
+#!/bin/bash
+pkill -P "$1"  # the worker; its job script ends with it
+"""
+SBATCH = """\
+#!/bin/bash
+# for Slurm: start a copy of the job script, after a wait in the queue
+copy=$(mktemp -p "$JOBS")
+cp "$1" "$copy"
+(sleep 12; exec bash "$copy") > "$copy.log" 2>&1 &
+echo "Submitted batch job $!"
+"""
+
+
+def test_the_example_for_slurm_runs_with_a_stand_in_for_its_command(toy, tmp_path):
+    pytest.importorskip("dask_jobqueue")
+    text = (ROOT / "book" / "sweeps.md").read_text(encoding="utf-8")
+    example = next(part for part in text.split("```") if "SLURMCluster" in part)
+    example = example.removeprefix("python\n").replace("jobs=100", "jobs=1")
+    ours = {
+        '"/shared/paper-companion/.venv/bin/python"': repr(sys.executable),
+        '"companion",': f"{sys.executable!r}, '-m', 'companion',",
+        '"snip",': f"{str(toy)!r}, '--out', {str(tmp_path / 'out')!r},",
+    }
+    for theirs, here in ours.items():
+        assert theirs in example
+        example = example.replace(theirs, here)
+    (tmp_path / "slurm_sweep.py").write_text(example)
+    for name, script in {"sbatch": SBATCH, "scancel": SCANCEL}.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    road = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    environment = os.environ | {"PATH": road, "JOBS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "slurm_sweep.py"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "4 of 4 runs done" in done.stdout, done.stderr
+    assert len(list((tmp_path / "out" / "runs").glob("*.json"))) == 4
 
 
 def test_a_full_disk_stops_the_sweep_and_loses_nothing(toy, tmp_path, scheduler):

@@ -583,7 +583,7 @@ def _small_table(rows: list[dict], patterns: Sequence[str]) -> str:
     lines = []
     for row in rows:
         line = {name: _scalar(value) for name, value in row["given"].items()}
-        line |= {"seconds": row["seconds"], "device": row["device"]}
+        line |= {"seconds": row["seconds"], "device": row["device"].partition(" of ")[0]}
         for name, value in row["values"].items():
             if name in wanted:
                 line |= dict(_numbers_in(name, value))
