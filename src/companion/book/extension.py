@@ -86,13 +86,17 @@ class Sweep(SphinxDirective):
     """A kept sweep of a chapter: its curves, how often each claim held, and its command.
 
     A line of the content is a curve, `label: column` (`companion.book.curves.read_curves`).
+    `bare` leaves out all but the figure, for a second one of the same sweep.
     """
 
     required_arguments = 2  # stem, name
     has_content = True
-    option_spec: ClassVar = dict.fromkeys(
-        ("x", "y", "across", "log", "mark", "caption", "alt"), directives.unchanged
-    )
+    option_spec: ClassVar = {
+        "bare": directives.flag,
+        **dict.fromkeys(
+            ("x", "y", "across", "log", "mark", "caption", "alt"), directives.unchanged
+        ),
+    }
 
     def run(self):
         stem, name = self.arguments
@@ -108,7 +112,8 @@ class Sweep(SphinxDirective):
         except ValueError as error:
             raise self.error(str(error)) from None
         picture = draw(curves, options["x"], options["y"], options["log"].split(), options["mark"])
-        return tables.sweep_nodes(run, picture, options["caption"], options["alt"])
+        figure, *told = tables.sweep_nodes(run, picture, options["caption"], options["alt"])
+        return [figure] if "bare" in self.options else [figure, *told]
 
 
 class Benchmarks(SphinxDirective):
