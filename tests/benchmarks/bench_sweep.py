@@ -124,7 +124,7 @@ def test_trivial_runs_against_papermill(benchmark, add_row, trivial, dask_proces
 
     def in_turns():
         with dask_processes(1) as one, dask_processes(2) as two:
-            for turn in range(1 + (6 if FULL else 2)):  # the first warms up
+            for turn in range(1 + (4 if FULL else 2)):  # the first warms up
                 marks = [time.perf_counter()]
                 for run in trivial_runs(trivial, turn, count):
                     copy = str(trivial.with_name("alone.ipynb"))
