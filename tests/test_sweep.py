@@ -246,6 +246,25 @@ def test_a_kernel_that_is_killed_is_a_row(toy, tmp_path, scheduler):
     assert "kernel died" in rows[1]["error"]
 
 
+@pytest.mark.parametrize(("failures", "status"), [(2, "done"), (3, "failed")])
+def test_a_kernel_that_does_not_start_is_started_again(toy, monkeypatch, failures, status):
+    from nbclient import NotebookClient
+
+    start, left = NotebookClient.async_start_new_kernel_client, [failures]
+
+    async def start_or_not(self, **options):
+        if left[0]:
+            left[0] -= 1
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return await start(self, **options)
+
+    monkeypatch.setattr(NotebookClient, "async_start_new_kernel_client", start_or_not)
+    order = Order(Run("toy", {"x": 2}), rooms.notebooks.fingerprint(toy))
+    result = carry_out(order, toy.read_text())
+    assert (result.status, left) == (status, [0])
+    assert ("Kernel died before" in result.error) == (status == "failed")
+
+
 def test_a_run_past_its_limit_is_a_row_and_leaves_no_kernel(toy, tmp_path, scheduler):
     rows = go(
         toy,

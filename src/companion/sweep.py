@@ -34,6 +34,7 @@ from companion import notebooks
 from companion.runtime import to_json, write_whole
 
 CONNECT_S = 10  # to find a scheduler, and a worker on it
+KERNEL_RETRIES = 2  # of a run whose kernel ended before its first cell
 # threads of the numerical libraries in a run's kernel
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -176,14 +177,31 @@ def carry_out(order: Order, source: str) -> Result:
         )
 
     import nbformat
+
+    for _ in range(1 + KERNEL_RETRIES):
+        notebook = nbformat.reads(source, as_version=4)
+        values = nbformat.v4.new_code_cell(notebooks.injected(order.run.given))
+        values.metadata["tags"] = ["injected-parameters"]
+        first = next(n for n, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+        notebook.cells.insert(first + 1, values)
+        error = _execute(notebook, order)
+        # a start may fail now and then, for instance where two kernels draw the same port
+        if not error or notebook.cells[first].execution_count or error.startswith("ran past"):
+            break
+    text = nbformat.writes(notebook)
+    if error:
+        return failed(error, text)
+    values = notebooks.recorded_values(json.loads(text))
+    seconds = round(time.perf_counter() - start, 3)
+    device = _device(values.get(f"{order.run.stem}.settings", {}))
+    return Result(order.run, "done", seconds, "", values, order.fingerprint, device, text)
+
+
+def _execute(notebook, order: Order) -> str:
+    """Run all cells in a kernel of their own; what went wrong, or ""."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-    notebook = nbformat.reads(source, as_version=4)
-    values = nbformat.v4.new_code_cell(notebooks.injected(order.run.given))
-    values.metadata["tags"] = ["injected-parameters"]
-    first = next(n for n, cell in enumerate(notebook.cells) if cell.cell_type == "code")
-    notebook.cells.insert(first + 1, values)
     with tempfile.TemporaryDirectory(prefix="companion-") as folder:
         client = NotebookClient(
             notebook,
@@ -209,15 +227,7 @@ def carry_out(order: Order, source: str) -> Result:
                 error = "the kernel died (killed, or out of memory)"
             except Exception as raised:  # a kernel that does not start, a full disk
                 error = f"{type(raised).__name__}: {raised}"
-        if too_long.is_set():
-            error = f"ran past its time limit of {order.time_limit_s:g} s"
-    text = nbformat.writes(notebook)
-    if error:
-        return failed(error, text)
-    values = notebooks.recorded_values(json.loads(text))
-    seconds = round(time.perf_counter() - start, 3)
-    device = _device(values.get(f"{order.run.stem}.settings", {}))
-    return Result(order.run, "done", seconds, "", values, order.fingerprint, device, text)
+    return f"ran past its time limit of {order.time_limit_s:g} s" if too_long.is_set() else error
 
 
 def _device(settings: dict) -> str:
