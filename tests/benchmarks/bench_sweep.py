@@ -222,23 +222,40 @@ def test_a_hundred_workers(
         notebooks.read(notebooks.find(stem))["metadata"]["companion"]["seconds"]
         for stem in notebooks.stems()
     )
-    overhead, wanted = figures["one"], 10_000
-    hours = wanted * (took + overhead) / CROWD / 3600
-    disk = wanted * sum(
-        (out / "runs" / f"{runs[0].id}{end}").stat().st_size for end in (".ipynb", ".json")
-    )
+    size = sum((out / "runs" / f"{runs[0].id}{end}").stat().st_size for end in (".ipynb", ".json"))
     conclude(
+        *sentences(
+            figures["one"],
+            each,
+            len(at_once),
+            seconds / len(runs),
+            len(runs),
+            took,
+            checking,
+            again,
+            size,
+        )
+    )
+
+
+def sentences(overhead, few_each, few, many_each, many, took, checking, again, size):
+    """What follows for a large sweep, from seconds a run, counts of runs, and bytes."""
+    wanted, each = 10_000, max(few_each, many_each)
+    hours = wanted * (took + overhead) / CROWD / 3600
+    return (
         f"What a run costs beside its cells is the start of a kernel and of the library: "
         f"{overhead:.1f} s for a trivial notebook, nearly all of it on the worker. The one "
-        f"process that hands out runs and writes their files is busy for {1000 * each:.0f} ms a "
-        f"run (measured with {len(at_once):,} runs that take no time, {CROWD} workers on the same "
-        f"{os.cpu_count()} cores): it keeps up with {1 / each:.0f} runs a second.",
+        f"process that hands out runs and writes their files took {1000 * few_each:.0f} ms a run "
+        f"over {few:,} runs that take no time, and at most {1000 * many_each:.0f} ms over {many:,}, "
+        f"with the scheduler and {CROWD} workers on the same {os.cpu_count()} cores: it keeps up "
+        f"with {1 / each:.0f} runs a second at least.",
         f"So a sweep of {wanted:,} runs of a chapter's quick profile (median of the ten: "
         f"{took:.0f} s) on {CROWD} workers, a core each, would take {hours:.1f} hours, of which "
-        f"{wanted * overhead / CROWD / 60:.0f} minutes are kernels that start. It asks "
-        f"the one process for {CROWD / (took + overhead):.1f} results a second; with runs as long as "
-        f"these, about {(took + overhead) / each:,.0f} workers would saturate it. Before the start, checking a "
-        f"grid of {len(runs):,} runs took {checking:.0f} s; finding all of them finished and "
+        f"{wanted * overhead / CROWD / 60:.0f} minutes are kernels that start. It asks the one "
+        f"process for {CROWD / (took + overhead):.1f} results a second; with runs as long as these "
+        f"it would keep up with about {round((took + overhead) / each, -2):,.0f} workers. Before the start, "
+        f"checking a grid of {many:,} runs took {checking:.0f} s; finding all of them finished and "
         f"writing the table, {again:.0f} s; and {wanted:,} executed notebooks are "
-        f"{disk / 1e9:.1f} GB. This is worked out from the figures above and was not run on a cluster.",
+        f"{wanted * size / 1e9:.1f} GB. This is worked out from the figures above and was not run "
+        f"on a cluster.",
     )
