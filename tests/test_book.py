@@ -1,5 +1,6 @@
 """The book's build and its computed tables."""
 
+import hashlib
 import json
 import re
 import sys
@@ -11,8 +12,11 @@ from companion import book, claims
 from companion.book import curves, runs
 from companion.book.building import ROOT
 from companion.book.docstrings import tidy_docstring
+from companion.records import RecordError
+from companion.runtime import seal
 
 tables = pytest.importorskip("companion.book.tables", reason="needs the book's dependencies")
+extension = pytest.importorskip("companion.book.extension")
 nodes = tables.nodes
 
 
@@ -264,7 +268,7 @@ def test_the_summary_counts_the_stored_run_and_names_the_papers_without_a_chapte
     assert snip[2:6] == ["2", "0", "0", "0"]
     assert snip[6] == "seeds: 1 of 2 claims (4 runs)"
     assert snip[7] == "mnist: 1 does not hold stale"
-    assert sum(row[1] == "no chapter yet" for row in rows) == 9
+    assert sum(row[1] == "no chapter yet" for row in rows) == len(runs.papers()) - 1
     assert last[2:6] == ["2", "0", "0", "0"]
 
 
@@ -299,16 +303,16 @@ def test_a_claim_fails_here_exactly_when_it_fails_in_the_notebook():
                 assert runs.is_unexpected(fields) == claims.Claim(**fields).failed
 
 
-def test_ten_papers_each_with_its_entry_in_the_bibliography():
+def test_every_paper_has_its_entry_in_the_bibliography():
     entries = (ROOT / "book" / "references.bib").read_text(encoding="utf-8")
     papers = runs.papers()
-    assert len({paper["stem"] for paper in papers}) == 10
+    assert len({paper["stem"] for paper in papers}) == len(papers)
     for paper in papers:
         _, _, entry = entries.partition("{" + paper["cite"] + ",")
         assert paper["arxiv"] in entry.partition("\n}")[0], paper["stem"]
 
 
-def test_every_chapter_is_one_of_the_ten_and_in_the_table_of_contents():
+def test_every_chapter_is_a_known_paper_and_in_the_table_of_contents():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     listed = {chapter["file"] for part in toc["parts"] for chapter in part["chapters"]}
     stems = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
@@ -339,7 +343,12 @@ def chapter(tmp_path, monkeypatch):
             "values": {"tiny.claims": [claim("C1", claims.HOLDS)], "tiny.data": {"digits": "f" * 64}},
             "figures": [{"file": "f.png", "name": f"fig-{name}", "caption": "A.", "alt": "B."}],
         } | fields  # fmt: skip
-        (tmp_path / "recorded" / "tiny" / f"{name}.json").write_text(json.dumps(record))
+        folder = tmp_path / "recorded" / "tiny"
+        (folder / "f.png").write_bytes(b"a picture")
+        for figure in record["figures"]:
+            figure["sha256"] = hashlib.sha256(b"a picture").hexdigest()
+        record["seal"] = seal(record)
+        (folder / f"{name}.json").write_text(json.dumps(record))
 
     return keep
 
@@ -376,6 +385,42 @@ def test_a_record_of_other_code_is_shown_and_called_stale(chapter):
     assert "Sentence of C1." in shown("tiny").astext()
 
 
+@pytest.mark.parametrize("where", ["ours", "seconds", "caption", "picture", "no picture"])
+def test_a_record_that_was_edited_is_not_shown(chapter, tmp_path, where):
+    chapter("mnist")
+    file = tmp_path / "recorded" / "tiny" / "mnist.json"
+    record = json.loads(file.read_text())
+    if where == "ours":
+        record["values"]["tiny.claims"][0]["ours"] = "2 %"
+    elif where == "seconds":
+        record["seconds"] = 4
+    elif where == "caption":
+        record["figures"][0]["caption"] = "B."
+    elif where == "picture":
+        file.with_name("f.png").write_bytes(b"another")
+    else:
+        file.with_name("f.png").unlink()
+    file.write_text(json.dumps(record))
+    with pytest.raises(RecordError, match=r"(mnist\.json|f\.png) is not as"):
+        shown("tiny")
+
+
+def test_a_claims_table_is_made_from_what_the_run_recorded():
+    items = [claim("C2", claims.HOLDS), claim("C1", claims.FAILS, holds=False)]
+    output = {"data": {"application/json": items}, "metadata": {"scrapbook": {"name": "a.claims"}}}
+    edited = {"data": {"text/html": ['<table class="claims">', "2 %</table>"]}}
+    other = {"data": {"text/html": "<table>another</table>"}}
+    cells = [
+        {"cell_type": "code", "source": "", "outputs": found}
+        for found in ([edited, other], [output])
+    ]
+    text = extension.derive_tables(json.dumps({"cells": cells}), "a")
+    first, second = json.loads(text)["cells"][0]["outputs"]
+    wanted = claims.Table([claims.Claim(**items[1]), claims.Claim(**items[0])])
+    assert first["data"]["text/html"] == wanted._repr_html_()
+    assert second == other
+
+
 def test_a_record_that_did_not_finish_says_so(chapter):
     chapter("broken", status="failed", error="ValueError: no")
     assert "This run is failed: ValueError: no" in shown("tiny").astext()
@@ -390,8 +435,14 @@ def test_benchmarks_are_read_where_there_are_any(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     assert runs.benchmarks() == {}
     (tmp_path / runs.RECORDED).mkdir(parents=True)
-    (tmp_path / runs.RECORDED / "benchmarks.json").write_text(json.dumps({"snip": {"rows": []}}))
-    assert runs.benchmarks() == {"snip": {"rows": []}}
+    result = {"rows": []}
+    result["seal"] = seal(result)
+    file = tmp_path / runs.RECORDED / "benchmarks.json"
+    file.write_text(json.dumps({"snip": result}))
+    assert runs.benchmarks() == {"snip": result}
+    file.write_text(json.dumps({"snip": result | {"rows": [{"ratio": 0.5}]}}))
+    with pytest.raises(ValueError, match="snip are not as they were written"):
+        runs.benchmarks()
 
 
 # ---------------------------------------------------------------- docstrings

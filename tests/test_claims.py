@@ -74,6 +74,8 @@ def target(monkeypatch, tmp_path):
         ({"profiles": ["mnist"], "holds": None}, REPORTED, False, False),
         ({"profiles": ["paper"], "holds": None}, NEEDS_PAPER, False, False),
         ({"profiles": ["paper"], "holds": False}, REPORTED, False, False),
+        ({"profiles": ["paper", "paper_vgg"], "holds": None}, NEEDS_PAPER, False, False),
+        ({"profiles": ["mnist", "paper"], "holds": None}, REPORTED, False, False),
     ],
 )
 def test_verdicts(options, verdict, asserted, failed):

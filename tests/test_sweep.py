@@ -475,6 +475,28 @@ def test_a_kept_sweep_is_a_small_table_and_counts_of_claims(toy, tmp_path):
     assert sorted(f.name for f in folder.iterdir()) == names
 
 
+def test_a_kept_table_that_was_edited_is_not_shown(toy, tmp_path, monkeypatch):
+    from companion import notebooks, records
+
+    monkeypatch.setattr(notebooks, "FOLDER", toy.parent)
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    rows = [fake({"x": x}, v=x / 8) | {"fingerprint": "f"} for x in (1, 2)]
+    file = rooms.keep("seeds", toy, rows, "companion sweep toy")
+    (about,) = rooms.kept("toy")
+    assert about["runs"] == 2
+    table, text = file.read_text(), file.with_suffix(".json").read_text()
+    assert "0.125" in table
+    for path, old, new in (
+        (file, "0.125", "0.124"),
+        (file.with_suffix(".json"), '"runs": 2', '"runs": 3'),
+    ):
+        path.write_text(path.read_text().replace(old, new))
+        with pytest.raises(SweepError, match="its table is not as it was written"):
+            rooms.kept("toy")
+        file.write_text(table), file.with_suffix(".json").write_text(text)
+    assert rooms.kept("toy")
+
+
 # ---------------------------------------------------------------- the page
 
 

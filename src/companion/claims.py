@@ -123,12 +123,11 @@ class Claims:
         asserted = here and not guarded and not report
         if asserted and holds is None:
             raise ValueError(f"claim {id} is asserted under these settings, but was not computed")
-        if holds is None and profiles and all(name.startswith("paper") for name in profiles):
-            verdict = NEEDS_PAPER
-        elif not asserted:
-            verdict = REPORTED
-        else:
+        only_paper = bool(profiles) and all(name.startswith("paper") for name in profiles)
+        if asserted:
             verdict = HOLDS if holds else FAILS
+        else:
+            verdict = NEEDS_PAPER if holds is None and only_paper else REPORTED
         claim = Claim(
             id, sentence, source, _shown(paper), certainty, _shown(ours), tolerance,
             holds, expected, asserted, verdict,

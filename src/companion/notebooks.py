@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from companion.runtime import ROOT, write_whole
+from companion.runtime import ROOT, seal, write_whole
 
 FOLDER = ROOT / "notebooks"
 TAGS = frozenset(
@@ -140,6 +140,17 @@ def is_current(path: Path) -> bool:
     return stored == fingerprint(path)
 
 
+def outputs_seal(notebook: dict) -> str:
+    """sha256 over all stored outputs, as the file has them."""
+    return seal([cell["outputs"] for cell in code_cells(notebook)])
+
+
+def is_untouched(path: Path) -> bool:
+    """Whether the stored outputs are those that `refresh` wrote: nothing stripped or edited."""
+    notebook = read(path)
+    return notebook["metadata"].get("companion", {}).get("outputs") == outputs_seal(notebook)
+
+
 def validate(path: Path, given: dict[str, object]) -> dict[str, object]:
     """Run only the parameters cell and the check cell with these values; return all values.
 
@@ -234,6 +245,8 @@ def refresh(path: Path) -> float:
         }
     )
     notebook.nbformat_minor = 5
+    stored = json.loads(nbformat.writes(notebook))
+    notebook.metadata.companion.outputs = outputs_seal(stored)
     write_whole(path, nbformat.writes(notebook) + "\n")
     return seconds
 

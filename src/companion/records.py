@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 from companion import notebooks
-from companion.runtime import ROOT, pick_device, provenance, to_json, write_whole
+from companion.runtime import ROOT, pick_device, provenance, seal, to_json, write_whole
 
 FOLDER = ROOT / "book" / "recorded"
 LIMIT = 100_000  # bytes of a record
@@ -35,8 +36,25 @@ def load_records(stem: str) -> list[dict]:
         if not path.name.endswith(".part.json")  # of a run that broke off, or goes on
     ]
     for item in records:
+        if edited := _edited(item, FOLDER / stem):
+            raise RecordError(f"{edited} is not as `companion record` wrote it: record it again")
         item["stale"] = item["fingerprint"] != current
     return sorted(records, key=lambda item: (item["provenance"]["date"], item["name"]))
+
+
+def _edited(record: dict, folder: Path) -> Path | None:
+    """The first file of a record that was changed by hand, or None."""
+    if record.get("seal") != seal(record):
+        return folder / f"{record['name']}.json"
+    for figure in record.get("figures", []):
+        file = folder / figure["file"]
+        if not file.is_file() or _sha256(file) != figure.get("sha256"):
+            return file
+    return None
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def record_run(name: str, stem: str, given: dict[str, object], folder: Path | None = None) -> dict:
@@ -103,6 +121,7 @@ def record_run(name: str, stem: str, given: dict[str, object], folder: Path | No
         raise RecordError(f"{stem} did not finish: {error}. What it had is in {part}")
     if missed:
         print(f"kept, though not every claim came out as specified: {error.partition(': ')[2]}")
+    result["seal"] = seal(result)
     text = to_json(result)
     if len(text) > LIMIT:
         write_whole(part, text)
@@ -130,6 +149,7 @@ def keep_figure(name: str, caption: str, alt: str) -> None:
         _shrink(file)
         kept = json.loads(part.read_text())
         figure = {"file": file.name, "name": f"{name}-{run}", "caption": caption, "alt": alt}
+        figure["sha256"] = _sha256(file)
         kept["figures"] = [f for f in kept.get("figures", []) if f["file"] != file.name] + [figure]
         write_whole(part, to_json(kept))
     plt.close("all")

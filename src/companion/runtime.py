@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -220,6 +221,13 @@ def write_whole(path: Path | str, content: str | bytes) -> None:
 def to_json(value: object) -> str:
     """Readable JSON in the order given, six digits a float; NaN and infinity become null."""
     return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def seal(content: object) -> str:
+    """sha256 of what `to_json` writes, but for a key ``seal``: tells whether a file was edited."""
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key != "seal"}
+    return hashlib.sha256(to_json(content).encode()).hexdigest()
 
 
 def _plain(value: object) -> object:

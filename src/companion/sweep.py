@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from companion import notebooks
-from companion.runtime import to_json, write_whole
+from companion.runtime import seal, to_json, write_whole
 
 CONNECT_S = 10  # to find a scheduler, and a worker on it
 KERNEL_RETRIES = 2  # of a run whose kernel ended before its first cell
@@ -566,7 +566,9 @@ def keep(
         "seconds": round(sum(row["seconds"] for row in rows)),
         "claims": claim_counts(rows),
         "provenance": provenance(),
+        "table": hashlib.sha256(text.encode()).hexdigest(),
     }
+    about["seal"] = seal(about)
     folder = folder or FOLDER / path.stem / "sweeps"
     write_whole(folder / f"{name}.csv", text)
     write_whole(folder / f"{name}.json", to_json(about))
@@ -619,10 +621,13 @@ def kept(stem: str) -> list[dict]:
     from companion.records import FOLDER
 
     current = notebooks.fingerprint(notebooks.find(stem))
-    sweeps = [
-        json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted((FOLDER / stem / "sweeps").glob("*.json"))
-    ]
+    sweeps = []
+    for file in sorted((FOLDER / stem / "sweeps").glob("*.json")):
+        about = json.loads(file.read_text(encoding="utf-8"))
+        table = hashlib.sha256(file.with_suffix(".csv").read_bytes()).hexdigest()
+        if about.get("seal") != seal(about) or about.get("table") != table:
+            raise SweepError(f"{file} or its table is not as it was written: sweep again")
+        sweeps.append(about)
     return [about | {"stale": about["fingerprint"] != current} for about in sweeps]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from companion.runtime import ROOT, provenance, to_json, write_whole
+from companion.runtime import ROOT, provenance, seal, to_json, write_whole
 
 RECORD = ROOT / "book" / "recorded" / "benchmarks.json"
 
@@ -27,6 +27,7 @@ def merge_rows(
     kept[stem] = {"command": "make bench", "provenance": provenance(), "rows": rows}
     if conclusions:
         kept[stem]["conclusions"] = list(conclusions)
+    kept[stem]["seal"] = seal(kept[stem])
     write_whole(path, to_json(dict(sorted(kept.items()))))
 
 

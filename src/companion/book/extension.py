@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
 from docutils.parsers.rst import directives
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from companion import notebooks
@@ -22,8 +24,11 @@ from companion.book.runs import (
     recorded_runs,
     stored_run,
 )
+from companion.claims import Claim, Table, natural
 from companion.data.catalogue import catalogue
 from companion.runtime import ROOT
+
+logger = logging.getLogger(__name__)
 
 
 class Papers(SphinxDirective):
@@ -180,7 +185,29 @@ def register(app) -> dict[str, bool]:
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("build-finished", _copy_mathjax)
     app.connect("autodoc-process-docstring", _tidy)
+    app.connect("source-read", _derive_tables)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _derive_tables(app, docname: str, source: list[str]) -> None:
+    folder, _, stem = docname.rpartition("/")
+    if folder == "notebooks":
+        if not notebooks.is_untouched(notebooks.find(stem)):
+            logger.warning("its outputs were edited: make notebooks NB=%s", stem, location=docname)
+        source[0] = derive_tables(source[0], stem)
+
+
+def derive_tables(text: str, stem: str) -> str:
+    """A notebook whose claims table is made anew from the claims that it recorded."""
+    notebook = json.loads(text)
+    found = notebooks.recorded_values(notebook).get(f"{stem}.claims", [])
+    claims = sorted((Claim(**fields) for fields in found), key=lambda claim: natural(claim.id))
+    for cell in notebooks.code_cells(notebook):
+        for output in cell["outputs"]:
+            shown = "".join(output.get("data", {}).get("text/html", ""))
+            if shown.startswith('<table class="claims">'):
+                output["data"]["text/html"] = Table(claims)._repr_html_()
+    return json.dumps(notebook)
 
 
 def _tidy(app, what, name, obj, options, lines) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from companion import notebooks
 from companion.records import load_records
-from companion.runtime import ROOT
+from companion.runtime import ROOT, seal
 from companion.sweep import kept
 
 RECORDED = "book/recorded"  # below ROOT, as Sphinx names files
@@ -134,4 +134,8 @@ def shown_seconds(seconds: float | None) -> str:
 def benchmarks() -> dict[str, dict]:
     """The committed benchmark results by stem; empty where there are none."""
     path = ROOT / RECORDED / "benchmarks.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for stem, result in found.items():
+        if result.get("seal") != seal(result):
+            raise ValueError(f"{path}: the results of {stem} are not as they were written")
+    return found
