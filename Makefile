@@ -1,4 +1,4 @@
-# make book | test | notebooks | bench | lock | clean        (see README.md)
+# make book | test | test-data | notebooks | bench | lock | clean        (see README.md)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,10 +10,11 @@ export PYTHONDONTWRITEBYTECODE :=
 # one kernel a core: without this every worker takes all cores and they fight
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help book test checks notebooks bench lock clean environment
+.PHONY: help book test test-data checks notebooks bench lock clean environment
 help:
 	@echo "make book       rerun what changed, build the book strictly into _build/html"
 	@echo "make test       style, unit tests, every notebook against its stored outputs, strict build"
+	@echo "make test-data  the tests that read real data, from COMPANION_DATA"
 	@echo "make notebooks  rerun and store the notebooks that changed   (NB=snip: that one, whatever changed)"
 	@echo "make bench      the benchmarks behind the performance page"
 	@echo "make lock       resolve requirements.lock anew from pyproject.toml"
@@ -63,6 +64,10 @@ checks: $(STAMP)
 	  --nbval-cell-timeout 600 -n $(JOBS) --dist loadfile notebooks
 	$(BIN)/companion build
 	$(BIN)/pytest tests/book
+
+test-data: $(STAMP)
+	@[ -d "$(COMPANION_DATA)" ] || { echo "set COMPANION_DATA to the folder of the data sets"; exit 2; }
+	MPLBACKEND=Agg $(BIN)/pytest tests --ignore tests/book -m real_data -n $(JOBS) --dist loadfile
 
 bench: $(STAMP)
 	@mkdir -p _build

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import os
 import subprocess
 import sys
 
@@ -801,9 +800,16 @@ def test_a_filmed_scene_is_cut_into_windows_with_goals_speeds_and_groups(tmp_pat
     assert test.crowd.log_map is train.crowd.log_map or torch.equal(
         test.crowd.log_map, train.crowd.log_map
     )
-    # nothing of the second half is in the map: its middle cells are as good as empty
+
+
+def test_a_filmed_scene_in_pixels_is_refused(tmp_path):
+    place = tmp_path / "trajectories" / "datasets" / "UCY" / "students01"
+    place.mkdir(parents=True)
+    spline = [f"{x} {x / 2} {frame} 0" for x, frame in ((0, 0), (40, 50), (80, 100))]
+    lines = ["1 - the number of splines", "3 - the number of control points", *spline]
+    (place / "annotation.vsp").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="pixels"):
-        fp.filmed("students01", os.environ.get("COMPANION_DATA", tmp_path))
+        fp.filmed("students01", tmp_path)
 
 
 def test_the_planned_fault_of_a_late_reward_is_caught(monkeypatch):
