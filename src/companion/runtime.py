@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -27,8 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device to run on; "auto" takes CUDA, then MPS, then the CPU.
+    """The device to run on; "auto" takes CUDA, else the CPU.
 
+    MPS is taken only where it is asked for: it has no float64, which many chapters need.
     Raises ValueError, naming what there is, for a device that this machine lacks.
     """
     import torch
@@ -39,7 +41,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if torch.cuda.is_available():
         found.insert(0, "cuda")
     if name == "auto":
-        return torch.device(found[0])
+        return torch.device("cuda" if "cuda" in found else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -66,31 +68,6 @@ def seed_everything(seed: int) -> torch.Generator:
     random.seed(seed)
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
-
-
-@contextmanager
-def deterministic(device: torch.device | str = "cpu") -> Iterator[None]:
-    """Bit-reproducible kernels inside the block: one CPU thread, deterministic algorithms.
-
-    On CUDA, TF32 is off inside the block as well.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    flag = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    if torch.device(device).type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    try:
-        torch.set_num_threads(1)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(flag, warn_only=warn_only)
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 
 def peak_memory() -> dict[str, int]:
@@ -158,7 +135,12 @@ class Progress:
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, object]:
-    """What a reader needs to judge or repeat a run: code, packages, machine."""
+    """What a reader needs to judge or repeat a run: code, packages, machine.
+
+    Without git, as in an archive of the project, the commit is $COMPANION_COMMIT, and whether
+    the code was changed since is None: not known.
+    Raises ValueError for a $COMPANION_COMMIT that is no commit.
+    """
     import torch
 
     device = torch.device(device)
@@ -169,9 +151,10 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, object]:
             packages[package] = version(package)
         except PackageNotFoundError:  # a GPU box may lack one
             packages[package] = "absent"
+    commit, changed = _commit()
     return {
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "changed_since_commit": bool(_git("status", "--porcelain", "--", "src", "notebooks")),
+        "commit": commit,
+        "changed_since_commit": changed,
         "python": platform.python_version(),
         "packages": packages,
         "device": device.type,
@@ -192,14 +175,29 @@ def _cpu_name() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
-def _git(*arguments: str) -> str:
+def _commit() -> tuple[str, bool | None]:
+    """The commit of the code, "" if not known, and whether the code was changed since."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is not None and Path(top).resolve() == ROOT:  # and not of a repository around it
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        status = _git("status", "--porcelain", "--", "src", "notebooks")
+        if commit and status is not None:
+            return commit, bool(status)
+    given = os.environ.get("COMPANION_COMMIT", "")
+    if not re.fullmatch("([0-9a-f]{7,64})?", given):
+        raise ValueError(f"COMPANION_COMMIT = {given!r}: expected 7 to 64 digits of a commit")
+    return given[:12], None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says; None where it cannot."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 PART = ".companion.part"  # ends the name of every file that is being written
@@ -331,6 +329,12 @@ def locked(file: Path | str, busy: str) -> Iterator[int]:
             finally:
                 _remove(file)
             return
+
+
+def python_path() -> str:
+    """$PYTHONPATH for a child process, this library first."""
+    src = str(Path(__file__).parents[1])
+    return os.pathsep.join([src, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 PARENT = "COMPANION_PARENT"  # the process that a child is not to outlive
