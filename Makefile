@@ -60,7 +60,8 @@ checks: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	MPLBACKEND=Agg $(BIN)/pytest tests --ignore tests/book -n $(JOBS) --dist loadfile
-	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+	IPYTHONDIR="$(CURDIR)/_build/ipython" PYTHONPATH="$(CURDIR)/src" PYTHONSTARTUP= \
+	  $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
 	  --nbval-cell-timeout 600 -n $(JOBS) --dist loadfile notebooks
 	$(BIN)/companion build
 	$(BIN)/pytest tests/book

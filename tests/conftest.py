@@ -22,6 +22,23 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
+def is_alive():
+    """Whether a process runs; one that is dead and not yet waited for does not."""
+
+    def alive(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except ProcessLookupError:
+            return False
+        except OSError:
+            return not os.path.isdir("/proc/self")  # no /proc here, or gone in between
+        return state != "Z"
+
+    return alive
+
+
+@pytest.fixture(scope="session")
 def real_data():
     """The data root with real sets; tests that need it are skipped where there is none."""
 

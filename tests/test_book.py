@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -13,11 +17,20 @@ from companion.book import curves, runs
 from companion.book.building import ROOT
 from companion.book.docstrings import tidy_docstring
 from companion.records import RecordError
-from companion.runtime import seal
+from companion.runtime import BusyError, locked, seal
 
 tables = pytest.importorskip("companion.book.tables", reason="needs the book's dependencies")
 extension = pytest.importorskip("companion.book.extension")
 nodes = tables.nodes
+
+
+REAL_PYTHON = sys.executable
+WORKING = """#!/bin/sh
+echo "$@" >> {0}/calls
+cat {0}/says 2>/dev/null
+[ -e {0}/says ] && exit 1
+mkdir -p {0}/_build/html && echo page > {0}/_build/html/index.html
+"""
 
 
 @pytest.fixture
@@ -30,13 +43,7 @@ def root(tmp_path, monkeypatch):
     (tmp_path / "src" / "companion" / "a.py").write_text("a = 1")
     script = tmp_path / "bin" / "jupyter-book"
     script.parent.mkdir()
-    script.write_text(
-        "#!/bin/sh\n"
-        f'echo "$@" >> {tmp_path}/calls\n'
-        f"cat {tmp_path}/says 2>/dev/null\n"
-        f"[ -e {tmp_path}/says ] && exit 1\n"
-        f"mkdir -p {tmp_path}/_build/html && echo page > {tmp_path}/_build/html/index.html\n"
-    )
+    script.write_text(WORKING.format(tmp_path))
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script.parent / "python"))
     return tmp_path
@@ -83,6 +90,60 @@ def test_a_build_starts_from_a_clean_folder(root):
     left.write_text("")
     book.build(root=root)
     assert not left.exists()
+
+
+def test_two_builds_at_once_are_refused(root):
+    (root / "_build").mkdir()
+    with locked(root / "_build" / ".lock", "busy"), pytest.raises(BusyError, match="is building"):
+        book.build(root=root)
+    assert not calls(root)
+    book.build(root=root)
+    assert set(os.listdir(root / "_build")) == {"html", "build.log", "built-from"}
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_build_that_is_stopped_takes_its_child_with_it(root, is_alive, sign):
+    """Killed outright it cannot; then the child holds the lock as long as it writes."""
+    begun, script = root / "begun", root / "bin" / "jupyter-book"
+    script.write_text(
+        f"#!/bin/sh\nsleep 100 &\necho $$ $! > {begun}.new\nmv {begun}.new {begun}\nwait\n"
+    )
+    code = (
+        "import sys; from pathlib import Path; from companion import book\n"
+        f"import companion.__main__ as m; sys.executable = {str(root / 'bin' / 'python')!r}\n"
+        f"m._build = lambda _: book.build(root=Path({str(root)!r}))\n"
+        "sys.exit(m.main(['build']))"
+    )
+    process = subprocess.Popen(
+        [REAL_PYTHON, "-c", code], stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not begun.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    pids = [int(pid) for pid in begun.read_text().split()]
+    process.send_signal(sign)
+    said = process.communicate()[1]
+    if sign == signal.SIGKILL:
+        with pytest.raises(BusyError, match=f"process {process.pid}"):
+            book.build(root=root)
+        os.killpg(pids[0], signal.SIGKILL)
+    else:
+        assert process.returncode == 128 + sign
+        assert re.fullmatch("companion: (interrupted|terminated); .*\n", said)
+    end = time.monotonic() + 60
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    script.write_text(WORKING.format(root))
+    assert book.build(root=root) == 0
+
+
+def test_outside_a_checkout_there_is_nothing_to_build(tmp_path):
+    with pytest.raises(book.BuildError, match="no checkout of the project, it lacks"):
+        book.build(root=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -377,6 +438,28 @@ def test_a_record_is_shown_with_all_that_a_reader_needs_to_judge_it(chapter):
     assert (image["uri"], image["alt"]) == ("/book/recorded/tiny/f.png", "B.")
     (figure,) = page.findall(nodes.figure)
     assert figure["ids"] == ["fig-mnist"]
+
+
+@pytest.mark.parametrize(
+    ("known", "shown_as", "not_shown"),
+    [
+        (
+            {"commit": "abc", "changed_since_commit": None},
+            "changed since is not known",
+            "with changes",
+        ),
+        ({"commit": "abc"}, "changed since is not known", "with changes"),
+        ({"commit": "abc", "changed_since_commit": True}, "with changes that were", "not known"),
+        ({"commit": "abc", "changed_since_commit": False}, "commit abc", "change"),
+        ({"commit": "", "changed_since_commit": False}, "commit not known", "change"),
+    ],
+)
+def test_code_of_unknown_state_is_never_shown_as_unchanged(chapter, known, shown_as, not_shown):
+    where = {"device": "cpu", "hardware": "Some CPU", "date": "2026-01-02"}
+    chapter("mnist", provenance=where | known)
+    (row,) = [r.astext() for r in shown("tiny").findall(nodes.row) if "commit" in r.astext()]
+    assert shown_as in row
+    assert not_shown not in row
 
 
 def test_a_record_of_other_code_is_shown_and_called_stale(chapter):

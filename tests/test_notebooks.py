@@ -2,16 +2,24 @@
 
 import ast
 import base64
+import inspect
 import json
+import os
 import re
 import shlex
+import shutil
+import signal
 import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
 
 from companion import notebooks
-from companion.__main__ import _parameters, _parser
+from companion.__main__ import _parameters, _parser, main
 from companion.claims import CERTAINTY, FAILS, HOLDS, Claim, Table, natural
 from companion.runtime import ROOT
 
@@ -223,38 +231,178 @@ def tiny_notebook(folder, code):
     return path
 
 
-def test_fingerprint_follows_code_and_library_but_not_prose(tmp_path, monkeypatch):
-    path = tiny_notebook(tmp_path, ["from companion.runtime import pick_device"])
-    before = notebooks.fingerprint(path)
-    notebook = json.loads(path.read_text())
-    notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "source": "words"})
-    path.write_text(json.dumps(notebook))
-    assert notebooks.fingerprint(path) == before
-    notebook["cells"][0]["source"] += "\n# a comment\n"
-    path.write_text(json.dumps(notebook))
-    assert notebooks.fingerprint(path) == before
-    notebook["cells"][0]["source"] += "x = 1\n"
-    path.write_text(json.dumps(notebook))
-    assert notebooks.fingerprint(path) != before
+PACKAGE = {
+    "__init__.py": "",
+    "notebooks.py": "",
+    "room.py": "from companion.other import x\nfrom companion.data import load\n",
+    "other.py": 'x = 1\ntext = """\n# no comment\n"""\n',
+    "unused.py": "",
+    "data/__init__.py": "from .table import load\n",
+    "data/table.py": "load = f'{1:>{2}} # {{}}'\n",
+    "data/a.csv": "1,2\n",
+    "data/more/b.npz": "\0\1",
+    "data/notes.md": "",
+    "papers/__init__.py": "",
+    "papers/zoo.py": "z = 1\n",
+    "papers/weights.bin": "w",
+    "apart/__init__.py": "",
+    "apart/c.csv": "3\n",
+}
+CELLS = ["import companion.room\nfrom companion.papers import zoo", "x = 1", "y = 2", "'shown'"]
+# file or cell, what stands there now, what instead: what changes the outcome ...
+CHANGES = [
+    ("other.py", "x = 1", "x = 2"),
+    ("other.py", "# no comment", "# another text"),
+    ("other.py", "# no comment", "#no comment"),
+    ("other.py", "x = 1", "if x:\n    x = 1"),
+    ("other.py", "x = 1\n", "x = 1; "),
+    ("data/__init__.py", "load", "load as load"),
+    ("data/table.py", ">", "<"),
+    ("data/table.py", "# ", "#"),
+    ("data/a.csv", "1,2", "1,3"),
+    ("data/more/b.npz", "\1", "\2"),
+    ("papers/__init__.py", "", "a = 1"),
+    ("papers/zoo.py", "z = 1", "z = 2"),
+    ("papers/weights.bin", "w", "v"),  # the last of all files
+    ("room.py", "import load", "import load as x"),  # the last Python file
+    (0, "from companion.papers import zoo", "from companion.papers import zoo as z"),
+    (2, "y = 2", "y = 3"),
+    (3, "shown", "seen"),
+]
+# ... and what does not
+NO_CHANGES = [
+    ("unused.py", "", "u = 1"),
+    ("apart/c.csv", "3", "4"),
+    ("data/notes.md", "", "words"),
+    ("other.py", "x = 1", '"""What x is."""\n\n\n# why\nx  =  1  # so'),
+    ("data/table.py", "load", "'''Twice\n# loads.''' 'more'\nload"),
+    ("room.py", "\n", "\n\n"),
+    (1, "x = 1", "# why\nx = \\\n    1"),
+    (2, "y = 2", "y = 2\n\n# end"),
+]
 
-    package = tmp_path / "companion"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "room.py").write_text("from companion.other import x\n")
-    (package / "other.py").write_text("x = 1\n")
-    (package / "unused.py").write_text("")
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A library and a notebook of our own; gives a function that writes both, changed or not."""
+    package = tmp_path / "src" / "companion"
     monkeypatch.setattr(notebooks, "__file__", str(package / "notebooks.py"))
     monkeypatch.setattr(notebooks, "ROOT", tmp_path)
-    found = notebooks.library_files(["from companion.room import f"])
-    assert [file.name for file in found] == ["__init__.py", "other.py", "room.py"]
-    path = tiny_notebook(tmp_path, ["import companion.room"])
-    before = notebooks.fingerprint(path)
-    (package / "unused.py").write_text("y = 1\n")
-    assert notebooks.fingerprint(path) == before
-    (package / "other.py").write_text('"""What x is."""\n\nx = 1\n')
-    assert notebooks.fingerprint(path) == before
-    (package / "other.py").write_text("x = 2\n")
-    assert notebooks.fingerprint(path) != before
+
+    def write(where=None, old="", new="", cells=CELLS):
+        for name, text in PACKAGE.items():
+            (package / name).parent.mkdir(parents=True, exist_ok=True)
+            (package / name).write_text(text.replace(old, new, 1) if name == where else text)
+        cells = [text.replace(old, new, 1) if n == where else text for n, text in enumerate(cells)]
+        return tiny_notebook(tmp_path, cells)
+
+    return write
+
+
+def faults(fingerprint, library):
+    """What a fingerprint gets wrong."""
+    before = fingerprint(library())
+    swapped = [CELLS[0], CELLS[2], CELLS[1], CELLS[3]]
+    moved = [CELLS[0], "x = 1\ny = 2", CELLS[3]]
+    for cells in (swapped, moved, CELLS[:-1], [*CELLS, "1"]):
+        if fingerprint(library(cells=cells)) == before:
+            yield cells
+    for change in CHANGES:
+        if fingerprint(library(*change)) == before:
+            yield change
+    for change in NO_CHANGES:
+        if fingerprint(library(*change)) != before:
+            yield change
+
+
+def test_the_fingerprint_follows_all_that_changes_an_outcome_and_nothing_else(library):
+    assert list(faults(notebooks.fingerprint, library)) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("for cell in cells]", "for cell in sorted(cells)]"),
+        ("for cell in cells]", "for cell in cells[:-1]]"),
+        ("for cell in cells]", "for cell in cells[1:]]"),
+        ("is_cell=True", "is_cell=False"),
+        ("json.dumps(parts)", "json.dumps(sorted(parts, key=str))"),
+        ("json.dumps(parts)", "json.dumps([x for part in parts for x in part])"),
+        ("json.dumps(parts)", "''.join(str(x) for part in parts for y in part for x in y)"),
+        ("files + data_files(files)", "files"),
+        ("files + data_files(files)", "data_files(files)"),
+        ("files + data_files(files)", "(files + data_files(files))[:-1]"),
+        ("files + data_files(files)", "files[:-1] + data_files(files)"),
+        ("files + data_files(files)", "files + data_files(files)[1:]"),
+        ("file.read_bytes()", "file.name.encode()"),
+    ],
+)
+def test_a_fault_planted_in_the_fingerprint_is_noticed(library, old, new):
+    source = inspect.getsource(notebooks.fingerprint)
+    assert source.count(old) == 1
+    space = dict(vars(notebooks))
+    exec("from __future__ import annotations\n" + source.replace(old, new), space)
+    assert list(faults(space["fingerprint"], library))
+
+
+def test_every_data_file_of_the_library_is_in_the_fingerprint_of_what_reaches_it():
+    files = notebooks.library_files(["from companion.papers.visual_compiler import bodies"])
+    names = {file.name for file in notebooks.data_files(files)}
+    assert {"bodies.npz", "growth.csv"} <= names  # the chapter's own, and those of companion.data
+    assert not {name for name in names if name.endswith((".py", ".pyc", ".md", ".part"))}
+
+
+OTHERS = [shutil.which(f"python3.{minor}") for minor in (11, 12, 13)]
+
+
+@pytest.mark.parametrize("python", OTHERS, ids=["3.11", "3.12", "3.13"])
+def test_the_fingerprint_is_the_same_on_every_python(python):
+    code = (
+        "from companion import notebooks as n\n"
+        "print([n.fingerprint(n.find(stem)) for stem in n.stems()])"
+    )
+    if not python or subprocess.run([python, "-V"], capture_output=True).returncode:
+        pytest.skip("this Python is not here")
+    done = subprocess.run(
+        [python, "-c", code], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{[notebooks.fingerprint(path) for path in ALL]}\n"
+
+
+def test_what_is_no_python_is_named(tmp_path):
+    path = tiny_notebook(tmp_path, ["x = (1"])
+    with pytest.raises(ValueError, match=r"tiny\.ipynb: not Python"):
+        notebooks.fingerprint(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "3", "{", "\udc80", '{"cells": 3}', '{"cells": [3]}', '{"cells": [{}]}',
+        '{"cells": [{"cell_type": "code", "source": "", "metadata": {}}]}',
+        '{"cells": [{"cell_type": "markdown", "source": [1], "metadata": {}}]}',
+        '{"worksheets": []}',
+    ],
+)  # fmt: skip
+def test_a_damaged_notebook_is_named_in_one_line(tmp_path, monkeypatch, capsys, text):
+    (tmp_path / "bad.ipynb").write_bytes(text.encode(errors="surrogateescape"))
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    for command in (["list"], ["refresh"], ["refresh", "bad"], ["run", "bad"]):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"companion: {tmp_path / 'bad.ipynb'}: not a notebook")
+        assert len(err.splitlines()) == 1
+
+
+def test_outside_a_checkout_commands_say_so_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path / "notebooks")
+    for command in (["list"], ["refresh"], ["run", "snip"], ["record", "snip", "--name", "x"]):
+        assert main(command) == 2
+        assert re.fullmatch(
+            r"companion: .* no such folder; .* checkout.*\n", capsys.readouterr().err
+        )
 
 
 def test_refresh_gives_the_same_bytes_twice_and_refuses_stderr(tmp_path, monkeypatch):
@@ -304,6 +452,116 @@ def test_outputs_that_were_edited_are_noticed(tmp_path, monkeypatch):
     assert edited(swap)
     assert edited(old='"0.25"', new='"0.24"')
     assert edited(old="3 %\\n", new="2 %\\n")
+
+
+@pytest.fixture
+def poisoned(tmp_path, monkeypatch):
+    """Whatever Jupyter, IPython and Python may find on a machine, set against us."""
+    home, data = tmp_path / "home", tmp_path / "jupyter"
+    poison = "import builtins; builtins.POISON = True"
+    start = home / ".ipython" / "profile_default"
+    (start / "startup").mkdir(parents=True)
+    (start / "startup" / "00.py").write_text(poison)
+    for name in ("ipython_config.py", "ipython_kernel_config.py"):
+        (start / name).write_text(f"c.InteractiveShellApp.exec_lines = [{poison!r}]")
+    (home / "start.py").write_text(poison)
+    # a kernel called python3 and a library called companion, here, there and everywhere
+    for folder in (data, home / ".local" / "share" / "jupyter"):
+        (folder / "kernels" / "python3").mkdir(parents=True)
+        argv = [sys.executable, "-c", "raise SystemExit('poison')", "{connection_file}"]
+        spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
+        (folder / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    for folder in (tmp_path, home / "lib"):
+        (folder / "companion").mkdir(parents=True)
+        (folder / "companion" / "__init__.py").write_text(poison)
+    for name, value in {
+        "HOME": home, "JUPYTER_PATH": data, "IPYTHONDIR": home / ".ipython",
+        "PYTHONSTARTUP": home / "start.py", "PYTHONPATH": home / "lib",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return home
+
+
+def test_the_kernel_has_this_interpreter_and_library_whatever_else_there_is(poisoned, tmp_path):
+    path = tiny_notebook(tmp_path, SHOW_WHERE)
+    before = set(poisoned.rglob("*"))
+    notebooks.refresh(path)
+    assert main(["run", str(path), "-o", str(tmp_path / "out.ipynb")]) == 0
+    expected = f"{sys.executable} {ROOT / 'src' / 'companion'} False\n"
+    for file in (path, tmp_path / "out.ipynb"):
+        assert "".join(outputs(notebooks.read(file))[-1]["text"]) == expected
+    assert set(poisoned.rglob("*")) == before  # and the home is left alone
+
+
+SHOW_WHERE = [
+    "profile: str = 'quick'  # preset",
+    "import builtins, sys\nfrom pathlib import Path",
+    "import companion\nprint(sys.executable, Path(companion.__file__).parent, hasattr(builtins, 'POISON'))",
+]
+
+
+def test_a_kernel_with_another_library_does_not_start(tmp_path, monkeypatch, capfd):
+    from companion import kernels
+
+    other = kernels.START.replace(
+        f"serve({str(kernels.LIBRARY)!r})", "serve('/another/companion')"
+    )
+    assert other != kernels.START
+    monkeypatch.setattr(kernels, "START", other)
+    path = tiny_notebook(tmp_path, ["1"])
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError, match="Kernel died"):
+        notebooks.refresh(path)
+    assert "not that in /another/companion" in capfd.readouterr().err
+    assert path.read_bytes() == before
+
+
+BUSY = """import os, subprocess, time
+child = subprocess.Popen(["sleep", "100"])
+text = f"{os.getpid()} {child.pid} {os.environ['IPYTHONDIR']}"
+open("begun.tmp", "w").write(text); os.rename("begun.tmp", "begun")
+while True: pass"""
+
+
+@pytest.mark.parametrize("command", ["refresh", "run"])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_kernels_end_with_a_command_that_is_stopped(tmp_path, is_alive, command, sign):
+    path = tiny_notebook(tmp_path, ["seed: int = 0  # seed", "x = 1", BUSY])
+    before = path.read_bytes()
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    options = ["-o", str(tmp_path / "out.ipynb")] if command == "run" else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "companion", command, str(path), *options],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)},
+    )  # fmt: skip
+    wait(lambda: (tmp_path / "begun").exists())
+    kernel, child, folder = (tmp_path / "begun").read_text().split()
+    assert is_alive(int(kernel))
+    assert Path(folder).is_relative_to(temporary)
+    process.send_signal(sign)
+    said = process.communicate(timeout=60)[1]
+    wait(lambda: not is_alive(int(kernel)) and not is_alive(int(child)))
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["begun", "tiny.ipynb", "tmp"]
+    if sign == signal.SIGKILL:
+        assert process.returncode == -sign
+        return
+    assert process.returncode == 128 + sign
+    line = said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert command == "run" or said == f"{line}\n"  # a run shows its progress before
+    assert re.match("companion: (interrupted|terminated);", line)
+    assert list(temporary.iterdir()) == []
+
+
+def wait(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_figures_are_stored_whatever_backend_is_set_outside(tmp_path, monkeypatch):

@@ -1,16 +1,27 @@
 """Runs without Jupyter, their records, and the command line."""
 
+import errno
+import io
 import json
 import os
+import re
+import resource
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import nbformat
 import pytest
 
 from companion import notebooks, records
 from companion.__main__ import main
 from companion.parameters import ParameterError
-from companion.runtime import ROOT
+from companion.runtime import ROOT, BusyError
 
 META = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 PARAMETERS = """profile: str = "quick"  # preset
@@ -36,7 +47,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "FOLDER", folder)
     monkeypatch.setattr(records, "FOLDER", kept)
 
-    def write(body=BODY):
+    def write(body=BODY, figure=FIGURE):
         tagged = {
             2: {
                 "mystnb": {
@@ -45,7 +56,7 @@ def tiny(tmp_path, monkeypatch):
                 }
             }
         }
-        sources = [PARAMETERS, CHECK, FIGURE, body, END]
+        sources = [PARAMETERS, CHECK, figure, body, END]
         cells = [
             {
                 "cell_type": "code",
@@ -123,15 +134,139 @@ def test_a_killed_run_is_no_record(tiny):
     assert json.loads((folder / "one.part.json").read_text())["values"] == {"tiny.first": 9}
 
 
-def test_a_failed_run_does_not_touch_the_record_of_that_name(tiny):
+def files(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_failed_run_does_not_touch_the_record_of_that_name_nor_its_figures(tiny):
     folder = tiny()
     records.record_run("one", "tiny", {})
-    before = (folder / "one.json").read_bytes()
-    tiny("raise RuntimeError('no')")
+    before = files(folder)
+    assert set(before) == {"one.json", "one-fig-tiny.png"}
+    tiny("raise RuntimeError('no')", figure=FIGURE.replace("[0, 1]", "[1, 0]"))
     with pytest.raises(records.RecordError):
         records.record_run("one", "tiny", {})
-    assert (folder / "one.json").read_bytes() == before
+    after = files(folder)
+    assert before.items() <= after.items()
+    assert set(after) - set(before) == {"one.part.json", "one-fig-tiny.part.png"}
     assert records.load_records("tiny")[0]["stale"] is True
+
+    # the next one sweeps up, and figures that the new record lacks go with the old record
+    tiny(figure="")
+    records.record_run("one", "tiny", {})
+    assert set(files(folder)) == {"one.json"}
+
+
+@pytest.mark.parametrize("step", ["start", "end"])
+def test_a_full_disk_is_one_line_and_leaves_the_record_as_it_was(tiny, monkeypatch, capsys, step):
+    folder = tiny()
+    records.record_run("one", "tiny", {})
+    before = files(folder)
+    written = []
+
+    def full(_):
+        written.append(1)
+        if step == "start" or len(written) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert main(["record", "tiny", "--name", "one"]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"companion: .*one\.part\.json: No space left on device\n", said)
+    assert before.items() <= files(folder).items()
+    assert not list(folder.glob(".*"))
+
+
+def test_a_disk_that_fills_during_the_run_is_one_line(tiny, capfd):
+    """The script's own writes fail: here by a limit on the size of a file."""
+    folder = tiny("from companion.claims import Claims, record\nrecord('a', list(range(9000)))")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limit[1]))
+    try:
+        assert main(["record", "tiny", "--name", "one"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    said = capfd.readouterr().err
+    assert re.fullmatch(r"companion: tiny did not finish: OSError: .*File too large.*\n", said)
+    assert not (folder / "one.json").exists()
+
+
+def test_two_records_of_one_name_are_not_made_at_once_whatever_the_chapters(tiny, tmp_path):
+    tiny()
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    wait = (
+        f"import os, time\nopen({str(begun)!r}, 'w').close()\n"
+        f"while not os.path.exists({str(go)!r}): time.sleep(0.05)\n"
+    )
+    source = notebooks.FOLDER / "tiny.ipynb"
+    tiny(wait + BODY)
+    shutil.copy(source, source.with_name("other.ipynb"))
+    tiny()
+    out = tmp_path / "out"
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(records.record_run, "one", "other", {}, out)
+        try:
+            until(begun.exists)
+            with pytest.raises(BusyError, match=r"^name = 'one': process \d+ on .* is writing"):
+                records.record_run("one", "tiny", {}, out)
+            records.record_run("two", "tiny", {}, out)  # another name is free
+        finally:
+            go.touch()
+        assert first.result()["stem"] == "other"
+    assert sorted(files(out)) == ["one-fig-tiny.png", "one.json", "two-fig-tiny.png", "two.json"]
+    assert json.loads((out / "one.json").read_text())["stem"] == "other"
+
+
+BUSY = """import os, subprocess, sys, time
+below = subprocess.Popen(["sleep", "100"])
+open("{0}.new", "w").write(f"{{os.getpid()}} {{below.pid}} {{sys.argv[0]}}")
+os.rename("{0}.new", "{0}")
+while True: pass"""
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_record_that_is_stopped_ends_its_script_and_all_that_this_started(
+    tiny, tmp_path, is_alive, monkeypatch, sign
+):
+    begun, out, temporary = tmp_path / "begun", tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    tiny(BODY + "\n" + BUSY.format(begun))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "companion", "record", str(notebooks.FOLDER / "tiny.ipynb"),
+         "--name", "one", "--out", str(out)],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)},
+    )  # fmt: skip
+    until(begun.exists)
+    script, below, code = begun.read_text().split()
+    assert code.startswith(str(temporary))
+    assert is_alive(int(script))
+    process.send_signal(sign)
+    said = process.communicate(timeout=60)[1]
+    until(lambda: not is_alive(int(script)) and not is_alive(int(below)))
+    part = json.loads((out / "one.part.json").read_text())
+    assert part["status"] == "unfinished"
+    assert part["values"] == {"tiny.first": 9}
+    assert not (out / "one.json").exists()
+    if sign != signal.SIGKILL:
+        assert process.returncode == 128 + sign
+        assert re.fullmatch("companion: (interrupted|terminated); .*\n", said)
+        assert set(files(out)) == {"one.part.json", "one-fig-tiny.part.png"}
+        assert not list(temporary.iterdir())
+    tiny()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    records.record_run("one", "tiny", {}, out)
+    assert set(files(out)) == {"one.json", "one-fig-tiny.png"}
+    assert not list(temporary.iterdir())
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_bad_values_are_refused_before_anything_is_written(tiny):
@@ -177,7 +312,111 @@ def test_papermill_runs_a_chapter_and_shows_its_claims(tiny, tmp_path, capsys):
     tiny("raise RuntimeError('out of luck')")
     assert main(["run", "tiny", "-o", str(out)]) == 1
     assert "out of luck" in capsys.readouterr().err
-    assert not list(out.parent.glob("*.part*"))
+    assert os.listdir(out.parent) == ["out.ipynb"]
+    cells = notebooks.code_cells(notebooks.read(out))
+    assert (
+        cells[-2]["outputs"][-1]["ename"] == "RuntimeError"
+    )  # the failing cell and all before it
+    tiny("import os; os._exit(1)")
+    assert main(["run", "tiny", "-o", str(out)]) == 1
+    assert "companion: the kernel died" in capsys.readouterr().err
+
+    # an output can be run again, with other values instead of those it holds
+    again = out.with_name("again.ipynb")
+    tiny()
+    assert main(["run", "tiny", "-p", "sizes", "[4]", "-o", str(out)]) == 0
+    notebook = nbformat.read(out, as_version=4)
+    notebooks.put_values(notebook, {"sizes": [5]})
+    assert [c.source for c in notebook.cells if "sizes = " in c.source] == [
+        "# Parameters\nsizes = [5]\n"
+    ]
+    assert not again.exists()
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_run(tiny, tmp_path, monkeypatch, capsys):
+    tiny()
+    chapter = notebooks.FOLDER / "tiny.ipynb"
+    other = notebooks.FOLDER / "other.ipynb"
+    shutil.copy(chapter, other)
+    before = files(notebooks.FOLDER)
+    (tmp_path / "link.ipynb").symlink_to(chapter)
+    os.link(chapter, tmp_path / "hard.ipynb")
+    (tmp_path / "folder.ipynb").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(notebooks, "run", None)  # nothing is run
+    monkeypatch.chdir(notebooks.FOLDER)
+    for output, said in [
+        (chapter, "is a chapter itself"),
+        ("tiny.ipynb", "is a chapter itself"),
+        (other, "is a chapter itself"),
+        (tmp_path / "link.ipynb", "is a chapter itself"),
+        (tmp_path / "hard.ipynb", "is a chapter itself"),
+        (tmp_path / "folder.ipynb", "expected a file that ends in .ipynb"),
+        (tmp_path, "expected a file that ends in .ipynb"),
+        (tmp_path / "out", "expected a file that ends in .ipynb"),
+        (tmp_path / "out.json", "expected a file that ends in .ipynb"),
+        (tmp_path / "file" / "out.ipynb", "cannot be written: "),
+        ("/proc/none/out.ipynb", "cannot be written: "),
+    ]:
+        assert main(["run", str(chapter), "-o", str(output)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"companion: -o {output}: {said}")
+        assert len(err.splitlines()) == 1
+    assert files(notebooks.FOLDER) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/a/b"), 1, "/a/b: Permission denied"),
+        (OSError(30, "Read-only file system", "/a"), 1, "/a: Read-only file system"),
+        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
+        (
+            FileNotFoundError(2, "No such file or directory", "x"),
+            2,
+            "x: No such file or directory",
+        ),
+        (FileNotFoundError("mnist is not here"), 2, "mnist is not here"),
+        (ModuleNotFoundError("No module named 'nbformat'"), 1, "No module named 'nbformat'"),
+        (KeyboardInterrupt(), 130, "interrupted; what was finished before is as it was"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, error, status, said):
+    def stems():
+        raise error
+
+    monkeypatch.setattr(notebooks, "stems", stems)
+    assert main(["list"]) == status
+    assert capsys.readouterr().err == f"companion: {said}\n"
+
+
+@pytest.mark.parametrize("command", ["run", "record", "refresh"])
+def test_a_folder_that_is_read_only_is_one_line(tiny, tmp_path, monkeypatch, capsys, command):
+    """As on a read-only mount: every attempt to make a file fails."""
+    tiny()
+    before = files(notebooks.FOLDER)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path))
+
+    more = ["--name", "one"] if command == "record" else []
+    with monkeypatch.context() as patch:
+        for module, name in ((tempfile, "mkstemp"), (tempfile, "TemporaryFile"), (Path, "mkdir")):
+            patch.setattr(module, name, refuse)
+        assert main([command, "tiny", *more]) in (1, 2)
+    said = capsys.readouterr().err
+    assert "Read-only file system" in said
+    assert len(said.splitlines()) == 1
+    assert files(notebooks.FOLDER) == before
+
+
+def test_a_pipe_that_nobody_reads_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -c 'import time; time.sleep(0.5)' | true; "
+        f"{sys.executable} -m companion data | true", shell=True, capture_output=True, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert done.stderr == ""
 
 
 def test_data_command_says_what_is_missing_and_where_it_goes(tmp_path, capsys):
@@ -234,10 +473,10 @@ def test_a_figure_that_shows_nothing_is_not_kept(tmp_path, monkeypatch):
     assert not plt.get_fignums()
     kept = json.loads(part.read_text())["figures"]
     assert [figure["file"] for figure in kept] == ["run-full.png"]
-    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["run-full.png"]
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["run-full.part.png"]
 
 
-def test_a_figure_too_large_for_the_book_loses_colours_only(tmp_path):
+def test_a_figure_too_large_for_the_book_loses_colours_only():
     import numpy as np
     from PIL import Image
 
@@ -245,11 +484,12 @@ def test_a_figure_too_large_for_the_book_loses_colours_only(tmp_path):
     smooth = (
         np.kron(rng.random((20, 30, 3)), np.ones((16, 16, 1))) + rng.random((320, 480, 3)) / 50
     )
-    file = tmp_path / "large.png"
-    Image.fromarray((255 * smooth.clip(0, 1)).astype("uint8")).save(file)
-    assert file.stat().st_size > records.FIGURE_LIMIT
-    records._shrink(file)
-    assert file.stat().st_size <= records.FIGURE_LIMIT
-    shrunk = np.asarray(Image.open(file).convert("RGB"), dtype=float) / 255
+    file = io.BytesIO()
+    Image.fromarray((255 * smooth.clip(0, 1)).astype("uint8")).save(file, "png")
+    assert len(file.getvalue()) > records.FIGURE_LIMIT
+    small = records._shrink(file.getvalue())
+    assert len(small) <= records.FIGURE_LIMIT
+    assert records._shrink(small) == small
+    shrunk = np.asarray(Image.open(io.BytesIO(small)).convert("RGB"), dtype=float) / 255
     assert shrunk.shape == smooth.shape
     assert abs(shrunk - smooth).mean() < 0.1

@@ -1,12 +1,18 @@
-"""Devices, determinism, provenance, and files that are whole."""
+"""Devices, seeds, provenance, and files that are whole."""
 
+import errno
 import json
 import math
 import os
 import random
 import re
 import stat
+import subprocess
+import sys
+import tempfile
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +20,16 @@ import torch
 
 from companion import runtime
 from companion.runtime import (
+    BusyError,
     Progress,
-    deterministic,
+    locked,
     peak_memory,
     pick_device,
     provenance,
+    python_path,
+    scratch,
     seed_everything,
+    sweep_up,
     to_json,
     write_whole,
 )
@@ -34,12 +44,16 @@ def pretend(monkeypatch, cuda=0, mps=False):
 
 
 @pytest.mark.parametrize(
-    ("cuda", "mps", "expected"), [(2, True, "cuda"), (0, True, "mps"), (0, False, "cpu")]
+    ("cuda", "mps", "expected"), [(2, True, "cuda"), (0, True, "cpu"), (0, False, "cpu")]
 )
-def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch, cuda, mps, expected):
+def test_auto_takes_cuda_else_the_cpu_and_mps_only_where_asked(monkeypatch, cuda, mps, expected):
     pretend(monkeypatch, cuda, mps)
     assert pick_device() == torch.device(expected)
     assert pick_device("cpu") == torch.device("cpu")
+    if mps:
+        assert pick_device("mps") == torch.device("mps")
+        with pytest.raises(ValueError, match=r"this machine has .*mps, cpu"):
+            pick_device("xpu")
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps", "gpu", "", "cuda:x", "cpu:1", "meta"])
@@ -56,7 +70,7 @@ def test_one_gpu_of_several_can_be_named(monkeypatch):
         pick_device("cuda:2")
 
 
-# ---------------------------------------------------------------- seeds and determinism
+# ---------------------------------------------------------------- seeds
 
 
 def test_one_seed_gives_the_same_draws_everywhere():
@@ -67,33 +81,6 @@ def test_one_seed_gives_the_same_draws_everywhere():
     first = draws()
     torch.rand(5)
     assert draws() == first
-
-
-@pytest.mark.parametrize("before", [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("fails", [False, True])
-def test_deterministic_restores_what_it_changed(before, fails):
-    flag, warn_only = before
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.use_deterministic_algorithms(flag, warn_only=warn_only)
-    torch.set_num_threads(2)
-    try:
-        try:
-            with deterministic():
-                assert torch.get_num_threads() == 1
-                assert torch.are_deterministic_algorithms_enabled()
-                assert not torch.backends.cuda.matmul.allow_tf32
-                assert not torch.backends.cudnn.allow_tf32
-                if fails:
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            pass
-        assert torch.get_num_threads() == 2
-        assert torch.are_deterministic_algorithms_enabled() is flag
-        assert torch.is_deterministic_algorithms_warn_only_enabled() is warn_only
-        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == tf32
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.set_num_threads(1)
 
 
 # ---------------------------------------------------------------- provenance
@@ -119,7 +106,48 @@ def test_provenance_does_without_git_and_without_a_package(monkeypatch):
     monkeypatch.setattr(runtime, "version", absent)
     found = provenance()
     assert found["commit"] == ""
+    assert found["changed_since_commit"] is None
     assert set(found["packages"].values()) == {"absent"}
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+    return done.stdout.decode().strip()
+
+
+def test_provenance_knows_changes_from_none_and_from_not_knowing(tmp_path, monkeypatch):
+    root = tmp_path / "project"
+    (root / "src").mkdir(parents=True)
+    (root / "src" / "a.py").write_text("a = 1\n")
+    monkeypatch.setattr(runtime, "ROOT", root)
+    monkeypatch.delenv("COMPANION_COMMIT", raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert runtime._commit() == ("", None)
+    monkeypatch.setenv("COMPANION_COMMIT", "0123456789abcdef")
+    assert runtime._commit() == ("0123456789ab", None)
+
+    # a repository around an unpacked archive says nothing about the archive
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "around")
+    assert runtime._commit() == ("0123456789ab", None)
+
+    git(root, "init")
+    git(root, "add", ".")
+    git(root, "commit", "-m", "one")
+    head = git(root, "rev-parse", "HEAD")[:12]
+    assert runtime._commit() == (head, False)
+    (root / "src" / "a.py").write_text("a = 2\n")
+    assert runtime._commit() == (head, True)
+
+
+@pytest.mark.parametrize("given", ["main", "12345", "ABCDEF0", "0123456 "])
+def test_a_commit_that_is_none_is_refused(tmp_path, monkeypatch, given):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    monkeypatch.setenv("COMPANION_COMMIT", given)
+    with pytest.raises(ValueError, match=re.escape(f"COMPANION_COMMIT = {given!r}: expected")):
+        provenance()
 
 
 def test_peak_memory_is_in_megabytes():
@@ -184,6 +212,139 @@ def test_readers_never_see_a_part_while_two_writers_write(tmp_path):
         seen.add((len(text), len(set(text))))
     assert seen == {(size, 1)}
     assert os.listdir(tmp_path) == ["busy.txt"]
+
+
+def test_a_write_that_fails_names_its_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_whole(tmp_path / "a.json", "text")
+    assert raised.value.filename == str(tmp_path / "a.json")
+
+
+# ---------------------------------------------------------------- what a killed process leaves
+
+HOLD = """
+import os, sys, time
+from companion.runtime import locked, scratch, write_whole
+with locked(sys.argv[1] + "/.lock", "busy"), scratch() as folder:
+    (folder / "file").write_text("x")
+    os.fsync = lambda _: (print(folder, flush=True), time.sleep(60))
+    write_whole(sys.argv[1] + "/a.txt", "new")
+"""
+
+
+@pytest.fixture
+def held(tmp_path, monkeypatch):
+    """A process that holds a lock, a scratch folder and a file that it has half written."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    out = tmp_path / "out"
+    for folder in (out, tmp_path / "tmp"):
+        folder.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out)],
+        env=os.environ | {"PYTHONPATH": python_path()}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    left = Path(process.stdout.readline().strip())
+    yield process, out, left
+    process.kill()
+    process.communicate()
+
+
+def test_what_a_process_holds_stays_until_it_is_killed(held):
+    process, out, left = held
+    foreign = [out / ".a.part", out / ".b.txt.x.part", left.parent / "companion-scratch"]
+    for file in foreign:
+        file.write_text("somebody's")
+    (out / ".link.companion.part").symlink_to(foreign[0])
+    (left.parent / "companion-scratch-link").symlink_to(out)
+
+    def sweep():
+        sweep_up(out)
+        with scratch() as own:
+            assert own.is_dir()
+        assert not own.exists()
+
+    sweep()
+    (part,) = out.glob(".a.txt.*")
+    assert (left / "file").exists()
+    with (
+        pytest.raises(BusyError, match=f"^process {process.pid} on .* is at it$"),
+        locked(out / ".lock", "{holder} is at it"),
+    ):
+        pass
+    process.kill()
+    process.wait()
+    sweep()
+    assert not part.exists()
+    assert not left.exists()
+    assert all(file.read_text() == "somebody's" for file in foreign)
+    assert (out / ".link.companion.part").is_symlink()
+    assert out.is_dir()
+    with locked(out / ".lock", "busy"):
+        pass
+    assert not (out / ".lock").exists()
+
+
+def test_one_of_many_has_the_lock_at_a_time(tmp_path):
+    inside, most, got = 0, 0, 0
+
+    def work():
+        nonlocal inside, most, got
+        for _ in range(200):
+            try:
+                with locked(tmp_path / ".lock", "busy"):
+                    inside += 1
+                    most = max(most, inside)
+                    time.sleep(0)
+                    got += 1
+                    inside -= 1
+            except BusyError:
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert got
+    assert os.listdir(tmp_path) == []
+
+
+GROUP = """
+import os, subprocess, sys, time
+if sys.argv[1:] == ["child"]:
+    from companion.runtime import end_with_parent
+    end_with_parent()
+    assert "COMPANION_PARENT" not in os.environ
+    below = subprocess.Popen(["sleep", "60"])
+    print(os.getpid(), below.pid, flush=True)
+    time.sleep(60)
+else:
+    subprocess.run([sys.executable, __file__, "child"], start_new_session=True,
+                   env=os.environ | {"COMPANION_PARENT": str(os.getpid())})
+"""
+
+
+def test_a_child_and_all_it_started_end_with_a_parent_that_is_killed(tmp_path, is_alive):
+    script = tmp_path / "group.py"
+    script.write_text(GROUP)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": python_path()}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert all(map(is_alive, pids))
+    parent.kill()
+    parent.communicate()
+    end = time.monotonic() + 20
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < end, "children outlived their parent"
+        time.sleep(0.1)
 
 
 # ---------------------------------------------------------------- JSON

@@ -3,27 +3,71 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
+import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
+class Terminated(KeyboardInterrupt):
+    """Raised for SIGTERM and SIGHUP, so that what is running is cleaned up as for Ctrl-C."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; bad input is one line on stderr and exit status 2."""
+    """Run one command. What stops it is one line on stderr.
+
+    Returns the exit status: 0 if all went well, 1 if a run or the machine failed, 2 for bad
+    input, 130 and 143 if it was interrupted or terminated.
+    """
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options) or 0
+        with _terminable():
+            return options.command(options) or 0
     except (ValueError, FileNotFoundError) as error:
-        print(f"companion: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(f"companion: {error}", file=sys.stderr)
-        return 1
+        return _stopped(error, 2)
+    except (OSError, RuntimeError, ImportError) as error:
+        return _stopped(error, 1)
+    except Terminated:
+        return _stopped("terminated; what was finished before is as it was", 143)
     except KeyboardInterrupt:
-        print("companion: interrupted; nothing half-written was kept", file=sys.stderr)
-        return 130
+        return _stopped("interrupted; what was finished before is as it was", 130)
+
+
+def _stopped(error: object, status: int) -> int:
+    if isinstance(error, BrokenPipeError):  # as after `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        error = f"{os.fspath(error.filename)}: {error.strerror}"
+    print(f"companion: {error}", file=sys.stderr)
+    return status
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Terminated inside, unless they are handled or ignored already."""
+
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once: the clean-up is not to be cut short
+        raise Terminated
+
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        taken = [
+            s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL
+        ]
+    try:
+        for number in taken:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("list", help="the chapters and how their claims came out")
     add.set_defaults(command=_list)
 
-    add = commands.add_parser("run", help="run a chapter with papermill, with your parameters")
+    add = commands.add_parser("run", help="run a copy of a chapter with your parameters")
     add.set_defaults(command=_run)
     add.add_argument("notebook", help="stem or path")
     add.add_argument("-o", "--output", type=Path, help="default: runs/STEM.ipynb")
@@ -143,30 +187,45 @@ def _list(_: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from companion import notebooks
+    from companion.runtime import write_whole
 
     given = _parameters(options)
     path = notebooks.find(options.notebook)
     notebooks.validate(path, given)
     output = options.output or Path("runs") / path.name
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_suffix(".part.ipynb")
+    _check_output(output, path)
 
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    try:
-        papermill.execute_notebook(
-            str(path), str(part), parameters=given, cwd=str(path.parent), kernel_name="python3"
-        )
-    except PapermillExecutionError as error:
-        os.replace(part, output)  # with the failing cell and all before it
-        raise RuntimeError(f"{error.ename}: {error.evalue} (see {output})") from None
-    os.replace(part, output)
+    text, failure = notebooks.run(path, given)
+    write_whole(output, text)
+    if failure:
+        raise RuntimeError(f"{failure} (see {output})")
     for claim in notebooks.recorded_values(notebooks.read(output)).get(f"{path.stem}.claims", []):
         print(
             f"{claim['id']:5} {claim['verdict']:24} ours {claim['ours']} (paper {claim['paper'] or '-'})"
         )
     print(f"written to {output}")
+
+
+def _check_output(output: Path, notebook: Path) -> None:
+    """Refuse an output, before the run, that cannot be written or would replace a chapter."""
+    import tempfile
+
+    from companion import notebooks
+    from companion.runtime import sweep_up
+
+    if output.is_dir() or output.suffix != ".ipynb":
+        raise ValueError(f"-o {output}: expected a file that ends in .ipynb")
+    chapters = [notebook, *notebooks.FOLDER.glob("*.ipynb")]
+    if output.exists() and any(output.samefile(chapter) for chapter in chapters):
+        raise ValueError(f"-o {output}: is a chapter itself, and a run is written beside it")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            sweep_up(output.parent)
+        if output.exists() and not os.access(output, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is write-protected")
+    except OSError as error:
+        raise ValueError(f"-o {output}: cannot be written: {error.strerror or error}") from None
 
 
 def _record(options: argparse.Namespace) -> None:
@@ -275,19 +334,20 @@ def _refresh(options: argparse.Namespace) -> None:
         print(f"{len(every) - len(waiting)} notebooks are current, {len(waiting)} to run")
     for path in waiting:
         notebooks.write_preset_files(path)
-    failures = []
-    with ThreadPoolExecutor(max(1, options.jobs)) as pool:
-        running = {pool.submit(notebooks.refresh, path): path for path in waiting}
-        for number, done in enumerate(as_completed(running), 1):
-            name = running[done].name
-            try:
-                print(f"[{number}/{len(waiting)}] {name}: {done.result():.0f} s", flush=True)
-            except Exception as error:
-                failures.append(name)
-                print(
-                    f"[{number}/{len(waiting)}] {name} failed, its file is as it was:\n{error}",
-                    file=sys.stderr,
-                )
+    failures: list[str] = []
+    ended = 0
+
+    def tell(path: Path, outcome: float | Exception) -> None:
+        nonlocal ended
+        ended += 1
+        head = f"[{ended}/{len(waiting)}] {path.name}"
+        if isinstance(outcome, Exception):
+            failures.append(path.name)
+            print(f"{head} failed, its file is as it was:\n{outcome}", file=sys.stderr)
+        else:
+            print(f"{head}: {outcome:.0f} s", flush=True)
+
+    notebooks.refresh_all(waiting, max(1, options.jobs), tell)
     if failures:
         raise RuntimeError(f"{', '.join(failures)} failed")
 

@@ -7,12 +7,17 @@ code cells (`companion record`).
 from __future__ import annotations
 
 import ast
+import asyncio
+import functools
 import hashlib
+import io
 import json
 import os
+import tokenize
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from companion.runtime import ROOT, seal, write_whole
+from companion.runtime import ROOT, seal, sweep_up, write_whole
 
 FOLDER = ROOT / "notebooks"
 TAGS = frozenset(
@@ -30,7 +35,15 @@ CELL_TIMEOUT = 3600  # seconds
 
 
 def stems() -> list[str]:
-    """Stems of the chapters that exist, in alphabetical order."""
+    """Stems of the chapters that exist, in alphabetical order.
+
+    Raises ValueError where there are no notebooks: outside a checkout.
+    """
+    if not FOLDER.is_dir():
+        raise ValueError(
+            f"{FOLDER}: no such folder; the chapters are in a checkout of the project, "
+            "and its own .venv/bin/companion finds them"
+        )
     return sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 
@@ -51,10 +64,22 @@ def find(name: str | os.PathLike) -> Path:
 
 
 def read(path: Path) -> dict:
-    """A notebook as a dictionary, every source a single string."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    for cell in notebook["cells"]:
-        cell["source"] = "".join(cell["source"])
+    """A notebook as a dictionary, every source a single string.
+
+    Raises ValueError for a file that is no notebook of format 4.
+    """
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a notebook: {error}") from None
+    try:
+        for cell in notebook["cells"]:
+            cell["source"] = "".join(cell["source"])
+            wanted = {"metadata", "outputs"} if cell["cell_type"] == "code" else {"metadata"}
+            if not wanted <= cell.keys():
+                raise KeyError(*wanted)
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: not a notebook of format 4, or a damaged one") from None
     return notebook
 
 
@@ -82,37 +107,95 @@ def recorded_values(notebook: dict) -> dict[str, object]:
 
 
 def fingerprint(path: Path) -> str:
-    """sha256 over the code cells and every library file that they reach through imports.
+    """sha256 over the code cells, every library file that they reach through imports, and the
+    data files in the packages of these.
 
-    Prose, docstrings, comment lines and blank lines are left out: they change no output.
+    Prose, docstrings, comments and layout are left out: they change no number. The same on
+    every Python that the project supports.
+    Raises ValueError for a cell or file that is no Python.
     """
-    sources = [cell["source"] for cell in code_cells(read(path))]
-    digest = hashlib.sha256("\0".join(map(_bare, sources)).encode())
-    for file in library_files(sources):
+    cells = [cell["source"] for cell in code_cells(read(path))]
+    parts: list[object] = [_tokens(cell, path.name, is_cell=True) for cell in cells]
+    files = library_files(cells)
+    for file in files + data_files(files):
         name = file.relative_to(ROOT).as_posix()
-        digest.update(f"\0{name}\0{_bare(file.read_text(encoding='utf-8'))}".encode())
-    return digest.hexdigest()
+        if file.suffix == ".py":
+            parts.append([name, _tokens(file.read_text(encoding="utf-8"), name)])
+        else:
+            parts.append([name, hashlib.sha256(file.read_bytes()).hexdigest()])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _bare(source: str) -> str:
-    """The source without docstrings, comment lines and blank lines; the same on every Python."""
-    lines = source.splitlines()
+@functools.lru_cache(maxsize=512)  # chapters share most of what they reach
+def _tokens(source: str, name: str, is_cell: bool = False) -> tuple[str, ...]:
+    """What Python runs of a source: its tokens without comments, blank lines and docstrings.
+
+    A cell's first string is no docstring: the cell shows it.
+    """
+    source = source.replace("\r\n", "\n").replace("\r", "\n") + "\n"
+    lines = source.split("\n")
+    tokens: list[str] = []
+    try:
+        docstrings = _docstrings(source, lines, is_cell)
+        depth, begin, doc_end = 0, (0, 0), None
+        for kind, text, start, end, _ in tokenize.generate_tokens(io.StringIO(source).readline):
+            doc_end = docstrings.get(start, doc_end)
+            if kind == FSTRING_START:  # Python 3.12 splits an f-string: one token here, as written
+                begin = begin if depth else start
+                depth += 1
+            elif kind == FSTRING_END:
+                depth -= 1
+                if not depth:
+                    tokens.append(_between(lines, begin, end))
+            elif depth or kind in SKIPPED or (doc_end and start < doc_end):
+                continue
+            elif doc_end:  # the end of line or semicolon after a docstring goes with it
+                doc_end = None
+            else:
+                tokens.append(LAYOUT.get(kind, text))
+    except (SyntaxError, tokenize.TokenError) as error:
+        raise ValueError(f"{name}: not Python: {error}") from None
+    return tuple(tokens)
+
+
+SKIPPED = {tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER}
+# no other token begins with a line's end
+LAYOUT = {tokenize.NEWLINE: "\n", tokenize.INDENT: "\n>", tokenize.DEDENT: "\n<"}
+FSTRING_START = getattr(tokenize, "FSTRING_START", None)
+FSTRING_END = getattr(tokenize, "FSTRING_END", None)
+
+
+def _docstrings(source: str, lines: list[str], is_cell: bool) -> dict:
+    """Start and end of each docstring: (line, column in characters)."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+    def place(line: int, offset: int) -> tuple[int, int]:  # ast counts bytes
+        return line, len(lines[line - 1].encode()[:offset].decode())
+
+    found = {}
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
-            node
-        ):
+        if isinstance(node, documented[is_cell:]) and ast.get_docstring(node) is not None:
             text = node.body[0]
-            lines[text.lineno - 1 : text.end_lineno] = [""] * (text.end_lineno - text.lineno + 1)
-    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+            start = place(text.lineno, text.col_offset)
+            found[start] = place(text.end_lineno, text.end_col_offset)
+    return found
+
+
+def _between(lines: list[str], begin: tuple[int, int], end: tuple[int, int]) -> str:
+    """The text from one (line, column) to another."""
+    (first, left), (last, right) = begin, end
+    if first == last:
+        return lines[first - 1][left:right]
+    return "\n".join([lines[first - 1][left:], *lines[first : last - 1], lines[last - 1][:right]])
 
 
 def library_files(sources: list[str]) -> list[Path]:
     """Files of the companion that these sources import, directly or not."""
     package = Path(__file__).parent
     found: set[Path] = set()
-    waiting = list(sources)
+    waiting = [(source, "") for source in sources]
     while waiting:
-        for module in _imports(waiting.pop()):
+        for module in _imports(*waiting.pop()):
             # every package on the way is run by the import as well
             parts = module.split(".")[1:]
             for depth in range(len(parts) + 1):
@@ -120,18 +203,39 @@ def library_files(sources: list[str]) -> list[Path]:
                 for file in (base / "__init__.py", base.with_suffix(".py")):
                     if file.is_file() and file not in found:
                         found.add(file)
-                        waiting.append(file.read_text(encoding="utf-8"))
+                        around = ".".join(["companion", *file.parent.relative_to(package).parts])
+                        waiting.append((file.read_text(encoding="utf-8"), around))
     return sorted(found)
 
 
-def _imports(source: str) -> set[str]:
+def data_files(files: list[Path]) -> list[Path]:
+    """What the packages among these files hold besides Python and prose."""
+    found: list[Path] = []
+    waiting = [file.parent for file in files if file.name == "__init__.py"]
+    while waiting:
+        for item in waiting.pop().iterdir():
+            if item.name.startswith((".", "__")):
+                continue  # caches, files that are being written
+            if item.is_dir():
+                if not (item / "__init__.py").is_file():
+                    waiting.append(item)
+            elif item.suffix not in (".py", ".md"):
+                found.append(item)
+    return sorted(found)
+
+
+@functools.lru_cache(maxsize=512)
+def _imports(source: str, package: str) -> frozenset[str]:
+    """Modules of the companion, and names in them, that a source in this package imports."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.split(".")[0] == "companion"}
+        elif isinstance(node, ast.ImportFrom):
+            around = package.split(".")[: len(package.split(".")) - node.level + 1]
+            module = ".".join([*(around if node.level else []), *filter(None, [node.module])])
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return frozenset(name for name in names if name.split(".")[0] == "companion")
 
 
 def is_current(path: Path) -> bool:
@@ -191,29 +295,89 @@ def injected(given: dict[str, object]) -> str:
     return "\n".join(["# Parameters", *lines]) + "\n"
 
 
+def run(path: Path, given: dict[str, object], show: bool = True) -> tuple[str, str]:
+    """Run a notebook with these values; return it as text, and what went wrong or "".
+
+    The text of a run that failed ends with the failing cell. show: a progress bar.
+    """
+    import nbformat
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+    from tqdm import tqdm
+
+    from companion import kernels
+
+    notebook = nbformat.reads(json.dumps(read(path)), as_version=4)
+    put_values(notebook, given)
+    failure = ""
+    with tqdm(total=len(notebook.cells), unit="cell", disable=not show) as bar:
+        try:
+            asyncio.run(kernels.execute(notebook, path.parent, tell=bar.update))
+        except CellExecutionError as error:
+            failure = f"{error.ename}: {error.evalue}"
+        except DeadKernelError:
+            failure = "the kernel died: killed, or out of memory"
+    return nbformat.writes(notebook) + "\n", failure
+
+
+def put_values(notebook, given: dict[str, object]) -> None:
+    """Put a cell of values after the parameters cell, as papermill does, for an earlier one."""
+    import nbformat
+
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in tags(cell)]
+    if given:
+        cell = nbformat.v4.new_code_cell(injected(given))
+        cell.metadata["tags"] = ["injected-parameters"]
+        first = next(n for n, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+        notebook.cells.insert(first + 1, cell)
+
+
 def refresh(path: Path) -> float:
     """Run a notebook with its defaults and store it with fresh outputs; return its CPU seconds.
 
     The stored form is canonical: two runs of the same code give the same bytes. Nothing is
-    written if a cell raises or writes to stderr.
+    written if a cell raises or writes to stderr, or if the code changed while it ran.
     """
-    import nbformat
-    from nbclient import NotebookClient
+    return asyncio.run(_refresh(path))
 
-    notebook = nbformat.read(path, as_version=4)
+
+def refresh_all(
+    paths: Sequence[Path], jobs: int, tell: Callable[[Path, float | Exception], None]
+) -> None:
+    """Refresh several notebooks, `jobs` at once. Interrupted, it leaves no kernel behind.
+
+    tell: called as each ends, with its CPU seconds or with what went wrong.
+    """
+    gate = asyncio.Semaphore(jobs)
+
+    async def one(path: Path) -> None:
+        async with gate:
+            try:
+                outcome = await _refresh(path)
+            except Exception as error:
+                outcome = error
+        tell(path, outcome)
+
+    async def every() -> None:
+        await asyncio.gather(*map(one, paths))
+
+    asyncio.run(every())
+
+
+async def _refresh(path: Path) -> float:
+    import nbformat
+
+    from companion import kernels
+
+    sweep_up(path.parent)
+    notebook = nbformat.reads(json.dumps(read(path)), as_version=4)
     before = notebook.metadata.get("companion", {})
     stamp = fingerprint(path)
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_TIMEOUT,
-        kernel_name="python3",
-        record_timing=False,
-        resources={"metadata": {"path": str(path.parent)}},
-    )
     # a last cell asks the kernel for its CPU seconds: wall time would depend on what else runs
     notebook.cells.append(nbformat.v4.new_code_cell("import time; print(time.process_time())"))
-    client.execute(env=kernel_environment())
+    await kernels.execute(notebook, path.parent, CELL_TIMEOUT)
     seconds = round(float(notebook.cells.pop().outputs[0].text))
+    if fingerprint(path) != stamp:
+        raise RuntimeError(f"{path.name}: its code changed while it ran: run it again")
     if before.get("fingerprint") == stamp:  # the same code: keep the bytes
         seconds = before.get("seconds", seconds)
 
@@ -251,15 +415,6 @@ def refresh(path: Path) -> float:
     return seconds
 
 
-def kernel_environment(**more: str) -> dict[str, str]:
-    """This process's environment for a kernel, so that its figures become outputs.
-
-    A backend that is set outside, as it often is on a machine without a display, would win over
-    the kernel's own, and the notebook would come out without its figures.
-    """
-    return {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | more
-
-
 def script(path: Path, given: dict[str, object] | None = None) -> str:
     """A notebook's code cells as a plain Python script, for machines without Jupyter.
 
@@ -274,6 +429,8 @@ def script(path: Path, given: dict[str, object] | None = None) -> str:
         'matplotlib.use("Agg")\n'
         'warnings.filterwarnings("ignore", message=".*non-interactive.*")\n'
         "from companion.records import keep_figure\n"
+        "from companion.runtime import end_with_parent\n"
+        "end_with_parent()\n"
         "In = []\n"
     ]
     for number, cell in enumerate(cells, 1):

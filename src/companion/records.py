@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from companion import notebooks
-from companion.runtime import ROOT, pick_device, provenance, seal, to_json, write_whole
+from companion.runtime import (
+    PARENT,
+    ROOT,
+    locked,
+    pick_device,
+    provenance,
+    python_path,
+    scratch,
+    seal,
+    sweep_up,
+    to_json,
+    write_whole,
+)
 
 FOLDER = ROOT / "book" / "recorded"
 LIMIT = 100_000  # bytes of a record
@@ -67,8 +82,9 @@ def record_run(name: str, stem: str, given: dict[str, object], folder: Path | No
     fails, what was recorded so far lies beside it as <name>.part.json. A claim that did not
     hold is a result: it is kept.
 
-    Raises ParameterError for bad values before anything starts, ValueError for a bad name, and
-    RecordError for a run that did not finish.
+    Raises ParameterError for bad values before anything starts, ValueError for a bad name,
+    BusyError if this record is being made, by whichever chapter, and RecordError for a run that
+    did not finish.
     """
     if not name.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"name = {name!r}: expected letters, digits, '-' and '_'")
@@ -76,61 +92,108 @@ def record_run(name: str, stem: str, given: dict[str, object], folder: Path | No
     values = notebooks.validate(path, given)
     device = pick_device(str(values.get("device", "cpu")))
     folder = folder or FOLDER / stem
-    part, whole = folder / f"{name}.part.json", folder / f"{name}.json"
     folder.mkdir(parents=True, exist_ok=True)
+    busy = f"name = {name!r}: {{holder}} is writing this record; wait, or take another name"
+    with locked(folder / f".{name}.lock", busy):
+        sweep_up(folder)
+        return _record(folder / f"{name}.json", path, given, values, device)
+
+
+def _record(
+    whole: Path, path: Path, given: dict[str, object], values: dict[str, object], device: object
+) -> dict:
+    """Make the record `whole`, of which this process holds the lock."""
+    part = whole.with_suffix(".part.json")
     options = [
         f"-p {key} {shlex.quote(_option(value))}"
         for key, value in given.items()
         if key != "data_root"
     ]
     head = {
-        "stem": stem,
-        "name": name,
-        "command": " ".join(["companion record", stem, "--name", name, *options]),
+        "stem": path.stem,
+        "name": whole.stem,
+        "command": " ".join(["companion record", path.stem, "--name", whole.stem, *options]),
         "profile": values.get("profile", ""),
         "parameters": {key: value for key, value in values.items() if key != "data_root"},
         "fingerprint": notebooks.fingerprint(path),
         "status": "unfinished",
         "provenance": provenance(device),
     }
+    _drop_figures(part, head)  # of a run that broke off
     write_whole(part, to_json(head))
-    code = folder / f".{name}.part.py"
-    write_whole(code, notebooks.script(path, given))
-    environment = os.environ | {
-        TARGET: str(part),
-        "PYTHONPATH": _python_path(),
-        "MPLBACKEND": "Agg",
-    }
     start = time.perf_counter()
-    try:
-        done = subprocess.run(
-            [sys.executable, str(code)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-    finally:
-        code.unlink(missing_ok=True)
-    result = json.loads(part.read_text())
-    said = done.stderr.strip().splitlines()
-    error = (said or [f"exit status {done.returncode}"])[-1] if done.returncode else ""
+    status, said = _run_script(path, given, part)
+    result = json.loads(part.read_text(encoding="utf-8"))
+    error = (said or [f"exit status {status}"])[-1] if status else ""
     missed = error.startswith("companion.claims.ClaimError")
     result |= {"status": "complete", "seconds": round(time.perf_counter() - start)}
     result["peak_memory"] = result["values"].pop("peak_memory", {}) if "values" in result else {}
-    if done.returncode and not missed:
-        result |= {"status": "failed", "error": error}
-        write_whole(part, to_json(result))
-        sys.stderr.write(done.stderr)
-        raise RecordError(f"{stem} did not finish: {error}. What it had is in {part}")
+    if status and not missed:
+        failed = result | {"status": "failed", "error": error, "said": said}
+        with suppress(OSError):  # a full disk may be what it failed of
+            write_whole(part, to_json(failed))
+        raise RecordError(f"{path.stem} did not finish: {error}. What it had is in {part}")
     if missed:
         print(f"kept, though not every claim came out as specified: {error.partition(': ')[2]}")
     result["seal"] = seal(result)
     text = to_json(result)
+    write_whole(part, text)
     if len(text) > LIMIT:
-        write_whole(part, text)
         raise RecordError(
             f"the record has {len(text)} bytes, more than {LIMIT}: record less in {path.name} ({part})"
         )
-    write_whole(whole, text)
-    part.unlink()
+    # from here on only names change: that needs no room on the disk
+    for figure in result.get("figures", []):
+        _part_of(whole.with_name(figure["file"])).replace(whole.with_name(figure["file"]))
+    _drop_figures(whole, result)
+    part.replace(whole)
     return result
+
+
+def _run_script(path: Path, given: dict[str, object], part: Path) -> tuple[int, list[str]]:
+    """Run a chapter's cells as a script; its exit status and what it wrote to stderr.
+
+    It ends with this process, and so does all that it started.
+    """
+    with scratch() as folder:
+        code = folder / f"{path.stem}.py"
+        code.write_text(notebooks.script(path, given), encoding="utf-8")
+        environment = os.environ | {
+            TARGET: str(part.resolve()),
+            PARENT: str(os.getpid()),
+            "PYTHONPATH": python_path(),
+            "MPLBACKEND": "Agg",
+        }
+        with subprocess.Popen(
+            [sys.executable, str(code)], env=environment, stderr=subprocess.PIPE, text=True,
+            errors="replace", start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                said = process.communicate()[1]
+            finally:
+                with suppress(OSError):  # there is none
+                    os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, said.strip().splitlines()
+
+
+def _part_of(file: Path) -> Path:
+    """The name of a figure while its record is not finished."""
+    return file.with_suffix(f".part{file.suffix}")
+
+
+def _drop_figures(record: Path, new: dict) -> None:
+    """Remove the figures of the record that is about to be replaced, but for those of the new."""
+    try:
+        old = json.loads(record.read_text(encoding="utf-8")).get("figures", [])
+    except (OSError, ValueError):
+        return
+    kept = {figure["file"] for figure in new.get("figures", [])}
+    for figure in old:
+        if figure["file"] not in kept:
+            file = record.with_name(figure["file"])
+            (_part_of(file) if record.name.endswith(".part.json") else file).unlink(
+                missing_ok=True
+            )
 
 
 def keep_figure(name: str, caption: str, alt: str) -> None:
@@ -145,11 +208,13 @@ def keep_figure(name: str, caption: str, alt: str) -> None:
         part = Path(target)
         run = part.name.removesuffix(".part.json")
         file = part.with_name(f"{run}-{name}.png")
-        plt.savefig(file, dpi=100, metadata={"Software": None})
-        _shrink(file)
-        kept = json.loads(part.read_text())
+        picture = io.BytesIO()
+        plt.savefig(picture, format="png", dpi=100, metadata={"Software": None})
+        small = _shrink(picture.getvalue())
+        write_whole(_part_of(file), small)
+        kept = json.loads(part.read_text(encoding="utf-8"))
         figure = {"file": file.name, "name": f"{name}-{run}", "caption": caption, "alt": alt}
-        figure["sha256"] = _sha256(file)
+        figure["sha256"] = hashlib.sha256(small).hexdigest()
         kept["figures"] = [f for f in kept.get("figures", []) if f["file"] != file.name] + [figure]
         write_whole(part, to_json(kept))
     plt.close("all")
@@ -162,24 +227,21 @@ def _shows_something(ax) -> bool:
     return drawn or bool(ax.images or ax.collections or ax.patches)
 
 
-def _shrink(file: Path) -> None:
+def _shrink(png: bytes) -> bytes:
     """Reduce a picture that is too large for the book to 256 colours, or to fewer."""
     from PIL import Image
 
+    original = png
     for colours in (256, 64, 16):
-        if file.stat().st_size <= FIGURE_LIMIT:
-            return
-        with Image.open(file) as picture:
+        if len(png) <= FIGURE_LIMIT:
+            break
+        with Image.open(io.BytesIO(original)) as picture:
             reduced = picture.convert("RGB").quantize(colours)
-        reduced.save(file, optimize=True)
+        file = io.BytesIO()
+        reduced.save(file, "png", optimize=True)
+        png = file.getvalue()
+    return png
 
 
 def _option(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _python_path() -> str:
-    src = str(ROOT / "src")
-    return (
-        os.pathsep.join([src, os.environ["PYTHONPATH"]]) if os.environ.get("PYTHONPATH") else src
-    )

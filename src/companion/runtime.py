@@ -8,12 +8,16 @@ import math
 import os
 import platform
 import random
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device to run on; "auto" takes CUDA, then MPS, then the CPU.
+    """The device to run on; "auto" takes CUDA, else the CPU.
 
+    MPS is taken only where it is asked for: it has no float64, which many chapters need.
     Raises ValueError, naming what there is, for a device that this machine lacks.
     """
     import torch
@@ -37,7 +42,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if torch.cuda.is_available():
         found.insert(0, "cuda")
     if name == "auto":
-        return torch.device(found[0])
+        return torch.device("cuda" if "cuda" in found else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -64,31 +69,6 @@ def seed_everything(seed: int) -> torch.Generator:
     random.seed(seed)
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
-
-
-@contextmanager
-def deterministic(device: torch.device | str = "cpu") -> Iterator[None]:
-    """Bit-reproducible kernels inside the block: one CPU thread, deterministic algorithms.
-
-    On CUDA, TF32 is off inside the block as well.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    flag = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    if torch.device(device).type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    try:
-        torch.set_num_threads(1)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(flag, warn_only=warn_only)
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 
 def peak_memory() -> dict[str, int]:
@@ -156,7 +136,12 @@ class Progress:
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, object]:
-    """What a reader needs to judge or repeat a run: code, packages, machine."""
+    """What a reader needs to judge or repeat a run: code, packages, machine.
+
+    Without git, as in an archive of the project, the commit is $COMPANION_COMMIT, and whether
+    the code was changed since is None: not known.
+    Raises ValueError for a $COMPANION_COMMIT that is no commit.
+    """
     import torch
 
     device = torch.device(device)
@@ -167,9 +152,10 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, object]:
             packages[package] = version(package)
         except PackageNotFoundError:  # a GPU box may lack one
             packages[package] = "absent"
+    commit, changed = _commit()
     return {
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "changed_since_commit": bool(_git("status", "--porcelain", "--", "src", "notebooks")),
+        "commit": commit,
+        "changed_since_commit": changed,
         "python": platform.python_version(),
         "packages": packages,
         "device": device.type,
@@ -190,32 +176,186 @@ def _cpu_name() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
-def _git(*arguments: str) -> str:
+def _commit() -> tuple[str, bool | None]:
+    """The commit of the code, "" if not known, and whether the code was changed since."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is not None and Path(top).resolve() == ROOT:  # and not of a repository around it
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        status = _git("status", "--porcelain", "--", "src", "notebooks")
+        if commit and status is not None:
+            return commit, bool(status)
+    given = os.environ.get("COMPANION_COMMIT", "")
+    if not re.fullmatch("([0-9a-f]{7,64})?", given):
+        raise ValueError(f"COMPANION_COMMIT = {given!r}: expected 7 to 64 digits of a commit")
+    return given[:12], None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says; None where it cannot."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+PART = ".companion.part"  # ends the name of every file that is being written
 
 
 def write_whole(path: Path | str, content: str | bytes) -> None:
-    """Write a file so that readers see the old content or all of the new, never a part."""
+    """Write a file so that readers see the old content or all of the new, never a part.
+
+    What a killed writer leaves, `sweep_up` removes. Raises OSError, which names the file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+        with _own(lambda: tempfile.mkstemp(PART, f".{path.name}.", path.parent)) as part:
+            with open(part, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(part, 0o644)
+            os.replace(part, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def sweep_up(folder: Path | str) -> None:
+    """Remove what killed writers left in a folder: our parts that no process holds."""
+    for part in Path(folder).glob(f".*{PART}"):
+        _remove_unheld(part)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder that goes with the block; those of killed processes go first."""
+    for left in Path(tempfile.gettempdir()).glob("companion-scratch-*"):
+        _remove_unheld(left)
+
+    def make() -> tuple[int, str]:
+        folder = tempfile.mkdtemp(prefix="companion-scratch-")
+        return os.open(folder, os.O_RDONLY), folder
+
+    with _own(make) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _own(make: Callable[[], tuple[int, str]]) -> Iterator[str]:
+    """Make a file or folder, hold it while the block runs, then remove what is left of it.
+
+    make: returns an open descriptor of it and its name.
+    """
+    import fcntl
+
+    while True:
+        handle, name = make()
+        with suppress(OSError):  # a file system without locks: then nobody sweeps, either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if _is_open(handle, name):
+            break
+        os.close(handle)  # swept up before we held it
+    try:
+        yield name
+    finally:
+        _remove(name)
+        os.close(handle)
+
+
+def _remove_unheld(path: Path) -> None:
+    """Remove a file or folder of ours, a link never, unless a process holds it."""
+    import fcntl
+
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            if os.fstat(handle).st_uid == os.getuid():
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
+        finally:
+            os.close(handle)
+
+
+def _remove(path: Path | str) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def _is_open(handle: int, path: Path | str) -> bool:
+    """Whether the path still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except OSError:
+        return False
+
+
+class BusyError(RuntimeError):
+    """Raised where another process holds what only one may use at a time."""
+
+
+@contextmanager
+def locked(file: Path | str, busy: str) -> Iterator[int]:
+    """Hold a lock while the block runs; it goes with the process, however that ends.
+
+    file: the lock, removed afterwards. busy: the message if it is held, in which "{holder}"
+      becomes the process that does.
+    Gives a descriptor: a child process that inherits it holds the lock as well.
+    Raises BusyError if the lock is held.
+    """
+    import fcntl
+
+    while True:
+        with open(file, "a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                raise BusyError(busy.replace("{holder}", holder)) from None
+            if not _is_open(lock.fileno(), file):
+                continue  # its holder has just removed it
+            with suppress(OSError):  # only for the message above
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} on {platform.node()}")
+                lock.flush()
+            try:
+                yield lock.fileno()
+            finally:
+                _remove(file)
+            return
+
+
+def python_path() -> str:
+    """$PYTHONPATH for a child process, this library first."""
+    src = str(Path(__file__).parents[1])
+    return os.pathsep.join([src, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+PARENT = "COMPANION_PARENT"  # the process that a child is not to outlive
+
+
+def end_with_parent() -> None:
+    """Kill this process group once the process that $COMPANION_PARENT names is gone.
+
+    For the leader of a group that was started by it; the variable is not handed on.
+    """
+    parent = os.environ.pop(PARENT, "")
+    if not parent:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.3)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def to_json(value: object) -> str:

@@ -202,11 +202,13 @@ def _execute(notebook, order: Order) -> str:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+    from companion.kernels import Kernel
+
     with tempfile.TemporaryDirectory(prefix="companion-") as folder:
         client = NotebookClient(
             notebook,
             timeout=None,
-            kernel_name="python3",
+            kernel_manager_class=Kernel,
             record_timing=False,
             resources={"metadata": {"path": folder}},
         )
@@ -215,7 +217,7 @@ def _execute(notebook, order: Order) -> str:
             try:
                 # what the kernel itself says, such as that its worker died, is told by the row
                 client.execute(
-                    env=notebooks.kernel_environment(**dict.fromkeys(THREADS, str(order.threads))),
+                    env=os.environ | dict.fromkeys(THREADS, str(order.threads)),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                 )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from companion.runtime import locked, write_whole
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = ("_config.yml", "_toc.yml", "index.md", "book", "notebooks", "src/companion")
@@ -36,9 +40,18 @@ def build(force: bool = False, root: Path = ROOT) -> int:
     """Build the book from a clean folder with every warning an error; say where to open it.
 
     Does nothing if nothing that the book reads has changed since the last good build.
-    Returns 0. Raises BuildError with the warnings if there are any.
+    Returns 0. Raises BuildError with the warnings if there are any, and BusyError while another
+    process builds.
     """
+    if missing := [name for name in SOURCES if not (root / name).exists()]:
+        raise BuildError(f"{root}: no checkout of the project, it lacks {', '.join(missing)}")
     out = root / "_build"
+    out.mkdir(exist_ok=True)
+    with locked(out / ".lock", f"{out}: {{holder}} is building the book; wait for it") as lock:
+        return _build(force, root, out, lock)
+
+
+def _build(force: bool, root: Path, out: Path, lock: int) -> int:
     stamp, start = out / "built-from", out / "html" / "index.html"
     # taken before the build: an edit while it runs makes the next call build again
     content = content_hash(root)
@@ -53,10 +66,9 @@ def build(force: bool = False, root: Path = ROOT) -> int:
     # Sphinx shows a warning only when it reads the page: an incremental build would hide it
     for name in ("html", ".doctrees", "jupyter_execute"):
         shutil.rmtree(out / name, ignore_errors=True)
-    out.mkdir(exist_ok=True)
     began = time.monotonic()
     command = [str(script), "build", str(root), "-W", "-n", "--keep-going"]
-    status, lines = _run_with_progress(command, root)
+    status, lines = _run_with_progress(command, root, lock)
     log = out / "build.log"
     log.write_text("".join(lines), encoding="utf-8")
     if status or not start.is_file():
@@ -66,19 +78,23 @@ def build(force: bool = False, root: Path = ROOT) -> int:
             + "".join(wrong or lines[-20:])
             + f"everything it said: {log}"
         )
-    stamp.write_text(content)
+    write_whole(stamp, content)
     print(f"built in {time.monotonic() - began:.0f} s: {start.as_uri()}")
     return 0
 
 
-def _run_with_progress(command: list[str], root: Path) -> tuple[int, list[str]]:
-    """Run a command; return its status and output. On a terminal, one line shows how far it is."""
+def _run_with_progress(command: list[str], root: Path, lock: int) -> tuple[int, list[str]]:
+    """Run a command; return its status and output. On a terminal, one line shows how far it is.
+
+    The command ends with this process, or holds the lock if this one is killed.
+    """
     live = sys.stdout.isatty()
     print("building the book, strictly ...", end="" if live else "\n", flush=True)
     lines: list[str] = []
     with subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        encoding="utf-8", errors="replace", start_new_session=True, pass_fds=[lock],
+    ) as process:  # fmt: skip
         try:
             for line in process.stdout or ():
                 line = re.sub(r"\x1b\[[0-9;]*m", "", line)
@@ -86,7 +102,7 @@ def _run_with_progress(command: list[str], root: Path) -> tuple[int, list[str]]:
                 if live and (step := re.match(r"(\w[\w ]+)\.\.\. *\[ *(\d+%)\]", line)):
                     print(f"\rbuilding the book: {step[1]} {step[2]}\x1b[K", end="", flush=True)
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
             raise
     print("\r\x1b[K" if live else "", end="", flush=True)
     return process.returncode, lines

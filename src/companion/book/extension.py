@@ -151,7 +151,7 @@ class Benchmarks(SphinxDirective):
                     tables.paragraph(
                         f"{where.get('hardware', 'machine not known')}, "
                         f"{where.get('date', 'no date')}, commit ",
-                        tables.code(where.get("commit", "not known")),
+                        tables.code(where.get("commit") or "not known"),
                     ),
                     tables.shell(result["command"]),
                     *map(tables.paragraph, result.get("conclusions", [])),

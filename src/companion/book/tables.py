@@ -202,6 +202,12 @@ def _counted(run: Run) -> nodes.paragraph:
     return paragraph(strong(run.name), f": {counts or 'no claims'}", *marks)
 
 
+def _shown_changes(changed: bool | None) -> str:
+    if changed is None:
+        return "whether it was changed since is not known"
+    return "with changes that were not committed" if changed else ""
+
+
 def record_nodes(document, stem: str, run: Run) -> list:
     """All that the book shows of one recorded run."""
     title = nodes.rubric("", "", nodes.Text(f"Recorded run: {run.name}"))
@@ -219,9 +225,7 @@ def record_nodes(document, stem: str, run: Run) -> list:
             "Code",
             [
                 paragraph("commit ", code(commit)) if commit else "commit not known",
-                "with changes that were not committed"
-                if where.get("changed_since_commit")
-                else "",
+                _shown_changes(where.get("changed_since_commit")) if commit else "",
             ],
         ],
         ["Packages", ", ".join(f"{name} {version}" for name, version in packages.items())],
