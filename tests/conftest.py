@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -53,20 +54,23 @@ def real_data():
 
 @pytest.fixture(scope="session")
 def dask_processes(tmp_path_factory):
-    """Start a scheduler and workers, a process each, on loopback; gives the scheduler's address."""
+    """Start a scheduler and workers, a process each, on loopback; gives the scheduler's address.
+
+    options: more of them, for both. started: a list that is given the processes.
+    """
 
     @contextmanager
-    def start(workers=1):
+    def start(workers=1, options=(), started=()):
         file = tmp_path_factory.mktemp("dask") / "scheduler.json"
-        common = ["--scheduler-file", str(file), "--no-dashboard"]
+        common = ["--scheduler-file", str(file), "--no-dashboard", *options]
         quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
         scheduler = ["distributed.cli.dask_scheduler", "--port", "0", "--host", "127.0.0.1"]
         parts = [scheduler] + workers * [["distributed.cli.dask_worker", "--nthreads", "1"]]
-        processes = []
+        processes = started if isinstance(started, list) else []
         try:
-            for module, *options in parts:
-                started = [sys.executable, "-m", module, *common, *options]
-                processes.append(subprocess.Popen(started, **quiet))
+            for module, *own in parts:
+                line = [sys.executable, "-m", module, *common, *own]
+                processes.append(subprocess.Popen(line, **quiet))
                 end = time.monotonic() + 60
                 while not file.exists():
                     assert time.monotonic() < end, "no scheduler after a minute"
@@ -74,6 +78,7 @@ def dask_processes(tmp_path_factory):
             yield json.loads(file.read_text())["address"]
         finally:
             for process in reversed(processes):
+                process.send_signal(signal.SIGCONT)
                 process.terminate()
                 process.wait(20)
 

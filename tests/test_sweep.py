@@ -1,17 +1,27 @@
 """Sweeps: grids that are refused, and everything that a sweep has to survive."""
 
+import contextlib
+import csv
+import html.parser
+import itertools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import nbformat
 import pandas
+import psutil
 import pytest
+import yaml
 
 from companion import sweep as rooms
+from companion import sweep_local
 from companion.__main__ import main
 from companion.parameters import ParameterError
 from companion.runtime import ROOT
@@ -22,6 +32,8 @@ PARAMETERS = """\
 x: int = 1  # a number
 mode: str = "ok"  # what happens
 seed: int = 0  # a seed
+rate: float = 0.5  # a rate
+device: str = "cpu"  # a device
 where: str = ""  # a file that counts the runs
 """
 CHECK = """\
@@ -92,7 +104,7 @@ def command(toy, out, *options):
     )
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -152,11 +164,55 @@ def test_the_command_refuses_before_anything_starts(toy, tmp_path, capsys):
         (["-g", "x", "7"], "-g x: expected a list"),
         ([], "-g: expected at least one parameter"),
         (["-g", "x", "[1]", "-g", "x", "[2]"], "each only once"),
-        (["-g", "x", "[1]", "--threads", "0"], "--threads 0: expected at least 1"),
+        (["-g", "x", "[1, 1.0]"], "x = 1.0"),  # of a whole number
+        (["-g", "rate", "[1, 1.0]"], "-g rate: [1, 1.0] holds a value twice"),
+        (["-g", "x", str(list(range(400))), "-g", "seed", str(list(range(300)))], "120,000"),
+        (["--threads", "0"], "--threads 0: expected a whole number from 1"),
+        (["--threads", "1.5"], "--threads 1.5: expected a whole number"),
+        (["--workers", "-1"], "--workers -1: expected a whole number from 0"),
+        (["--workers", "1000000"], "--workers 1000000: expected a whole number from 0 to 1000"),
+        (["--workers", "many"], "--workers many"),
+        (["--workers", "2", "--scheduler", "tcp://127.0.0.1:9"], "--workers 2: the scheduler"),
+        *(
+            (["--time-limit", text], f"--time-limit {text}: expected a number from 0")
+            for text in ("nan", "inf", "-1", "1e300", "soon")
+        ),
+        (["--keep", "a/b"], "--keep 'a/b'"),
+        (["--keep", ""], "--keep ''"),
+        (["--keep", "x" * 300], "80 at most"),
+        (["--values", "a*"], "--values: says what --keep keeps"),
+        (["--keep", "a", "--values", ""], "--values ''"),
     ):
-        assert main(["sweep", str(toy), "--out", str(out), *arguments]) == 2
-        assert message in capsys.readouterr().err
+        given = arguments if "-g" in arguments or not arguments else ["-g", "x", "[1]", *arguments]
+        assert main(["sweep", str(toy), "--out", str(out), *given]) == 2
+        told = capsys.readouterr().err
+        assert message in told
+        assert told.count("\n") == 1
     assert not out.exists()
+
+
+def test_equal_values_are_one_run(toy):
+    whole, point = (expand(toy, {"rate": [value, 2]})[0] for value in (1, 1.0))
+    assert whole == point
+    assert whole.id == point.id
+    assert type(whole.given["rate"]) is float
+    assert Run("toy", {"a": [1, 2.0]}).id == Run("toy", {"a": [1.0, 2]}).id
+    assert Run("toy", {"a": 1}).id != Run("toy", {"a": True}).id
+    # a run that was finished before this rule is found again
+    assert Run("toy", {"x": 1, "mode": "ok"}).id == "8c071463005d8146"
+
+
+def test_a_large_grid_is_checked_from_the_first_two_cells_only(toy, monkeypatch):
+    seen = []
+    validate = rooms.notebooks.validate
+
+    def spy(path, given):
+        seen.append(len(rooms.notebooks.read(path)["cells"]))
+        return validate(path, given)
+
+    monkeypatch.setattr(rooms.notebooks, "validate", spy)
+    expand(toy, {"x": [1, 2, 3]})
+    assert seen == [2, 2, 2]
 
 
 # ---------------------------------------------------------------- what comes out
@@ -174,7 +230,7 @@ def test_a_sweep_ends_with_a_table_and_a_page(toy, tmp_path):
     assert frame["C1"].all()
     assert set(frame["C1 verdict"]) <= {"holds", "reported"}
     assert (frame["seconds"] > 0).all()
-    assert frame["device"].str.startswith("cpu of ").all()
+    assert frame["ran_on"].str.startswith("cpu of ").all()
     again = pandas.read_csv(out / "table.csv")
     assert again["toy.double"].tolist() == frame["toy.double"].tolist()
     text = (out / "index.html").read_text()
@@ -215,6 +271,49 @@ def test_a_worker_with_other_code_refuses(toy):
     result = carry_out(Order(run, "0" * 64), toy.read_text())
     assert result.status == "failed"
     assert "other code" in result.error
+
+
+def test_no_column_is_lost_to_another_of_its_name(toy, tmp_path):
+    row = fake({"device": "cpu", "seconds": 7, "C1": 3, "v": 2}, v=5)
+    row["values"] |= {"a.b": 1, "a": {"b": 2}, "status": 9, "device": 4}
+    row |= {"device": "gpu 0 of here", "fingerprint": "f"}
+    cells = rooms.table([row]).iloc[0].to_dict()
+    assert (cells["device"], cells["seconds"], cells["C1"], cells["v"]) == ("cpu", 7, 3, 2)
+    assert (cells["ran_on"], cells["run seconds"]) == ("gpu 0 of here", 1.0)
+    assert (cells["recorded device"], cells["recorded v"], cells["claim C1"]) == (4, 5, True)
+    assert (cells["status"], cells["recorded status"]) == ("done", 9)
+    file = rooms.keep("all", toy, [row], "", tmp_path, values=["a"])
+    kept = pandas.read_csv(file).iloc[0].to_dict()
+    assert (kept["device"], kept["ran_on"], kept["seconds"]) == ("cpu", "gpu 0", 7)
+    assert {kept["a.b"], kept["recorded a.b"]} == {1, 2}
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1"]
+
+
+def test_text_in_a_table_is_no_formula_and_numbers_stay(toy, tmp_path):
+    rows = [
+        fake({"text": text, "n": -n}, v=-1.5, **{"=name": text}) for n, text in enumerate(FORMULAS)
+    ]
+    rows.append(fake({"text": "1-1", "n": "mixed"}, v=-2, **{"=name": "a\r=1"}))
+    for row in rows:
+        row |= {"fingerprint": "f", "error": "=error"}
+    rooms.write_table(rows, tmp_path)
+    kept = rooms.keep("seeds", toy, rows, "", tmp_path / "kept")
+    for file in (tmp_path / "table.csv", kept):
+        with file.open(encoding="utf-8", newline="") as lines:
+            table = list(csv.reader(lines))
+        assert len(table) == 1 + len(rows)
+        for cell in itertools.chain(*table):
+            assert not re.match(r"[=+@\t\r\n＝]|-(?![\d.]+$)", cell), cell
+        frame = pandas.read_csv(file)
+        assert frame["v"].tolist() == [-1.5] * len(FORMULAS) + [-2]
+        assert frame["text"].tolist()[:4] == ["'=1+1", "'+1", "'-1", "'@SUM(A1)"]
+        assert frame["n"].tolist()[:2] == ["0", "-1"]  # a number in a mixed column
+        assert "'=name" in frame.columns
+    frame = pandas.read_parquet(tmp_path / "table.parquet")
+    assert frame["text"].tolist() == [*FORMULAS, "1-1"]
+    assert "=name" in frame.columns
 
 
 # ---------------------------------------------------------------- what goes wrong
@@ -293,8 +392,12 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(toy, tmp_path):
     first.send_signal(signal.SIGKILL)
     first.wait(30)
     kept = {file.name: file.read_bytes() for file in (out / "runs").glob("*.json")}
-    half = out / "runs" / ".half.json.abc.part"
+    half = out / "runs" / ".0123456789abcdef.json.abc_1234.part"
     half.write_text('{"status": "do')
+    foreign = [out / ".mine.part", out / "runs" / ".half.json.abc.part", out / "x" / half.name]
+    foreign[-1].parent.mkdir()
+    for file in foreign:
+        file.write_text("not a sweep's")
     assert not (out / "table.csv").exists()
 
     second = command(toy, out, *grid)
@@ -303,6 +406,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(toy, tmp_path):
     assert "4 of 4 runs done" in said
     assert "there before" in told
     assert not half.exists()
+    assert all(file.read_text() == "not a sweep's" for file in foreign)
     for name, content in kept.items():  # nothing finished was repeated
         assert (out / "runs" / name).read_bytes() == content
     assert len(pandas.read_csv(out / "table.csv")) == 4
@@ -345,6 +449,93 @@ def test_an_interrupt_keeps_what_is_finished(toy, tmp_path):
     assert len(list((out / "runs").glob("*.json"))) == 1
 
 
+def below(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def gone(processes):
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_a_sweep_that_is_ended_takes_workers_and_kernels_with_it(toy, tmp_path, number):
+    out = tmp_path / "out"
+    running = command(toy, out, "-g", "x", "[2, 3]", "-p", "mode", "sleep", "--workers", "2")
+    try:
+        wait_for(lambda: len(list((out / "runs").glob("*.json"))) == 1)
+        wait_for(lambda: any("ipykernel" in " ".join(p.cmdline()) for p in below(running)))
+        started = below(running)
+        running.send_signal(number)
+        _, told = running.communicate(timeout=60)
+        expected = {signal.SIGINT: 130, signal.SIGKILL: -number}.get(number, 128 + number)
+        assert running.returncode == expected
+        if number != signal.SIGKILL:
+            assert "companion: " in told.splitlines()[-1]
+        assert "Traceback" not in told
+        assert gone(started) == []
+        assert not list(out.rglob(".*.part"))
+    finally:
+        running.kill()
+
+
+def worker_of(process):
+    """The process of the only worker of a local sweep."""
+    return next((p for p in below(process) if "sweep_local" in " ".join(p.cmdline())), None)
+
+
+@pytest.mark.parametrize("waits", [(0.0,), (1.5, 0.3, 2.0), (4.0, 0.0)])
+def test_a_sweep_goes_on_after_its_only_worker_was_killed(toy, tmp_path, waits):
+    """At once, while it starts anew, and during a run."""
+    out = tmp_path / "out"
+    running = command(toy, out, "-g", "x", "[1, 3]", "--workers", "1")
+    try:
+        for seconds in waits:
+            wait_for(lambda: worker_of(running) or running.poll() is not None)
+            time.sleep(seconds)
+            if worker := worker_of(running):
+                worker.kill()
+                gone([worker])
+        said, told = running.communicate(timeout=150)
+        assert running.returncode == 0, told
+        assert "2 of 2 runs done" in said
+    finally:
+        running.kill()
+
+
+def test_workers_that_cannot_live_end_the_sweep(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_local, "WORKER", "raise SystemExit('no memory')")
+    with pytest.raises(SweepError, match=r"die again and again .*no memory.*is kept"):
+        go(toy, tmp_path / "out", {"x": [1]})
+
+
+@pytest.mark.parametrize("fault", ["workers", "scheduler", "stopped"])
+def test_a_cluster_that_goes_away_ends_the_sweep(
+    toy, tmp_path, dask_processes, monkeypatch, fault
+):
+    monkeypatch.setattr(rooms, "LOST_S", 3)
+    monkeypatch.setattr(rooms, "CONNECT_S", 60)
+    out, processes = tmp_path / "out", []
+    with dask_processes(1, started=processes) as address:
+        scheduler, worker = processes
+
+        def strike():
+            wait_for(lambda: any("ipykernel" in " ".join(p.cmdline()) for p in below(worker)))
+            monkeypatch.setattr(rooms, "CONNECT_S", 3)
+            if fault == "workers":
+                for process in [*below(worker), worker]:
+                    process.kill()
+            else:
+                scheduler.send_signal(signal.SIGKILL if fault == "scheduler" else signal.SIGSTOP)
+
+        striker = threading.Thread(target=strike, daemon=True)
+        striker.start()
+        start = time.monotonic()
+        with pytest.raises(SweepError, match="what was finished is kept"):
+            go(toy, out, {"x": [2]}, {"mode": "sleep"}, scheduler=address, time_limit_s=150)
+        assert time.monotonic() - start < 240
+
+
 def test_a_scheduler_that_is_not_there_is_named(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(rooms, "CONNECT_S", 1)
     start = time.monotonic()
@@ -375,7 +566,7 @@ echo "Submitted batch job $!"
 """
 
 
-def test_the_example_for_slurm_runs_with_a_stand_in_for_its_command(toy, tmp_path):
+def test_the_example_for_slurm_runs_with_a_stand_in_for_its_command(toy, tmp_path, tls):
     pytest.importorskip("dask_jobqueue")
     text = (ROOT / "book" / "sweeps.md").read_text(encoding="utf-8")
     example = next(part for part in text.split("```") if "SLURMCluster" in part)
@@ -383,6 +574,7 @@ def test_the_example_for_slurm_runs_with_a_stand_in_for_its_command(toy, tmp_pat
     ours = {
         '"/shared/paper-companion/.venv/bin/python"': repr(sys.executable),
         '"companion",': f"{sys.executable!r}, '-m', 'companion',",
+        '"/shared/tls/cert.pem", "/shared/tls/key.pem"': repr([str(f) for f in tls[0][1:]])[1:-1],
         '"snip",': f"{str(toy)!r}, '--out', {str(tmp_path / 'out')!r},",
     }
     for theirs, here in ours.items():
@@ -431,10 +623,158 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(toy, tmp_path, scheduler)
         subprocess.run(["umount", str(small)], check=False)
 
 
-def test_a_folder_that_cannot_be_made_is_named(toy, tmp_path):
+def test_a_folder_that_cannot_be_made_is_named(toy, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SweepError, match=r"--out .*file"):
-        go(toy, tmp_path / "file" / "out", {"x": [1]})
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(SweepError, match=r"--out .*file"):
+            go(toy, out, {"x": [1]})
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(SweepError, match=r"--out .*out: Permission denied"):
+        rooms._alone(tmp_path / "out").__enter__()
+
+
+def test_files_of_other_origin_stay(toy, tmp_path):
+    for name in ("index.html", "table.csv", ".lock"):
+        out = tmp_path / name.strip(".")
+        out.mkdir()
+        (out / name).write_text("mine")
+        with pytest.raises(SweepError, match=rf"--out .*{re.escape(name)} there is of no sweep"):
+            go(toy, out, {"x": [1]})
+        assert (out / name).read_text() == "mine"
+
+
+# ---------------------------------------------------------------- who may send work
+
+
+def addresses(processes):
+    """Where these processes listen for TCP connections."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found |= {
+                (" ".join(process.cmdline())[:60], c.laddr.ip)
+                for c in process.net_connections("tcp")
+                if c.status == psutil.CONN_LISTEN
+            }
+    return found
+
+
+def test_a_local_sweep_listens_on_loopback_only(toy, tmp_path):
+    """Scheduler, workers and kernels; a kernel must have been seen, or nothing was tested."""
+    running = command(
+        toy, tmp_path / "out", "-g", "x", "[1, 2]", "-p", "mode", "sleep", "--workers", "2",
+        "--time-limit", "20",
+    )  # fmt: skip
+    seen = set()
+    try:
+        wait_for(lambda: list((tmp_path / "out" / "runs").glob("*.json")))
+        wait_for(lambda: any("ipykernel" in " ".join(p.cmdline()) for p in below(running)))
+        for _ in range(20):
+            seen |= addresses([psutil.Process(running.pid), *below(running)])
+            time.sleep(0.1)
+    finally:
+        running.kill()
+        running.wait(20)
+    names = {name for name, _ in seen}
+    assert any("ipykernel" in name for name in names)
+    assert len(names) >= 3
+    assert {ip for _, ip in seen} == {"127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """A certificate, and one of someone else, made as the book says."""
+    if not shutil.which("openssl"):
+        pytest.skip("certificates cannot be made here: there is no openssl")
+    text = (ROOT / "book" / "sweeps.md").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("openssl req"))
+    made = []
+    for name in ("ours", "theirs"):
+        folder = tmp_path_factory.mktemp(name)
+        subprocess.run(line.split(), cwd=folder, check=True, capture_output=True)
+        made.append((folder / "cert.pem", folder / "cert.pem", folder / "key.pem"))
+    return made
+
+
+def test_a_local_sweep_takes_work_from_nobody_else(tls):
+    from distributed import Client
+
+    others = sweep_local.security(*map(str, tls[1]))
+    with sweep_local.local_cluster([{}]) as (client, _):
+        address = client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        for where, security in ((address, others), (address.replace("tls", "tcp"), None)):
+            with pytest.raises(OSError):
+                Client(where, security=security, timeout=2, set_as_default=False)
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+
+
+def of_the_book(tls):
+    """The options that the scheduler of Kubernetes has in the book, and its workers too."""
+    text = (ROOT / "book" / "sweeps.md").read_text(encoding="utf-8")
+    example = next(part for part in text.split("```") if "kind: Deployment" in part)
+    parts = list(yaml.safe_load_all(example.removeprefix("yaml\n")))
+    scheduler, worker = (
+        part["spec"]["template"]["spec"]["containers"][0]["command"] for part in parts[1:]
+    )
+    options = scheduler[scheduler.index("--tls-ca-file") :]
+    assert worker[worker.index("--tls-ca-file") :] == options
+    assert worker[:5] == ["dask", "worker", "tls://sweep:8786", "--nthreads", "1"]
+    assert scheduler[:4] == ["dask", "scheduler", "--protocol", "tls"]
+    files = {"/tls/cert.pem": str(tls[1]), "/tls/key.pem": str(tls[2])}
+    return ["--protocol", "tls", *(files.get(option, option) for option in options)]
+
+
+def test_a_cluster_with_tls_takes_our_certificate_only(
+    toy, tmp_path, dask_processes, tls, monkeypatch
+):
+    ours, theirs = tls
+    monkeypatch.setattr(rooms, "CONNECT_S", 60)
+    with dask_processes(1, of_the_book(ours)) as address:
+        assert address.startswith("tls://")
+        (row,) = go(toy, tmp_path / "out", {"x": [1]}, scheduler=address, tls=ours)
+        assert row["values"]["toy.double"] == 2
+        monkeypatch.setattr(rooms, "CONNECT_S", 2)
+        for files, where in (
+            (theirs, address),
+            ((), address),
+            ((), address.replace("tls", "tcp")),
+        ):
+            with pytest.raises(SweepError, match=r"--scheduler .*no scheduler with a worker"):
+                go(toy, tmp_path / "out", {"x": [3]}, scheduler=where, tls=files)
+
+
+def test_tls_options_that_cannot_be_used_are_named(toy, tmp_path, tls, capsys):
+    ca, cert, key = map(str, tls[0])
+    secret = tmp_path / "secret.pem"
+    subprocess.run(
+        ["openssl", "rsa", "-aes128", "-passout", "pass:word", "-in", key, "-out", str(secret)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    safe = ["--scheduler", "tls://127.0.0.1:9"]
+    for options, message in (
+        (["--tls-ca", ca], "--tls-cert, --tls-key: missing"),
+        (["--tls-ca", ca, "--tls-cert", cert, "--tls-key", key], "tls://HOST:8786"),
+        (["--scheduler", "tcp://h:1", "--tls-ca", ca, "--tls-cert", cert, "--tls-key", key],
+         "such as tls://h:1"),
+        ([*safe, "--tls-ca", "none.pem", "--tls-cert", cert, "--tls-key", key],
+         "--tls-ca none.pem: No such file"),
+        ([*safe, "--tls-ca", key, "--tls-cert", cert, "--tls-key", key], "--tls-ca"),
+        ([*safe, "--tls-ca", ca, "--tls-cert", cert, "--tls-key", cert], "--tls-key"),
+        ([*safe, "--tls-ca", ca, "--tls-cert", cert, "--tls-key", str(tls[1][2])], "--tls-key"),
+        ([*safe, "--tls-ca", ca, "--tls-cert", cert, "--tls-key", str(secret)], "passphrase"),
+        ([*safe, "--tls-ca", ca, "--tls-cert", cert, "--tls-key", str(tmp_path)], "--tls-key"),
+    ):  # fmt: skip
+        arguments = ["sweep", str(toy), "-g", "x", "[1]", "--out", str(tmp_path / "out")]
+        assert main([*arguments, *options]) == 2
+        told = capsys.readouterr().err
+        assert message in told
+        assert told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- kept for the book
@@ -447,7 +787,7 @@ def test_a_kept_sweep_is_a_small_table_and_counts_of_claims(toy, tmp_path):
     folder = tmp_path / "kept"
     file = rooms.keep("seeds", toy, rows, "companion sweep toy", folder)
     frame = pandas.read_csv(file)
-    assert frame.columns.tolist() == ["x", "seed", "seconds", "device", "v", "C1"]
+    assert frame.columns.tolist() == ["x", "seed", "seconds", "ran_on", "v", "C1"]
     assert frame["C1"].tolist() == [False, True, True]
     about = json.loads((folder / "seeds.json").read_text())
     assert about["claims"]["C1"]["held"] == 2
@@ -458,7 +798,7 @@ def test_a_kept_sweep_is_a_small_table_and_counts_of_claims(toy, tmp_path):
         "x",
         "seed",
         "seconds",
-        "device",
+        "ran_on",
         "v",
         "many.0",
         "many.1",
@@ -519,6 +859,29 @@ def test_the_page_counts_claims_and_escapes_what_it_shows():
     assert "6 runs done, 1 failed" in text
     assert text.count("<figure>") == 1
     assert swept(rows) == {"x": [1, 2, 3, 9], "seed": [0, 1]}
+
+
+def test_the_page_escapes_hostile_names_and_values():
+    bad = "</td><script>alert('\"&1')</script>"
+    rows = [
+        fake({bad: value, "seed": 0, "other": value}, v=n, **{f"number {bad}": n})
+        for n, value in enumerate([bad, f"{bad}2", f"$x^{bad}$"])
+    ]
+    for row in rows:
+        row |= {"stem": bad, "error": bad, "status": "done"}
+        row["values"][f"{bad}.claims"] = [
+            {"id": bad, "sentence": bad, "holds": True, "verdict": bad, "ours": bad}
+        ]
+    text = page(rows)
+    assert "<script" not in text
+    assert "alert" in text
+    parser = html.parser.HTMLParser()
+    tags = []
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.feed(text)
+    plain = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "thead"}
+    assert {tag for tag, _ in tags} <= plain | {"tbody", "tr", "th", "td", "figure", "img"}
+    assert not [attributes for _, attributes in tags for name in attributes if name[:2] == "on"]
 
 
 def test_a_claim_that_was_not_computed_does_not_count():

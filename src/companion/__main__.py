@@ -105,9 +105,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_parameters(add)
     add.add_argument("--out", type=Path, help="folder of the results; default: runs/STEM")
     add.add_argument("--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler that is there, such as tcp://10.0.0.1:8786; default: a local cluster")  # fmt: skip
-    add.add_argument("--workers", type=int, default=0, help="how many runs at once on this machine; default: one a GPU, or one a core")  # fmt: skip
-    add.add_argument("--threads", type=int, default=1, help="threads of one run")
-    add.add_argument("--time-limit", type=float, default=0, metavar="SECONDS", help="a run that takes longer has failed; default: none")  # fmt: skip
+    for name, what in (
+        ("ca", "certificates of the authorities that the sweep trusts"),
+        ("cert", "the sweep's certificate"),
+        ("key", "its key, without a passphrase"),
+    ):
+        add.add_argument(f"--tls-{name}", default="", metavar="FILE", help=f"for a scheduler at tls://: {what} (PEM)")  # fmt: skip
+    add.add_argument("--workers", default="0", help="how many runs at once on this machine; default: one a GPU, or one a core")  # fmt: skip
+    add.add_argument("--threads", default="1", help="threads of one run; default: 1")
+    add.add_argument("--time-limit", default="0", metavar="SECONDS", help="a run that takes longer has failed; default: none")  # fmt: skip
     add.add_argument("--keep", metavar="NAME", help="keep the table in book/recorded/STEM/sweeps for the book")  # fmt: skip
     add.add_argument("--values", action="append", default=[], metavar="PATTERN", help="with --keep: also the recorded lists and mappings of such a name")  # fmt: skip
 
@@ -254,15 +260,19 @@ def _sweep(options: argparse.Namespace) -> int:
         raise ValueError(f"{error}; a sweep needs: pip install 'paper-companion[sweep]'") from None
     from companion import sweep
 
-    for name, value, least in (
-        ("workers", options.workers, 0),
-        ("threads", options.threads, 1),
-        ("time-limit", options.time_limit, 0),
-    ):
-        if value < least:
-            raise ValueError(f"--{name} {value}: expected at least {least}")
+    workers = _number("workers", options.workers, int, 0, 1000)
+    threads = _number("threads", options.threads, int, 1, 1000)
+    time_limit_s = _number("time-limit", options.time_limit, float, 0, 1e8)
+    tls = (options.tls_ca, options.tls_cert, options.tls_key)
+    sweep.check_tls(options.scheduler, tls)
+    if options.scheduler and workers:
+        raise ValueError(f"--workers {workers}: the scheduler at --scheduler has its own workers")
+    if options.keep is not None:
+        sweep.check_name(options.keep)
     if options.values and not options.keep:
         raise ValueError("--values: says what --keep keeps; give --keep NAME as well")
+    if "" in options.values:
+        raise ValueError("--values '': expected the name of a recorded value, * for any text")
     grid = {name: _axis(name, text) for name, text in options.g}
     if len(grid) < len(options.g) or not grid:
         raise ValueError("-g: expected at least one parameter, and each only once")
@@ -271,8 +281,8 @@ def _sweep(options: argparse.Namespace) -> int:
     out = options.out or Path("runs") / path.stem
     rows = sweep.sweep(
         path, runs, out,
-        scheduler=options.scheduler, workers=options.workers, threads=options.threads,
-        time_limit_s=options.time_limit,
+        scheduler=options.scheduler, tls=tls, workers=workers, threads=threads,
+        time_limit_s=time_limit_s,
     )  # fmt: skip
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
@@ -290,6 +300,18 @@ def _sweep(options: argparse.Namespace) -> int:
         kept = sweep.keep(options.keep, path, rows, shlex.join(asked), values=options.values)
         print(f"kept in {os.path.relpath(kept)}")
     return 1 if failed else 0
+
+
+def _number(name: str, text: str, kind: type, least: float, most: float) -> float:
+    """The value of an option; infinity and what is no number are outside the bounds."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not least <= value <= most:
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"--{name} {text}: expected {what} from {least:g} to {most:g}")
+    return value
 
 
 def _axis(name: str, text: str) -> object:

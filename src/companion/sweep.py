@@ -20,7 +20,9 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -30,13 +32,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from companion import notebooks
+from companion import notebooks, sweep_local
 from companion.runtime import seal, to_json, write_whole
 
 CONNECT_S = 10  # to find a scheduler, and a worker on it
+LOST_S = 60  # without any worker of a cluster, then the sweep ends
+START_S = 300  # the same on this machine, where they are known to be starting
+POLL_S = 0.05
+LOOK_S = 2.0  # between two looks whether workers are there
+LOCK = ".lock"
+TABLES = ("table.parquet", "table.csv", "index.html")
+DEATHS = 3  # of a worker, on this machine, without any result: then the sweep ends
 KERNEL_RETRIES = 2  # of a run whose kernel ended before its first cell
+MOST_RUNS = 100_000  # of one sweep
 # threads of the numerical libraries in a run's kernel
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+RESUME = "what was finished is kept: start the same sweep again"
 
 
 class SweepError(RuntimeError):
@@ -56,8 +69,7 @@ class Run:
     @property
     def id(self) -> str:
         """The same for the same notebook and values, whatever grid they come from."""
-        text = json.dumps([self.stem, self.given], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(_text([self.stem, self.given]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -109,9 +121,11 @@ def expand(
     """All combinations of a grid, each checked by the notebook's own rules.
 
     grid: values to try, by parameter. fixed: values of other parameters, the same in all runs.
-    Raises ValueError for an empty or doubled axis and for a parameter that is no parameter of
-    the notebook or is also fixed, and ParameterError, with all that is wrong, for a value that
-    the notebook would refuse.
+    A run has the values as the check cell leaves them, so that 1 and 1.0 are one value of a
+    float parameter.
+    Raises ValueError for an empty or doubled axis, for more than MOST_RUNS combinations, and for
+    a parameter that is no parameter of the notebook or is also fixed, and ParameterError, with
+    all that is wrong, for a value that the notebook would refuse.
     """
     fixed = fixed or {}
     for name, axis in grid.items():
@@ -119,21 +133,56 @@ def expand(
             raise ValueError(
                 f"-g {name}: expected a list of values such as '[0, 1, 2]', got {axis!r}"
             )
-        texts = [json.dumps(value, sort_keys=True) for value in axis]
-        if len(set(texts)) < len(texts):
-            raise ValueError(f"-g {name}: {axis!r} holds a value twice")
+    count = math.prod(map(len, grid.values()))
+    if count > MOST_RUNS:
+        raise ValueError(f"-g: {count:,} combinations, more than {MOST_RUNS:,}: take fewer values")
     both = grid.keys() & fixed.keys()
     if both:
         raise ValueError(f"-g {', '.join(sorted(both))}: also given by -p or -f")
-    runs = [
-        Run(path.stem, fixed | dict(zip(grid, values, strict=True)))
+    combinations = [
+        fixed | dict(zip(grid, values, strict=True))
         for values in itertools.product(*grid.values())
     ]
-    _inspect(path, runs[0].given)
-    with contextlib.redirect_stdout(io.StringIO()):  # each check prints what it settled on
-        for run in runs:
-            notebooks.validate(path, run.given)
-    return runs
+    _inspect(path, combinations[0])
+    runs: dict[str, Run] = {}
+    with (
+        _head(path) as head,
+        contextlib.redirect_stdout(io.StringIO()),  # each check prints what it settled on
+    ):
+        for given in combinations:
+            settled = notebooks.validate(head, given)
+            run = Run(path.stem, {name: settled.get(name, given[name]) for name in given})
+            runs.setdefault(run.id, run)
+    if len(runs) < count:
+        for name, axis in grid.items():
+            texts = {_text(run.given[name]) for run in runs.values()}
+            if len(texts) < len(axis):
+                raise ValueError(f"-g {name}: {axis!r} holds a value twice")
+    return list(runs.values())
+
+
+@contextlib.contextmanager
+def _head(path: Path) -> Iterator[Path]:
+    """A copy of the notebook with its first two code cells only: quick to read often."""
+    notebook = notebooks.read(path)
+    cells = [cell | {"outputs": []} for cell in notebooks.code_cells(notebook)[:2]]
+    with tempfile.TemporaryDirectory(prefix="companion-") as folder:
+        head = Path(folder, path.name)
+        head.write_text(json.dumps(notebook | {"cells": cells}), encoding="utf-8")
+        yield head
+
+
+def _text(value: object) -> str:
+    """The same for equal values: 1 and 1.0 are, 1 and true are not."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return json.dumps(plain(value), sort_keys=True, default=repr)
 
 
 def _inspect(path: Path, given: dict[str, object]) -> None:
@@ -235,7 +284,7 @@ def _execute(notebook, order: Order) -> str:
 def _device(settings: dict) -> str:
     """What the run had to compute on: the machine's name, and the GPU that the worker may use."""
     name = os.uname().nodename
-    if settings.get("device", "auto") == "cpu" or not _gpu_count():
+    if settings.get("device", "auto") == "cpu" or not sweep_local.gpus():
         return f"cpu of {name}"
     return f"gpu {os.environ.get('CUDA_VISIBLE_DEVICES', '0')} of {name}"
 
@@ -284,6 +333,7 @@ def sweep(
     out: Path,
     *,
     scheduler: str = "",
+    tls: Sequence[str | os.PathLike] = (),
     workers: int = 0,
     threads: int = 1,
     gpus: int | None = None,
@@ -293,14 +343,20 @@ def sweep(
     """Carry out the runs that `out` does not hold yet, and write the table and its page.
 
     scheduler: address of a Dask scheduler that is there; "" starts a local cluster of `workers`
-    processes, a run each (0: one a GPU, or one for every `threads` cores).
+    processes, a run each (0: one a GPU, or one for every `threads` cores), that listens on the
+    loopback interface only.
+    tls: files in PEM format (of the authorities that are trusted, our certificate, its key) for
+    a scheduler at a tls:// address.
     threads: of the numerical libraries, in each run. gpus: how many to hand out, one a worker;
     None takes all there are. time_limit_s: for one run; 0 for none.
     Returns a row for each of the runs, in their order.
-    Raises SweepError if the scheduler is not there or goes away, if the disk is full, or if
-    another sweep is writing into `out`.
+    Raises SweepError if the scheduler is not there or goes away, if no worker is left, if the
+    disk is full, if another sweep is writing into `out`, or if `out` has files of other origin
+    in the way; ValueError for TLS files that cannot be used.
     """
+    check_tls(scheduler, tls)
     runs_dir, failed_dir = out / "runs", out / "failed"
+    _not_in_the_way(out)
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
         failed_dir.mkdir(exist_ok=True)
@@ -314,11 +370,11 @@ def sweep(
         waiting = [run for run in runs if run.id not in rows]
         if waiting:
             with (
-                _client(scheduler, workers, threads, gpus) as client,
+                _client(scheduler, tls, workers, threads, gpus) as (client, crew),
                 _Bar(len(waiting), len(rows), show) as bar,
             ):
                 orders = [Order(run, fingerprint, threads, time_limit_s) for run in waiting]
-                for result in _results(client, orders, source):
+                for result in _results(client, crew, orders, source):
                     rows[result.run.id] = _keep(result, runs_dir, failed_dir)
                     bar.count(result.status)
         ordered = [rows[run.id] for run in runs]
@@ -327,7 +383,7 @@ def sweep(
     return ordered
 
 
-def _results(client, orders: list[Order], source: str) -> Iterator[Result]:
+def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]:
     """The results as they come; a run whose workers died is a failed one."""
     from distributed import as_completed
     from distributed.client import FutureCancelledError
@@ -339,23 +395,60 @@ def _results(client, orders: list[Order], source: str) -> Iterator[Result]:
         client.submit(carry_out, order, shared, key=f"run-{order.run.id}", pure=False): order
         for order in orders
     }
-    try:
-        for future in as_completed(futures, loop=client.loop):
+    arriving = as_completed(futures, loop=client.loop)
+    watch = _Watch(client, crew)
+    while arriving.count():
+        # never wait without looking whether there is anybody to wait for
+        watch.look()
+        batch = arriving.next_batch(block=False)
+        if not batch:
+            time.sleep(POLL_S)
+        for future in batch:
             order = futures[future]
             try:
-                result = future.result()
+                result = future.result(timeout=CONNECT_S)
             except KilledWorker:
                 error = "the worker died with it, more than once (killed, or out of memory)"
                 result = Result(order.run, "failed", 0.0, error, fingerprint=order.fingerprint)
+            except TimeoutError:  # its worker died before the result was fetched: it comes again
+                arriving.add(future)
+                continue
             except (OSError, FutureCancelledError) as error:
-                raise SweepError(
-                    "the scheduler is gone; what was finished is kept: start the same sweep again"
-                ) from error
+                raise SweepError(f"the scheduler is gone; {RESUME}") from error
             future.release()
+            watch.result()
             yield result
-    finally:
-        with contextlib.suppress(Exception):
-            client.cancel(list(futures), force=True)
+
+
+class _Watch:
+    """Sees to it that there are workers, or ends the sweep."""
+
+    def __init__(self, client, crew) -> None:
+        self.client, self.crew = client, crew
+        self.seen = self.looked = time.monotonic()
+        self.deaths = 0  # before the last result
+
+    def result(self) -> None:
+        self.seen = time.monotonic()
+        if self.crew:
+            self.deaths = self.crew.deaths
+
+    def look(self) -> None:
+        if self.crew:
+            self.crew.mend()
+            if self.crew.deaths - self.deaths > DEATHS * (1 + len(self.crew.processes)):
+                raise SweepError(
+                    f"the workers die again and again (the last: {self.crew.last_words}); {RESUME}"
+                )
+        if time.monotonic() < self.looked + LOOK_S:
+            return
+        with contextlib.suppress(OSError):  # also that of a scheduler that does not answer
+            if self.client.sync(self.client.scheduler.ncores, callback_timeout=CONNECT_S):
+                self.seen = time.monotonic()
+        self.looked = time.monotonic()
+        patience = START_S if self.crew else LOST_S
+        if self.looked > self.seen + patience:
+            raise SweepError(f"there has been no worker for {patience} s; {RESUME}")
 
 
 def _keep(result: Result, runs_dir: Path, failed_dir: Path) -> dict:
@@ -377,6 +470,7 @@ def _finished(runs_dir: Path, run: Run, fingerprint: str) -> dict | None:
     try:
         row = json.loads((runs_dir / f"{run.id}.json").read_text(encoding="utf-8"))
         current = row["fingerprint"] == fingerprint and row["status"] == "done"
+        current = current and row["id"] == run.id and isinstance(row["values"], dict)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return row if current else None
@@ -391,31 +485,56 @@ def _without_outputs(path: Path) -> str:
     return json.dumps(notebook)
 
 
+def _not_in_the_way(out: Path) -> None:
+    """Refuse a folder in which a sweep would write over files that no sweep has written."""
+    ours = (out / LOCK).is_file()
+    theirs = [name for name in TABLES if not ours and (out / name).exists()]
+    if theirs:
+        raise SweepError(
+            f"--out {out}: {', '.join(theirs)} there is of no sweep; take another folder"
+        )
+
+
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Hold the folder; the lock goes with the process, however that ends."""
     import fcntl
 
-    with open(out / ".lock", "a+") as lock:
+    try:
+        lock = open(out / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise SweepError(f"--out {out}: {error.strerror or error}") from error
+    with lock:
+        lock.seek(0)
+        holder = lock.read(200).strip()
+        if holder and not holder.startswith("process "):
+            raise SweepError(f"--out {out}: {LOCK} there is of no sweep; take another folder")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
+        except BlockingIOError as error:
             raise SweepError(
-                f"--out {out}: {holder} is sweeping into it; wait for it or take another folder"
+                f"--out {out}: {holder or 'another process'} is sweeping into it; "
+                "wait for it or take another folder"
             ) from error
-        lock.truncate(0)
+        except OSError as error:
+            raise SweepError(f"--out {out}: cannot be locked: {error.strerror}") from error
         with contextlib.suppress(OSError):  # only for the message above
+            lock.truncate(0)
             lock.write(f"process {os.getpid()} on {os.uname().nodename}")
             lock.flush()
         yield
 
 
 def _sweep_up(out: Path) -> None:
-    """Remove what an interrupted writer left."""
-    for file in out.rglob(".*.part"):
-        file.unlink(missing_ok=True)
+    """Remove what an interrupted writer left, and nothing that is not ours."""
+    for folder, ours in ((out, "|".join(map(re.escape, TABLES))), *_run_folders(out)):
+        for file in folder.glob(".*.part"):
+            if re.fullmatch(rf"\.({ours})\.[^.]+\.part", file.name) and not file.is_dir():
+                file.unlink(missing_ok=True)
+
+
+def _run_folders(out: Path) -> list[tuple[Path, str]]:
+    return [(out / name, r"[0-9a-f]{16}\.(ipynb|json)") for name in ("runs", "failed")]
 
 
 @contextlib.contextmanager
@@ -429,9 +548,48 @@ def _disk(out: Path) -> Iterator[None]:
         ) from error
 
 
+def check_tls(scheduler: str, tls: Sequence[str | os.PathLike]) -> None:
+    """Raise ValueError, naming the option, for TLS files that cannot be used."""
+    import ssl
+
+    if not any(tls):
+        return
+    options = ("--tls-ca", "--tls-cert", "--tls-key")
+    missing = [option for option, file in zip(options, tls, strict=True) if not file]
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: missing; TLS takes {', '.join(options)}")
+    if not scheduler.startswith("tls://"):
+        address = scheduler.rpartition("://")[2] or "HOST:8786"
+        raise ValueError(
+            f"--scheduler {scheduler!r}: with {', '.join(options)} expected an address that "
+            f"begins with tls://, such as tls://{address}"
+        )
+    for option, file in zip(options, tls, strict=True):
+        try:
+            with open(file, "rb"):
+                pass
+        except OSError as error:
+            raise ValueError(f"{option} {file}: {error.strerror or error}") from error
+    ca, cert, key = map(os.fspath, tls)
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (ssl.SSLError, ValueError) as error:
+        raise ValueError(f"--tls-ca {ca}: no certificates in PEM format ({error})") from error
+    try:
+        context.load_cert_chain(cert, key, password=lambda: b"")
+    except (ssl.SSLError, ValueError) as error:
+        raise ValueError(
+            f"--tls-cert {cert}, --tls-key {key}: expected a certificate and its key, in PEM "
+            f"format and without a passphrase ({error})"
+        ) from error
+
+
 @contextlib.contextmanager
-def _client(scheduler: str, workers: int, threads: int, gpus: int | None):
-    """A client of the scheduler at an address, or of a local cluster that ends with the sweep."""
+def _client(scheduler: str, tls, workers: int, threads: int, gpus: int | None):
+    """A client of the scheduler at an address, or of a local cluster that ends with the sweep.
+
+    With it, the workers of the local cluster, or None.
+    """
     import logging
 
     import dask
@@ -444,57 +602,40 @@ def _client(scheduler: str, workers: int, threads: int, gpus: int | None):
     for name in ("distributed", "distributed.nanny", "distributed.scheduler"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
-    if scheduler:
-        try:
-            client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
-            client.wait_for_workers(1, timeout=CONNECT_S)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise SweepError(
-                f"--scheduler {scheduler}: no scheduler with a worker answered within "
-                f"{CONNECT_S} s; start one with `dask scheduler` and `dask worker`, or leave the "
-                "option out for a local cluster"
-            ) from error
-        with client:
-            yield client
+    if not scheduler:
+        with sweep_local.local_cluster(_environments(workers, threads, gpus)) as both:
+            yield both
         return
-    cluster = _local_cluster(workers, threads, gpus)
+    security = sweep_local.security(*map(os.fspath, tls)) if any(tls) else None
+    client = None
     try:
-        with Client(cluster, set_as_default=False) as client:
-            yield client
+        client = Client(scheduler, timeout=CONNECT_S, set_as_default=False, security=security)
+        client.wait_for_workers(1, timeout=CONNECT_S)
+    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
+        if client:
+            client.close(timeout=CONNECT_S)
+        secure = scheduler.startswith("tls://")
+        raise SweepError(
+            f"--scheduler {scheduler}: no scheduler with a worker answered within "
+            f"{CONNECT_S} s{', or it does not take our certificate' if secure else ''}; "
+            "start one with `dask scheduler` and `dask worker`, or leave the "
+            "option out for a local cluster"
+        ) from error
+    try:
+        yield client, None
     finally:
-        cluster.close(timeout=20)
+        client.close(timeout=CONNECT_S)  # which also withdraws what is not done yet
 
 
-def _local_cluster(workers: int, threads: int, gpus: int | None):
-    """A process a worker, one run at a time in each; with GPUs, each worker sees one."""
-    from distributed import Nanny, Scheduler, SpecCluster
-
-    gpus = _gpu_count() if gpus is None else gpus
-    workers = workers or gpus or max(1, (os.cpu_count() or 1) // threads)
-    specification = {}
-    for number in range(workers):
-        environment = dict.fromkeys(THREADS, str(threads))
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
-        options = {"nthreads": 1, "env": environment, "dashboard": False, "silence_logs": 50}
-        specification[number] = {"cls": Nanny, "options": options}
-    scheduler = {
-        "cls": Scheduler,
-        "options": {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"},
-    }
-    return SpecCluster(workers=specification, scheduler=scheduler, silence_logs=50)
-
-
-def _gpu_count() -> int:
-    """Visible NVIDIA GPUs, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+def _environments(workers: int, threads: int, gpus: int | None) -> list[dict[str, str]]:
+    """What each local worker's environment adds; with GPUs, each sees one."""
+    names = sweep_local.gpus() if gpus is None else [str(number) for number in range(gpus)]
+    workers = workers or len(names) or max(1, (os.cpu_count() or 1) // threads)
+    common = dict.fromkeys(THREADS, str(threads))
+    return [
+        common | ({"CUDA_VISIBLE_DEVICES": names[number % len(names)]} if names else {})
+        for number in range(workers)
+    ]
 
 
 class _Bar:
@@ -551,8 +692,7 @@ def keep(
     from companion.runtime import provenance
     from companion.sweep_page import claim_counts
 
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(f"--keep {name}: expected letters, digits, '-' and '_'")
+    check_name(name)
     failed = sum(row["status"] != "done" for row in rows)
     if failed:
         raise SweepError(f"--keep {name}: {failed} of {len(rows)} runs failed, so it is not kept")
@@ -572,15 +712,20 @@ def keep(
     }
     about["seal"] = seal(about)
     folder = folder or FOLDER / path.stem / "sweeps"
-    write_whole(folder / f"{name}.csv", text)
-    write_whole(folder / f"{name}.json", to_json(about))
+    with _disk(folder):
+        write_whole(folder / f"{name}.csv", text)
+        write_whole(folder / f"{name}.json", to_json(about))
     return folder / f"{name}.csv"
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError if a sweep cannot be kept under this name."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
+        raise ValueError(f"--keep {name!r}: expected letters, digits, '-' and '_', 80 at most")
 
 
 def _small_table(rows: list[dict], patterns: Sequence[str]) -> str:
     """The table that is kept, as CSV."""
-    import pandas
-
     nested = {
         name
         for row in rows
@@ -596,26 +741,68 @@ def _small_table(rows: list[dict], patterns: Sequence[str]) -> str:
     wanted = {name for pattern in patterns for name in fnmatch.filter(nested, pattern)}
     lines = []
     for row in rows:
-        line = {name: _scalar(value) for name, value in row["given"].items()}
-        line |= {"seconds": row["seconds"], "device": row["device"].partition(" of ")[0]}
+        line = {("parameter", name): _scalar(value) for name, value in row["given"].items()}
+        line["run", "seconds"] = row["seconds"]
+        line["run", "ran_on"] = row["device"].partition(" of ")[0]
         for name, value in row["values"].items():
             if name in wanted:
-                line |= dict(_numbers_in(name, value))
+                line |= {("recorded", *road): number for road, number in _numbers_in(name, value)}
             elif isinstance(value, (bool, int, float, str)):
-                line[name] = value
+                line["recorded", name] = value
         claims = row["values"].get(f"{row['stem']}.claims", [])
-        lines.append(line | {claim["id"]: claim["holds"] for claim in claims})
-    return pandas.DataFrame(lines).to_csv(index=False, float_format="%.6g")
+        lines.append(line | {("claim", claim["id"]): claim["holds"] for claim in claims})
+    return _csv(_named(lines), float_format="%.6g")
 
 
-def _numbers_in(name: str, value: object) -> Iterator[tuple[str, float]]:
-    """The numbers in nested lists and mappings, each with the road to it."""
+def _named(lines: list[dict[tuple[str, ...], object]]) -> list[dict[str, object]]:
+    """The lines of a table with the names of its columns, no two the same.
+
+    A cell is keyed by what it is (parameter, run, recorded, claim) and its name, or the road to
+    it. Where two things have one name, the parameter keeps it and what the others are goes before theirs.
+    """
+    kinds = ("parameter", "run", "recorded", "claim")
+    keys = dict.fromkeys(key for line in lines for key in line)
+    names: dict[tuple[str, ...], str] = {}
+    taken: set[str] = set()
+    for key in sorted(keys, key=lambda key: (kinds.index(key[0]), len(key))):
+        name = ".".join(key[1:])
+        while name in taken:
+            name = f"{key[0]} {name}"
+        taken.add(name)
+        names[key] = name
+    # a table has its columns in the order in which they first come
+    return [{names[key]: value for key, value in line.items()} for line in lines]
+
+
+def _csv(lines: list[dict[str, object]], **options) -> str:
+    """The lines as CSV whose text no spreadsheet takes for a formula."""
+    import pandas
+
+    safe = [{_defused(name): _defused(cell) for name, cell in line.items()} for line in lines]
+    return pandas.DataFrame(safe).to_csv(index=False, **options)
+
+
+def _defused(cell: object) -> object:
+    """Text with an apostrophe before it if a spreadsheet could take it for a formula.
+
+    See OWASP's page on CSV injection. Numbers stay as they are.
+    """
+    if not isinstance(cell, str):
+        return cell
+    # a bare carriage return would not be quoted, and begin a new line
+    cell = cell.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\n", *"＝＋－＠")) else cell
+
+
+def _numbers_in(*road: object) -> Iterator[tuple[tuple[str, ...], float]]:
+    """The numbers in nested lists and mappings, the last of `road`, each with the road to it."""
+    *road, value = road
     if isinstance(value, (dict, list)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
-            yield from _numbers_in(f"{name}.{key}", item)
+            yield from _numbers_in(*road, str(key), item)
     elif isinstance(value, (bool, int, float)):
-        yield name, value
+        yield tuple(road), value
 
 
 def kept(stem: str) -> list[dict]:
@@ -637,43 +824,49 @@ def write_table(rows: list[dict], out: Path) -> None:
     """Write table.parquet, table.csv and index.html of the rows."""
     from companion.sweep_page import page
 
-    frame = table(rows)
     buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
+    table(rows).to_parquet(buffer, index=False)
     write_whole(out / "table.parquet", buffer.getvalue())
-    write_whole(out / "table.csv", frame.to_csv(index=False))
+    write_whole(out / "table.csv", _csv(_lines(rows)))
     write_whole(out / "index.html", page(rows))
 
 
 def table(rows: list[dict]):
-    """One row a run: status, parameters, seconds, device, recorded values, claims, as a data frame.
+    """One row a run as a data frame: status, parameters, where it ran, recorded values, claims.
 
-    Lists and mappings become JSON text. A claim gives three columns: `C1` (whether it held; none
-    where it was not computed), `C1 verdict` and `C1 ours`.
+    Lists and mappings become JSON text. `seconds` and `ran_on` tell how long the run took, and
+    where. A claim gives three columns: `C1` (whether it held; none where it was not computed),
+    `C1 verdict` and `C1 ours`. A parameter's column has its name; where another column would
+    have the same one, it says what it is: `recorded x`, `claim C1`, `run seconds`.
     """
     import pandas
 
-    flat = []
-    for row in rows:
-        values = dict(row.get("values", {}))
-        claims = values.pop(f"{row['stem']}.claims", [])
-        values.pop(f"{row['stem']}.settings", None)  # what was not given is the notebook's default
-        line = {"id": row["id"], "status": row["status"], "error": row["error"]}
-        line |= {name: _scalar(value) for name, value in row["given"].items()}
-        line |= {"seconds": row["seconds"], "device": row["device"]}
-        line |= {name: _scalar(value) for name, value in values.items()}
-        for claim in claims:
-            line[claim["id"]] = claim["holds"]
-            line[f"{claim['id']} verdict"] = claim["verdict"]
-            line[f"{claim['id']} ours"] = claim["ours"]
-        flat.append(line)
-    frame = pandas.DataFrame(flat)
+    frame = pandas.DataFrame(_lines(rows))
     # a column of one kind: parquet takes no mixture
     for name in frame.columns:
         kinds = {type(value) for value in frame[name] if not _missing(value)}
         if len(kinds) > 1 and not kinds <= {int, float}:
             frame[name] = [None if _missing(v) else str(v) for v in frame[name]]
     return frame
+
+
+def _lines(rows: list[dict]) -> list[dict[str, object]]:
+    """The cells of the table by column, a mapping a run."""
+    lines = []
+    for row in rows:
+        values = dict(row.get("values", {}))
+        claims = values.pop(f"{row['stem']}.claims", [])
+        values.pop(f"{row['stem']}.settings", None)  # what was not given is the notebook's default
+        line = {("run", name): row[name] for name in ("id", "status", "error")}
+        line |= {("parameter", name): _scalar(value) for name, value in row["given"].items()}
+        line |= {("run", "seconds"): row["seconds"], ("run", "ran_on"): row["device"]}
+        line |= {("recorded", name): _scalar(value) for name, value in values.items()}
+        for claim in claims:
+            line["claim", claim["id"]] = claim["holds"]
+            line["claim", f"{claim['id']} verdict"] = claim["verdict"]
+            line["claim", f"{claim['id']} ours"] = claim["ours"]
+        lines.append(line)
+    return _named(lines)
 
 
 def _scalar(value: object) -> object:
