@@ -708,6 +708,17 @@ def test_drawn_people_stand_on_walkable_ground_and_apart(scene, bank):
     assert abs((row.double() < rows.median()).double().mean() - 0.5) < 0.06
 
 
+def test_people_are_drawn_in_all_headings_and_in_the_statures_of_people(scene, bank):
+    people = vc.draw_placements(scene, bank, 600, generator=torch.Generator().manual_seed(1))
+    quarters = torch.bincount((people.yaw / (math.pi / 2)).long(), minlength=4).double()
+    assert len(quarters) == 4
+    assert (quarters / len(people) - 0.25).abs().max() < 0.04
+    assert abs(people.stature.mean() - 1.72) < 0.01
+    assert abs(people.stature.std() - 0.09) < 0.01
+    assert people.padding.min() >= 0
+    assert people.padding.max() <= 1
+
+
 def test_the_same_seed_draws_the_same_picture(scene, bank):
     def once():
         generator = torch.Generator().manual_seed(5)
@@ -937,6 +948,53 @@ def test_who_is_asked_for_shows_a_third_and_a_dozen_pixels(renders):
         assert bool(vc.is_wanted(again)[p]) is asked
 
 
+def test_a_training_set_is_the_renders_with_the_labels_of_their_cells(scene, bank):
+    data = vc.compile_scene(scene, bank, 6, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    people = vc.draw_placements(scene, bank, 6, generator=generator)
+    light = vc.draw_light(scene, 6, generator=generator)
+    out = vc.render_people(scene, bank, people, light, generator=generator)
+    assert torch.equal(data.images, (out.image * 255).round().to(torch.uint8))
+    assert torch.equal(data.boxes, out.boxes_xyxy)
+    filled = (out.instance > 0).view(6, 30, 4, 40, 4).sum((2, 4))
+    assert torch.equal(data.masks, filled >= 8)  # at least half of the pixels
+    assert ((filled == 8) | (filled == 9)).any()
+    assert data.first.tolist() == [int((out.image_index < k).sum()) for k in range(7)]
+
+
+def test_training_weighs_the_parts_of_the_loss_as_the_page_says(small):
+    """Centre 1, box 2, joints 0.1, mask 2."""
+    torch.manual_seed(0)
+    model = vc.SpatiallyVaryingFCN(vc.make_trunk(4), 1, 4)
+    twin = copy.deepcopy(model).train()
+    (loss,) = vc.train(
+        model, small, steps=1, batch_size=24, lr=1e-3, generator=torch.Generator().manual_seed(0)
+    )
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    pictures, target = small.batch(order)
+    part = vc.losses(twin(pictures), target)
+    expected = part["centre"] + 2 * part["box"] + 0.1 * part["joints"] + 2 * part["mask"]
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+def test_peaks_are_cells_that_no_neighbour_exceeds():
+    maps = torch.zeros(1, vc.CHANNELS, 12, 16)
+    maps[:, 0] = -9
+    maps[:, 3:5] = math.log(4.0)
+    maps[:, 1], maps[:, 2] = 0.25, -0.25
+    for row, column, p in ((2, 3, 0.9), (2, 5, 0.5), (3, 4, 0.4), (8, 8, 0.021), (8, 12, 0.019)):
+        maps[0, 0, row, column] = torch.logit(torch.tensor(p))
+    (found,) = vc.decode(maps)
+    # (3, 4) is beside both; two cells apart are two peaks; what scores below 0.02 is nothing
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5, 0.021], rel=1e-4)
+    centre = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+    assert centre.flatten().tolist() == pytest.approx([15, 9, 23, 9, 35, 33])
+    assert (found.boxes[:, 2:] - found.boxes[:, :2]).flatten().tolist() == pytest.approx([4] * 6)
+    close = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 20.01], [0, 0, 10, 19.9]])
+    assert vc.suppress(close[:2], torch.tensor([0.9, 0.5]), 0.5).tolist() == [0, 1]
+    assert vc.suppress(close[[0, 2]], torch.tensor([0.9, 0.5]), 0.5).tolist() == [0]
+
+
 def test_pictures_are_kept_as_bytes_and_a_part_is_a_copy(small):
     assert small.images.dtype == torch.uint8
     assert {t.device.type for t in vars(small).values()} == {"cpu"}
@@ -960,6 +1018,10 @@ def test_people_who_hardly_show_are_neither_asked_for_nor_punished():
     assert target["positive"].sum() == 1
     assert target["weight"][0, 16, 27] == 0
     assert target["weight"][0, 16, 12] == 1
+    # nobody asks what is said where the other's bell is above 0.3
+    y, x = torch.meshgrid(torch.arange(30) + 0.5, torch.arange(40) + 0.5, indexing="ij")
+    bell = torch.exp(-0.5 * (((x - 27.5) / (5 / 6)) ** 2 + ((y - 16.25) / (12.5 / 6)) ** 2))
+    assert torch.equal(target["weight"][0] == 0, bell >= 0.3)
 
 
 def test_coco_reads_back(renders, scene, tmp_path):
@@ -1401,6 +1463,43 @@ def test_who_does_not_count_is_taken_last_and_takes_many():
     for inside, left_out in ((5.0, True), (4.9, False)):
         box = torch.tensor([[40.0 - inside, 0, 50.0 - inside, 10]])
         assert vc.match([vc.Detections(box, torch.ones(1))], coco).ignored.tolist() == [left_out]
+
+
+def test_of_people_who_overlap_alike_the_last_is_taken():
+    coco = vc.coco_frame(1, 99, 99, [
+        {"id": 1, "image_id": 0, "category_id": 1, "bbox": [x, 0, 10, 10]} for x in (0, 10)
+    ])  # fmt: skip
+    found = [vc.Detections(torch.tensor([[5.0, 0, 15, 10]]), torch.ones(1))]
+    assert vc.match(found, coco, 0.3).person.tolist() == [1]  # as pycocotools does
+
+
+def test_joints_masks_and_metres_of_a_hand_worked_image():
+    """A joint within a tenth of the *height* is found; hidden joints and false alarms are left out."""
+    camera = level()
+    boxes = torch.tensor(
+        [[0.0, 10, 40, 110], [50, 10, 90, 110], [100, 10, 140, 110], [0, 0, 9, 9]]
+    )
+    ground = camera.backproject_ground(torch.stack([boxes[:3, [0, 2]].mean(1), boxes[:3, 3]], 1))
+    marks = torch.zeros(17, 3)
+    marks[:3] = torch.tensor([[20.0, 50, 2], [20, 50, 2], [20, 50, 1]])
+    errors = (0.1, 0.5, 2.0)
+    coco = vc.coco_frame(1, 160, 120, [
+        {"id": k, "image_id": 0, "category_id": 1, "bbox": [x0, 10, 40, 100], "segmentation": [[x0, 10, x0 + 40, 10, x0 + 40, 60, x0, 60]],
+         "ground": [float(ground[k, 0]), float(ground[k, 1]) + errors[k]]}
+        for k, x0 in enumerate((0, 50, 100))
+    ])  # fmt: skip
+    coco["annotations"][0]["keypoints"] = marks.flatten().tolist()
+    joints = torch.zeros(4, 17, 3)
+    joints[0, :3, 0], joints[0, :3, 1] = torch.tensor([29.9, 30.1, 90.0]), 50.0
+    found = [vc.Detections(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), joints, torch.ones(30, 40))]
+    result = vc.evaluate(found, coco, camera=camera)
+    assert result["threshold"] == pytest.approx(0.7)
+    assert result["F1"] == 1
+    assert result["PCK"] == 0.5
+    assert result["mask_IoU"] == 0.5
+    assert result["ground_error"] == pytest.approx(
+        0.5, abs=1e-5
+    )  # the middle one, at the threshold
 
 
 def test_equal_scores_make_one_threshold_whatever_their_order():
