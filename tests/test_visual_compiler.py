@@ -1,6 +1,9 @@
 """The visual compiler: camera, rasteriser, renders, network and evaluation."""
 
+import contextlib
+import copy
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -14,6 +17,7 @@ import pytest
 import torch
 
 from companion import notebooks
+from companion.data.root import CorruptDataError
 from companion.papers import visual_compiler as vc
 from companion.papers.visual_compiler import raster as rasters
 from companion.runtime import ROOT
@@ -183,6 +187,211 @@ def test_the_height_law_is_what_projection_gives():
     )
 
 
+K = torch.tensor([[500.0, 0, 320], [0, 500.0, 240], [0, 0, 1]], dtype=torch.float64)
+
+
+def ahead(lens=None, skew=0.0):
+    """A camera at the origin that looks along z."""
+    k = K.clone()
+    k[0, 1] = skew
+    return vc.Camera(k, torch.eye(3), torch.zeros(3), 640, 480, lens)
+
+
+@pytest.mark.parametrize("make", [level, brown, tsai])
+@pytest.mark.parametrize(
+    "turn",
+    [lambda X: X.long(), lambda X: X.int().numpy(), lambda X: X.tolist(), lambda X: X.half()],
+)
+def test_points_and_pixels_of_any_dtype_are_taken_for_what_they_are(make, turn):
+    """Whole numbers are exact in all of them; rounding the camera to their dtype is the fault."""
+    camera = make()
+    X = torch.tensor([[1.0, 30.0, 0.0], [-2.0, 40.0, 1.0]], dtype=torch.float64)
+    uv, depth = camera.project(turn(X))
+    right, at = camera.project(X)
+    assert uv.dtype in (torch.float32, torch.float64)
+    assert (uv - right).abs().max() < 1e-2
+    assert (depth - at).abs().max() < 1e-4
+    pixels = torch.tensor([[70.0, 90.0], [100.0, 110.0]], dtype=torch.float64)
+    gap = camera.backproject_ground(turn(pixels)) - camera.backproject_ground(pixels)
+    assert gap.abs().nan_to_num(0).max() < 1e-2
+    assert torch.equal(gap.isnan(), camera.backproject_ground(pixels).isnan())
+
+
+def test_no_points_give_no_pixels_and_wrong_shapes_are_named():
+    for camera in (level(), brown(), tsai()):
+        uv, depth = camera.project(torch.zeros(0, 3))
+        assert (uv.shape, depth.shape) == ((0, 2), (0,))
+        assert camera.backproject_ground(torch.zeros(4, 0, 2)).shape == (4, 0, 2)
+    for values, name in (
+        (torch.zeros(2), "X"),
+        (torch.tensor(1.0), "X"),
+        (torch.zeros(2, 3) > 0, "X"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            level().project(values)
+    with pytest.raises(ValueError, match="uv"):
+        level().rays(torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize("skew", [50.0, -3.0])
+def test_skew_is_part_of_the_projection_and_its_inverse(skew):
+    camera = ahead(skew=skew)
+    X = torch.rand(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    X = X + torch.tensor([-0.5, -0.5, 2.0])
+    by_matrix = X @ camera.K.T
+    uv = camera.project(X)[0]
+    assert torch.allclose(uv, by_matrix[:, :2] / by_matrix[:, 2:])
+    assert torch.allclose(camera.rays(uv), X / X[:, 2:])
+    assert torch.allclose(camera.resize(0.5).project(X)[0], uv / 2)
+
+
+LENSES = [
+    vc.Tsai(-0.3), vc.Tsai(0.4), vc.Brown(k1=-0.3), vc.Brown(k1=1.0, k2=0.5),
+    vc.Brown(k1=-0.2, k2=0.05, p1=0.002, p2=-0.003), vc.Brown(k1=0.8, p1=0.01, p2=0.02),
+    vc.Brown(k1=-0.1, k2=-0.2, k3=0.3),
+]  # fmt: skip
+
+
+def folds(lens, direction, step=1e-3):
+    """The ideal radius at which a lens first brings farther points nearer; by walking outwards."""
+    r = np.arange(1, 4000) * step
+    points = torch.tensor(r)[:, None] * direction
+    if isinstance(lens, vc.Tsai):  # walk on distorted radii, whose ideal ones are known
+        ideal = r * (1 + lens.kappa * r**2)
+        turns = np.flatnonzero(np.diff(ideal) < 0)
+        return ideal[turns[0]] if len(turns) else math.inf
+    x, y = points.unbind(1)
+    r2 = x * x + y * y
+    radial = 1 + lens.k1 * r2 + lens.k2 * r2**2 + lens.k3 * r2**3
+    bent = torch.stack([
+        x * radial + 2 * lens.p1 * x * y + lens.p2 * (r2 + 2 * x * x),
+        y * radial + lens.p1 * (r2 + 2 * y * y) + 2 * lens.p2 * x * y,
+    ], 1)  # fmt: skip
+    turns = np.flatnonzero(np.diff((bent @ direction).numpy()) < 0)
+    return r[turns[0]] if len(turns) else math.inf
+
+
+@pytest.mark.parametrize("lens", LENSES, ids=str)
+@pytest.mark.parametrize("angle", [0.0, 0.7, 2.5, 4.4])
+def test_a_lens_shows_nothing_beyond_its_fold_and_is_inverted_before_it(lens, angle):
+    direction = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
+    limit = folds(lens, direction)
+    inside = (
+        torch.linspace(0, 0.93 * min(limit, 1.5), 60, dtype=torch.float64)[:, None] * direction
+    )
+    bent = lens.distort(inside)
+    assert bent.isfinite().all()
+    assert (lens.undistort(bent) - inside).abs().max() < 1e-6
+    if math.isfinite(limit):
+        beyond = (
+            torch.linspace(1.05 * limit, 20 * limit, 60, dtype=torch.float64)[:, None] * direction
+        )
+        assert lens.distort(beyond).isnan().all()
+        camera = ahead(lens)
+        far = torch.cat([beyond, torch.ones(60, 1)], 1)
+        assert camera.project(far)[0].isnan().all()
+        assert (camera.project(far)[1] == 1).all()
+    if limit < 1.5:  # nothing comes to lie farther out than the fold does
+        assert camera.rays(camera.K[:2, 2] + 500 * 1.4 * bent[-1]).isnan().any()
+
+
+def test_the_largest_radius_of_a_tsai_lens_is_the_closed_forms():
+    lens = vc.Tsai(-0.3)
+    largest = 2 / 3 / math.sqrt(0.9)
+    near = torch.tensor([[largest * (1 - 1e-9), 0.0]], dtype=torch.float64)
+    assert abs(lens.distort(near)[0, 0] - 1 / math.sqrt(0.9)) < 1e-3
+    assert lens.distort(near * 1.00001).isnan().all()
+    assert lens.undistort(torch.tensor([[1.06, 0.0]])).isnan().all()  # 1 / sqrt(0.9) = 1.054
+    assert lens.undistort(torch.tensor([[1.05, 0.0]])).isfinite().all()
+
+
+def test_a_magnifying_lens_is_inverted_far_from_the_axis():
+    """Newton's first steps, and the fixed point, run away there."""
+    x = torch.tensor([[1e-3, 0.0], [30.0, 40.0], [1e5, 1e4]], dtype=torch.float64)
+    lens = vc.Tsai(0.16)
+    assert (lens.undistort(lens.distort(x)) / x - 1).nan_to_num(0).abs().max() < 1e-9
+
+
+def test_what_the_lens_does_not_show_is_black_and_has_no_pixels(bank):
+    lens = vc.Brown(k1=-0.9)
+    camera = dataclasses.replace(level(), lens=lens)
+    straight = vc.undistort(torch.ones(3, 120, 160), dataclasses.replace(camera, K=level().K * torch.tensor([[0.5], [0.5], [1.0]]) + torch.tensor([[0.0, 0, 40], [0, 0, 30], [0, 0, 0]])))  # fmt: skip
+    assert straight[:, 60, 80].tolist() == [1, 1, 1]
+    assert straight[:, 0, 0].tolist() == [0, 0, 0]
+    # a person half outside of what the lens shows has the box of the half inside
+    ideal = math.sqrt(1 / 2.7)
+    scene = vc.Scene(
+        torch.full((3, 120, 160), 0.5), camera, [[(-20, 3), (20, 3), (20, 40), (-20, 40)]]
+    )
+    spot = (ideal * 9.4, 9.0)
+    out = vc.render_people(scene, bank, people_at(bank, [spot]), noon())
+    assert out.boxes_xyxy.isfinite().all()
+    assert out.image.isfinite().all()
+    assert 0 < out.boxes_xyxy[0, 2] - out.boxes_xyxy[0, 0] < 30
+
+
+def test_opencvs_own_shapes_are_as_good_as_vectors():
+    vector, t, dist = [0.1, -0.2, 0.3], [0.5, 1.0, 6.0], [0.1, -0.05, 0.001, 0.002, 0.01]
+    plain = vc.Camera.from_opencv(
+        K, torch.tensor(vector), torch.tensor(t), (640, 480), tuple(dist)
+    )
+    column = lambda values: np.array(values).reshape(-1, 1)  # noqa: E731
+    for d in (np.array([dist]), column(dist), torch.tensor(dist), np.array([*dist, 0, 0, 0])):
+        again = vc.Camera.from_opencv(K.numpy(), column(vector), column(t), (640, 480), d)
+        assert torch.allclose(again.R, plain.R)
+        assert torch.allclose(again.t, plain.t)
+        assert np.allclose(list(vars(again.lens).values())[:5], dist)
+    assert vc.Camera.from_opencv(K, torch.eye(3), t, (640, 480), None).lens is None
+    for d in ([0.1], [*dist, 0.2, 0, 0]):
+        with pytest.raises(ValueError, match="dist"):
+            vc.Camera.from_opencv(K, torch.eye(3), t, (640, 480), d)
+
+
+def test_a_rotation_rounded_to_five_digits_is_made_exact():
+    R = vc.rotation_vector(torch.tensor([0.3, 0.4, 0.5]))
+    camera = vc.Camera(K, torch.round(R, decimals=5), torch.zeros(3), 640, 480)
+    assert (camera.R @ camera.R.T - torch.eye(3)).abs().max() < 1e-12
+    assert (camera.R - R).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="rotation"):
+        vc.Camera(K, torch.round(R, decimals=2), torch.zeros(3), 640, 480)
+
+
+def test_a_homography_is_that_of_a_pinhole():
+    with pytest.raises(ValueError, match="lens"):
+        tsai().ground_homography()
+    assert torch.allclose(tsai().ideal().ground_homography(), level().ground_homography())
+
+
+def test_a_camera_keeps_float64_where_the_device_has_none():
+    camera = level().to("mps")
+    assert camera.K.dtype == torch.float64
+    assert camera.K.device.type == "cpu"
+    assert vc.drawing_device("mps").type == "cpu"
+    assert vc.drawing_device("cuda").type == "cuda"
+
+
+@pytest.mark.parametrize(
+    "change", [('dpx="0.0"', "dpx"), ('focal="nan"', "focal"), ("", "nothing")]
+)
+def test_a_damaged_calibration_names_its_file(change, tmp_path):
+    text = (
+        '<Camera><Geometry width="768" height="576" dpx="0.005" dpy="0.005"/>'
+        '<Intrinsic focal="5" kappa1="0.006" cx="300" cy="280" sx="1"/>'
+        '<Extrinsic tx="0" ty="0" tz="9000" rx="2" ry="0" rz="0"/></Camera>'
+    )
+    file = tmp_path / "View_001.xml"
+    file.write_text(text)
+    assert vc.Camera.from_tsai(file).width == 768
+    name = change[1]
+    file.write_text(
+        text.replace(f'{name}="{5 if name == "focal" else 0.005}"', change[0], 1)
+        if change[0]
+        else "<Camera>"
+    )
+    with pytest.raises(CorruptDataError, match="View_001"):
+        vc.Camera.from_tsai(file)
+
+
 # ---------------------------------------------------------------- rasteriser
 
 
@@ -281,26 +490,58 @@ def test_crossing_planes_change_hands_at_the_crossing_column(backend):
     assert wrong[25:35].tolist() != [False] * 5 + [True] * 5
 
 
-def test_warp_draws_what_torch_draws(bank):
-    generator = torch.Generator().manual_seed(0)
-    n = 60
+@pytest.mark.parametrize("seed", range(6))
+def test_warp_draws_what_torch_draws(bank, seed):
+    """Bit for bit: with fused multiply-add a few depths in a hundred differ in their last bits."""
+    generator = torch.Generator().manual_seed(seed)
+    n = 40
     mesh = bank.vertices[torch.randint(len(bank), (n,), generator=generator)]
     z = 3 + 5 * torch.rand(n, 1, generator=generator) + mesh[..., 1]
     at = torch.rand(n, 1, 2, generator=generator) * torch.tensor([160.0, 120.0])
     uv = torch.stack([mesh[..., 0], -mesh[..., 2]], -1) * 150 / z[..., None] + at
-    image = torch.arange(n) % 12
+    image = torch.arange(n) % 8
     static = torch.full((120, 160), torch.inf)
     static[:, 40:70] = 5.0
     ours, theirs = (
-        draw(uv, z, bank.faces, name, image=image, static=static, n=12) for name in BACKENDS
+        draw(uv, z, bank.faces, name, image=image, static=static, n=8) for name in BACKENDS
     )
+    assert torch.equal(ours.keys, theirs.keys)
     assert torch.equal(ours.cover, theirs.cover)
     assert torch.equal(ours.solo_samples(), theirs.solo_samples())
-    people = theirs.person >= 0
-    assert torch.equal(ours.person >= 0, people)
-    # where two surfaces are as near as rounding goes, either may win
-    assert (ours.person != theirs.person).double().mean() < 1e-4
-    assert ((ours.depth - theirs.depth).abs() / theirs.depth)[people].max() < 1e-4
+    assert (ours.person >= 0).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_corner_without_a_pixel_takes_its_faces_with_it(backend):
+    uv = [square(10, 10, 20.0)]
+    uv[0][2] = [math.nan, math.nan]
+    out, alone = (
+        draw(uv, [[2.0] * 4], faces, backend) for faces in ([[0, 1, 2], [0, 1, 3]], [[0, 1, 3]])
+    )
+    assert out.visible_samples().tolist() == alone.visible_samples().tolist()
+    assert alone.visible_samples() > 180
+
+
+def test_torch_draws_where_warp_is_not_installed(bank, monkeypatch):
+    scene = bare()
+    pictures = [
+        vc.render_people(scene, bank, people_at(bank, [(0.0, 8.0), (0.3, 9.0)]), noon(), backend=b)
+        for b in ("warp", "torch")
+    ]
+    monkeypatch.setitem(sys.modules, "warp", None)
+    assert vc.pick_backend() == "torch"
+    pictures.append(
+        vc.render_people(scene, bank, people_at(bank, [(0.0, 8.0), (0.3, 9.0)]), noon())
+    )
+    for field in dataclasses.fields(vc.Renders):
+        one, two, three = (getattr(out, field.name) for out in pictures)
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+    with pytest.raises(vc.KernelError, match="not installed"):
+        vc.pick_backend("warp")
+    assert vc.drawing_code() is rasters._draw_with_torch
+    with pytest.raises(ValueError, match="backend"):
+        vc.pick_backend("gl")
 
 
 def test_a_face_too_near_is_left_out():
@@ -467,6 +708,17 @@ def test_drawn_people_stand_on_walkable_ground_and_apart(scene, bank):
     assert abs((row.double() < rows.median()).double().mean() - 0.5) < 0.06
 
 
+def test_people_are_drawn_in_all_headings_and_in_the_statures_of_people(scene, bank):
+    people = vc.draw_placements(scene, bank, 600, generator=torch.Generator().manual_seed(1))
+    quarters = torch.bincount((people.yaw / (math.pi / 2)).long(), minlength=4).double()
+    assert len(quarters) == 4
+    assert (quarters / len(people) - 0.25).abs().max() < 0.04
+    assert abs(people.stature.mean() - 1.72) < 0.01
+    assert abs(people.stature.std() - 0.09) < 0.01
+    assert people.padding.min() >= 0
+    assert people.padding.max() <= 1
+
+
 def test_the_same_seed_draws_the_same_picture(scene, bank):
     def once():
         generator = torch.Generator().manual_seed(5)
@@ -629,6 +881,135 @@ def test_the_loss_is_lowest_for_the_targets(small):
         assert vc.losses(noisy, target)[name] > right[name]
 
 
+def test_the_loss_of_a_hand_worked_cell():
+    """Every exponent and weight: a centre, a cell near one, and one that nobody asks for."""
+    target = {
+        "heat": torch.tensor([[[1.0, 0.25, 0.0, 0.5]]]),
+        "positive": torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]),
+        "weight": torch.tensor([[[1.0, 1.0, 1.0, 0.0]]]),
+        "blob": torch.tensor([[[1.0, 1.0, 0.0, 0.0]]]),
+        "offset": torch.zeros(1, 2, 1, 4),
+        "size": torch.full((1, 2, 1, 4), 3.0),
+        "joints": torch.zeros(1, 17, 1, 4),
+        "mask": torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]),
+    }
+    target["joints"][0, 2, 0, 0] = 0.5
+    out = torch.zeros(1, vc.CHANNELS, 1, 4)
+    p = [0.3, 0.6, 0.2, 0.9]
+    out[0, 0, 0] = torch.logit(torch.tensor(p))
+    out[0, 1, 0], out[0, 3, 0] = 0.2, 2.0
+    part = vc.losses(out, target)
+    centre = 0.7**2 * math.log(0.3) + 0.75**4 * 0.6**2 * math.log(0.4) + 0.2**2 * math.log(0.8)
+    assert float(part["centre"]) == pytest.approx(-centre, rel=1e-5)
+    # the offset is 0.2 off in one of two, the size 1 and 3, in both cells of the blob
+    assert float(part["box"]) == pytest.approx(0.2 + 1 + 3, rel=1e-5)
+    joints = (17 * 4 - 1 + (1 + 9 * 0.5)) * math.log(2) / 17
+    assert float(part["joints"]) == pytest.approx(joints, rel=1e-5)
+    assert float(part["mask"]) == pytest.approx(math.log(2), rel=1e-5)
+    twice = {name: torch.cat([value, value]) for name, value in target.items()}
+    again = vc.losses(torch.cat([out, out]), twice)
+    assert all(torch.allclose(again[name], part[name]) for name in part)  # by person, not by sum
+
+
+def test_offsets_and_sizes_say_what_is_missing_to_the_box():
+    """The middle lies right of and below the cell's by the offset; the size is in pixels."""
+    boxes = torch.tensor([[41.0, 34.0, 61.0, 94.0]])
+    target = vc.targets(boxes, torch.zeros(1, 17, 3), torch.tensor([True]), torch.tensor([0]), torch.zeros(1, 30, 40, dtype=torch.bool), (30, 40))  # fmt: skip
+    # the middle, (51, 64) px, is (12.75, 16) cells: 0.25 right of the middle of cell 12, and on
+    # the upper edge of cell 16
+    assert target["positive"].nonzero().tolist() == [[0, 16, 12]]
+    assert target["offset"][0, :, 16, 12].tolist() == pytest.approx([0.25, -0.5])
+    assert target["offset"][0, :, 15, 12].tolist() == pytest.approx([0.25, 0.5])
+    assert target["size"][0, :, 16, 12].exp().tolist() == pytest.approx([20, 60], rel=1e-5)
+    # the bell's standard deviation is a sixth of the box
+    assert float(target["heat"][0, 21, 12]) == pytest.approx(
+        math.exp(-0.5 * ((0.25 / (5 / 6)) ** 2 + (5.5 / 2.5) ** 2)), rel=1e-4
+    )
+    blob = target["blob"][0].nonzero()
+    heat = target["heat"][0]
+    assert (heat[blob[:, 0], blob[:, 1]] > 0.4).all()
+    assert int((heat > 0.4).sum()) == len(blob)
+
+
+def test_who_is_asked_for_shows_a_third_and_a_dozen_pixels(renders):
+    share, instance = renders.visible_fraction.clone(), renders.instance.clone()
+    shown = torch.bincount(instance.flatten().long(), minlength=len(share) + 1)[1:]
+    p = int(shown.argmax())
+    for value, asked in ((0.3, True), (0.2999, False)):
+        share[p] = value
+        again = dataclasses.replace(renders, visible_fraction=share)
+        assert bool(vc.is_wanted(again)[p]) is asked
+    share[p] = 1.0
+    rows = (instance == p + 1).nonzero()
+    for pixels, asked in ((12, True), (11, False)):
+        few = torch.where(instance == p + 1, 0, instance)
+        few[tuple(rows[:pixels].T)] = p + 1
+        again = dataclasses.replace(renders, visible_fraction=share, instance=few)
+        assert bool(vc.is_wanted(again)[p]) is asked
+
+
+def test_a_training_set_is_the_renders_with_the_labels_of_their_cells(scene, bank):
+    data = vc.compile_scene(scene, bank, 6, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    people = vc.draw_placements(scene, bank, 6, generator=generator)
+    light = vc.draw_light(scene, 6, generator=generator)
+    out = vc.render_people(scene, bank, people, light, generator=generator)
+    assert torch.equal(data.images, (out.image * 255).round().to(torch.uint8))
+    assert torch.equal(data.boxes, out.boxes_xyxy)
+    filled = (out.instance > 0).view(6, 30, 4, 40, 4).sum((2, 4))
+    assert torch.equal(data.masks, filled >= 8)  # at least half of the pixels
+    assert ((filled == 8) | (filled == 9)).any()
+    assert data.first.tolist() == [int((out.image_index < k).sum()) for k in range(7)]
+
+
+def test_training_weighs_the_parts_of_the_loss_as_the_page_says(small):
+    """Centre 1, box 2, joints 0.1, mask 2."""
+    torch.manual_seed(0)
+    model = vc.SpatiallyVaryingFCN(vc.make_trunk(4), 1, 4)
+    twin = copy.deepcopy(model).train()
+    (loss,) = vc.train(
+        model, small, steps=1, batch_size=24, lr=1e-3, generator=torch.Generator().manual_seed(0)
+    )
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    pictures, target = small.batch(order)
+    part = vc.losses(twin(pictures), target)
+    expected = part["centre"] + 2 * part["box"] + 0.1 * part["joints"] + 2 * part["mask"]
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+def test_peaks_are_cells_that_no_neighbour_exceeds():
+    maps = torch.zeros(1, vc.CHANNELS, 12, 16)
+    maps[:, 0] = -9
+    maps[:, 3:5] = math.log(4.0)
+    maps[:, 1], maps[:, 2] = 0.25, -0.25
+    for row, column, p in ((2, 3, 0.9), (2, 5, 0.5), (3, 4, 0.4), (8, 8, 0.021), (8, 12, 0.019)):
+        maps[0, 0, row, column] = torch.logit(torch.tensor(p))
+    (found,) = vc.decode(maps)
+    # (3, 4) is beside both; two cells apart are two peaks; what scores below 0.02 is nothing
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5, 0.021], rel=1e-4)
+    centre = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+    assert centre.flatten().tolist() == pytest.approx([15, 9, 23, 9, 35, 33])
+    assert (found.boxes[:, 2:] - found.boxes[:, :2]).flatten().tolist() == pytest.approx([4] * 6)
+    close = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 20.01], [0, 0, 10, 19.9]])
+    assert vc.suppress(close[:2], torch.tensor([0.9, 0.5]), 0.5).tolist() == [0, 1]
+    assert vc.suppress(close[[0, 2]], torch.tensor([0.9, 0.5]), 0.5).tolist() == [0]
+
+
+def test_pictures_are_kept_as_bytes_and_a_part_is_a_copy(small):
+    assert small.images.dtype == torch.uint8
+    assert {t.device.type for t in vars(small).values()} == {"cpu"}
+    part = small.part(5)
+    assert len(part) == 5
+    assert part.images.untyped_storage().nbytes() == part.images.numel()
+    assert len(small.part(500)) == len(small)
+    index = torch.tensor([3, 0, 4])
+    for one, other in zip(part.batch(index), small.batch(index), strict=True):
+        if isinstance(one, dict):
+            assert all(torch.equal(one[name], other[name]) for name in one)
+        else:
+            assert torch.equal(one, other)
+
+
 def test_people_who_hardly_show_are_neither_asked_for_nor_punished():
     boxes = torch.tensor([[40.0, 40, 60, 90], [100, 40, 120, 90]])
     marks = torch.zeros(2, 17, 3)
@@ -637,6 +1018,10 @@ def test_people_who_hardly_show_are_neither_asked_for_nor_punished():
     assert target["positive"].sum() == 1
     assert target["weight"][0, 16, 27] == 0
     assert target["weight"][0, 16, 12] == 1
+    # nobody asks what is said where the other's bell is above 0.3
+    y, x = torch.meshgrid(torch.arange(30) + 0.5, torch.arange(40) + 0.5, indexing="ij")
+    bell = torch.exp(-0.5 * (((x - 27.5) / (5 / 6)) ** 2 + ((y - 16.25) / (12.5 / 6)) ** 2))
+    assert torch.equal(target["weight"][0] == 0, bell >= 0.3)
 
 
 def test_coco_reads_back(renders, scene, tmp_path):
@@ -709,6 +1094,82 @@ def test_training_lowers_the_loss_and_repeats_itself(small, scene):
     assert first == once()
 
 
+@pytest.mark.parametrize(("width", "height"), [(98, 73), (99, 75), (101, 74)])
+def test_sizes_that_do_not_divide_by_the_stride(bank, width, height):
+    scene = vc.procedural_scene(width, height)
+    data = vc.compile_scene(scene, bank, 6, generator=torch.Generator().manual_seed(0))
+    cells = (height // 4, width // 4)
+    assert data.masks.shape[1:] == cells
+    model = vc.SpatiallyVaryingFCN(vc.make_trunk(4), 3, 4, scene.regions(3))
+    generator = torch.Generator().manual_seed(0)
+    vc.train(model, data, steps=2, batch_size=3, lr=1e-3, generator=generator)
+    found = vc.detect(model, data.images, threshold=0.0)
+    assert found[0].mask.shape == cells
+    renders = vc.render_test(scene, bank, 6, 3, 2, 0)
+    coco = vc.to_coco(renders)
+    assert vc.evaluate(found, coco)["AP50"] >= 0
+    mask = vc.Detections(
+        torch.tensor([[0.0, 0, width, height]]), torch.ones(1), None, torch.ones(cells)
+    )
+    shown = mask.person_mask(0, height, width)
+    assert shown.shape == (height, width)
+    assert shown.sum() == 16 * cells[0] * cells[1]  # no strip at the edge belongs to a cell
+    with pytest.raises(ValueError, match="height, width"):
+        mask.person_mask(0, height + 4, width)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 25}, "batch_size = 25: expected 1 to 24"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"steps": 0}, "steps = 0"),
+        ({"lr": 0.0}, "lr = 0.0"),
+        ({"lr": math.nan}, "lr = nan"),
+        ({"gamma": -1.0}, "gamma = -1.0"),
+    ],
+)
+def test_training_refuses_what_it_cannot_do(small, options, message):
+    model = vc.SpatiallyVaryingFCN(vc.make_trunk(4), 1, 4)
+    given = {"steps": 2, "batch_size": 4, "lr": 1e-3} | options
+    with pytest.raises(ValueError, match=message):
+        vc.train(model, small, generator=torch.Generator(), **given)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda scene, bank: vc.make_trunk(1), "width = 1"),
+        (lambda scene, bank: vc.SpatiallyVaryingFCN(vc.make_trunk(4), 1, 0), "head_width = 0"),
+        (lambda scene, bank: vc.SpatiallyVaryingFCN(vc.make_trunk(4), 0, 4), "n_regions = 0"),
+        (lambda scene, bank: vc.compile_scene(scene, bank, 0, generator=torch.Generator()), "n = 0"),
+        (lambda scene, bank: vc.compile_scene([], bank, 5, generator=torch.Generator()), "scenes = 0"),
+        (lambda scene, bank: vc.compile_scene(scene, bank, 5, max_people=0, generator=torch.Generator()), "max_people = 0"),
+        (lambda scene, bank: vc.compile_scene(scene, bank, 5, supersample=9, generator=torch.Generator()), "supersample = 9"),
+        (lambda scene, bank: vc.compile_scene(scene, bank, 5, supersample=1.5, generator=torch.Generator()), "supersample = 1.5"),
+        (lambda scene, bank: vc.random_scenes(0, 160, 120, like=scene, seed=0), "n = 0"),
+        (lambda scene, bank: vc.random_scenes(1, 16, 12, like=vc.procedural_scene(640, 480), seed=0), "like: of 100 cameras"),
+        (lambda scene, bank: vc.make_case("procedural", n_test=0), "n_test = 0"),
+        (lambda scene, bank: vc.make_case("procedural", supersample=0), "supersample = 0"),
+        (lambda scene, bank: vc.match([], {"images": [], "annotations": []}, 0.0), "threshold = 0.0"),
+        (lambda scene, bank: vc.match([], {"images": [], "annotations": []}, kind="segm"), "kind = 'segm'"),
+        (lambda scene, bank: vc.hog_detect(torch.zeros(1, 3, 128, 64), enlarge=0.0), "enlarge = 0.0"),
+        (lambda scene, bank: vc.Tsai(math.nan), "kappa = nan"),
+        (lambda scene, bank: vc.Brown(k2=math.inf), "k2 = inf"),
+    ],
+)  # fmt: skip
+def test_a_bad_number_is_named_before_any_work(scene, bank, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(scene, bank)
+
+
+def test_masks_of_another_size_than_the_pictures_are_refused(small, scene):
+    wide = vc.procedural_scene(200, 150).regions(2)
+    model = vc.SpatiallyVaryingFCN(vc.make_trunk(4), 2, 4, wide)
+    with pytest.raises(ValueError, match=r"masks: \(37, 50\) cells"):
+        vc.train(model, small, steps=1, batch_size=2, lr=1e-3, generator=torch.Generator())
+
+
 def test_an_exported_network_computes_the_same(scene, tmp_path):
     model = vc.SpatiallyVaryingFCN(vc.make_trunk(8), 3, 4, scene.regions(3))
     torch.export.save(vc.export(model, 120, 160), tmp_path / "d.pt2")
@@ -761,17 +1222,317 @@ def noisy_detections(coco, seed=0, joints=False):
     return found
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_average_precision_is_pycocotools(renders, seed):
-    """Two implementations, crowds and all."""
+def by_pycocotools(found, coco, kind):
+    """AP, AP50 and AP75 by the reference; NaN where it says -1."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = copy.deepcopy(coco)
+        truth.createIndex()
+        run = COCOeval(truth, truth.loadRes(vc.to_results(found, coco)), kind)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return [math.nan if value == -1 else float(value) for value in run.stats[:3]]
+
+
+def random_set(seed):
+    """Small images of people on a coarse grid: equal scores, exact overlaps, crowds, nobody."""
+    draw = np.random.default_rng(seed)
+    annotations, found = [], []
+    n_images = int(draw.integers(1, 5))
+    for image in range(n_images):
+        people, seen = draw.integers(0, 5), draw.integers(0, 7)
+        corner, size = 10 * draw.integers(0, 4, (people, 2)), 10 * draw.integers(1, 4, (people, 2))
+        for box in np.concatenate([corner, size], 1).astype(float):
+            marks = np.concatenate(
+                [draw.integers(0, 60, (17, 2)), draw.integers(0, 3, (17, 1))], 1
+            )
+            marks[draw.random(17) < draw.choice([0.0, 0.5, 1.0])] = 0
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": image, "category_id": 1,
+                "bbox": box.tolist(), "area": float(box[2] * box[3] * draw.choice([0.5, 1.0])),
+                "iscrowd": int(draw.random() < 0.25), "keypoints": marks.flatten().tolist(),
+                "num_keypoints": int((marks[:, 2] > 0).sum()),
+            })  # fmt: skip
+        corner, size = 10 * draw.integers(0, 4, (seen, 2)), 10 * draw.integers(1, 4, (seen, 2))
+        boxes = np.concatenate([corner, corner + size], 1)
+        marks = draw.integers(0, 60, (seen, 17, 3)).astype(np.float32)
+        for k in range(seen):
+            if annotations and draw.random() < 0.5:  # near somebody, perhaps of another image
+                entry = annotations[draw.integers(len(annotations))]
+                marks[k] = np.reshape(entry["keypoints"], (17, 3)) + draw.normal(0, 3, (17, 3))
+        found.append(
+            vc.Detections(
+                torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
+                torch.tensor(draw.choice([0.2, 0.5, 0.5, 0.9], seen), dtype=torch.float32),
+                torch.from_numpy(marks),
+            )
+        )
+    return found, vc.coco_frame(n_images, 60, 60, annotations)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "keypoints"])
+def test_average_precision_is_pycocotools_bit_for_bit(kind):
+    checked = 0
+    for seed in range(150):
+        found, coco = random_set(seed)
+        if not any(len(people) for people in found):
+            continue
+        ours = list(vc.coco_metrics(found, coco, kind).values())
+        theirs = by_pycocotools(found, coco, kind)
+        assert np.array_equal(ours, theirs, equal_nan=True), seed
+        half = vc.match(found, coco, kind=kind).average_precision()
+        assert np.array_equal(half, theirs[1], equal_nan=True), seed
+        checked += 0 < theirs[0] < 1
+    assert checked > (60 if kind == "bbox" else 12)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_average_precision_of_renders_is_pycocotools(renders, seed):
     coco = vc.to_coco(renders)
     for entry in coco["annotations"][::4]:
         entry["iscrowd"] = 1
-    found = noisy_detections(coco, seed)
-    theirs = vc.coco_metrics(found, coco)["AP50"]
-    ours = vc.match(found, coco).average_precision()
-    assert 0.05 < ours < 0.95
-    assert abs(ours - theirs) < 1e-6
+    found = noisy_detections(coco, seed, joints=True)
+    for kind in ("bbox", "keypoints"):
+        ours = list(vc.coco_metrics(found, coco, kind).values())
+        assert np.array_equal(ours, by_pycocotools(found, coco, kind))
+        assert 0 < ours[1] < 0.95
+
+
+def two_people(**more):
+    """A data set of two people in one image, and who finds both."""
+    boxes = torch.tensor([[50.0, 50, 150, 150], [200, 200, 300, 300]])
+    coco = {"images": [{"id": 1, "width": 400, "height": 400}], "categories": [{"id": 1, "name": "person"}], "annotations": [
+        {"id": k + 1, "image_id": 1, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": 1e4, "iscrowd": 0} | more
+        for k, (x0, y0, x1, y1) in enumerate(boxes.tolist())
+    ]}  # fmt: skip
+    return [vc.Detections(boxes, torch.tensor([0.9, 0.8]))], coco
+
+
+def _each(change):
+    def apply(coco):
+        for entry in coco["annotations"]:
+            change(entry)
+
+    return apply
+
+
+def _car(coco):
+    coco["categories"].append({"id": 3, "name": "car"})
+    coco["annotations"].append(
+        coco["annotations"][0] | {"id": 9, "category_id": 3, "bbox": [0, 0, 20, 20]}
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda coco: _each(lambda a: a.update(id=a["id"] - 1))(coco),
+        lambda coco: _each(lambda a: a.update(id=f"p{a['id']}"))(coco),
+        lambda coco: _each(lambda a: a.update(id=7))(coco),
+        _each(lambda a: a.pop("id")),
+        _each(lambda a: a.pop("area")),
+        _each(lambda a: a.pop("iscrowd")),
+        _each(lambda a: a.pop("category_id")),
+        _car,
+        lambda coco: (coco["categories"][0].update(id=7, name="pedestrian"), _each(lambda a: a.update(category_id=7))(coco)),
+        lambda coco: (coco["categories"].insert(0, {"id": 1, "name": "car"}), coco["categories"][1].update(id="x", name="Person"), _each(lambda a: a.update(category_id="x"))(coco)),
+        lambda coco: coco.pop("categories"),
+        lambda coco: (coco["images"][0].update(id="a.jpg"), _each(lambda a: a.update(image_id="a.jpg"))(coco)),
+        lambda coco: coco["images"][0].pop("width"),
+        lambda coco: coco["annotations"].append(coco["annotations"][0] | {"iscrowd": 1, "bbox": [0, 300, 50, 50]}),
+        lambda coco: coco["annotations"].append(coco["annotations"][0] | {"ignore": 1, "bbox": [0, 300, 50, 50]}),
+    ],
+)  # fmt: skip
+def test_whoever_wrote_the_set_all_people_found_is_full_marks(change):
+    found, coco = two_people()
+    change(coco)
+    before = copy.deepcopy(coco)
+    result = vc.evaluate(found, coco)
+    assert [result[name] for name in ("AP", "AP50", "AP75", "F1", "miss_rate")] == pytest.approx(
+        [1, 1, 1, 1, 0], abs=1e-9
+    )
+    assert coco == before
+    half = vc.evaluate([found[0][torch.tensor([0])]], coco)  # and one of two is half
+    assert half["AP50"] == pytest.approx(51 / 101)
+    assert half["miss_rate"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("people", [100, 101, 150])
+def test_everybody_of_a_crowded_image_counts(people):
+    """COCO looks at the best hundred detections of an image only."""
+    corner = torch.tensor([[20.0 * (k % 20), 20.0 * (k // 20)] for k in range(people)])
+    boxes = torch.cat([corner, corner + 10], 1)
+    coco = vc.coco_frame(2, 400, 400, [
+        {"id": k, "image_id": 0, "category_id": 1, "bbox": [*corner[k].tolist(), 10, 10]} for k in range(people)
+    ])  # fmt: skip
+    nothing = vc.Detections(torch.zeros(0, 4), torch.zeros(0))
+    assert vc.coco_metrics([vc.Detections(boxes, torch.rand(people)), nothing], coco)["AP"] == 1
+    # COCO's limit stays where nobody is lost by it: the 101st detection of an image is not seen
+    one = vc.coco_frame(
+        1, 400, 400, [{"id": 0, "image_id": 0, "category_id": 1, "bbox": [0, 0, 10, 10]}]
+    )
+    late = vc.Detections(
+        torch.cat([boxes[1:101], boxes[:1]]), torch.linspace(1, 0.1, min(people, 101))
+    )
+    assert vc.coco_metrics([late], one)["AP"] == pytest.approx(0 if people > 100 else 0.01)
+
+
+def test_without_anybody_nothing_is_measured():
+    found, coco = two_people(iscrowd=1)
+    empty = vc.coco_frame(1, 400, 400, [])
+    nothing = [vc.Detections(torch.zeros(0, 4), torch.zeros(0))]
+    for people, truth in (
+        (found, coco),
+        (found, empty),
+        (nothing, empty),
+        ([], vc.coco_frame(0, 9, 9, [])),
+    ):
+        result = vc.evaluate(people, truth)
+        assert all(math.isnan(result[name]) for name in ("AP", "AP50", "miss_rate", "F1"))
+
+
+def test_images_without_people_count_their_false_alarms():
+    found, coco = two_people()
+    coco["images"].append({"id": 2, "width": 200, "height": 100})
+    alarm = vc.Detections(torch.tensor([[0.0, 0, 5, 5]]), torch.tensor([0.95]))
+    assert vc.coco_metrics([*found, alarm], coco)["AP50"] == pytest.approx(2 / 3)
+    beyond = vc.Detections(torch.tensor([[-50.0, -50, 900, 900]]), torch.tensor([0.95]))
+    assert vc.coco_metrics([*found, beyond], coco)["AP50"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f, c: f.pop(), "0 of them for 1 images"),
+        (lambda f, c: f[0].scores.fill_(math.nan), r"predictions\[0\].scores"),
+        (lambda f, c: f[0].boxes.mul_(math.inf), r"predictions\[0\].boxes"),
+        (lambda f, c: f[0].boxes.neg_(), r"predictions\[0\].boxes"),
+        (lambda f, c: c["images"].append(c["images"][0]), "image 1 has id 1"),
+        (lambda f, c: c["annotations"][1].update(image_id="1"), "annotation 1 has image_id '1'"),
+        (lambda f, c: c["annotations"][1].update(category_id=2), "annotation 1 has category_id 2"),
+        (lambda f, c: c["annotations"][1].pop("bbox"), "annotation 1 has no bbox"),
+        (lambda f, c: c["annotations"][1].update(bbox=[0, 0, -1, 5]), "annotation 1 has bbox"),
+        (lambda f, c: c["annotations"][1].update(bbox=[0, 0, math.nan, 5]), "annotation 1 has bbox"),
+        (lambda f, c: c["annotations"][1].update(area="big"), "annotation 1 has area 'big'"),
+        (lambda f, c: c["annotations"][1].update(iscrowd="no"), "annotation 1 has iscrowd 'no'"),
+        (lambda f, c: c["annotations"][1].update(keypoints=[1, 2, 2]), "3 numbers in keypoints"),
+        (lambda f, c: c["categories"].__setitem__(slice(None), [{"id": 1, "name": "car"}, {"id": 2, "name": "bus"}]), "'car', 'bus'"),
+        (lambda f, c: c.pop("images"), "images"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_named(change, message):
+    found, coco = two_people()
+    change(found, coco)
+    for measure in (vc.evaluate, vc.coco_metrics, vc.match):
+        with pytest.raises(ValueError, match=message):
+            measure(found, coco)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.75, 0.25])
+def test_an_overlap_of_just_the_threshold_is_a_match(threshold):
+    """COCO compares with >=; a box of twice the size overlaps by exactly one half."""
+    coco = vc.coco_frame(
+        1, 99, 99, [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 12, 12]}]
+    )
+    for more, right in ((0.0, True), (1e-3, False)):
+        box = torch.tensor([[0.0, 0.0, 12.0, 12.0 / threshold + more]])
+        assert vc.match([vc.Detections(box, torch.ones(1))], coco, threshold).right.tolist() == [
+            right
+        ]
+
+
+def test_who_does_not_count_is_taken_last_and_takes_many():
+    coco = vc.coco_frame(1, 99, 99, [
+        {"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 40, 40], "iscrowd": 1},
+        {"id": 2, "image_id": 0, "category_id": 1, "bbox": [0, 0, 10, 8], "iscrowd": 0},
+    ])  # fmt: skip
+    boxes = torch.tensor(
+        [[0.0, 0, 10, 10], [20, 20, 30, 30], [22, 22, 32, 32], [60, 60, 70, 70], [0, 0, 10, 9]]
+    )
+    result = vc.match([vc.Detections(boxes, torch.linspace(1, 0.5, 5))], coco)
+    # the person although the crowd holds all of the box; two of the crowd; a false alarm; and the
+    # person is taken, so the last is one of the crowd
+    assert result.right.tolist() == [True, False, False, False, False]
+    assert result.ignored.tolist() == [False, True, True, False, True]
+    assert result.person.tolist() == [1, -1, -1, -1, -1]
+    # of a crowd the share of the detection counts, at the threshold too
+    for inside, left_out in ((5.0, True), (4.9, False)):
+        box = torch.tensor([[40.0 - inside, 0, 50.0 - inside, 10]])
+        assert vc.match([vc.Detections(box, torch.ones(1))], coco).ignored.tolist() == [left_out]
+
+
+def test_of_people_who_overlap_alike_the_last_is_taken():
+    coco = vc.coco_frame(1, 99, 99, [
+        {"id": 1, "image_id": 0, "category_id": 1, "bbox": [x, 0, 10, 10]} for x in (0, 10)
+    ])  # fmt: skip
+    found = [vc.Detections(torch.tensor([[5.0, 0, 15, 10]]), torch.ones(1))]
+    assert vc.match(found, coco, 0.3).person.tolist() == [1]  # as pycocotools does
+
+
+def test_joints_masks_and_metres_of_a_hand_worked_image():
+    """A joint within a tenth of the *height* is found; hidden joints and false alarms are left out."""
+    camera = level()
+    boxes = torch.tensor(
+        [[0.0, 10, 40, 110], [50, 10, 90, 110], [100, 10, 140, 110], [0, 0, 9, 9]]
+    )
+    ground = camera.backproject_ground(torch.stack([boxes[:3, [0, 2]].mean(1), boxes[:3, 3]], 1))
+    marks = torch.zeros(17, 3)
+    marks[:3] = torch.tensor([[20.0, 50, 2], [20, 50, 2], [20, 50, 1]])
+    errors = (0.1, 0.5, 2.0)
+    coco = vc.coco_frame(1, 160, 120, [
+        {"id": k, "image_id": 0, "category_id": 1, "bbox": [x0, 10, 40, 100], "segmentation": [[x0, 10, x0 + 40, 10, x0 + 40, 60, x0, 60]],
+         "ground": [float(ground[k, 0]), float(ground[k, 1]) + errors[k]]}
+        for k, x0 in enumerate((0, 50, 100))
+    ])  # fmt: skip
+    coco["annotations"][0]["keypoints"] = marks.flatten().tolist()
+    joints = torch.zeros(4, 17, 3)
+    joints[0, :3, 0], joints[0, :3, 1] = torch.tensor([29.9, 30.1, 90.0]), 50.0
+    found = [vc.Detections(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), joints, torch.ones(30, 40))]
+    result = vc.evaluate(found, coco, camera=camera)
+    assert result["threshold"] == pytest.approx(0.7)
+    assert result["F1"] == 1
+    assert result["PCK"] == 0.5
+    assert result["mask_IoU"] == 0.5
+    assert result["ground_error"] == pytest.approx(
+        0.5, abs=1e-5
+    )  # the middle one, at the threshold
+
+
+def test_equal_scores_make_one_threshold_whatever_their_order():
+    coco = vc.coco_frame(
+        1, 99, 99, [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 10, 10]}]
+    )
+    boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+    for order in ([0, 1], [1, 0]):
+        result = vc.match([vc.Detections(boxes[order], torch.tensor([0.5, 0.5]))], coco)
+        assert result.best_threshold() == (0.5, pytest.approx(2 / 3))
+        assert result.miss_rate() == pytest.approx(math.exp((8 * 0 + math.log(1e-10)) / 9))
+
+
+def test_masks_are_pycocotools_run_lengths():
+    from pycocotools import mask as rle
+
+    generator = np.random.default_rng(0)
+    for share in (0.0, 0.02, 0.5, 0.98, 1.0):
+        for shape in ((1, 1), (7, 5), (120, 160), (3, 400)):
+            mask = generator.random(shape) < share
+            theirs = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
+            ours = vc.encode_mask(mask)
+            assert (ours["size"], ours["counts"].encode()) == (theirs["size"], theirs["counts"])
+            assert np.array_equal(vc.decode_mask(ours).numpy(), mask)
+            assert np.array_equal(vc.decode_mask(theirs).numpy(), mask)
+    assert vc.decode_mask({"size": [2, 2], "counts": [1, 2, 1]}).tolist() == [
+        [False, True],
+        [True, False],
+    ]
+    assert vc.decode_mask([[2, 1, 6, 1, 6, 3, 2, 3]], (5, 8)).sum() == 8
+    for bad in ({"size": [2, 2], "counts": [1, 2]}, [[1, 2, 3, 4]]):
+        with pytest.raises(ValueError, match="segmentation"):
+            vc.decode_mask(bad, (5, 8))
 
 
 def perfect(renders, coco):
@@ -894,22 +1655,95 @@ def test_a_scene_from_a_homography_serves_as_the_scene_itself(scene, tmp_path):
     assert torch.equal(again.walkable_mask, scene.walkable_mask)
 
 
+def foreign_set(folder, renders, change=None):
+    """The renders as a set of somebody else: ids as they come, a car, a person nobody asks for."""
+    coco = vc.to_coco(renders)
+    for entry in coco["images"]:
+        entry["id"] = f"img-{entry['id']}"
+    for k, entry in enumerate(coco["annotations"]):
+        entry.update(id=k, image_id=f"img-{entry['image_id']}", category_id=44)
+        del entry["area"], entry["iscrowd"]
+    coco["categories"] = [{"id": 3, "name": "car"}, {"id": 44, "name": "Person"}]
+    coco["annotations"].insert(1, {"category_id": 3, "image_id": "img-0", "bbox": [1, 2, 3, 4]})
+    if change is not None:
+        change(coco)
+    file = folder / "foreign.json"
+    file.write_text(json.dumps(coco), encoding="utf-8")
+    return file
+
+
+def test_somebody_elses_annotations_are_read_as_the_same_people(scene, renders, tmp_path):
+    from companion.papers.visual_compiler.experiment import read_truth
+
+    vc.write_coco(renders, vc.to_coco(renders), tmp_path)
+    file = foreign_set(tmp_path, renders)
+    pictures, truth = read_truth(str(tmp_path / "images"), str(file), scene)
+    assert pictures.shape == (12, 3, 120, 160)
+    assert [entry["id"] for entry in truth["images"]] == list(range(12))
+    assert len(truth["annotations"]) == len(renders.image_index)
+    assert [e["image_id"] for e in truth["annotations"]] == renders.image_index.tolist()
+    result = vc.evaluate(perfect(renders, truth), truth)
+    assert result["AP"] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["annotations"].clear(), "nobody is annotated"),
+        (lambda c: [e.update(iscrowd=1) for e in c["annotations"]], "nobody is annotated"),
+        (lambda c: c["images"][1].pop("file_name"), "image 1 has no 'file_name'"),
+        (lambda c: c["images"][1].update(file_name="gone.png"), "gone.png is missing"),
+        (lambda c: c["images"][1].update(file_name="foreign.json"), "foreign.json: no picture"),
+        (lambda c: c["annotations"][0].update(image_id=0), "annotation 0 has image_id 0"),
+        (lambda c: c.pop("annotations"), "gt_path"),
+    ],
+)  # fmt: skip
+def test_a_truth_that_cannot_be_is_named(scene, renders, tmp_path, change, message):
+    from companion.papers.visual_compiler.experiment import read_truth
+
+    vc.write_coco(renders, vc.to_coco(renders), tmp_path)
+    file = foreign_set(tmp_path / "images", renders, change)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_truth(str(tmp_path / "images"), str(file), scene)
+
+
+def run_chapter(folder, given, *, without=()):
+    """The chapter's code as a script with these parameters, some packages made to be absent."""
+    code = folder / "chapter.py"
+    absent = f"import sys\nsys.modules.update(dict.fromkeys({list(without)!r}))\n"
+    code.write_text(
+        absent + notebooks.script(notebooks.find("visual_compiler"), given), encoding="utf-8"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COMPANION")}
+    return subprocess.run(
+        [sys.executable, str(code)], capture_output=True, text=True, timeout=300,
+        env=environment | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_the_notebook_runs_without_warp_opencv_and_pycocotools(tmp_path):
+    """What they do is left out or done by others; nothing crashes, no claim is made up."""
+    given = {"n_train": 50, "n_test": 50, "steps": 10, "trunk_width": 4, "rivals": []}
+    without = ("warp", "cv2", "pycocotools", "IPython")
+    done = run_chapter(tmp_path, given, without=without)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "drawn by torch" in done.stdout
+    assert "left out: OpenCV is not installed" in done.stdout
+    assert "not computed here: OpenCV is not installed" in done.stdout  # C7
+    assert "C7 reported" in done.stdout
+
+
 def test_the_notebook_compiles_a_users_scene(scene, renders, tmp_path):
     """The chapter's code, with tiny settings, on a scene and pictures read from disk."""
     vc.save_scene(scene, tmp_path / "scene")
     vc.write_coco(renders, vc.to_coco(renders), tmp_path / "real")
+    truth = foreign_set(tmp_path, renders)
     given = {
         "dataset": "folder", "scene_path": str(tmp_path / "scene"), "n_train": 50, "n_test": 50, "steps": 10,
-        "video_path": str(tmp_path / "real" / "images"), "gt_path": str(tmp_path / "real" / "annotations.json"),
+        "video_path": str(tmp_path / "real" / "images"), "gt_path": str(truth),
         "out_dir": str(tmp_path / "out"), "rivals": [], "hog_pictures": 2, "hog_scales": [2.0],
     }  # fmt: skip
-    code = tmp_path / "chapter.py"
-    code.write_text(notebooks.script(notebooks.find("visual_compiler"), given))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("COMPANION")}
-    done = subprocess.run(
-        [sys.executable, str(code)], capture_output=True, text=True, timeout=300,
-        env=environment | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = run_chapter(tmp_path, given)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "procedural, 160x120 pixels: 12 real test pictures" in done.stdout
     assert json.loads((tmp_path / "out" / "dataset" / "annotations.json").read_text())[

@@ -4,7 +4,11 @@ World coordinates are metres with z up and the ground at z = 0; pixels are (colu
 centre of pixel i at i + 1/2.
 """
 
-from companion.papers.visual_compiler.baselines import hog_detect, subtract_background
+from companion.papers.visual_compiler.baselines import (
+    hog_detect,
+    subtract_background,
+    without_opencv,
+)
 from companion.papers.visual_compiler.bodies import KEYPOINTS, PARTS, BodyBank
 from companion.papers.visual_compiler.camera import (
     Brown,
@@ -16,7 +20,15 @@ from companion.papers.visual_compiler.camera import (
     rotation_quaternion,
     rotation_vector,
 )
-from companion.papers.visual_compiler.evaluate import Matches, coco_metrics, evaluate, iou, match
+from companion.papers.visual_compiler.coco import decode_mask, encode_mask, people_of
+from companion.papers.visual_compiler.evaluate import (
+    Matches,
+    coco_metrics,
+    evaluate,
+    iou,
+    match,
+    to_results,
+)
 from companion.papers.visual_compiler.experiment import (
     DATASETS,
     Case,
@@ -56,7 +68,14 @@ from companion.papers.visual_compiler.places import (
     pets_truth,
     town_centre_scene,
 )
-from companion.papers.visual_compiler.raster import KernelError, Raster, rasterise
+from companion.papers.visual_compiler.raster import (
+    KernelError,
+    Raster,
+    drawing_code,
+    drawing_device,
+    pick_backend,
+    rasterise,
+)
 from companion.papers.visual_compiler.render import (
     Light,
     Placements,
@@ -107,9 +126,13 @@ __all__ = [
     "coco_metrics",
     "compile_scene",
     "decode",
+    "decode_mask",
     "detect",
     "draw_light",
     "draw_placements",
+    "drawing_code",
+    "drawing_device",
+    "encode_mask",
     "evaluate",
     "export",
     "first_pictures",
@@ -126,8 +149,10 @@ __all__ = [
     "make_trunk",
     "match",
     "overlaps",
+    "people_of",
     "pets_scene",
     "pets_truth",
+    "pick_backend",
     "pose_people",
     "procedural_scene",
     "random_scenes",
@@ -142,9 +167,11 @@ __all__ = [
     "suppress",
     "targets",
     "to_coco",
+    "to_results",
     "town_centre_scene",
     "train",
     "undistort",
+    "without_opencv",
     "write_coco",
     "write_products",
 ]

@@ -16,6 +16,17 @@ OPEN, CLOSE = (2, 2), (5, 3)
 MARGIN = torch.tensor([0.14, 0.125])  # of the window's width and height
 
 
+def without_opencv() -> str:
+    """Why OpenCV's detectors cannot run here, "" if they can."""
+    try:
+        import cv2
+    except ImportError:
+        return "OpenCV is not installed (opencv-python-headless<5)"
+    if not hasattr(cv2, "HOGDescriptor"):
+        return "OpenCV 5 has no HOG detector: install opencv-python-headless<5"
+    return ""
+
+
 def hog_detect(
     pictures: Tensor, *, enlarge: float = 1.0, overlap: float = 0.4, told_in: int | None = None
 ) -> list[Detections]:
@@ -25,10 +36,13 @@ def hog_detect(
     by 128 pixels, so smaller people are missed. told_in: boxes come back, less the window's margin,
     in pixels of a picture of this width; None for that of the pictures given.
     """
+    if not 0 < enlarge < float("inf"):
+        raise ValueError(f"enlarge = {enlarge!r}: expected a factor above 0")
+    missing = without_opencv()
+    if missing:
+        raise ImportError(missing)
     import cv2
 
-    if not hasattr(cv2, "HOGDescriptor"):
-        raise ImportError("OpenCV 5 has no HOG detector: install opencv-python-headless<5")
     hog = cv2.HOGDescriptor()
     hog.setSVMDetector(cv2.HOGDescriptor_getDefaultPeopleDetector())
     height, width = pictures.shape[2:]

@@ -7,8 +7,10 @@ import functools
 import hashlib
 import io
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -133,7 +135,7 @@ class BodyBank:
                 int(data["phases"]),
                 hashlib.sha256(raw).hexdigest(),
             )
-        except (KeyError, ValueError, OSError) as error:
+        except (KeyError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
             raise CorruptDataError(f"{path}: no bank of bodies ({error})") from error
         if bank.vertices.ndim != 3 or bank.faces.max() >= bank.vertices.shape[1]:
             raise CorruptDataError(f"{path}: the faces name vertices that are not there")

@@ -7,6 +7,7 @@ first, the centre of pixel i at i + 1/2, so that the picture covers [0, width] x
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Protocol
 from xml.etree import ElementTree
 
+import numpy as np
 import torch
+from numpy.polynomial import Polynomial
 from torch import Tensor
 
 from companion.data.root import CorruptDataError
@@ -23,7 +26,11 @@ ITERATIONS = 100  # of undistorting; OpenCV's five leave 0.07 px on a strong len
 
 
 class Lens(Protocol):
-    """A distortion of normalised picture coordinates (x_c / z_c, y_c / z_c)."""
+    """A distortion of normalised picture coordinates (x_c / z_c, y_c / z_c).
+
+    A polynomial lens folds: beyond some radius it would bring far points back into the picture,
+    which no glass does. Outside of the range in which it is one to one, both ways give NaN.
+    """
 
     def distort(self, xy: Tensor) -> Tensor: ...
     def undistort(self, xy: Tensor) -> Tensor: ...
@@ -39,19 +46,79 @@ class Brown:
     p2: float = 0.0
     k3: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name} = {value!r}: expected a finite coefficient")
+
+    @functools.cached_property
+    def reach(self) -> float:
+        """Largest ideal radius up to which the lens does not fold, in any direction."""
+        t = Polynomial([0, 1])
+        r2 = t * t
+        radial = 1 + r2 * (self.k1 + r2 * (self.k2 + r2 * self.k3))
+        slope = self.k1 + r2 * (2 * self.k2 + 3 * self.k3 * r2)  # by r²
+        directions = 1 if self.p1 == self.p2 == 0 else 180
+        nearest = math.inf
+        for angle in np.arange(directions) * 2 * np.pi / directions:
+            c, s = np.cos(angle), np.sin(angle)
+            # the Jacobian is symmetric; its determinant is 1 at the middle, 0 where the lens folds
+            xx = radial + 2 * c * c * r2 * slope + (2 * self.p1 * s + 6 * self.p2 * c) * t
+            yy = radial + 2 * s * s * r2 * slope + (6 * self.p1 * s + 2 * self.p2 * c) * t
+            xy = 2 * c * s * r2 * slope + 2 * (self.p1 * c + self.p2 * s) * t
+            roots = (xx * yy - xy * xy).trim().roots()
+            real = roots.real[(abs(roots.imag) < 1e-9 * (1 + abs(roots))) & (roots.real > 0)]
+            nearest = min(nearest, *real, math.inf)
+        return float(nearest)
+
     def distort(self, xy: Tensor) -> Tensor:
-        """Where an ideal point (..., 2) comes to lie."""
-        radial, tangential = self._terms(xy)
-        return xy * radial + tangential
+        """Where an ideal point (..., 2) comes to lie; NaN beyond `reach`."""
+        inside = xy.square().sum(-1, keepdim=True) <= self.reach * self.reach
+        return torch.where(inside, self._bend(xy), torch.nan)
 
     def undistort(self, xy: Tensor) -> Tensor:
         """The ideal point of a distorted one, by fixed-point iteration; NaN where there is none."""
         ideal = xy
         for _ in range(ITERATIONS):
+            last = ideal
             radial, tangential = self._terms(ideal)
             ideal = (xy - tangential) / radial
-        reached = (self.distort(ideal) - xy).abs().amax(-1, keepdim=True) < 1e-6
+            if torch.equal(ideal, last):
+                break
+        reached = self._reached(ideal, xy)
+        if not reached.all():  # a lens that magnifies strongly throws the iteration off
+            ideal = torch.where(reached, ideal, self._search(xy))
+            reached = self._reached(ideal, xy)
         return torch.where(reached, ideal, torch.nan)
+
+    def _bend(self, xy: Tensor) -> Tensor:
+        radial, tangential = self._terms(xy)
+        return xy * radial + tangential
+
+    def _reached(self, ideal: Tensor, xy: Tensor) -> Tensor:
+        size = xy.abs().amax(-1, keepdim=True).clamp(min=1)
+        return (self.distort(ideal) - xy).abs().amax(-1, keepdim=True) < 1e-6 * size
+
+    def _search(self, xy: Tensor) -> Tensor:
+        """Bisection along the radius, which is exact without tangential terms; they follow."""
+        goal = xy.square().sum(-1, keepdim=True).sqrt()
+        unit = xy / goal.clamp(min=1e-30)
+        high = torch.full_like(goal, min(self.reach, 1e6))
+        ideal, aim = xy, goal
+        for _ in range(ITERATIONS // 5):
+            low, top = torch.zeros_like(goal), high
+            for _ in range(64):
+                r = (low + top) / 2
+                r2 = r * r
+                short = r * (1 + r2 * (self.k1 + r2 * (self.k2 + r2 * self.k3))) < aim
+                low, top = torch.where(short, r, low), torch.where(short, top, r)
+            ideal = unit * low
+            if self.p1 == self.p2 == 0:
+                break
+            left = xy - self._terms(ideal)[1]
+            aim = left.square().sum(-1, keepdim=True).sqrt()
+            unit = left / aim.clamp(min=1e-30)
+        return ideal
 
     def _terms(self, xy: Tensor) -> tuple[Tensor, Tensor]:
         x, y = xy.unbind(-1)
@@ -76,16 +143,35 @@ class Tsai:
 
     kappa: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.kappa):
+            raise ValueError(f"kappa = {self.kappa!r}: expected a finite coefficient")
+
+    @property
+    def reach(self) -> float:
+        """Largest distorted radius up to which the lens does not fold."""
+        return math.inf if self.kappa >= 0 else (-3 * self.kappa) ** -0.5
+
     def undistort(self, xy: Tensor) -> Tensor:
-        """The ideal point of a distorted one, in closed form."""
-        return xy * (1 + self.kappa * xy.square().sum(-1, keepdim=True))
+        """The ideal point of a distorted one, in closed form; NaN beyond `reach`."""
+        r2 = xy.square().sum(-1, keepdim=True)
+        return torch.where(r2 <= self.reach * self.reach, xy * (1 + self.kappa * r2), torch.nan)
 
     def distort(self, xy: Tensor) -> Tensor:
-        """Where an ideal point comes to lie: Newton's method for r + kappa r³ = its radius."""
+        """Where an ideal point comes to lie, r + kappa r³ = its radius; NaN where nothing does.
+
+        By Newton's method, which for a positive kappa comes down to the root from above; for a
+        negative one, where it fails near the fold, by the formula of the triple angle.
+        """
         ideal = xy.square().sum(-1, keepdim=True).sqrt()
-        r = ideal
-        for _ in range(20):
-            r = r - (r + self.kappa * r**3 - ideal) / (1 + 3 * self.kappa * r * r)
+        if self.kappa < 0:
+            r = 2 * self.reach * (torch.asin(1.5 / self.reach * ideal) / 3).sin()
+        else:
+            r = ideal
+            if self.kappa > 0:
+                r = torch.minimum(r, (ideal / self.kappa) ** (1 / 3))
+            for _ in range(20):
+                r = r - (r + self.kappa * r**3 - ideal) / (1 + 3 * self.kappa * r * r)
         return torch.where(ideal > 0, xy * (r / ideal.clamp(min=1e-30)), xy)
 
 
@@ -93,9 +179,13 @@ class Tsai:
 class Camera:
     """A fixed camera, X_c = R X + t.
 
-    K: (3, 3), focal lengths and principal point in pixels, no skew. R: (3, 3) rotation. t: (3,),
-    metres; it is *not* the camera's place, which is `centre`. width, height: of the picture.
-    lens: its distortion, None for a pinhole. All tensors are float64.
+    K: (3, 3), focal lengths, skew and principal point in pixels, upper triangular. R: (3, 3)
+    rotation; one that was rounded to five digits is made exact. t: (3,), metres; it is *not* the
+    camera's place, which is `centre`. width, height: of the picture. lens: its distortion, None
+    for a pinhole. All tensors are float64, on the CPU wherever a device lacks that.
+
+    Points and pixels may be tensors, arrays or lists of any real dtype: whole numbers count as
+    float64 (float32 on a device without it), half precision as float32.
 
     Raises ValueError for shapes that do not fit, an R that is no rotation, or a focal length
     that is not positive.
@@ -114,13 +204,20 @@ class Camera:
             if value.shape != shape or not value.isfinite().all():
                 raise ValueError(f"{name} = {value.tolist()}: expected {shape}, all finite")
             object.__setattr__(self, name, value)
-        if not (self.K[0, 0] > 0 and self.K[1, 1] > 0 and self.K[2, 2] == 1):
+        (fx, _, _), (low, fy, _), last = self.K.tolist()
+        if not (fx > 0 and fy > 0 and low == 0 and last == [0, 0, 1]):
             raise ValueError(
-                f"K = {self.K.tolist()}: expected positive focal lengths and a last row 0, 0, 1"
+                f"K = {self.K.tolist()}: expected positive focal lengths, 0 below the diagonal "
+                "and a last row 0, 0, 1"
             )
-        off = (self.R @ self.R.T - torch.eye(3, dtype=torch.float64)).abs().max()
-        if off > 1e-6 or torch.linalg.det(self.R) < 0:
-            raise ValueError(f"R = {self.R.tolist()}: expected a rotation matrix")
+        off = float((self.R @ self.R.T - torch.eye(3).to(self.R)).abs().max())
+        if off > 1e-4 or torch.linalg.det(self.R) < 0:
+            raise ValueError(
+                f"R = {self.R.tolist()}: expected a rotation matrix (R Rᵀ is {off:.2g} off)"
+            )
+        if off > 1e-6:
+            U, _, Vh = torch.linalg.svd(self.R)
+            object.__setattr__(self, "R", U @ Vh)
         if self.width < 1 or self.height < 1:
             raise ValueError(f"width, height = {self.width}, {self.height}: expected at least 1")
 
@@ -132,29 +229,59 @@ class Camera:
     def project(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (..., 2) and depths (...) of world points (..., 3).
 
-        The depth is z_c in metres; a point with z_c <= 0 is behind the camera and has NaN pixels.
+        The depth is z_c in metres. Pixels are NaN for a point that the camera cannot see: behind
+        it (z_c <= 0), or so far from the axis that the lens does not show it.
         """
-        R, t = self.R.to(X), self.t.to(X)
+        X = _real("X", X, 3)
+        R, t = _like(self.R, X), _like(self.t, X)
         camera = X @ R.T + t
         depth = camera[..., 2]
         xy = camera[..., :2] / torch.where(depth > 0, depth, torch.nan)[..., None]
         if self.lens is not None:
             xy = self.lens.distort(xy)
-        K = self.K.to(X)
-        return xy * K.diagonal()[:2] + K[:2, 2], depth
+        return self._to_pixels(xy), depth
+
+    def _to_pixels(self, xy: Tensor) -> Tensor:
+        K = _like(self.K, xy)
+        uv = xy * K.diagonal()[:2] + K[:2, 2]
+        return uv if self.skew == 0 else uv + xy[..., 1:] * _like(self._slant, xy)
+
+    def _to_plane(self, uv: Tensor) -> Tensor:
+        K = _like(self.K, uv)
+        xy = (uv - K[:2, 2]) / K.diagonal()[:2]
+        return xy if self.skew == 0 else xy - xy[..., 1:] * _like(self._slant, uv) / K[0, 0]
+
+    def distort(self, uv: Tensor) -> Tensor:
+        """Where the lens brings the pixels (..., 2) of the ideal camera; NaN where nowhere."""
+        xy = self._to_plane(_real("uv", uv, 2))
+        return self._to_pixels(xy if self.lens is None else self.lens.distort(xy))
+
+    @property
+    def skew(self) -> float:
+        """Pixels that u grows by where y_c / z_c grows by 1."""
+        return float(self.K[0, 1])
+
+    @property
+    def _slant(self) -> Tensor:
+        return torch.tensor([self.skew, 0.0], dtype=torch.float64)
 
     def rays(self, uv: Tensor) -> Tensor:
-        """World directions (..., 3) of pixels (..., 2), scaled so that depth grows by 1 along them."""
-        K = self.K.to(uv)
-        xy = (uv - K[:2, 2]) / K.diagonal()[:2]
+        """World directions (..., 3) of pixels (..., 2), scaled so that depth grows by 1 along them.
+
+        NaN where the lens shows nothing.
+        """
+        xy = self._to_plane(_real("uv", uv, 2))
         if self.lens is not None:
             xy = self.lens.undistort(xy)
-        return torch.cat([xy, torch.ones_like(xy[..., :1])], -1) @ self.R.to(uv)
+        return torch.cat([xy, torch.ones_like(xy[..., :1])], -1) @ _like(self.R, xy)
 
     def backproject_ground(self, uv: Tensor) -> Tensor:
-        """Ground points (..., 2) in metres of pixels (..., 2); NaN at and above the horizon."""
+        """Ground points (..., 2) in metres of pixels (..., 2).
+
+        NaN at and above the horizon, and where the lens shows nothing.
+        """
         ray = self.rays(uv)
-        centre = self.centre.to(uv)
+        centre = _like(self.centre, ray)
         down = torch.where(ray[..., 2:] < 0, ray[..., 2:], torch.nan)
         return centre[:2] - centre[2] / down * ray[..., :2]
 
@@ -177,11 +304,20 @@ class Camera:
         return dataclasses.replace(self, lens=None)
 
     def ground_homography(self) -> Tensor:
-        """(3, 3): ground (X, Y, 1) to pixels (u, v, 1), up to the third component; pinhole only."""
+        """(3, 3): ground (X, Y, 1) to pixels (u, v, 1), up to the third component.
+
+        Raises ValueError for a camera with a lens, which no matrix describes: see `ideal`.
+        """
+        if self.lens is not None:
+            raise ValueError(
+                f"lens = {self.lens!r}: a homography is that of a pinhole, of ideal()"
+            )
         return self.K @ torch.stack([self.R[:, 0], self.R[:, 1], self.t], 1)
 
     def to(self, device: torch.device | str) -> Camera:
-        """A copy with its tensors on a device."""
+        """A copy with its tensors on a device, or on the CPU where that has no float64."""
+        if not has_float64(device):
+            device = "cpu"
         return dataclasses.replace(
             self, K=self.K.to(device), R=self.R.to(device), t=self.t.to(device)
         )
@@ -206,18 +342,25 @@ class Camera:
     ) -> Camera:
         """A calibration in OpenCV's convention, in which pixel i has its centre at i.
 
-        R: matrix (3, 3) or rotation vector (3,). size: width, height. dist: none, four or five of
-        k1, k2, p1, p2, k3.
+        R: matrix (3, 3) or rotation vector of 3. t: of 3. size: width, height. dist: none, four or
+        five of k1, k2, p1, p2, k3; more only if they are 0. Rows and columns, as OpenCV gives
+        them, are as good as vectors.
         """
-        if len(dist) not in (0, 4, 5):
+        given = () if dist is None else torch.as_tensor(dist, dtype=torch.float64).flatten()
+        numbers = [float(k) for k in given]
+        if len(numbers) not in (0, 4, 5) and (len(numbers) < 4 or any(numbers[5:])):
             raise ValueError(
                 f"dist = {dist!r}: expected 0, 4 or 5 coefficients k1, k2, p1, p2, k3"
             )
         K = torch.as_tensor(K, dtype=torch.float64).clone()
+        if K.shape != (3, 3):
+            raise ValueError(f"K = {K.tolist()}: expected (3, 3), all finite")
         R = torch.as_tensor(R, dtype=torch.float64)
+        t = torch.as_tensor(t, dtype=torch.float64)
         K[:2, 2] += 0.5
-        lens = Brown(*map(float, dist)) if any(dist) else None
-        return cls(K, R if R.ndim == 2 else rotation_vector(R), t, *size, lens)
+        lens = Brown(*numbers[:5]) if any(numbers) else None
+        R = rotation_vector(R.flatten()) if R.numel() == 3 else R
+        return cls(K, R, t.flatten() if t.numel() == 3 else t, *size, lens)
 
     @classmethod
     def from_tsai(cls, path: str | os.PathLike) -> Camera:
@@ -242,9 +385,11 @@ class Camera:
             t = torch.tensor([number["tx"], number["ty"], number["tz"]], dtype=torch.float64)
             size = int(number["width"]), int(number["height"])
             lens = Tsai(number["kappa1"] * f * f)
-        except (ElementTree.ParseError, AttributeError, KeyError, ValueError) as error:
+            return cls(K, turn[2] @ turn[1] @ turn[0], t / 1000, *size, lens)
+        except (
+            ElementTree.ParseError, AttributeError, KeyError, ValueError, ArithmeticError,
+        ) as error:  # fmt: skip
             raise CorruptDataError(f"{path}: no Tsai calibration ({error!r})") from error
-        return cls(K, turn[2] @ turn[1] @ turn[0], t / 1000, *size, lens)
 
     @classmethod
     def from_homography(cls, H: Tensor, width: int, height: int) -> Camera:
@@ -257,7 +402,7 @@ class Camera:
         matrix that is no view of a plane.
         """
         H = torch.as_tensor(H, dtype=torch.float64)
-        if H.shape != (3, 3) or torch.linalg.matrix_rank(H) < 3:
+        if H.shape != (3, 3) or not H.isfinite().all() or torch.linalg.matrix_rank(H) < 3:
             raise ValueError(f"H = {H.tolist()}: expected an invertible (3, 3) matrix")
         shift = torch.eye(3, dtype=torch.float64)
         shift[:2, 2] = -torch.tensor([width / 2, height / 2], dtype=torch.float64)
@@ -282,6 +427,28 @@ class Camera:
         found.append((found[0][0] @ flip, -found[0][1]))
         R, t = max(found, key=lambda pose: float((-pose[0].T @ pose[1])[2]))
         return cls(K, R, t, width, height)
+
+
+def has_float64(device: torch.device | str) -> bool:
+    """Whether a device has float64: Apple's GPUs have not."""
+    return torch.device(device).type != "mps"
+
+
+def _real(name: str, values: Tensor, columns: int) -> Tensor:
+    """(..., columns), in float32 or float64."""
+    values = torch.as_tensor(values)
+    if values.ndim == 0 or values.shape[-1] != columns:
+        raise ValueError(f"{name}: shape {tuple(values.shape)}, expected (..., {columns})")
+    if values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(f"{name}: {values.dtype}, expected real numbers")
+    if not values.is_floating_point():
+        return values.to(torch.float64 if has_float64(values.device) else torch.float32)
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def _like(constant: Tensor, values: Tensor) -> Tensor:
+    """In the dtype of some values, then on their device, which may lack the constant's dtype."""
+    return constant.to(values.dtype).to(values.device)
 
 
 def rotation_vector(r: Tensor) -> Tensor:
@@ -334,9 +501,9 @@ def read_town_centre(path: str | os.PathLike) -> Camera:
         K[0, 0], K[1, 1] = number["FocalLengthX"], number["FocalLengthY"]
         K[0, 2], K[1, 2] = number["PrincipalPointX"], number["PrincipalPointY"]
         dist = tuple(number[f"Distortion{name}"] for name in ("K1", "K2", "P1", "P2"))
+        return Camera.from_opencv(K, R, t, (1920, 1080), dist)
     except (KeyError, ValueError) as error:
         raise CorruptDataError(f"{path}: no calibration of Town Centre ({error!r})") from error
-    return Camera.from_opencv(K, R, t, (1920, 1080), dist)
 
 
 def height_law(f: float, h: float, pitch: float, d: float, H: float) -> float:

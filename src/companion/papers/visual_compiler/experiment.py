@@ -15,6 +15,7 @@ from torch import Tensor
 from companion.data.root import CorruptDataError
 from companion.data.surveillance import load_pets, load_town_centre
 from companion.papers.visual_compiler.bodies import BodyBank
+from companion.papers.visual_compiler.coco import people_of
 from companion.papers.visual_compiler.labels import to_coco, write_coco
 from companion.papers.visual_compiler.network import SpatiallyVaryingFCN, export
 from companion.papers.visual_compiler.places import (
@@ -26,6 +27,7 @@ from companion.papers.visual_compiler.places import (
 from companion.papers.visual_compiler.raster import rasterise
 from companion.papers.visual_compiler.render import (
     Renders,
+    check_supersample,
     draw_light,
     draw_placements,
     render_people,
@@ -78,8 +80,13 @@ def make_case(
     size), or "folder": the scene in scene_path, tested on the pictures of video_path with the
     COCO file gt_path, or on renders without these.
 
-    Raises ValueError for a name or a combination that is none, and as the loaders do.
+    Raises ValueError for a name or a combination that is none, a number below 1, and as the
+    loaders do.
     """
+    for name, value in (("width", width), ("n_test", n_test), ("max_people", max_people)):
+        if value < 1:
+            raise ValueError(f"{name} = {value!r}: expected at least 1")
+    check_supersample(supersample)
     if dataset not in DATASETS:
         raise ValueError(f"dataset = {dataset!r}: expected one of {', '.join(DATASETS)}")
     if bool(scene_path) != (dataset == "folder"):
@@ -132,21 +139,29 @@ def read_truth(video_path: str, gt_path: str, scene: Scene) -> tuple[Tensor, dic
     """Real pictures, from a folder of files or a video, that a COCO file annotates.
 
     The COCO file's images name files of the folder, or give the video's frame as "frame". Pictures
-    must have the scene's size. Raises FileNotFoundError, CorruptDataError or ValueError.
+    must have the scene's size. The truth comes back in the form of `people_of`.
+
+    Raises FileNotFoundError, CorruptDataError, or ValueError; the latter also where no person who
+    counts is annotated, as nothing could be measured.
     """
+    if not Path(gt_path).is_file():
+        raise FileNotFoundError(f"gt_path = {gt_path!r}: there is no such file")
     try:
-        truth = json.loads(Path(gt_path).read_text(encoding="utf-8"))
-        entries = truth["images"]
-        for entry in truth["annotations"]:
-            entry.setdefault("iscrowd", 0)
-            entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CorruptDataError(f"{gt_path}: no COCO annotations ({error!r})") from error
+        truth = people_of(json.loads(Path(gt_path).read_text(encoding="utf-8")))
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise CorruptDataError(f"gt_path = {gt_path!r}: no COCO annotations ({error})") from error
+    entries = truth["images"]
+    if all(entry["iscrowd"] for entry in truth["annotations"]):
+        raise ValueError(f"gt_path = {gt_path!r}: nobody is annotated who counts")
     source = Path(video_path)
+    key = "file_name" if source.is_dir() else "frame"
+    for k, entry in enumerate(entries):
+        if not isinstance(entry.get(key), str if source.is_dir() else int):
+            raise CorruptDataError(f"gt_path = {gt_path!r}: image {k} has no {key!r}")
     if source.is_dir():
         frames = [_read_picture(source / entry["file_name"]) for entry in entries]
     else:
-        frames = _read_video(source, [int(entry["frame"]) for entry in entries])
+        frames = _read_video(source, [entry["frame"] for entry in entries])
     for frame, entry in zip(frames, entries, strict=True):
         if frame.shape[1:] != scene.background.shape[1:]:
             raise ValueError(
@@ -159,15 +174,28 @@ def read_truth(video_path: str, gt_path: str, scene: Scene) -> tuple[Tensor, dic
 def _read_picture(path: Path) -> Tensor:
     from PIL import Image
 
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).movedim(2, 0)
+    try:
+        with Image.open(path) as picture:
+            return torch.from_numpy(np.array(picture.convert("RGB"))).movedim(2, 0)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"video_path: {path} is missing") from None
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise CorruptDataError(f"{path}: no picture that can be read ({error})") from error
 
 
 def _read_video(path: Path, numbers: Sequence[int]) -> list[Tensor]:
-    import cv2
-
     if not path.is_file():
         raise FileNotFoundError(f"video_path = {str(path)!r}: there is no such folder or file")
+    if min(numbers) < 0:
+        raise ValueError(f"gt_path: frame {min(numbers)}, expected from 0 on")
+    try:
+        import cv2
+    except ImportError as error:
+        raise ValueError(
+            f"video_path = {str(path)!r}: reading a video needs opencv-python-headless; "
+            "without it give a folder of pictures"
+        ) from error
+
     video = cv2.VideoCapture(str(path))
     frames: dict[int, Tensor] = {}
     try:

@@ -26,6 +26,8 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
+# fused multiply-add rounds otherwise on every machine, and may change who is nearest
+wp.set_module_options({"fuse_fp": False})
 wp.config.log_level = wp.LOG_ERROR  # else it greets on stdout
 if torch.cuda.is_available():
     wp.init()

@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from companion.papers.visual_compiler.bodies import KEYPOINTS, BodyBank
+from companion.papers.visual_compiler.coco import encode_mask
+from companion.papers.visual_compiler.raster import drawing_device
 from companion.papers.visual_compiler.render import (
     CLOTHES,
     Renders,
+    check_supersample,
     draw_light,
     draw_placements,
     render_people,
@@ -35,7 +37,7 @@ SKELETON = [
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Rendered pictures with their labels, small enough to keep.
+    """Rendered pictures with their labels, kept on the CPU: 40,000 of 640 x 360 are 28 GB.
 
     images: (n, 3, H, W), uint8. masks: (n, H/4, W/4) bool, where people fill most of a cell.
     boxes: (P, 4), keypoints: (P, 17, 3), wanted: (P,) bool, seen well enough to be learned;
@@ -52,19 +54,33 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pictures (b, 3, H, W) in [0, 1] and the targets of their cells."""
+    def part(self, n: int) -> TrainingSet:
+        """A copy of the first n pictures, so that the rest can be forgotten."""
+        people = int(self.first[min(n, len(self))])
+        rows = {
+            name: getattr(self, name)[:people].clone() for name in ("boxes", "keypoints", "wanted")
+        }
+        return TrainingSet(
+            self.images[:n].clone(),
+            self.masks[:n].clone(),
+            first=self.first[: n + 1].clone(),
+            **rows,
+        )
+
+    def batch(
+        self, index: Tensor, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pictures (b, 3, H, W) in [0, 1] and the targets of their cells, made on a device."""
+        index = index.cpu()
         counts = self.first[index + 1] - self.first[index]
-        image = torch.arange(len(index), device=index.device).repeat_interleave(counts)
-        within = torch.arange(len(image), device=index.device)
+        image = torch.arange(len(index)).repeat_interleave(counts)
+        within = torch.arange(len(image))
         within = within - (counts.cumsum(0) - counts)[image]
         people = self.first[index][image] + within
-        pictures = self.images[index].float() / 255
-        cells = tuple(self.masks.shape[1:])
-        return pictures, targets(
-            self.boxes[people], self.keypoints[people], self.wanted[people], image,
-            self.masks[index], cells,
-        )  # fmt: skip
+        pictures = self.images[index].to(device).float() / 255
+        rows = (self.boxes[people], self.keypoints[people], self.wanted[people], image)
+        rows = (part.to(device) for part in (*rows, self.masks[index]))
+        return pictures, targets(*rows, tuple(self.masks.shape[1:]))
 
 
 def gaussians(centre: Tensor, spread: Tensor, cells: int) -> Tensor:
@@ -160,13 +176,25 @@ def compile_scene(
 ) -> TrainingSet:
     """Render n labelled pictures, spread evenly over the scenes, and keep what training needs.
 
-    Picture sizes of the scenes must agree. Raises ValueError otherwise.
+    They are drawn on `raster.drawing_device` of the device, and kept on the CPU.
+
+    Raises ValueError for fewer than one picture, person or scene, for another number of samples
+    than `render_people` takes, and where the picture sizes of the scenes differ.
     """
     scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
-    if len({tuple(scene.background.shape) for scene in scenes}) != 1:
-        raise ValueError("scenes: expected pictures of one size")
+    for name, value in (("n", n), ("max_people", max_people), ("scenes", len(scenes))):
+        if value < 1:
+            raise ValueError(f"{name} = {value!r}: expected at least 1")
+    check_supersample(supersample)
+    sizes = sorted({tuple(scene.background.shape) for scene in scenes})
+    if len(sizes) != 1:
+        raise ValueError(f"scenes: expected pictures of one size, not {sizes}")
+    device = drawing_device(device)
     shares = [n // len(scenes) + (k < n % len(scenes)) for k in range(len(scenes))]
     parts: dict[str, list[Tensor]] = {field.name: [] for field in dataclasses.fields(TrainingSet)}
+    del parts["images"]
+    images = torch.empty((n, *sizes[0]), dtype=torch.uint8)
+    done = 0
     bank = bank.to(device)
     for scene, share in zip(scenes, shares, strict=True):
         here = scene.to(device)
@@ -181,17 +209,19 @@ def compile_scene(
                 supersample=supersample, generator=generator,
             )  # fmt: skip
             filled = torch.nn.functional.avg_pool2d((out.instance > 0).float(), STRIDE)
-            parts["images"].append((out.image * 255).round().to(torch.uint8))
-            parts["masks"].append(filled >= 0.5)
-            parts["boxes"].append(out.boxes_xyxy)
-            parts["keypoints"].append(out.keypoints)
-            parts["wanted"].append(is_wanted(out))
-            parts["first"].append(torch.bincount(out.image_index, minlength=count))
+            images[done : done + count] = (out.image * 255).round().to(torch.uint8)
+            done += count
+            parts["masks"].append((filled >= 0.5).cpu())
+            parts["boxes"].append(out.boxes_xyxy.cpu())
+            parts["keypoints"].append(out.keypoints.cpu())
+            parts["wanted"].append(is_wanted(out).cpu())
+            parts["first"].append(torch.bincount(out.image_index.cpu(), minlength=count))
             if bar is not None:
                 bar.update(count)
     counts = torch.cat(parts.pop("first"))
     first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return TrainingSet(**{name: torch.cat(rows) for name, rows in parts.items()}, first=first)
+    rows = {name: torch.cat(rows) for name, rows in parts.items()}
+    return TrainingSet(images, first=first, **rows)
 
 
 # ---------------------------------------------------------------- COCO
@@ -206,15 +236,12 @@ def to_coco(
     has `visible_fraction`, `ground` (metres) and `stature` (metres), and the data set has the
     camera if a scene is given. info: more for the header, such as seed and the bank's checksum.
     """
-    from pycocotools import mask as rle
-
     height, width = renders.image.shape[2:]
     wanted = is_wanted(renders).tolist()
     annotations = []
     instance = renders.instance.cpu().numpy()
     for p, image in enumerate(renders.image_index.tolist()):
-        mask = np.asfortranarray(instance[image] == p + 1, dtype=np.uint8)
-        code = rle.encode(mask)
+        mask = instance[image] == p + 1
         x0, y0, x1, y1 = renders.boxes_xyxy[p].tolist()
         marks = renders.keypoints[p].clone()
         marks[marks[:, 2] == 0] = 0
@@ -225,7 +252,7 @@ def to_coco(
                 "category_id": 1,
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "area": float(mask.sum()),
-                "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
+                "segmentation": encode_mask(mask),
                 "keypoints": marks.flatten().tolist(),
                 "num_keypoints": int((marks[:, 2] > 0).sum()),
                 "iscrowd": int(not wanted[p]),

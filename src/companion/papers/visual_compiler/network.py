@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, max_pool2d
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, max_pool2d, pad
 
 from companion.papers.visual_compiler.bodies import KEYPOINTS
 from companion.papers.visual_compiler.camera import Camera
@@ -27,7 +27,10 @@ def make_trunk(width: int = 24) -> nn.Sequential:
     """Features at a quarter of the picture's size, (b, 3, H, W) to (b, width, H/4, W/4).
 
     Dilated convolutions let a cell see about 60 pixels in each direction.
+    Raises ValueError for a width below 2.
     """
+    if width < 2:
+        raise ValueError(f"width = {width!r}: expected at least 2 channels")
 
     def block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> list[nn.Module]:
         conv = nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False)
@@ -45,13 +48,18 @@ class SpatiallyVaryingFCN(nn.Module):
     which it lies. With one region it is an ordinary, location-agnostic network.
 
     trunk: (b, 3, H, W) -> (b, F, H/4, W/4). masks: (n_regions, H/4, W/4), adding up to 1;
-    None for a single region. Outputs (b, 23, H/4, W/4).
+    None for a single region. Outputs (b, 23, H/4, W/4), rounded down.
+
+    Raises ValueError for numbers below 1, and masks that do not fit.
     """
 
     def __init__(
         self, trunk: nn.Module, n_regions: int, head_width: int, masks: Tensor | None = None
     ) -> None:
         super().__init__()
+        for name, value in (("n_regions", n_regions), ("head_width", head_width)):
+            if value < 1:
+                raise ValueError(f"{name} = {value!r}: expected at least 1")
         if masks is None and n_regions != 1:
             raise ValueError(f"n_regions = {n_regions!r}: expected masks, or 1")
         if masks is not None:
@@ -71,7 +79,9 @@ class SpatiallyVaryingFCN(nn.Module):
         self.register_buffer("masks", masks)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        features = torch.relu(self.hidden(self.trunk(pictures - 0.5)))
+        # a strip of less than a cell at the right or the bottom has no say
+        height, width = (size // STRIDE for size in pictures.shape[2:])
+        features = torch.relu(self.hidden(self.trunk(pictures - 0.5)))[..., :height, :width]
         if self.masks is None:
             return self.out(features) + self.bias[0, :, None, None]
         # mask times hidden, then one dense product: a grouped one is the same, and slower
@@ -117,23 +127,36 @@ def train(
     lr: float,
     generator: torch.Generator,
     gamma: float = 0.0,
+    device: torch.device | str = "cpu",
     bar: Progress | None = None,
 ) -> list[float]:
     """Train by AdamW with a warm-up and a cosine; return the loss of every step.
 
-    gamma: weight of `variation`, which keeps neighbouring regions alike.
-    Raises DivergenceError for a loss that is not finite.
+    gamma: weight of `variation`, which keeps neighbouring regions alike. device: where the
+    network goes and a batch at a time follows it.
+    Raises DivergenceError for a loss that is not finite, and ValueError for a batch that is
+    larger than the data or a number out of its range.
     """
-    device = data.images.device
+    if not 1 <= batch_size <= len(data):
+        raise ValueError(f"batch_size = {batch_size!r}: expected 1 to {len(data)}, the pictures")
+    if steps < 1:
+        raise ValueError(f"steps = {steps!r}: expected at least 1")
+    if not 0 < lr < float("inf") or not 0 <= gamma < float("inf"):
+        raise ValueError(f"lr = {lr!r}, gamma = {gamma!r}: expected above 0, and from 0 on")
+    cells = data.masks.shape[1:]
+    if model.masks is not None and model.masks.shape[1:] != cells:
+        raise ValueError(
+            f"masks: {tuple(model.masks.shape[1:])} cells, but the pictures have {tuple(cells)}"
+        )
     model.to(device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, lr, total_steps=steps + 1, pct_start=min(0.2, 10 / steps + 0.1)
     )
-    order = shuffled_batches(len(data), min(batch_size, len(data)), generator)
+    order = shuffled_batches(len(data), batch_size, generator)
     kept: list[Tensor] = []
     for step in range(1, steps + 1):
-        pictures, target = data.batch(next(order).to(device))
+        pictures, target = data.batch(next(order), device)
         optimiser.zero_grad(set_to_none=True)
         part = losses(model(pictures.contiguous(memory_format=torch.channels_last)), target)
         loss = sum(WEIGHTS[name] * value for name, value in part.items())
@@ -179,10 +202,20 @@ class Detections:
         return torch.stack([self.boxes[:, [0, 2]].mean(1), self.boxes[:, 3]], 1)
 
     def person_mask(self, k: int, height: int, width: int) -> Tensor:
-        """(H, W) bool: the mask inside one person's box."""
+        """(H, W) bool: the mask inside one person's box.
+
+        Raises ValueError without a mask, and for a picture of another size than the detector saw.
+        """
         if self.mask is None:
             raise ValueError("these detections have no mask")
-        full = interpolate(self.mask[None, None], (height, width), mode="bilinear")[0, 0] > 0
+        cells = self.mask.shape[-2] * STRIDE, self.mask.shape[-1] * STRIDE
+        if (height // STRIDE, width // STRIDE) != tuple(self.mask.shape[-2:]):
+            raise ValueError(
+                f"height, width = {height}, {width}: the mask is for about {cells[0]}, {cells[1]}"
+            )
+        full = interpolate(self.mask[None, None], cells, mode="bilinear")[0, 0] > 0
+        # a picture may have a strip that is less than a cell
+        full = pad(full, (0, width - cells[1], 0, height - cells[0]))
         x0, y0, x1, y1 = self.boxes[k].round().long().tolist()
         inside = torch.zeros_like(full)
         inside[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True

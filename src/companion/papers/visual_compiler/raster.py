@@ -2,14 +2,17 @@
 
 Corners are snapped to 1/256 of a sample and the edge functions are integers, so that coverage is
 the same on every machine and in both implementations: no sample is lost or counted twice where
-faces meet. Depth is interpolated as 1/z. The nearest face of a sample is found by an atomic
-minimum over 64-bit keys, which does not depend on the order of the faces.
+faces meet. Depth is interpolated as 1/z, by the same roundings everywhere: multiplications and
+additions are not fused, so that who is nearest is the same too. The nearest face of a sample is
+found by an atomic minimum over 64-bit keys, which does not depend on the order of the faces.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -23,6 +26,37 @@ CHUNK = 4_000_000  # candidate samples that the torch twin holds at a time
 
 class KernelError(RuntimeError):
     """Raised where Warp cannot build or load its kernel; torch can do the work instead."""
+
+
+def pick_backend(backend: str = "auto") -> str:
+    """What draws: "auto" takes Warp where it is installed, else torch, which draws the same.
+
+    Raises ValueError for a name that is none, and KernelError for Warp where it is not installed.
+    """
+    if backend not in ("auto", "warp", "torch"):
+        raise ValueError(f"backend = {backend!r}: expected 'auto', 'warp' or 'torch'")
+    there = find_spec("warp") is not None
+    if backend == "warp" and not there:
+        raise KernelError("backend = 'warp': Warp is not installed (pip install warp-lang)")
+    return ("warp" if there else "torch") if backend == "auto" else backend
+
+
+def drawing_device(device: torch.device | str) -> torch.device:
+    """Where to draw for a network on a device: there, but for Apple's GPUs on the CPU.
+
+    Warp does not know those, and they lack float64 and minima of 64-bit keys.
+    """
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def drawing_code() -> Callable:
+    """The function that draws here, to be read: Warp's kernel, or its twin in torch."""
+    if pick_backend() == "torch":
+        return _draw_with_torch
+    from companion.papers.visual_compiler import kernels
+
+    return kernels.rasterise.func
 
 
 @dataclass(frozen=True)
@@ -100,13 +134,12 @@ def rasterise(
 
     uv: (P, V, 2), corners in samples, the centre of sample i at i + 1/2. depth: (P, V), metres.
     faces: (F, 3). image: (P,), the picture of each mesh. static: (H, W) depth of what else is
-    there, inf for nothing. backend: "warp", "torch", or "auto", which is Warp.
+    there, inf for nothing. backend: as `pick_backend`.
 
-    Faces that come nearer than NEAR, or that reach out of all proportion, are left out.
-    Raises KernelError where Warp does not work.
+    Faces that come nearer than NEAR, that reach out of all proportion, or with a corner that is
+    NaN, are left out. Raises KernelError where Warp does not work.
     """
-    if backend not in ("auto", "warp", "torch"):
-        raise ValueError(f"backend = {backend!r}: expected 'auto', 'warp' or 'torch'")
+    backend = pick_backend(backend)
     height, width = static.shape
     inside = (depth > NEAR) & (uv.abs().amax(-1) < FAR_CORNER)
     corners = torch.where(inside[..., None], uv * SUB, 0.0).round().to(torch.int32)
@@ -211,8 +244,8 @@ def _draw_with_torch(
             inside &= edge >= (~top_left).long()
             weight.append(edge)
         face, x, y = face[inside], x[inside], y[inside]
-        w = torch.stack(weight, 1)[inside].float()
-        depth = area[face].float() / (w * iz[face]).sum(1)
+        a, b, c = (torch.stack(weight, 1)[inside].float() * iz[face]).unbind(1)
+        depth = 1 / ((a + b + c) * (1 / area[face].float()))  # the kernel's order of roundings
         key = (depth.view(torch.int32).long() << 32) | face
         p = person[face]
         keys.scatter_reduce_(0, (image[p].long() * height + y) * width + x, key, "amin")

@@ -287,8 +287,7 @@ def render_people(
     Raises ValueError where somebody is out of view, and where placements and light differ in
     their number of pictures.
     """
-    if not 1 <= supersample <= 8:
-        raise ValueError(f"supersample = {supersample!r}: expected 1 to 8")
+    check_supersample(supersample)
     people = placements
     n, ss, camera = people.n_images, supersample, scene.camera
     if len(light.sun) != n:
@@ -323,6 +322,12 @@ def render_people(
         people.stature,
         foot_head,
     )
+
+
+def check_supersample(supersample: int) -> None:
+    """Raise ValueError unless this is a number of samples that pictures can be drawn with."""
+    if supersample not in range(1, 9):
+        raise ValueError(f"supersample = {supersample!r}: expected 1 to 8")
 
 
 def _touches(uv: Tensor, width: int, height: int) -> Tensor:
@@ -372,13 +377,7 @@ def _shadows(scene, bank, people, light, meshes, ss, backend) -> Tensor:
     uv, depth = scene.camera.project(flat)
     blank = torch.full((ss * height, ss * width), torch.inf, device=scene.device)
     raster = rasterise(
-        uv.nan_to_num(0) * ss,
-        depth,
-        bank.faces,
-        people.image,
-        blank,
-        people.n_images,
-        backend=backend,
+        uv * ss, depth, bank.faces, people.image, blank, people.n_images, backend=backend
     )
     b, y, x, *_ = raster.hits
     on_ground = scene.ground(ss)[y, x].float() / ss**2
@@ -406,8 +405,9 @@ def _instances(raster, ss: int) -> Tensor:
 
 def _boxes(uv: Tensor, instance: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
     limit = uv.new_tensor([width, height])
-    low = torch.minimum(uv.amin(1).clamp(min=0), limit)
-    high = torch.minimum(uv.amax(1).clamp(min=0), limit)
+    # what the lens does not show has no pixel
+    low = torch.minimum(uv.nan_to_num(torch.inf).amin(1).clamp(min=0), limit)
+    high = torch.minimum(uv.nan_to_num(-torch.inf).amax(1).clamp(min=0), limit)
     count = len(uv)
     where = instance.nonzero()
     owner = instance[tuple(where.T)].long() - 1

@@ -298,8 +298,11 @@ def load_scene(folder: str | os.PathLike) -> Scene:
     for name in ("scene.json", "background.png"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"scene_path = {str(folder)!r}: it has no {name}")
-    with Image.open(folder / "background.png") as picture:
-        pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+    try:
+        with Image.open(folder / "background.png") as picture:
+            pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise CorruptDataError(f"{folder / 'background.png'}: cannot be read ({error})") from error
     background = pixels.movedim(2, 0).float() / 255
     size = background.shape[2], background.shape[1]
     try:
@@ -309,7 +312,7 @@ def load_scene(folder: str | os.PathLike) -> Scene:
             camera = Camera.from_homography(given["homography"], *size)
         elif "opencv" in given:
             k = given["opencv"]
-            camera = Camera.from_opencv(k["K"], k["R"], k["t"], size, tuple(k.get("dist", ())))
+            camera = Camera.from_opencv(k["K"], k["R"], k["t"], size, k.get("dist"))
         else:
             camera = Camera(given["K"], given["R"], given["t"], *size)
         layout = {
@@ -326,7 +329,7 @@ def load_scene(folder: str | os.PathLike) -> Scene:
             "min_height": float(text.get("min_height", 0.0)),
             "name": str(text.get("name", folder.name)),
         }
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptDataError(f"{folder / 'scene.json'}: cannot be read ({error!r})") from error
     if camera.lens is not None:
         background = undistort(background, camera)
@@ -335,15 +338,20 @@ def load_scene(folder: str | os.PathLike) -> Scene:
 
 
 def undistort(picture: Tensor, camera: Camera) -> Tensor:
-    """The picture (3, H, W) that the camera would have taken without its lens."""
-    grid = camera.pixel_grid()
-    xy = (grid - camera.K[:2, 2]) / camera.K.diagonal()[:2]
-    source = camera.lens.distort(xy) * camera.K.diagonal()[:2] + camera.K[:2, 2]
+    """The picture (3, H, W) that the camera would have taken without its lens.
+
+    Black where the lens showed nothing.
+    """
+    if camera.lens is None:
+        return picture
+    source = camera.distort(camera.pixel_grid())
     size = torch.tensor([camera.width, camera.height])
     place = (2 * source / size - 1).float().to(picture.device)
-    return torch.nn.functional.grid_sample(
-        picture[None], place[None], mode="bilinear", padding_mode="border", align_corners=False
-    )[0]
+    straight = torch.nn.functional.grid_sample(
+        picture[None], place[None].nan_to_num(0), mode="bilinear", padding_mode="border",
+        align_corners=False,
+    )[0]  # fmt: skip
+    return torch.where(place.isfinite().all(-1), straight, 0.0)
 
 
 # ---------------------------------------------------------------- procedural scenes
@@ -375,16 +383,28 @@ def random_scenes(n: int, width: int, height: int, *, like: Scene, seed: int) ->
 
     Heights, pitches, focal lengths, grounds, walls and light are drawn; people are seen in the
     sizes that they have in `like`.
+
+    Raises ValueError for n below 1, and where hardly any drawn camera sees people of these sizes.
     """
+    if n < 1:
+        raise ValueError(f"n = {n!r}: expected at least 1 scene")
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
     tall = like.person_height(like.camera.pixel_grid())[like.walkable_mask]
+    tall = tall[tall.isfinite()]
     low, high = tall.quantile(0.02).item(), tall.quantile(0.98).item()
     scenes: list[Scene] = []
+    tried = 0
     while len(scenes) < n:
+        tried += 1
+        if tried > 100 * n:
+            raise ValueError(
+                f"like: of {tried - 1} cameras drawn for {width} x {height} pixels {len(scenes)} "
+                f"see people {low:.0f} to {high:.0f} px tall, expected {n}"
+            )
         lift, pitch = draw(2.0, 8.0), math.radians(draw(6, 38))
         f = width * draw(0.7, 2.2)
         camera = Camera.level(f, lift, pitch, width, height)
