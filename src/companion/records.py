@@ -90,7 +90,7 @@ def record_run(name: str, stem: str, given: dict[str, object], folder: Path | No
         )
     finally:
         code.unlink(missing_ok=True)
-    result = json.loads(part.read_text())
+    result = json.loads(part.read_text(encoding="utf-8"))
     said = done.stderr.strip().splitlines()
     error = (said or [f"exit status {done.returncode}"])[-1] if done.returncode else ""
     missed = error.startswith("companion.claims.ClaimError")
@@ -128,7 +128,7 @@ def keep_figure(name: str, caption: str, alt: str) -> None:
         file = part.with_name(f"{run}-{name}.png")
         plt.savefig(file, dpi=100, metadata={"Software": None})
         _shrink(file)
-        kept = json.loads(part.read_text())
+        kept = json.loads(part.read_text(encoding="utf-8"))
         figure = {"file": file.name, "name": f"{name}-{run}", "caption": caption, "alt": alt}
         kept["figures"] = [f for f in kept.get("figures", []) if f["file"] != file.name] + [figure]
         write_whole(part, to_json(kept))

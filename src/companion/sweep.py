@@ -394,7 +394,7 @@ def _alone(out: Path) -> Iterator[None]:
     """Hold the folder; the lock goes with the process, however that ends."""
     import fcntl
 
-    with open(out / ".lock", "a+") as lock:
+    with open(out / ".lock", "a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -42,7 +42,12 @@ def build(force: bool = False, root: Path = ROOT) -> int:
     stamp, start = out / "built-from", out / "html" / "index.html"
     # taken before the build: an edit while it runs makes the next call build again
     content = content_hash(root)
-    if not force and start.is_file() and stamp.is_file() and stamp.read_text() == content:
+    if (
+        not force
+        and start.is_file()
+        and stamp.is_file()
+        and stamp.read_text(encoding="utf-8") == content
+    ):
         print(f"the book is up to date: {start.as_uri()}")
         return 0
 
@@ -66,7 +71,7 @@ def build(force: bool = False, root: Path = ROOT) -> int:
             + "".join(wrong or lines[-20:])
             + f"everything it said: {log}"
         )
-    stamp.write_text(content)
+    stamp.write_text(content, encoding="utf-8")
     print(f"built in {time.monotonic() - began:.0f} s: {start.as_uri()}")
     return 0
 
