@@ -145,3 +145,22 @@ def test_what_does_not_fit_is_named():
         social_force(start, goal, speed, NOBODY, steps=0)
     with pytest.raises(ValueError, match="n_agents = 0"):
         simulate_crossing(3, n_agents=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dt_s": 1e9}, r"dt_s = 1000000000.0: expected at most 100 s"),
+        ({"dt_s": float("inf")}, "dt_s = inf"),
+        ({"dt_s": float("nan")}, "dt_s = nan"),
+        ({"steps": 0}, "steps = 0"),
+        ({"radius_m": 0.0}, "radius_m = 0.0"),
+        ({"radius_m": float("nan")}, "radius_m = nan"),
+        ({"speeds_mps": ()}, r"speeds_mps = \(\)"),
+        ({"speeds_mps": (1.0, -1.0)}, "speeds_mps = "),
+        ({"n_scenes": 0}, "n_scenes = 0"),
+    ],
+)
+def test_a_simulation_that_cannot_be_is_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        simulate_crossing(**({"n_scenes": 1} | options))

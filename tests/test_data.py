@@ -1,15 +1,30 @@
 """Image sets: bundled, real, missing and damaged."""
 
+import ast
+import dataclasses
+import gzip
+import hashlib
+import http.server
+import io
+import os
+import re
 import struct
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from companion.__main__ import main
 from companion.data import (
     IMAGE_SETS,
     CorruptDataError,
+    IncompleteDataError,
     MissingDataError,
     crop_pad_flip,
     data_root,
@@ -18,7 +33,13 @@ from companion.data import (
     load_images,
     standardise,
 )
-from companion.data.images import MNIST_SHA256
+from companion.data.catalogue import catalogue
+from companion.data.fetch import fetch
+from companion.data.files import open_picture
+from companion.data.growth import load_growth
+from companion.data.images import CIFAR10_SHA256, MNIST_SHA256
+from companion.data.surveillance import load_pets, load_town_centre
+from companion.runtime import ROOT
 
 
 def generator(seed=0):
@@ -138,8 +159,18 @@ def fake_idx_set(folder, train=6, test=4):
     return folder
 
 
-def test_idx_files_become_images_and_labels(tmp_path):
+def as_published(monkeypatch, name, root):
+    """Take the files that lie there for the published ones of a set."""
+    files = {
+        path: hashlib.sha256((root / path).read_bytes()).hexdigest()
+        for path in IMAGE_SETS[name].files
+    }
+    monkeypatch.setitem(IMAGE_SETS, name, dataclasses.replace(IMAGE_SETS[name], files=files))
+
+
+def test_idx_files_become_images_and_labels(tmp_path, monkeypatch):
     raw = fake_idx_set(tmp_path / "FashionMNIST" / "raw")
+    as_published(monkeypatch, "fashion_mnist", tmp_path)
     data = load_images("fashion_mnist", tmp_path)
     assert data.train_x.shape == (6, 1, 28, 28)
     assert data.test_y.tolist() == [0, 1, 2, 3]
@@ -147,11 +178,14 @@ def test_idx_files_become_images_and_labels(tmp_path):
     np.testing.assert_array_equal((data.train_x * 255).round().numpy().ravel(), pixels)
 
 
-@pytest.mark.parametrize("damage", ["magic", "truncated", "empty", "absent", "labels"])
-def test_a_damaged_idx_file_is_named_as_such(damage, tmp_path):
+@pytest.mark.parametrize(
+    "damage", ["magic", "truncated", "empty", "absent", "labels", "one pixel"]
+)
+def test_a_damaged_idx_file_is_named_as_such(damage, tmp_path, monkeypatch):
     raw = fake_idx_set(tmp_path / "FashionMNIST" / "raw")
+    as_published(monkeypatch, "fashion_mnist", tmp_path)
     images, labels = raw / "train-images-idx3-ubyte", raw / "train-labels-idx1-ubyte"
-    content = images.read_bytes()
+    content, named = images.read_bytes(), images
     if damage == "magic":
         images.write_bytes(b"\xff\xff\xff\xff" + content[4:])
     elif damage == "truncated":
@@ -160,10 +194,19 @@ def test_a_damaged_idx_file_is_named_as_such(damage, tmp_path):
         images.write_bytes(b"")
     elif damage == "absent":
         images.unlink()
+    elif damage == "one pixel":
+        images.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     else:
         labels.write_bytes(content)
-    with pytest.raises(CorruptDataError, match=r"'fashion_mnist' in .*FashionMNIST/raw cannot be"):
+        named = labels
+    with pytest.raises(CorruptDataError, match=named.name):
         load_images("fashion_mnist", tmp_path)
+    if damage in ("magic", "truncated", "empty", "labels"):  # and the reader finds it as well
+        as_published(monkeypatch, "fashion_mnist", tmp_path)
+        with pytest.raises(
+            CorruptDataError, match=r"'fashion_mnist' in .*FashionMNIST/raw cannot be"
+        ):
+            load_images("fashion_mnist", tmp_path)
 
 
 def test_mnist_is_held_to_its_checksums(tmp_path):
@@ -171,7 +214,9 @@ def test_mnist_is_held_to_its_checksums(tmp_path):
     with pytest.raises(CorruptDataError, match=r"train-images-idx3-ubyte is damaged: sha256 "):
         load_images("mnist", tmp_path)
     (raw / "train-images-idx3-ubyte").unlink()
-    with pytest.raises(CorruptDataError, match="train-images-idx3-ubyte is missing beside"):
+    with pytest.raises(
+        IncompleteDataError, match=r"incomplete, it lacks MNIST/raw/train-images-idx3-ubyte\. "
+    ):
         load_images("mnist", tmp_path)
     assert set(MNIST_SHA256) == {f.name for f in raw.iterdir()} | {"train-images-idx3-ubyte"}
 
@@ -179,12 +224,202 @@ def test_mnist_is_held_to_its_checksums(tmp_path):
 def test_cifar_pickles_are_refused_before_they_are_read(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
+    ran = tmp_path / "ran"
+    for name in CIFAR10_SHA256:
         (folder / name).write_bytes(
-            b"cos\nsystem\n(S'exit 1'\ntR."
+            f"cos\nsystem\n(S'touch {ran}'\ntR.".encode()
         )  # a pickle that runs a command
-    with pytest.raises(CorruptDataError, match="not found or corrupted"):
+    with pytest.raises(CorruptDataError, match="data_batch_1 is damaged"):
         load_images("cifar10", tmp_path)
+    assert not ran.exists()
+
+
+# ---------------------------------------------------------------- half a set and a whole one
+
+
+def test_the_checksums_are_those_of_the_md5_sums_that_torchvision_has(real_data):
+    from torchvision.datasets import CIFAR10, MNIST
+
+    root = real_data("MNIST/raw")
+    for name, sha256 in MNIST_SHA256.items():
+        content = (root / "MNIST" / "raw" / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == sha256
+    assert {name for name, _ in CIFAR10.train_list + CIFAR10.test_list} < set(CIFAR10_SHA256)
+    assert {name for name, _ in MNIST.resources} == {f"{name}.gz" for name in MNIST_SHA256}
+
+
+@pytest.mark.parametrize("name", [n for n, source in catalogue().items() if source.where])
+def test_every_set_is_told_missing_from_incomplete_from_there(name, tmp_path):
+    source = catalogue()[name]
+    assert source.needs
+    assert source.state(tmp_path) == "missing"
+    files = [
+        tmp_path / re.sub(r"\*", f"{i:06d}", pattern.replace("??????", "*"))
+        for pattern, count in source.needs.items()
+        for i in range(min(count, 3))
+    ]
+    files = [Path(re.sub(r"\[(.)[^\]]*\]", r"\1", str(file))) for file in files]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    # a pattern with [] stands for several folders, of which one was made
+    whole = max(source.needs.values()) <= 3 and "[" not in "".join(source.needs)
+    assert source.state(tmp_path) == ("there" if whole else "incomplete")
+    files[0].unlink()
+    if len(set(files)) > 1:
+        assert source.state(tmp_path) == "incomplete"
+        assert any(
+            pattern in text for pattern in source.needs for text in source.lacking(tmp_path)
+        )
+
+
+def test_the_real_sets_are_whole_but_for_drone_videos(real_data):
+    root = real_data("trajectories")
+    states = {name: source.state(root) for name, source in catalogue().items()}
+    assert {"eth", "ucy", "trajnet"} <= {
+        name for name, state in states.items() if state == "there"
+    }
+    assert states["sdd"] == "incomplete"
+    assert "annotations.txt (23 of 60)" in catalogue()["sdd"].lacking(root)[0]
+
+
+# ---------------------------------------------------------------- downloads
+
+
+def test_every_download_is_https_and_has_checksums_before_and_after_unpacking():
+    for source in IMAGE_SETS.values():
+        assert bool(source.archives) == bool(source.files) == (source.download is not None)
+        for url, sha256 in source.archives.items():
+            assert url.startswith("https://")
+            assert re.fullmatch("[0-9a-f]{64}", sha256)
+        assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in source.files.values())
+        assert set(source.files) <= set(source.needs)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder of archives on a server of this machine: (address, folder, what was asked for)."""
+    folder, asked = tmp_path / "served", []
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(folder))
+
+        def log_message(self, *_):
+            asked.append(self.path)
+
+        def copyfile(self, source, output):
+            content = source.read()
+            # what breaks off half-way has promised more
+            output.write(content[: len(content) // 2] if "broken" in self.path else content)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", folder, asked
+        server.shutdown()
+
+
+def archives_of(served, files, kind):
+    """Pack files by name, as one .gz each or in one .tar.gz; give the sha256 by address."""
+    url, folder, _ = served
+    packed = {}
+    if kind == "tar":
+        with tarfile.open(folder / "set.tar.gz", "w:gz") as tar:
+            for name, content in {"../../evil": b"no", **files}.items():
+                member = tarfile.TarInfo(f"inside/{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        packed = ["set.tar.gz"]
+    else:
+        for name, content in files.items():
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        packed = [f"{name}.gz" for name in files]
+    return {f"{url}/{n}": hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in packed}
+
+
+CONTENT = {"a": b"first" * 999, "b": b"second"}
+WANTED = {f"here/{name}": hashlib.sha256(content).hexdigest() for name, content in CONTENT.items()}
+
+
+@pytest.mark.parametrize("kind", ["gz", "tar"])
+def test_a_download_puts_the_files_there_and_nothing_else(served, tmp_path, kind):
+    archives, root = archives_of(served, CONTENT, kind), tmp_path / "root"
+    fetch("some", archives, WANTED, root)
+    lying = {
+        f.relative_to(root).as_posix(): f.read_bytes() for f in root.rglob("*") if f.is_file()
+    }
+    assert lying == {f"here/{name}": content for name, content in CONTENT.items()}
+    assert [f.name for f in root.iterdir()] == ["here"]
+    count = len(served[2])
+    fetch("some", archives, WANTED, root)  # all there: not asked for again
+    assert len(served[2]) == count
+    (root / "here" / "b").write_bytes(b"rotten")
+    fetch("some", archives, WANTED, root)
+    assert (root / "here" / "b").read_bytes() == CONTENT["b"]
+
+
+@pytest.mark.parametrize(
+    "fault", ["broken", "swapped archive", "swapped file", "absent", "no network"]
+)
+def test_a_download_that_fails_says_so_in_a_line_and_leaves_nothing(served, tmp_path, fault):
+    url, folder, _ = served
+    archives, wanted, root = archives_of(served, CONTENT, "gz"), dict(WANTED), tmp_path / "root"
+    if fault == "broken":
+        (folder / "broken.gz").write_bytes((folder / "b.gz").read_bytes())
+        archives[f"{url}/broken.gz"] = archives.pop(f"{url}/b.gz")
+    elif fault == "swapped archive":
+        (folder / "b.gz").write_bytes(gzip.compress(b"evil"))
+    elif fault == "swapped file":
+        wanted["here/b"] = "0" * 64
+    elif fault == "absent":
+        (folder / "b.gz").unlink()
+    else:
+        archives = {"https://127.0.0.1:1/a.gz": "0" * 64}
+    with pytest.raises((MissingDataError, CorruptDataError)) as caught:
+        fetch("some", archives, wanted, root)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert (
+        "b.gz" in message
+        or "a.gz" in message
+        or "broken.gz" in message
+        or "b is damaged" in message
+    )
+    if fault in ("absent", "no network"):
+        assert f"put a, b into {root / 'here'} by hand" in message
+    assert not list(root.iterdir())
+
+
+def test_an_interrupted_download_leaves_nothing(served, tmp_path, monkeypatch):
+    archives, root = archives_of(served, CONTENT, "gz"), tmp_path / "root"
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("companion.data.fetch._unpack", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fetch("some", archives, WANTED, root)
+    assert not list(root.iterdir())
+
+
+def test_a_root_that_cannot_be_written_is_named(served, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"data_root = .*file/root': some cannot be written"):
+        fetch("some", archives_of(served, CONTENT, "gz"), WANTED, tmp_path / "file" / "root")
+
+
+def test_the_command_says_what_to_do_without_a_network(tmp_path, monkeypatch, capsys):
+    source = dataclasses.replace(
+        IMAGE_SETS["fashion_mnist"], archives={"https://127.0.0.1:1/x.gz": "0" * 64}
+    )
+    monkeypatch.setitem(IMAGE_SETS, "fashion_mnist", source)
+    assert main(["data", "--root", str(tmp_path), "--fetch", "fashion_mnist"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if line.startswith("companion: ")]) == 1
+    assert "train-images-idx3-ubyte" in lines[-1]
+    assert str(tmp_path / "FashionMNIST" / "raw") in lines[-1]
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- where data lies
@@ -203,8 +438,82 @@ def test_the_data_root_is_the_argument_then_the_variable_then_the_cache(monkeypa
 def test_a_data_root_that_is_a_file_raises(tmp_path):
     path = tmp_path / "file"
     path.touch()
+    for folder in (path, f"{path}\0", "~nobody-of-this-name/data"):
+        with pytest.raises(ValueError, match=r"data_root = "):
+            data_root(folder)
     with pytest.raises(ValueError, match="expected a folder"):
         data_root(path)
+
+
+def test_a_data_root_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # also as root
+    with pytest.raises(ValueError, match=rf"data_root = '{tmp_path}': .*can be read"):
+        data_root(tmp_path)
+
+
+def test_a_missing_data_root_is_said(tmp_path, capsys):
+    nowhere = tmp_path / "nowhere"
+    assert main(["data", "--root", str(nowhere)]) == 0
+    assert f"{nowhere} (no such folder yet)" in capsys.readouterr().out
+    with pytest.raises(MissingDataError, match=r"nowhere \(there is no such folder\)"):
+        load_images("mnist", nowhere)
+
+
+def test_data_needs_no_downloader_where_nothing_is_fetched():
+    """Not even the default data root; a GPU box may lack the packages."""
+    code = (
+        "import sys; sys.modules.update(pooch=None, requests=None, platformdirs=None)\n"
+        "from companion.data import data_root\n"
+        "from companion.data.catalogue import catalogue\n"
+        "assert len(catalogue()) > 5\n"
+        "print(data_root())"
+    )
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("COMPANION_DATA", "XDG_CACHE_HOME")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment | {"HOME": "/h"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().startswith("/h/")
+
+
+def test_the_default_data_root_is_where_pooch_has_it(monkeypatch):
+    import pooch
+
+    monkeypatch.delenv("COMPANION_DATA", raising=False)
+    for cache in ("", "/somewhere"):
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        assert data_root() == Path(pooch.os_cache("paper-companion"))
+
+
+def test_all_text_is_read_and_written_as_utf8():
+    """Under every locale: a call that opens a text says its encoding."""
+    wrong = []
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            of = getattr(getattr(node.func, "value", None), "id", "")
+            said = {word.arg for word in node.keywords}
+            if name in ("read_text", "write_text"):
+                # the function of that name decodes UTF-8 by itself
+                text = isinstance(node.func, ast.Attribute)
+            elif name == "open" and of not in ("Image", "gzip", "tarfile", "os"):
+                modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
+                modes += [w.value.value for w in node.keywords if w.arg == "mode"]
+                text = not any("b" in str(mode) for mode in modes)
+            else:
+                text = name in ("fdopen", "NamedTemporaryFile", "TextIOWrapper") and not any(
+                    isinstance(a, ast.Constant) and "b" in str(a.value) for a in node.args
+                )
+            if text and "encoding" not in said:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not wrong
 
 
 # ---------------------------------------------------------------- folders of images
@@ -273,8 +582,140 @@ def test_a_folder_without_images_is_missing_data(tmp_path):
 
 def test_a_jpeg_set_of_the_wrong_size_raises(tmp_path):
     folder_of(tmp_path / "cifar10" / "train", [("cat", picture(32, 32))], "jpg")
-    with pytest.raises(CorruptDataError, match="1 images, expected 50000"):
+    with pytest.raises(CorruptDataError, match=r"lacks cifar10/train/\*/\* \(1 of 50000\)"):
         load_images("cifar10_jpeg", tmp_path)
+
+
+def bomb(path, pixels=60_000):
+    """A few bytes that claim to be a picture of many pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(f"P5 {pixels} {pixels} 255\n".encode() + b"x")
+
+
+@pytest.mark.parametrize("pixels", [10_000, 60_000, 2**31, 10**30])
+def test_a_picture_with_an_absurd_header_is_named(tmp_path, pixels):
+    bomb(tmp_path / "a" / "1.pgm", pixels)
+    with pytest.raises(CorruptDataError, match=r"1\.pgm cannot be decoded"):
+        open_picture(tmp_path / "a" / "1.pgm")
+    with pytest.raises(CorruptDataError, match=r"1\.pgm cannot be decoded"):
+        load_image_folder(tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("options", [{"channels": 2}, {"size": 0}])
+def test_a_folder_is_not_read_with_options_that_cannot_be(options, tmp_path):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        load_image_folder(tmp_path, **options)
+
+
+def test_a_split_and_a_shift_that_cannot_be_are_refused():
+    data = load_images("digits")
+    for fraction in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="fraction = "):
+            hold_out(data, fraction, seed=0)
+    with pytest.raises(ValueError, match="pad = -1"):
+        crop_pad_flip(data.train_x[:2], generator(), pad=-1)
+
+
+# ---------------------------------------------------------------- videos and tables
+
+PETS_GT = "1,1,10,20,5,15,1,0.5,0.25,0\n2,1,11,20,5,15,1,0.5,0.25,0\n"
+
+
+def pets(root, gt=PETS_GT):
+    folder = root / "pedestrian-frames" / "PETS09-S2L1"
+    for place in ("gt", "img1", "calibration"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    (folder / "gt" / "gt.txt").write_bytes(gt.encode() if isinstance(gt, str) else gt)
+    (folder / "calibration" / "View_001.xml").touch()
+    picture(6, 8).save(folder / "img1" / "000001.jpg")
+    return folder
+
+
+def test_a_clip_gives_boxes_and_frames_and_names_the_frame_that_is_missing_or_damaged(tmp_path):
+    folder = pets(tmp_path)
+    clip = load_pets(tmp_path)
+    boxes, ground = clip.truth[1]
+    assert boxes.tolist() == [[10, 20, 15, 35]]
+    assert ground.tolist() == [[0.5, 0.25]]
+    assert clip.frames([1], (4, 3)).shape == (1, 3, 3, 4)
+    with pytest.raises(MissingDataError, match=r"000002\.jpg is not there.*img1/000001"):
+        clip.frames([1, 2])
+    content = (folder / "img1" / "000001.jpg").read_bytes()
+    (folder / "img1" / "000002.jpg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CorruptDataError, match=r"000002\.jpg cannot be decoded"):
+        clip.frames([1, 2])
+    for call, message in (
+        (lambda: clip.frames([]), "numbers = "),
+        (lambda: clip.frames([1], (0, 3)), "size = "),
+        (lambda: clip.background(every=0), "every = 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("gt", "message"),
+    [
+        ("", "is empty"),
+        (b"\xff\xfe", "UTF-8"),
+        ("1,1,10,20,5\n", "line 1: 5 entries, expected 10"),
+        (PETS_GT.replace("11,20", "11,nan"), "line 2: expected finite numbers"),
+        (PETS_GT.replace("2,1,", "2.5,1,"), "expected frames 1 to 795"),
+        (PETS_GT.replace("2,1,", "900,1,"), "expected frames 1 to 795"),
+        (PETS_GT.replace("5,15", "-5,15"), "wider and higher than 0"),
+    ],
+)
+def test_a_damaged_ground_truth_is_named(gt, message, tmp_path):
+    pets(tmp_path, gt)
+    with pytest.raises(CorruptDataError, match=rf"gt\.txt.*{message}"):
+        load_pets(tmp_path)
+
+
+def test_half_a_clip_says_what_it_lacks(tmp_path):
+    (pets(tmp_path) / "calibration" / "View_001.xml").unlink()
+    with pytest.raises(IncompleteDataError, match=r"\(1 of 795\), .*calibration/View_001\.xml"):
+        load_pets(tmp_path)
+
+
+BOXES = "filename,xmin,ymin,xmax,ymax\n7,1,2,3,4\n"
+
+
+def town_centre(root, boxes=BOXES):
+    folder = root / "trajectories" / "datasets" / "Town-Center"
+    folder.mkdir(parents=True)
+    picture(6, 8).save(folder / "reference.jpg")
+    (folder / "TownCentre-calibration-ci.txt").touch()
+    extra = root / "trajectories" / "extra"
+    extra.mkdir()
+    (extra / "towncentre-boxes-5percent.csv").write_bytes(boxes.encode("utf-8-sig"))
+    return folder
+
+
+def test_a_view_gives_its_boxes_at_full_size(tmp_path):
+    folder = town_centre(tmp_path)
+    assert load_town_centre(tmp_path).boxes.tolist() == [[4, 6, 8, 10]]
+    (folder / "reference.jpg").write_bytes(b"no picture")
+    with pytest.raises(CorruptDataError, match=r"reference\.jpg cannot be decoded"):
+        load_town_centre(tmp_path)
+    (folder / "reference.jpg").unlink()
+    with pytest.raises(IncompleteDataError, match=r"lacks .*Town-Center/reference\.jpg\."):
+        load_town_centre(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "boxes", ["", "a,b\n1,2\n", BOXES + "8,1,2\n", BOXES + "8,1,2,3,x\n", BOXES + "8,1,2,3,nan\n"]
+)
+def test_a_damaged_table_of_boxes_is_named(boxes, tmp_path):
+    town_centre(tmp_path, boxes)
+    with pytest.raises(CorruptDataError, match=r"towncentre-boxes-5percent\.csv"):
+        load_town_centre(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff", b"hours,A1\nstrain,\x00\n1,2\n2,3\n3,4\n"])
+def test_a_damaged_plate_is_named(text, tmp_path):
+    (tmp_path / "growth.csv").write_bytes(text)
+    with pytest.raises(CorruptDataError, match=r"growth\.csv"):
+        load_growth(tmp_path)
 
 
 # ---------------------------------------------------------------- augmentation

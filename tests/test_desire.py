@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import sympy as sp
 import torch
 from torch import nn
 
+from companion.data import IncompleteDataError, MissingDataError
 from companion.data.crowds import Repulsion
-from companion.data.trajectories import Tracks, TrajectoryWindows
+from companion.data.trajectories import FOLDER, Tracks, TrajectoryWindows
+from companion.forecasting import constant_velocity
 from companion.papers import desire as de
 from companion.training import DivergenceError
 
@@ -580,6 +583,11 @@ def test_a_ranker_with_scene_needs_a_picture(junction):
         (lambda j: de.load_sdd([]), "videos = "),
         (lambda j: de.load_trajnet([]), "names = "),
         (lambda j: de.load_eth_ucy(["zara9"]), "scene = 'zara9'"),
+        (lambda j: de.load_eth_ucy([]), "scenes = "),
+        (lambda j: de.load_sdd(["gates/8"], start_every_s=0), "start_every_s = 0"),
+        (lambda j: de.ground_picture(tracks(Path("x.png"), torch.eye(3)), 0.0, 4), "extent"),
+        (lambda j: de.ground_picture(tracks(Path("x.png"), torch.eye(3)), 1.0, 0), "cells"),
+        (lambda j: de.simulate_tjunction(1, dt_s=1e9), "dt_s = 1000000000.0"),
     ],
 )
 def test_bad_values_are_named_with_what_is_allowed(junction, call, message):
@@ -641,11 +649,41 @@ def test_folds_of_the_junction_differ_and_repeat():
         ("kitti", {}, "dataset = 'kitti'"),
         ("ethucy", {"pictures": True}, "use_scene = True"),
         ("trajnet", {"pictures": False, "dt_s": 0.2}, "dt_s = 0.2"),
+        ("tjunction", {"n_scenes": 0}, "n_scenes = 0"),
+        ("sdd", {}, "'sdd' is not in"),
+        ("trajnet", {"pictures": False}, "'trajnet' is not in"),
+        ("ethucy", {"pictures": False}, "'eth' is not in"),
     ],
 )
-def test_folds_are_refused_before_anything_is_loaded(dataset, options, message):
-    with pytest.raises(ValueError, match=message):
-        de.load_folds(dataset, obs_len=8, pred_len=12, **options)
+def test_folds_are_refused_before_anything_is_loaded(dataset, options, message, tmp_path):
+    with pytest.raises((ValueError, MissingDataError), match=message):
+        de.load_folds(dataset, tmp_path, obs_len=8, pred_len=12, **options)
+
+
+def test_drone_videos_that_are_missing_are_named_before_anything_is_loaded(tmp_path):
+    base = tmp_path / FOLDER / "SDD"
+    for video in ("gates/8", "nexus/4", "hyang/12", "quad/1", "little/0"):
+        folder = base / video.replace("/", "/video")
+        folder.mkdir(parents=True)
+        (folder / "annotations.txt").touch()
+    with pytest.raises(IncompleteDataError, match=r"it lacks deathCircle/2\."):
+        de.load_folds("sdd", tmp_path, obs_len=8, pred_len=12)
+
+
+def test_the_left_out_university_square_is_the_benchmarks(real_data):
+    root = real_data("trajectories")
+    windows = de.load_eth_ucy(["univ"], root)
+    assert (len(windows), int(windows.mask.sum())) == (947, 24_334)
+    assert windows.mask.sum(1).min() >= 2
+    path = constant_velocity(windows.past, 12)
+    assert de.ade(path, windows.future)[windows.mask].mean().item() == pytest.approx(
+        0.524, abs=5e-4
+    )
+    assert de.fde(path, windows.future)[windows.mask].mean().item() == pytest.approx(
+        1.165, abs=5e-4
+    )
+    alone = de.load_eth_ucy(["hotel"], root, min_agents=1)
+    assert len(alone) > len(de.load_eth_ucy(["hotel"], root)) == 301
 
 
 def test_pedestrians_of_a_scene_are_never_in_both_parts(real_data):

@@ -812,6 +812,27 @@ def test_a_filmed_scene_in_pixels_is_refused(tmp_path):
         fp.filmed("students01", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"horizon": 0}, "horizon = 0"),
+        ({"radius_cells": 0}, "radius_cells = 0"),
+        ({"cell_m": 0.0}, "cell_m = 0.0"),
+        ({"cell_m": float("nan")}, "cell_m = nan"),
+        (
+            {"cell_m": 1e-6},
+            r"cell_m = 1e-06: \d+ by \d+ cells for 'eth', expected at most 1000000",
+        ),
+        ({"dt_s": 1e9}, "dt_s = 1000000000.0"),
+        ({"horizon": 500}, "no window of"),
+    ],
+)
+def test_a_filmed_scene_that_cannot_be_cut_is_refused_at_once(options, message, tmp_path):
+    write_eth(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        fp.filmed("eth", tmp_path, **options)
+
+
 def test_the_planned_fault_of_a_late_reward_is_caught(monkeypatch):
     """If others were looked up a step too early, the passer-by test would see it."""
     crowd = crossing_pair(horizon=4)

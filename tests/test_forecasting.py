@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+from companion.data.trajectories import Tracks
 from companion.forecasting import (
     ade,
     collision_rate,
@@ -18,6 +19,7 @@ from companion.forecasting import (
     modified_hausdorff,
     nearest_distance,
     plot_paths,
+    plot_tracks,
 )
 
 
@@ -127,3 +129,18 @@ def test_paths_need_a_colour_each_or_one_for_all():
     with pytest.raises(ValueError, match="2 for 3 paths"):
         plot_paths(axes, torch.zeros(3, 4, 2), colour=["blue", "red"])
     plt.close(figure)
+
+
+def test_a_forecast_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match="steps = 0"):
+        constant_velocity(torch.zeros(3, 2), 0)
+
+
+def test_a_damaged_reference_picture_is_named(tmp_path):
+    (tmp_path / "reference.png").write_bytes(b"no picture")
+    one = torch.tensor([0, 1])
+    tracks = Tracks("t", one, torch.tensor([1, 1]), torch.rand(2, 2).double(), 0.4,
+                    picture=tmp_path / "reference.png", to_pixels=torch.eye(3).double())  # fmt: skip
+    with pytest.raises(ValueError, match=r"reference\.png cannot be decoded"):
+        plot_tracks(plt.figure().gca(), tracks)
+    plt.close("all")

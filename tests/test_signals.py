@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from companion.data import CorruptDataError, MissingDataError
+from companion.data import CorruptDataError, IncompleteDataError, MissingDataError
 from companion.data.signals import (
     SIGNAL_SETS,
     load_pictures,
@@ -127,6 +127,38 @@ def test_a_damaged_file_is_named(tmp_path, ramp):
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorruptDataError, match=r"1\.png"):
         load_pictures(picture_files(tmp_path))
+
+
+def test_a_picture_that_claims_too_many_pixels_is_named(tmp_path):
+    (tmp_path / "1.pgm").write_bytes(b"P5 60000 60000 255\nx")
+    with pytest.raises(CorruptDataError, match=r"1\.pgm cannot be decoded"):
+        load_pictures(picture_files(tmp_path))
+
+
+def faces_of(root, persons, number=2):
+    for person in persons:
+        folder = root / "image-regression" / "orl_faces" / f"s{person}"
+        folder.mkdir(parents=True)
+        for k in range(number):
+            Image.fromarray(np.full((6, 5), k, dtype=np.uint8)).save(folder / f"{k}.pgm")
+
+
+def test_half_a_set_will_do_for_what_it_has_and_says_what_it_lacks(tmp_path):
+    faces_of(tmp_path, [1, 2, 33])
+    assert len(load_signals("orl_faces", tmp_path, n_train=4, n_test=2).train) == 4
+    for options in ({"n_train": 5, "n_test": 1}, {"n_train": 1, "n_test": 3}):
+        with pytest.raises(IncompleteDataError, match=r"orl_faces/s\*/\*\.pgm \(6 of 400\)"):
+            load_signals("orl_faces", tmp_path, **options)
+    faces_of(tmp_path, ["omebody"])
+    with pytest.raises(CorruptDataError, match=r"somebody/0\.pgm: expected it in a folder s1"):
+        load_signals("orl_faces", tmp_path, n_train=1, n_test=1)
+
+
+def test_a_set_without_its_second_folder_is_incomplete(tmp_path, ramp):
+    (tmp_path / "cifar10" / "train" / "cat").mkdir(parents=True)
+    Image.fromarray(ramp).save(tmp_path / "cifar10" / "train" / "cat" / "1.png")
+    with pytest.raises(IncompleteDataError, match=r"cifar10/test/\*/\* \(0 of 10000\)"):
+        load_signals("cifar10_jpeg", tmp_path, n_train=1, n_test=1)
 
 
 def test_an_empty_folder_is_told_what_it_lacks(tmp_path):

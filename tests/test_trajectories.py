@@ -1,10 +1,12 @@
 """Tracks: every way of writing them, read from small files, and the real sets where they lie."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from companion.data import CorruptDataError, MissingDataError
+from companion.data import CorruptDataError, MissingDataError, trajectories
 from companion.data.trajectories import (
     FOLDER,
     Tracks,
@@ -15,6 +17,7 @@ from companion.data.trajectories import (
     track_names,
     transform,
 )
+from companion.forecasting import ade, constant_velocity, fde
 
 ROW_FIRST = [[0.0, 0.02, -1.0], [0.03, 0.0, 2.0], [0.0, 0.001, 1.0]]  # metres of (row, col, 1)
 
@@ -22,7 +25,7 @@ ROW_FIRST = [[0.0, 0.02, -1.0], [0.03, 0.0, 2.0], [0.0, 0.001, 1.0]]  # metres o
 def put(root, name, text):
     path = root / FOLDER / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -187,12 +190,229 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
     with pytest.raises(ValueError, match="dt_s = 0"):
         load_tracks("hotel", tmp_path, dt_s=0)
     put(tmp_path, "ETH/seq_hotel/obsmat.txt", "1 2 3\n")
-    with pytest.raises(CorruptDataError, match=r"obsmat.txt: expected 8 numbers a line"):
+    with pytest.raises(CorruptDataError, match=r"obsmat.txt, line 1: 3 entries, expected 8"):
         load_tracks("hotel", tmp_path)
     put(tmp_path, "SDD/gates/video8/annotations.txt", "0 a b c\n")
-    with pytest.raises(CorruptDataError, match="not the annotations of SDD"):
+    with pytest.raises(CorruptDataError, match=r"annotations.txt, line 1: 4 entries, expected 9"):
         load_tracks("sdd/gates/8", tmp_path)
     assert track_names(tmp_path) == ["hotel", "sdd/gates/8"]
+
+
+# ---------------------------------------------------------------- whatever the format
+
+FORMATS = {
+    "eth": ("ETH/seq_eth/obsmat.txt", "{frame} {agent} {x} 0 {y} 0 0 0", 6),
+    "students001": ("UCY/students01/students001.txt", "{frame} {agent} {x} {y}", 10),
+    "trajnet/bookstore_0": ("TrajNet/Train/stanford/bookstore_0.txt", "{frame} {agent} {x} {y}", 12),
+    "sdd/gates/8": (
+        "SDD/gates/video8/annotations.txt",
+        '{agent} {x} {y} {x} {y} {frame} 0 0 1 "Golf Cart"',
+        12,
+    ),
+}  # fmt: skip
+
+
+def two_walkers(name, root, change=lambda lines: lines, encode=str.encode, every=None):
+    """Agents 1 and 2 side by side for 25 steps, in the format of a set; the lines changed."""
+    file, row, frames = FORMATS[name]
+    lines = [
+        row.format(frame=(every or frames) * t, agent=agent, x=f"{0.5 * t:.2f}", y=f"{agent:.2f}")
+        for agent in (1, 2)
+        for t in range(25)
+    ]
+    put(root, file, "").write_bytes(encode("\n".join(change(lines)) + "\n"))
+    put(root, "ETH/seq_eth/H.txt", matrix(ROW_FIRST))
+    return load_tracks(name, root)
+
+
+def edited(row, old, new):
+    """A change of one line."""
+
+    def change(lines):
+        assert old in lines[row]
+        return [*lines[:row], lines[row].replace(old, new), *lines[row + 1 :]]
+
+    return change
+
+
+WAYS = {
+    "CRLF": lambda text: text.replace("\n", "\r\n").encode(),
+    "byte order mark": lambda text: text.encode("utf-8-sig"),
+    "tabs": lambda text: text.replace(" ", "\t").encode(),
+    "blank lines": lambda text: text.replace("\n", "\n \t\n\n").encode(),
+    "copied lines": lambda text: (text + text[: text.index("\n") + 1]).encode(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_way_of_writing_the_same_rows_gives_the_same_tracks(name, way, tmp_path):
+    plain, other = (
+        two_walkers(name, tmp_path, encode=encode) for encode in (str.encode, WAYS[way])
+    )
+    for field in ("step", "agent", "position"):
+        assert torch.equal(getattr(plain, field), getattr(other, field))
+    assert other.labels == plain.labels
+    assert other.left_out.get("repeated", 0) == (1 if way == "copied lines" else 0)
+
+
+def test_a_label_may_have_two_words_or_be_absent(tmp_path):
+    assert two_walkers("sdd/gates/8", tmp_path).labels == {1: "Golf Cart", 2: "Golf Cart"}
+    bare = two_walkers(
+        "sdd/gates/8", tmp_path, lambda lines: [line.split(' "')[0] for line in lines]
+    )
+    assert bare.labels == {}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "NaN"])
+@pytest.mark.parametrize("axis", ["x", "y"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_place_that_is_not_finite_is_absence_and_is_counted(name, axis, value, tmp_path):
+    old = "3.00" if axis == "x" else "1.00"  # step 6 of agent 1
+    tracks = two_walkers(name, tmp_path, edited(6, old, value))
+    assert tracks.left_out["not_finite"] == 1
+    assert tracks.of(1)[0].tolist() == [t for t in range(25) if t != 6]
+    windows = cut_windows(tracks, obs_len=8, pred_len=12)
+    for part in (windows.past, windows.future, windows.origin_m):
+        assert part.isfinite().all()
+    assert windows.mask.sum(1).tolist() == [1] * 6  # agent 2 alone, for those go through step 6
+
+
+def test_windows_take_places_that_are_not_finite_as_absence():
+    tracks = straight(agents=2)
+    place = tracks.position.clone()
+    place[5, 1] = torch.nan  # y of agent 0 at step 5
+    windows = cut_windows(dataclasses.replace(tracks, position=place), obs_len=3, pred_len=2)
+    assert windows.past.isfinite().all()
+    assert windows.origin_m.isfinite().all()
+    there = dict(zip(windows.start.tolist(), windows.agent.tolist(), strict=True))
+    assert all((0 in agents) == (start > 5 or start + 5 <= 5) for start, agents in there.items() if start < 26)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (edited(3, " 1 ", " 1.5 "), "whole numbers"),
+        (lambda lines: [*lines, lines[4].replace("2.00", "9.00")], "two places in frame"),
+        (lambda lines: ["frame id x y xx yy zz vv label", *lines], "line 1: "),
+        (edited(7, "3.50", "3,50"), "line 8: expected numbers"),
+        (edited(7, "3.50", ""), "line 8: "),
+        (edited(7, "3.50", "1e30"), "expected places below"),
+        (lambda lines: [], "is empty: expected lines of"),
+        (lambda lines: [" "], "is empty: expected lines of"),
+    ],
+)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_damaged_file_is_named_in_every_format(name, change, message, tmp_path):
+    if name.startswith("sdd") and message == "whole numbers":  # there the agent comes first
+        change = edited(3, "1 1.50", "1.5 1.50")
+    with pytest.raises(CorruptDataError, match=message) as caught:
+        two_walkers(name, tmp_path, change)
+    assert FORMATS[name][0] in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["eth", "students001", "trajnet/bookstore_0"])
+def test_a_line_that_is_too_long_is_refused(name, tmp_path):
+    with pytest.raises(CorruptDataError, match=r"line 8: \d entries, expected"):
+        two_walkers(name, tmp_path, edited(7, "3.50", "3.50 4"))
+
+
+@pytest.mark.parametrize("name", ["eth", "students001", "trajnet/bookstore_0"])
+def test_rows_on_another_clock_are_refused(name, tmp_path):
+    """10 frames to a step read as 12 would put two rows on a step and leave holes."""
+    with pytest.raises(
+        CorruptDataError, match=r"agent 1 is in frames 0 and 7, expected multiples"
+    ):
+        two_walkers(name, tmp_path, every=7)
+
+
+def test_a_folder_of_another_name_has_no_clock_of_its_own(tmp_path):
+    put(tmp_path, "TrajNet/Train/thinned/a.txt", "0 1 0 0\n12 1 1 1\n24 1 2 2\n")
+    with pytest.raises(CorruptDataError, match="frames 0 and 12, expected multiples of 10"):
+        load_tracks("trajnet/a", tmp_path)
+
+
+def test_a_video_that_somebody_has_thinned_otherwise_is_refused(tmp_path):
+    with pytest.raises(CorruptDataError, match=r"annotations.txt: no row at a step of 0.4 s"):
+        two_walkers("sdd/gates/8", tmp_path, lambda lines: [lines[1].replace(" 12 0", " 5 0")])
+
+
+def test_two_files_of_one_name_are_refused_and_listed_once(tmp_path):
+    for part in ("Train", "Test"):
+        put(tmp_path, f"TrajNet/{part}/stanford/same_0.txt", "0 1 0 0\n")
+    assert track_names(tmp_path) == ["trajnet/same_0"]
+    with pytest.raises(CorruptDataError, match=r"Test.*same_0.txt and .*Train.*same_0.txt"):
+        load_tracks("trajnet/same_0", tmp_path)
+
+
+def test_a_file_that_begins_as_the_published_one_must_be_as_long(tmp_path):
+    """Cut at the end of a line a file looks whole: only its published length tells."""
+    rows = "\n".join(f"{780 + 6 * t} 1 {8.4568443 + t} 0 3.5880664 0 0 0" for t in range(60))
+    put(tmp_path, "ETH/seq_eth/obsmat.txt", rows)
+    put(tmp_path, "ETH/seq_eth/H.txt", matrix(ROW_FIRST))
+    with pytest.raises(CorruptDataError, match=r"obsmat.txt is cut short: 60 rows, 8908 in the"):
+        load_tracks("eth", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "names"),
+    [
+        ("ETH/seq_eth/H.txt", b"1 0 0\n0 1 0\n", ["eth"]),
+        ("ETH/seq_eth/H.txt", b"1 0 0\n1 0 0\n0 0 1\n", ["eth"]),
+        ("ETH/seq_eth/H.txt", b"1 0 nan\n0 1 0\n0 0 1\n", ["eth"]),
+        ("ETH/seq_eth/H.txt", b"\xff\xfe\x00\x00", ["eth"]),
+        ("ETH/seq_eth/H.txt", b"", ["eth"]),
+        ("ETH/seq_eth/groups.txt", b"1 two\n", ["eth"]),
+        ("ETH/seq_eth/groups.txt", b"\xff\xfe1 2\n", ["eth"]),
+        ("SDD/estimated_scales.yaml", b"", ["sdd/gates/8", "trajnet/bookstore_0"]),
+        ("SDD/estimated_scales.yaml", b"gates: [1\n", ["sdd/gates/8"]),
+        ("SDD/estimated_scales.yaml", b"gates:\n  video8: 3\n", ["sdd/gates/8"]),
+        ("SDD/estimated_scales.yaml", b"gates:\n  video8:\n    scale: big\n", ["sdd/gates/8"]),
+        ("SDD/estimated_scales.yaml", b"gates:\n  video8:\n    scale: -1\n", ["sdd/gates/8"]),
+        ("SDD/estimated_scales.yaml", b"gates:\n\tvideo8: 3\n", ["sdd/gates/8"]),
+    ],
+)
+def test_a_damaged_file_beside_the_tracks_is_named(file, content, names, tmp_path):
+    for name in names:
+        two_walkers(name, tmp_path)
+        path = put(tmp_path, file, "")
+        path.write_bytes(content)
+        with pytest.raises(CorruptDataError, match=path.name) as caught:
+            load_tracks(name, tmp_path)
+        assert "\n" not in str(caught.value)
+        path.unlink()
+
+
+def test_a_first_line_that_counts_the_groups_is_none(tmp_path):
+    for text, groups in (("2\n1 2\n3 4 5\n", 2), ("7\n1 2\n3 4 5\n", 3), ("\n", 0)):
+        put(tmp_path, "ETH/seq_eth/groups.txt", text)
+        assert len(two_walkers("eth", tmp_path).groups) == groups
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "x\n", "1\n2\n0 0 0 0\n", "1\n1\nnan 0 0 0\n", "1\n2\n0 0 0 0\n0 0 1e15 0\n", "0\n", "-1\n",
+        "1\n0\n", "1\n99999999999999\n0 0 0 0\n",
+    ],
+)  # fmt: skip
+def test_splines_that_are_none_are_named(text, tmp_path):
+    put(tmp_path, "UCY/uni_examples/annotation.vsp", text)
+    with pytest.raises(CorruptDataError, match=r"annotation\.vsp: not the splines of UCY"):
+        load_tracks("uni_examples", tmp_path)
+
+
+@pytest.mark.parametrize("dt_s", [0, -0.4, 1e9, float("inf"), float("nan"), "0.4", None])
+@pytest.mark.parametrize("name", [*FORMATS, "uni_examples"])
+def test_a_step_that_cannot_be_is_refused_at_once(name, dt_s, tmp_path):
+    with pytest.raises(ValueError, match=r"dt_s = .*: expected seconds above 0, at most 60"):
+        load_tracks(name, tmp_path, dt_s=dt_s)
+
+
+@pytest.mark.parametrize("name", [5, None, "", "sdd/gates", "trajnet/", "students002"])
+def test_an_unknown_scene_is_refused_at_once(name, tmp_path):
+    with pytest.raises(ValueError, match=r"name = .*: expected one of 'eth'"):
+        load_tracks(name, tmp_path)
 
 
 # ---------------------------------------------------------------- windows
@@ -227,6 +447,60 @@ def test_a_track_with_a_hole_is_not_whole():
     assert windows.left_out == {"partial": 0}
 
 
+def test_windows_are_those_of_a_plain_search():
+    """Against every start and every agent looked up one by one, on tracks full of holes."""
+    draw = torch.Generator().manual_seed(4)
+    for stride, least in ((1, 1), (3, 2), (4, 1)):
+        full = straight(agents=5, steps=60)
+        tracks = full.rows(torch.rand(len(full.step), generator=draw) < 0.93)
+        tracks = tracks.rows(~((tracks.step > 20) & (tracks.step < 33)))  # nobody is there
+        places = {
+            (int(s), int(a)): p
+            for s, a, p in zip(tracks.step, tracks.agent, tracks.position, strict=True)
+        }
+        first, last = int(tracks.step.min()), int(tracks.step.max())
+        found, partial = [], 0
+        for start in range(first, last - 4 + 1, stride):
+            window = [{a for a in range(5) if (start + t, a) in places} for t in range(5)]
+            whole = set.intersection(*window)
+            if len(whole) >= least:
+                found.append((start, sorted(whole)))
+                partial += len(set.union(*window) - whole)
+        windows = cut_windows(tracks, obs_len=3, pred_len=2, stride=stride, min_agents=least)
+        assert found == [
+            (int(start), [a for a in agents if a >= 0])
+            for start, agents in zip(windows.start, windows.agent.tolist(), strict=True)
+        ]
+        assert windows.left_out == {"partial": partial}
+        for scene, (start, agents) in enumerate(found):
+            path = torch.cat([windows.past[scene], windows.future[scene]], 1).double()
+            path = path + windows.origin_m[scene]
+            for place, agent in enumerate(agents):
+                expected = torch.stack([places[start + t, agent] for t in range(5)])
+                torch.testing.assert_close(path[place], expected, atol=1e-4, rtol=0)
+
+
+def test_a_step_far_away_costs_no_memory():
+    tracks = straight()
+    step = torch.where(tracks.step == 31, 10**12, tracks.step)
+    windows = cut_windows(dataclasses.replace(tracks, step=step))
+    assert windows.start.tolist() == list(range(12))
+
+
+def test_an_agent_at_two_places_is_refused():
+    tracks = straight()
+    step = torch.where(tracks.step == 7, 6, tracks.step)
+    with pytest.raises(ValueError, match="straight: an agent is at two places at one step"):
+        cut_windows(dataclasses.replace(tracks, step=step))
+
+
+def test_who_comes_back_is_whole_before_and_after_but_not_across():
+    tracks = straight(agents=1, steps=30)
+    there = tracks.rows((tracks.step < 10) | (tracks.step > 15))
+    starts = cut_windows(there, obs_len=3, pred_len=2).start.tolist()
+    assert starts == [*range(6), *range(16, 26)]
+
+
 def test_stride_and_fewest_agents():
     windows = cut_windows(straight(), stride=3)
     assert windows.start.tolist() == [0, 3, 6, 9, 12]
@@ -253,6 +527,9 @@ def test_windows_can_be_picked_and_joined():
     [
         ({"obs_len": 0}, "obs_len = 0"),
         ({"stride": 0}, "stride = 0"),
+        ({"stride": -1}, "stride = -1"),
+        ({"min_agents": 0}, "min_agents = 0"),
+        ({"obs_len": 2.5}, r"obs_len = 2.5: expected a whole number"),
         ({"pred_len": 200}, "no window of obs_len"),
         ({"min_agents": 4}, r"holds 4 whole track"),
     ],
@@ -292,6 +569,70 @@ def test_real_sets_have_the_published_counts_and_a_walking_pace(real_data, name,
     pixel = tracks.pixels(tracks.position)
     inside = ((pixel > -8) & (pixel < torch.tensor([728.0, 790.0]))).all(1)
     assert inside.double().mean() > 0.995
+
+
+def forecast_errors(windows):
+    path = constant_velocity(windows.past, windows.future.shape[2])
+    return [error(path, windows.future)[windows.mask] for error in (ade, fde)]
+
+
+def test_the_benchmarks_university_square_has_its_published_windows(real_data):
+    """14,295 and 10,039 paths in 425 and 522 windows, and constant velocity's 0.52 and 1.17 m."""
+    root, errors = real_data("trajectories"), []
+    for name, paths, scenes in (("students001", 14_295, 425), ("students003", 10_039, 522)):
+        windows = cut_windows(load_tracks(name, root), min_agents=2)
+        assert (int(windows.mask.sum()), len(windows)) == (paths, scenes)
+        errors.append(forecast_errors(windows))
+    both = [torch.cat(part) for part in zip(*errors, strict=True)]
+    assert [len(part) for part in both] == [24_334, 24_334]
+    assert both[0].mean().item() == pytest.approx(0.524, abs=5e-4)
+    assert both[1].mean().item() == pytest.approx(1.165, abs=5e-4)
+    # the other annotation of the square is another set
+    assert int(cut_windows(load_tracks("students03", root)).mask.sum()) == 14_029
+
+
+def test_hotel_has_the_benchmarks_windows_with_two_people_at_least(real_data):
+    tracks = load_tracks("hotel", real_data("trajectories"))
+    windows = cut_windows(tracks, min_agents=2)
+    assert (len(windows), int(windows.mask.sum())) == (301, 1053)
+    assert len(cut_windows(tracks)) > 301
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("eth", "ETH/seq_eth/obsmat.txt"),
+        ("students003", "UCY/students03/students003.txt"),
+        ("trajnet/bookstore_0", "TrajNet/Train/stanford/bookstore_0.txt"),
+        ("sdd/hyang/9", "SDD/hyang/video9/annotations.txt"),
+    ],
+)
+def test_half_a_real_file_is_refused(real_data, name, file, tmp_path):
+    real = real_data("trajectories") / FOLDER / file
+    for companion in ("H.txt", "estimated_scales.yaml"):
+        if (real.parent / companion).is_file():
+            put(tmp_path, file, "").with_name(companion).write_bytes(
+                (real.parent / companion).read_bytes()
+            )
+    lines = real.read_bytes().splitlines(keepends=True)
+    path = put(tmp_path, file, "")
+    path.write_bytes(b"".join(lines))
+    load_tracks(name, tmp_path)
+    path.write_bytes(b"".join(lines[: len(lines) // 2]))
+    with pytest.raises(
+        CorruptDataError, match=rf"{path.name} is cut short: {len(lines) // 2} rows"
+    ):
+        load_tracks(name, tmp_path)
+
+
+def test_the_table_of_published_files_holds_for_the_real_ones(real_data):
+    base = real_data("trajectories") / FOLDER
+    for file, (rows, first) in trajectories._published().items():
+        lines = [line.split() for line in (base / file).read_text(encoding="utf-8").splitlines()]
+        known = [line for line in lines if line and "?" not in line]
+        columns = [0, 1, 2, 4] if file.endswith("obsmat.txt") else [0, 1, 2, 3]
+        assert len(known) == rows
+        assert tuple(float(known[0][c]) for c in columns) == first
 
 
 def test_the_splines_of_zara01_give_its_table(real_data):

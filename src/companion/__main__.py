@@ -151,7 +151,7 @@ def _parameters(options: argparse.Namespace) -> dict[str, object]:
     if options.f:
         import yaml
 
-        given = yaml.safe_load(options.f.read_text()) or {}
+        given = yaml.safe_load(options.f.read_text(encoding="utf-8")) or {}
         if not isinstance(given, dict):
             raise ValueError(f"{options.f}: expected a mapping of names to values")
     return given | {name: _value(text) for name, text in options.p}
@@ -333,16 +333,17 @@ def _data(options: argparse.Namespace) -> None:
         download = getattr(source, "download", None)
         if download is None:
             raise ValueError(f"--fetch {options.fetch}: {source.get}")
-        root.mkdir(parents=True, exist_ok=True)
-        download(root)
-    print(f"data root: {root}")
+        download(options.fetch, root)
+    print(f"data root: {root}{'' if root.is_dir() else ' (no such folder yet)'}")
     for name, source in sets.items():
-        there = not source.where or (root / source.where).is_dir()
-        print(f"  {name:14} {'there  ' if there else 'missing'}  {source.title}")
+        state = source.state(root)
+        print(f"  {name:14} {state:10} {source.title}")
         if source.where:
-            print(f"  {'':14}          in {source.where}/; terms: {source.licence}")
-        if not there:
-            print(f"  {'':14}          {source.get}")
+            print(f"  {'':25} in {source.where}/; terms: {source.licence}")
+        if state == "incomplete":
+            print(f"  {'':25} lacks {', '.join(source.lacking(root))}")
+        if state != "there":
+            print(f"  {'':25} {source.get}")
 
 
 def _refresh(options: argparse.Namespace) -> None:

@@ -242,7 +242,7 @@ def record(name: str, value: object) -> None:
     target = os.environ.get("COMPANION_RECORD")
     if target:
         path = Path(target)
-        kept = json.loads(path.read_text()) if path.exists() else {}
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         kept.setdefault("values", {})[name] = value
         write_whole(path, to_json(kept))
         return

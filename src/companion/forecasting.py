@@ -13,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from companion.data.files import open_picture
 from companion.data.trajectories import Tracks
 from companion.figures import COLOURS
 
@@ -20,10 +21,12 @@ from companion.figures import COLOURS
 def constant_velocity(past: Tensor, steps: int) -> Tensor:
     """Go on as in the last seen step: past (..., obs, 2) to a path (..., steps, 2).
 
-    Raises ValueError for fewer than two seen steps.
+    Raises ValueError for fewer than two seen steps or less than one to go.
     """
     if past.shape[-2] < 2:
         raise ValueError(f"past: {past.shape[-2]} step(s) seen, expected at least 2")
+    if steps < 1:
+        raise ValueError(f"steps = {steps!r}: expected at least 1")
     ahead = torch.arange(1, steps + 1, dtype=past.dtype, device=past.device)
     last = past[..., -1:, :]
     return last + ahead[:, None] * (last - past[..., -2:-1, :])
@@ -160,7 +163,4 @@ def plot_tracks(axes: Axes, tracks: Tracks, *, steps: tuple[int, int] | None = N
 
 
 def _picture(tracks: Tracks) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(tracks.picture) as picture:
-        return np.asarray(picture.convert("L").convert("RGB"))
+    return np.asarray(open_picture(tracks.picture).convert("L").convert("RGB"))

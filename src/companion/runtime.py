@@ -167,7 +167,7 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, object]:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(
             line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
         )

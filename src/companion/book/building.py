@@ -55,7 +55,12 @@ def _build(force: bool, root: Path, out: Path, lock: int) -> int:
     stamp, start = out / "built-from", out / "html" / "index.html"
     # taken before the build: an edit while it runs makes the next call build again
     content = content_hash(root)
-    if not force and start.is_file() and stamp.is_file() and stamp.read_text() == content:
+    if (
+        not force
+        and start.is_file()
+        and stamp.is_file()
+        and stamp.read_text(encoding="utf-8") == content
+    ):
         print(f"the book is up to date: {start.as_uri()}")
         return 0
 

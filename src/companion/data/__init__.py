@@ -9,12 +9,18 @@ from companion.data.images import (
     load_images,
     standardise,
 )
-from companion.data.root import CorruptDataError, MissingDataError, data_root
+from companion.data.root import (
+    CorruptDataError,
+    IncompleteDataError,
+    MissingDataError,
+    data_root,
+)
 
 __all__ = [
     "IMAGE_SETS",
     "CorruptDataError",
     "ImageSet",
+    "IncompleteDataError",
     "MissingDataError",
     "crop_pad_flip",
     "data_root",

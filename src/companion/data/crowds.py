@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST_SUBSTEPS = 1000  # of one step: more is a dt_s in another unit
+
 
 @dataclass(frozen=True)
 class Repulsion:
@@ -49,7 +51,8 @@ def social_force(
     preferred, m/s; walkers start with it. steps: how many of dt_s seconds, integrated by
     semi-implicit Euler steps of at most substep_s.
     Returns (..., steps + 1, agents, 2), the start first.
-    Raises ValueError for shapes that do not fit and for times that are not above 0.
+    Raises ValueError for shapes that do not fit, for times that are not above 0 and for a dt_s
+    of more than a thousand substeps.
     """
     agents = start.shape[-2]
     if waypoints.shape[-3] != agents or speed.shape[-1] != agents:
@@ -59,8 +62,13 @@ def social_force(
         )
     times = {"dt_s": dt_s, "substep_s": substep_s, "relaxation_s": relaxation_s, "steps": steps}
     for name, value in times.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise ValueError(f"{name} = {value!r}: expected a value above 0")
+    if dt_s > MOST_SUBSTEPS * substep_s:
+        raise ValueError(
+            f"dt_s = {dt_s!r}: expected at most {MOST_SUBSTEPS * substep_s:g} s, "
+            f"{MOST_SUBSTEPS} substeps of {substep_s:g} s"
+        )
     substeps = math.ceil(dt_s / substep_s - 1e-9)
     tick = dt_s / substeps
     last = waypoints.shape[-2] - 1
@@ -125,11 +133,15 @@ def simulate_crossing(
     speeds_mps: the preferred speeds to draw from.
     Returns positions (scenes, steps + 1, agents, 2) and goals (scenes, agents, 2) in metres,
     and the index of each walker's speed (scenes, agents); float64.
-    Raises ValueError for counts below 1.
+    Raises ValueError for counts below 1 and for a radius or speeds that are not above 0.
     """
-    for name, value in {"n_scenes": n_scenes, "n_agents": n_agents}.items():
+    for name, value in {"n_scenes": n_scenes, "n_agents": n_agents, "steps": steps}.items():
         if value < 1:
             raise ValueError(f"{name} = {value!r}: expected at least 1")
+    if not speeds_mps or not all(0 < speed < math.inf for speed in speeds_mps):
+        raise ValueError(f"speeds_mps = {speeds_mps!r}: expected speeds above 0, at least one")
+    if not 0 < radius_m < math.inf:
+        raise ValueError(f"radius_m = {radius_m!r}: expected a length above 0")
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:

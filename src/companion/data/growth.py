@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.data.files import read_text
 from companion.data.root import CorruptDataError, MissingDataError, data_root
 
 BUNDLED = "growth.csv"
@@ -56,35 +57,35 @@ def load_growth(root: str | os.PathLike = "") -> Growth:
                 f"{path} is not there: expected a plate's table, laid out as the bundled one; "
                 "leave data_root empty for that"
             )
-        text = path.read_text(encoding="utf-8")
-    else:
-        text = files("companion.data").joinpath(BUNDLED).read_text(encoding="utf-8")
-    return parse_table(text)
+        return parse_table(read_text(path), str(path))
+    return parse_table(files("companion.data").joinpath(BUNDLED).read_text(encoding="utf-8"))
 
 
-def parse_table(text: str) -> Growth:
+def parse_table(text: str, name: str = "growth table") -> Growth:
     """A plate's table as curves above its blanks.
 
+    name: what errors call it.
     Raises CorruptDataError for what is no such table, or one without blanks or cultures.
     """
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    rows = list(csv.reader(lines))
+    try:
+        rows = list(csv.reader(lines))
+    except csv.Error as error:
+        raise CorruptDataError(f"{name}: {error}") from error
     if len(rows) < 5 or rows[0][0] != "hours" or rows[1][0] != "strain":
-        raise CorruptDataError(
-            'growth table: expected a line "hours", a line "strain" and readings'
-        )
+        raise CorruptDataError(f'{name}: expected a line "hours", a line "strain" and readings')
     if len({len(row) for row in rows}) != 1:
-        raise CorruptDataError("growth table: the lines differ in their number of entries")
+        raise CorruptDataError(f"{name}: the lines differ in their number of entries")
     try:
         numbers = np.array(rows[2:], dtype=np.float64)
     except ValueError as error:
-        raise CorruptDataError(f"growth table: {error}") from error
+        raise CorruptDataError(f"{name}: {error}") from error
     if not np.isfinite(numbers).all() or not (np.diff(numbers[:, 0]) > 0).all():
-        raise CorruptDataError("growth table: expected finite readings and ascending hours")
+        raise CorruptDataError(f"{name}: expected finite readings and ascending hours")
     strains = np.array(rows[1][1:])
     cells = strains != BLANK
     if cells.all() or not cells.any():
-        raise CorruptDataError('growth table: expected cultures, and blanks (strain "0")')
+        raise CorruptDataError(f'{name}: expected cultures, and blanks (strain "0")')
     density = numbers[:, 1:].T
     blank = density[~cells].mean()
     names = np.array(rows[0][1:])

@@ -5,15 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from companion.data.root import CorruptDataError, MissingDataError, data_root, verify
+from companion.data.fetch import fetch
+from companion.data.files import open_picture
+from companion.data.root import (
+    CorruptDataError,
+    DataSource,
+    MissingDataError,
+    data_root,
+    verify,
+)
 from companion.runtime import Progress
 
 
@@ -61,22 +69,28 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a data set comes from and what may be done with it.
+class Source(DataSource):
+    """Where labelled images come from.
 
-    where: its folder below the data root ("" for one that a dependency bundles).
-    get: one sentence that says how to come by it.
+    load: maps the data root to images and labels to learn from, those to test on, and classes.
+    archives: sha256 by address, for `fetch`; files: sha256 by path below the data root.
     """
 
-    load: Callable[[Path], tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]]
-    title: str
-    where: str
-    licence: str
-    get: str
-    download: Callable[[Path], None] | None = None
+    load: Callable[[Path], tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]] = field(
+        kw_only=True
+    )
+    archives: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    files: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def download(self) -> Callable[[str, Path], None] | None:
+        """Fetches the set called so into a data root, where it has a public address."""
+        if not self.archives:
+            return None
+        return lambda name, root: fetch(name, self.archives, self.files, root)
 
 
-# what torchvision's and Pillow's readers raise for a file that is not what they expect
+# what torchvision's readers raise for a file that is not what they expect
 UNREADABLE = (
     AssertionError,
     EOFError,
@@ -93,17 +107,16 @@ def load_images(name: str, root: str | os.PathLike = "") -> ImageSet:
     """Load a data set of `IMAGE_SETS` by name.
 
     root: as `companion.data.data_root`.
-    Raises ValueError for an unknown name, MissingDataError with what to put where, and
-    CorruptDataError for files that are damaged.
+    Raises ValueError for an unknown name, MissingDataError with what to put where (which is an
+    IncompleteDataError for half a set), and CorruptDataError for files that are damaged: those
+    whose sha256 is known are held to it before they are read.
     """
     if name not in IMAGE_SETS:
         raise ValueError(f"dataset = {name!r}: expected one of {', '.join(map(repr, IMAGE_SETS))}")
     source, folder = IMAGE_SETS[name], data_root(root)
-    if source.where and not (folder / source.where).is_dir():
-        raise MissingDataError(
-            f"dataset {name!r} is not in {folder}: expected the folder {source.where}/ there. {source.get} "
-            "Another place: -p data_root PATH, or the variable COMPANION_DATA."
-        )
+    source.require(name, folder)
+    for path, sha256 in source.files.items():
+        verify(folder / path, sha256)
     try:
         train_x, train_y, test_x, test_y, classes = source.load(folder)
     except (CorruptDataError, MissingDataError):
@@ -133,7 +146,12 @@ def standardise(data: ImageSet, *, per_channel: bool = False) -> ImageSet:
 def hold_out(
     data: ImageSet, fraction: float, *, seed: int
 ) -> tuple[ImageSet, tuple[Tensor, Tensor]]:
-    """Split a random fraction off the training images; return the rest and (inputs, targets)."""
+    """Split a random fraction off the training images; return the rest and (inputs, targets).
+
+    Raises ValueError for a fraction that is not in [0, 1].
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction = {fraction!r}: expected a number from 0 to 1")
     order = torch.randperm(len(data.train_x), generator=torch.Generator().manual_seed(seed))
     out, rest = order.to(data.train_y.device).tensor_split([round(fraction * len(order))])
     kept = data.replace(train_x=data.train_x[rest], train_y=data.train_y[rest])
@@ -145,8 +163,10 @@ def crop_pad_flip(batch: Tensor, generator: torch.Generator, *, pad: int = 4) ->
 
     Each of the two is chosen with probability 1/2; a chosen flip flips with probability 1/2
     (so a quarter of the images is flipped), a chosen shift moves by up to `pad` pixels with
-    zeros moved in.
+    zeros moved in. Raises ValueError for a pad below 0.
     """
+    if pad < 0:
+        raise ValueError(f"pad = {pad!r}: expected at least 0 pixels")
     n, _, height, width = batch.shape
     coin = torch.rand((3, n), generator=generator)
     flip = ((coin[0] < 0.5) & (coin[1] < 0.5)).to(batch.device)
@@ -175,19 +195,20 @@ def load_image_folder(
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import functional as transform
 
+    if channels not in (1, 3):
+        raise ValueError(f"channels = {channels!r}: expected 1 (grey) or 3 (colour)")
+    if size is not None and size < 1:
+        raise ValueError(f"size = {size!r}: expected at least 1 pixel, or None")
     try:
         listing = ImageFolder(str(folder))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingDataError(
             f"{folder}: expected one subfolder a class with images in it"
         ) from error
     images = np.empty(0, dtype=np.uint8)
     with Progress(len(listing), "images decoded", show=progress) as bar:
         for i, (path, _) in enumerate(listing.samples):
-            try:
-                picture = listing.loader(path)
-            except UNREADABLE as error:
-                raise CorruptDataError(f"{path} cannot be decoded: {error}") from error
+            picture = open_picture(Path(path)).convert("RGB")
             if size is not None:
                 picture = transform.center_crop(transform.resize(picture, size), size)
             pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(
@@ -223,23 +244,45 @@ def _digits(_: Path):
     return x[:1347], y[:1347], x[1347:], y[1347:], tuple("0123456789")
 
 
+# MNIST: the files' as computed, the archives' as in tensorflow_datasets' url_checksums
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-
-
-def _mnist(root: Path):
-    from torchvision.datasets import MNIST
-
-    for file, sha256 in MNIST_SHA256.items():
-        path = root / "MNIST" / "raw" / file
-        if not path.exists():
-            raise CorruptDataError(f"dataset 'mnist': {path} is missing beside its siblings")
-        verify(path, sha256)
-    return _torchvision(MNIST, root)
+MNIST_ARCHIVES = {
+    "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+}
+# Fashion-MNIST: the archives' as in tensorflow_datasets' url_checksums; the files' as in four
+# public projects that agree (one of which checks them after unpacking those archives)
+FASHION_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+FASHION_ARCHIVES = {
+    "train-images-idx3-ubyte": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1-ubyte": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3-ubyte": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1-ubyte": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
+# CIFAR-10: the archive's as in Keras; the files' as in six public projects that agree, one of
+# which lists them beside the md5 sums that torchvision has
+CIFAR10_SHA256 = {
+    "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
+    "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
+    "data_batch_3": "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
+    "data_batch_4": "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
+    "data_batch_5": "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
+    "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
+    "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
+}
+CIFAR10_ARCHIVE = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 
 
 def _torchvision(kind, root: Path):
@@ -250,6 +293,12 @@ def _torchvision(kind, root: Path):
         pixels = pixels[:, None] if pixels.dim() == 3 else pixels.movedim(-1, 1)
         tensors += [_scaled(pixels), torch.as_tensor(part.targets).long()]
     return *tensors, tuple(train.classes)
+
+
+def _mnist(root: Path):
+    from torchvision.datasets import MNIST
+
+    return _torchvision(MNIST, root)
 
 
 def _fashion(root: Path):
@@ -265,66 +314,75 @@ def _cifar10(root: Path):
 
 
 def _cifar10_jpeg(root: Path):
-    parts = []
-    for split, count in (("train", 50_000), ("test", 10_000)):
-        x, y, classes = load_image_folder(root / "cifar10" / split)
-        if len(x) != count:
-            raise CorruptDataError(
-                f"{root / 'cifar10' / split}: {len(x)} images, expected {count}"
-            )
-        parts += [x, y]
-    return *parts, classes
+    *train, classes = load_image_folder(root / "cifar10" / "train")
+    *test, _ = load_image_folder(root / "cifar10" / "test")
+    return *train, *test, classes
 
 
-def _fetch(name: str) -> Callable[[Path], None]:
-    def fetch(root: Path) -> None:
-        import torchvision.datasets
+def _checked(folder: str, sha256: dict[str, str], archives: dict[str, str]) -> dict[str, object]:
+    """The fields of a `Source` whose files are known by their checksums."""
+    files = {f"{folder}/{name}": value for name, value in sha256.items()}
+    return {"files": files, "archives": archives, "needs": dict.fromkeys(files, 1)}
 
-        kind = getattr(torchvision.datasets, name)
-        for train in (True, False):
-            kind(str(root), train=train, download=True)
 
-    return fetch
+def _gz(base: str, archives: dict[str, str]) -> dict[str, str]:
+    return {f"{base}/{name}.gz": sha256 for name, sha256 in archives.items()}
 
 
 _COMMAND = "Fetch it with `companion data --fetch {}`."
 IMAGE_SETS: dict[str, Source] = {
     "digits": Source(
-        _digits,
         "8x8 digits of scikit-learn (1,797 grey images)",
         "",
         "CC BY 4.0 (UCI, Alpaydin and Kaynak)",
         "Comes with scikit-learn.",
+        load=_digits,
     ),
     "mnist": Source(
-        _mnist,
         "MNIST (70,000 grey images, 28x28)",
         "MNIST/raw",
         "none stated (LeCun, Cortes and Burges)",
         _COMMAND.format("mnist"),
-        _fetch("MNIST"),
+        load=_mnist,
+        **_checked(
+            "MNIST/raw",
+            MNIST_SHA256,
+            _gz("https://ossci-datasets.s3.amazonaws.com/mnist", MNIST_ARCHIVES),
+        ),
     ),
     "fashion_mnist": Source(
-        _fashion,
         "Fashion-MNIST (70,000 grey images, 28x28)",
         "FashionMNIST/raw",
         "MIT (Zalando)",
         _COMMAND.format("fashion_mnist"),
-        _fetch("FashionMNIST"),
+        load=_fashion,
+        **_checked(
+            "FashionMNIST/raw",
+            FASHION_SHA256,
+            _gz(
+                "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
+                FASHION_ARCHIVES,
+            ),
+        ),
     ),
     "cifar10": Source(
-        _cifar10,
         "CIFAR-10 (60,000 colour images, 32x32)",
         "cifar-10-batches-py",
         "none stated (Krizhevsky, Nair and Hinton)",
         _COMMAND.format("cifar10"),
-        _fetch("CIFAR10"),
+        load=_cifar10,
+        **_checked(
+            "cifar-10-batches-py",
+            CIFAR10_SHA256,
+            {"https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz": CIFAR10_ARCHIVE},
+        ),
     ),
     "cifar10_jpeg": Source(
-        _cifar10_jpeg,
         "CIFAR-10 as a folder of JPEGs (lossy: not comparable to the last percent)",
         "cifar10/train",
         "none stated (Krizhevsky, Nair and Hinton)",
         "Put one subfolder a class with 5,000 images each into cifar10/train and 1,000 each into cifar10/test.",
+        load=_cifar10_jpeg,
+        needs={"cifar10/train/*/*": 50_000, "cifar10/test/*/*": 10_000},
     ),
 }

@@ -11,15 +11,21 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from companion.data.images import UNREADABLE, load_images
-from companion.data.root import CorruptDataError, MissingDataError, data_root
+from companion.data.files import open_picture
+from companion.data.images import IMAGE_SETS, load_images
+from companion.data.root import (
+    CorruptDataError,
+    DataSource,
+    MissingDataError,
+    data_root,
+)
 
 PICTURE_FILES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff"})
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow turns colour into grey
@@ -49,19 +55,13 @@ class Signals:
 
 
 @dataclass(frozen=True)
-class SignalSource:
-    """Where a family of pictures comes from and what may be done with it.
+class SignalSource(DataSource):
+    """Where a family of pictures comes from.
 
     load: maps (folder, n_train, n_test, size, channels) to two stacks of pictures.
-    where: its folder below the data root ("" for one that a dependency bundles).
-    get: one sentence that says how to come by it.
     """
 
-    load: Callable[[Path, int, int, int, int], tuple[Tensor, Tensor]]
-    title: str
-    where: str
-    licence: str
-    get: str
+    load: Callable[[Path, int, int, int, int], tuple[Tensor, Tensor]] = field(kw_only=True)
 
 
 def load_signals(
@@ -80,7 +80,8 @@ def load_signals(
     channels: 1 for grey, 3 for colour; 0 takes the set's own.
 
     Raises ValueError for an unknown name or more pictures than there are, MissingDataError with
-    what to put where, and CorruptDataError for files that are damaged.
+    what to put where, and CorruptDataError for files that are damaged. Half a set will do for as
+    many pictures as it has; for more it raises IncompleteDataError.
     """
     if name not in SIGNAL_SETS:
         raise ValueError(
@@ -95,14 +96,15 @@ def load_signals(
             f"channels = {channels!r}: expected 1 (grey), 3 (colour) or 0 (as they are)"
         )
     source, folder = SIGNAL_SETS[name], data_root(root)
-    if source.where and not (folder / source.where).is_dir():
-        raise MissingDataError(
-            f"dataset {name!r} is not in {folder}: expected the folder {source.where}/ there. {source.get} "
-            "Another place: -p data_root PATH, or the variable COMPANION_DATA."
-        )
-    train, test = source.load(folder, n_train, n_test, size, channels)
+    source.require(name, folder, whole=False)
+    try:
+        train, test = source.load(folder, n_train, n_test, size, channels)
+    except MissingDataError:
+        source.require(name, folder)  # says what half a set lacks
+        raise
     for part, wanted, option in ((train, n_train, "n_train"), (test, n_test, "n_test")):
         if len(part) < wanted:
+            source.require(name, folder)
             raise ValueError(f"{option} = {wanted}: {name!r} has {len(part)} such pictures")
     train, test = train[:n_train].contiguous(), test[:n_test].contiguous()
     digest = hashlib.sha256(train.numpy().tobytes() + test.numpy().tobytes())
@@ -192,15 +194,9 @@ def load_pictures(files: Iterable[Path], *, size: int = 0, channels: int = 0) ->
     Raises CorruptDataError for a file that cannot be decoded, ValueError naming the file for
     pictures that do not fit each other or cannot be used.
     """
-    from PIL import Image
-
     stack: list[Tensor] = []
     for file in files:
-        try:
-            with Image.open(file) as image:
-                image.load()
-        except UNREADABLE as error:
-            raise CorruptDataError(f"{file} cannot be decoded: {error}") from error
+        image = open_picture(file)
         try:
             signal = to_signal(image, size=size, channels=channels)
         except ValueError as error:
@@ -323,7 +319,10 @@ def _folders(train: str, test: str, default_size: int = 0):
 def _orl_faces(root: Path, n_train: int, n_test: int, size: int, channels: int):
     """Persons 1 to 32 to learn from, persons 33 to 40 unseen."""
     files = _in_turn(picture_files(root / "image-regression" / "orl_faces"))
-    known = [f for f in files if int(f.parent.name.lstrip("s")) <= 32]
+    for file in files:
+        if not re.fullmatch(r"s\d+", file.parent.name):
+            raise CorruptDataError(f"{file}: expected it in a folder s1 to s40, one a person")
+    known = [f for f in files if int(f.parent.name[1:]) <= 32]
     unseen = [f for f in files if f not in set(known)]
     return tuple(
         load_pictures(part[:n], size=size, channels=channels)
@@ -350,61 +349,55 @@ def _imagenette(root: Path, n_train: int, n_test: int, size: int, channels: int)
 
 
 _PACK = "Put the pictures there, in folders of these names."
+
+
+def _of_images(name: str, **other: object) -> SignalSource:
+    """The entry of `IMAGE_SETS`, read as a family of pictures."""
+    source = IMAGE_SETS[name]
+    fields = {key: getattr(source, key) for key in ("title", "where", "licence", "get", "needs")}
+    return SignalSource(**({"load": _labelled(name)} | fields | other))
+
+
 SIGNAL_SETS: dict[str, SignalSource] = {
     "faces": SignalSource(
-        _faces,
         "faces of scikit-image's LFW subset (100 grey pictures, 25x25)",
         "",
         "none stated (Labeled Faces in the Wild, Huang et al.)",
         "Comes with scikit-image.",
+        load=_faces,
     ),
     "photos": SignalSource(
-        _photos,
         "tiles of six photographs that scikit-image and scikit-learn bundle (150 in colour, 32x32)",
         "",
         "CC0, public domain and CC BY (see the two packages)",
         "Comes with scikit-image and scikit-learn.",
+        load=_photos,
     ),
-    "mnist": SignalSource(
-        _labelled("mnist"),
-        "MNIST (70,000 grey images, 28x28)",
-        "MNIST/raw",
-        "none stated (LeCun, Cortes and Burges)",
-        "Fetch it with `companion data --fetch mnist`.",
-    ),
-    "cifar10": SignalSource(
-        _labelled("cifar10"),
-        "CIFAR-10 (60,000 colour images, 32x32)",
-        "cifar-10-batches-py",
-        "none stated (Krizhevsky, Nair and Hinton)",
-        "Fetch it with `companion data --fetch cifar10`.",
-    ),
-    "cifar10_jpeg": SignalSource(
-        _folders("cifar10/train", "cifar10/test"),
-        "CIFAR-10 as folders of JPEGs (lossy)",
-        "cifar10/train",
-        "none stated (Krizhevsky, Nair and Hinton)",
-        "Put one subfolder a class into cifar10/train and cifar10/test.",
-    ),
+    "mnist": _of_images("mnist"),
+    "cifar10": _of_images("cifar10"),
+    "cifar10_jpeg": _of_images("cifar10_jpeg", load=_folders("cifar10/train", "cifar10/test")),
     "orl_faces": SignalSource(
-        _orl_faces,
         "ORL faces (400 grey pictures of 40 persons, 92x112)",
         "image-regression/orl_faces",
         "credit to Olivetti Research Laboratory (Samaria and Harter)",
         _PACK,
+        load=_orl_faces,
+        needs={"image-regression/orl_faces/s*/*.pgm": 400},
     ),
     "kodak_grey": SignalSource(
-        _kodak,
         "20 Kodak photographs, turned to grey and squeezed to 256x256",
         "image-regression/kodak-grey256",
         "none stated",
         _PACK,
+        load=_kodak,
+        needs={"image-regression/kodak-grey256/*.png": 20},
     ),
     "imagenette": SignalSource(
-        _imagenette,
         "Imagenette (13,394 photographs in colour), resized to 200 and cropped to 178",
         "imagenette2",
         "Apache 2.0 for the selection; the pictures are ImageNet's",
         "Fetch it with torchvision.datasets.Imagenette(root, size='full', download=True).",
+        load=_imagenette,
+        needs={"imagenette2/train/*/*": 9_469, "imagenette2/val/*/*": 3_925},
     ),
 }

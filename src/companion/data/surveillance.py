@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion.data.root import CorruptDataError, MissingDataError, data_root
+from companion.data.files import open_picture, read_table, read_text
+from companion.data.root import CorruptDataError, DataSource, data_root
 
 PETS = Path("pedestrian-frames", "PETS09-S2L1")
 TOWN_CENTRE = Path("trajectories", "datasets", "Town-Center")
@@ -20,33 +22,42 @@ TOWN_CENTRE_BOXES = Path("trajectories", "extra", "towncentre-boxes-5percent.csv
 PETS_FRAMES = 795
 
 
-@dataclass(frozen=True)
-class VideoSource:
-    """Where a set comes from and what may be done with it.
-
-    where: its folder below the data root. get: one sentence that says how to come by it.
-    """
-
-    title: str
-    where: str
-    licence: str
-    get: str
-
-
-VIDEO_SETS: dict[str, VideoSource] = {
-    "pets": VideoSource(
+_PETS_GET = (
+    "Put view 001 there as img1/000001.jpg to 000795.jpg, gt/gt.txt (frame, id, left, top, width, "
+    "height, 1, X, Y, 0) and calibration/View_001.xml (Tsai); the clip is published by the "
+    "University of Reading."
+)
+_TOWN_GET = (
+    "Put the folder `datasets` of the OpenTraj collection (github.com/crowdbotp/OpenTraj) "
+    "into `trajectories` below the data root, and a table of boxes (filename, ..., xmin, ymin, "
+    "xmax, ymax at 960 x 540) into `trajectories/extra`."
+)
+VIDEO_SETS: dict[str, DataSource] = {
+    "pets": DataSource(
         "PETS 2009 S2-L1, view 001 (795 frames of one camera, boxes and ground points)",
         PETS.as_posix(),
         "University of Reading: for academic and industrial research, source to be acknowledged "
         "(Ferryman and Shahrokni, 2009)",
-        "Put img1/000001.jpg to 000795.jpg, gt/gt.txt and calibration/View_001.xml there.",
+        _PETS_GET,
+        needs={
+            f"{PETS.as_posix()}/{path}": count
+            for path, count in {
+                "img1/??????.jpg": PETS_FRAMES,
+                "gt/gt.txt": 1,
+                "calibration/View_001.xml": 1,
+            }.items()
+        },
     ),
-    "town_centre": VideoSource(
+    "town_centre": DataSource(
         "Oxford Town Centre (one frame with people blurred, calibration, boxes)",
         TOWN_CENTRE.as_posix(),
         "none stated",
-        "Put the folder `datasets` of the OpenTraj collection (github.com/crowdbotp/OpenTraj) "
-        "into `trajectories` below the data root, and a table of boxes into `trajectories/extra`.",
+        _TOWN_GET,
+        needs={
+            f"{TOWN_CENTRE.as_posix()}/reference.jpg": 1,
+            f"{TOWN_CENTRE.as_posix()}/TownCentre-calibration-ci.txt": 1,
+            TOWN_CENTRE_BOXES.as_posix(): 1,
+        },
     ),
 }
 
@@ -69,11 +80,21 @@ class PetsClip:
         return self.folder / "calibration" / "View_001.xml"
 
     def frames(self, numbers: Sequence[int], size: tuple[int, int] | None = None) -> Tensor:
-        """(n, 3, H, W) uint8. size: width, height to shrink to, by averaging."""
+        """(n, 3, H, W) uint8. size: width, height to shrink to, by averaging.
+
+        Raises MissingDataError or CorruptDataError with the frame's file, ValueError for a size
+        below one pixel or no frames.
+        """
+        if not len(numbers):
+            raise ValueError("numbers = []: expected at least one frame")
+        if size is not None and min(size) < 1:
+            raise ValueError(f"size = {size!r}: expected a width and a height of at least 1 pixel")
         return torch.stack([self._frame(number, size) for number in numbers])
 
     def background(self, every: int = 10, size: tuple[int, int] | None = None) -> Tensor:
         """(3, H, W) in [0, 1]: the median of every tenth frame, in which people do not show."""
+        if every < 1:
+            raise ValueError(f"every = {every!r}: expected at least 1 frame")
         frames = self.frames(range(1, PETS_FRAMES + 1, every), size)
         return frames.median(0).values.float() / 255
 
@@ -81,12 +102,10 @@ class PetsClip:
         from PIL import Image
 
         path = self.folder / "img1" / f"{number:06d}.jpg"
-        if not path.is_file():
-            raise MissingDataError(f"{path} is missing: the clip has {PETS_FRAMES} frames")
-        with Image.open(path) as picture:
-            if size is not None:
-                picture = picture.resize(size, Image.Resampling.BOX)
-            return torch.from_numpy(np.array(picture.convert("RGB"))).movedim(2, 0)
+        picture = open_picture(path, f"The clip has frames 1 to {PETS_FRAMES}. {_PETS_GET}")
+        if size is not None:
+            picture = picture.resize(size, Image.Resampling.BOX)
+        return torch.from_numpy(np.array(picture.convert("RGB"))).movedim(2, 0)
 
 
 def load_pets(root: str | os.PathLike = "") -> PetsClip:
@@ -94,27 +113,25 @@ def load_pets(root: str | os.PathLike = "") -> PetsClip:
 
     Raises MissingDataError, saying what to put where, or CorruptDataError.
     """
-    folder = data_root(root) / PETS
-    file = folder / "gt" / "gt.txt"
-    if not file.is_file():
-        raise MissingDataError(
-            f"PETS 2009 S2-L1 is not in {folder}. Put view 001 there as img1/000001.jpg to "
-            "000795.jpg, gt/gt.txt (frame, id, left, top, width, height, 1, X, Y, 0) and "
-            "calibration/View_001.xml (Tsai); the clip is published by the University of Reading."
+    base = data_root(root)
+    VIDEO_SETS["pets"].require("pets", base, whole=False)  # frames are asked for when used
+    file = base / PETS / "gt" / "gt.txt"
+    if not (base / PETS / "calibration" / "View_001.xml").is_file():
+        VIDEO_SETS["pets"].require("pets", base)
+    columns = "frame id left top width height 1 X Y 0"
+    rows = read_table(file, columns, get=_PETS_GET, separator=",")
+    if not set(rows[:, 0]) <= set(range(1, PETS_FRAMES + 1)) or (rows[:, 4:6] <= 0).any():
+        raise CorruptDataError(
+            f"{file}: expected frames 1 to {PETS_FRAMES} and boxes wider and higher than 0"
         )
-    raw = file.read_bytes()
-    try:
-        rows = np.array([line.split(",") for line in raw.decode().split()], dtype=np.float64)
-        boxes = torch.from_numpy(rows[:, 2:6]).float()
-        ground = torch.from_numpy(rows[:, 7:9]).float()
-    except (ValueError, IndexError) as error:
-        raise CorruptDataError(f"{file}: cannot be read ({error})") from error
+    boxes = torch.from_numpy(rows[:, 2:6]).float()
+    ground = torch.from_numpy(rows[:, 7:9]).float()
     boxes[:, 2:] += boxes[:, :2]
     truth = {}
     for number in range(1, PETS_FRAMES + 1):
         here = torch.from_numpy(rows[:, 0] == number)
         truth[number] = boxes[here], ground[here]
-    return PetsClip(folder, truth, hashlib.sha256(raw).hexdigest())
+    return PetsClip(base / PETS, truth, hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -131,33 +148,28 @@ class TownCentre:
 
 
 def load_town_centre(root: str | os.PathLike = "") -> TownCentre:
-    """Find the view below a data root. Raises MissingDataError, saying what to put where."""
-    from PIL import Image
+    """Find the view below a data root.
 
-    folder = data_root(root) / TOWN_CENTRE
-    picture, calibration = folder / "reference.jpg", folder / "TownCentre-calibration-ci.txt"
-    table = data_root(root) / TOWN_CENTRE_BOXES
-    for path in (picture, calibration, table):
-        if not path.is_file():
-            raise MissingDataError(
-                f"{path} is missing. Put the folder datasets/Town-Center of the OpenTraj "
-                "collection (github.com/crowdbotp/OpenTraj) below `trajectories` in the data root, "
-                "and a table of boxes (filename, ..., x0, y0, x1, y1 at 960 x 540) beside it."
-            )
-    with Image.open(picture) as image:
-        frame = torch.from_numpy(np.array(image.convert("RGB"))).movedim(2, 0).float() / 255
-    return TownCentre(frame, calibration, _town_centre_boxes(table))
+    Raises MissingDataError, saying what to put where, or CorruptDataError.
+    """
+    base = data_root(root)
+    VIDEO_SETS["town_centre"].require("town_centre", base)
+    picture = open_picture(base / TOWN_CENTRE / "reference.jpg").convert("RGB")
+    frame = torch.from_numpy(np.array(picture)).movedim(2, 0).float() / 255
+    calibration = base / TOWN_CENTRE / "TownCentre-calibration-ci.txt"
+    return TownCentre(frame, calibration, _town_centre_boxes(base / TOWN_CENTRE_BOXES))
 
 
 def _town_centre_boxes(path: Path) -> Tensor:
     """Boxes at full resolution: twice the table's pixels, plus 2."""
-    import csv
-
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    names = ("xmin", "ymin", "xmax", "ymax")
     try:
-        names = ("xmin", "ymin", "xmax", "ymax")
-        values = [[float(row[name]) for name in names] for row in rows]
-    except (KeyError, ValueError) as error:
+        rows = csv.DictReader(read_text(path).splitlines())
+        values = torch.tensor(
+            [[float(row[name]) for name in names] for row in rows], dtype=torch.float64
+        )
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
         raise CorruptDataError(f"{path}: cannot be read ({error!r})") from error
-    return 2 * torch.tensor(values, dtype=torch.float64) + 2
+    if not values.numel() or not values.isfinite().all():
+        raise CorruptDataError(f"{path}: expected boxes of finite numbers ({', '.join(names)})")
+    return 2 * values + 2

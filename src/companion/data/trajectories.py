@@ -8,20 +8,25 @@ what to put where.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
-from companion.data.root import CorruptDataError, MissingDataError, data_root
+from companion.data.files import Row, read_rows, read_table, read_text, to_numbers
+from companion.data.root import ELSEWHERE, CorruptDataError, DataSource, data_root
 
 FOLDER = Path("trajectories", "datasets")
 FRAMES_PER_SECOND = {"vsp": 25, "sdd": 30}
@@ -33,6 +38,9 @@ TRAJNET_OTHER_SCALE = {"hyang_1": 0.054992233}  # made with hyang_2's scale, not
 # TrajNet's "metres" of UCY: a scaling of the frame's pixels (origin in the middle, v up)
 CROWDS_SCALE, CROWDS_OFFSET = (0.02104651, 0.02386598), (7.57676, 6.87340)
 UCY_MIDDLE = (360, 288)  # column and row of the origin of a spline's pixels
+LONGEST_DT_S = 60.0
+FARTHEST = 1e7  # no scene is so large, in metres or pixels
+LONGEST_SPLINE = 25 * 3600  # frames between its ends: nobody is in a picture for an hour
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,11 @@ class Tracks:
     picture: file of the reference picture; to_pixels: 3 by 3, takes (x, y, 1) to (column, row, 1)
     there, up to the third component.
     metres_per_pixel: the set's estimate for a scene in pixels.
-    left_out: how many rows were dropped, by reason. checksum: sha256 of the file.
+    left_out: how many rows were dropped, by reason: `not_finite` places, copies that are
+    `repeated`, and what the set itself calls `lost` or does not tell (`unknown`).
+    checksum: sha256 of the file.
+
+    Somebody who was sampled between the others' frames has the step that has begun by then.
     """
 
     name: str
@@ -125,47 +137,57 @@ def transform(homography: Tensor, points: Tensor) -> Tensor:
     return mapped[..., :2] / mapped[..., 2:]
 
 
-@dataclass(frozen=True)
-class TrackSource:
-    """Where a family of tracks comes from and what may be done with it.
-
-    where: its folder below the data root. get: one sentence that says how to come by it.
-    """
-
-    title: str
-    where: str
-    licence: str
-    get: str
-
-
 _GET = (
     "Put the folder `datasets` of the OpenTraj collection (github.com/crowdbotp/OpenTraj) into "
     "`trajectories` below the data root."
 )
-TRACK_SETS: dict[str, TrackSource] = {
-    "eth": TrackSource(
+
+
+def _source(title: str, folder: str, licence: str, needs: dict[str, int]) -> DataSource:
+    where = f"{FOLDER.as_posix()}/{folder}"
+    return DataSource(
+        title, where, licence, _GET, needs={f"{where}/{path}": n for path, n in needs.items()}
+    )
+
+
+TRACK_SETS: dict[str, DataSource] = {
+    "eth": _source(
         "ETH walking pedestrians (eth and hotel, metres, 0.4 s)",
-        f"{FOLDER.as_posix()}/ETH",
+        "ETH",
         "none stated (Pellegrini et al., 2009)",
-        _GET,
+        {"seq_*/obsmat.txt": 2, "seq_*/H.txt": 2},
     ),
-    "ucy": TrackSource(
+    "ucy": _source(
         "UCY crowds by example (zara01 to zara03, students, metres or pixels)",
-        f"{FOLDER.as_posix()}/UCY",
+        "UCY",
         "free with credit to the uploaders (Lerner et al., 2007)",
-        _GET,
+        {
+            "zara0[12]/obsmat.txt": 2,
+            "zara0[123]/H.txt": 3,
+            "zara03/annotation.vsp": 1,
+            "students01/annotation.vsp": 1,
+            "students01/students001.txt": 1,
+            "students03/obsmat.txt": 1,
+            "students03/H-old.txt": 1,
+            "students03/students003.txt": 1,
+            "uni_examples/annotation.vsp": 1,
+        },
     ),
-    "sdd": TrackSource(
+    "sdd": _source(
         "Stanford Drone Dataset (pixels of 60 videos, 30 frames/s)",
-        f"{FOLDER.as_posix()}/SDD",
+        "SDD",
         "CC BY-NC-SA 3.0 (Robicquet et al., 2016)",
-        _GET,
+        {
+            "*/video*/annotations.txt": 60,
+            "*/video*/reference.jpg": 60,
+            "estimated_scales.yaml": 1,
+        },
     ),
-    "trajnet": TrackSource(
+    "trajnet": _source(
         "TrajNet (pieces of 20 steps of ETH, UCY, PETS and SDD, metres)",
-        f"{FOLDER.as_posix()}/TrajNet",
+        "TrajNet",
         "none stated; re-uses the sets above",
-        _GET,
+        {"Train/*/*.txt": 38, "Test/*/*.txt": 21},
     ),
 }
 
@@ -173,42 +195,50 @@ TRACK_SETS: dict[str, TrackSource] = {
 def load_tracks(name: str, root: str | os.PathLike = "", *, dt_s: float = 0.4) -> Tracks:
     """Load the tracks of one scene by name.
 
-    name: "eth", "hotel", "zara01", "zara02", "students03" (metres, sampled), "zara03",
-    "students01", "uni_examples" (splines; metres for zara03, pixels for the others),
+    name: "eth", "hotel", "zara01", "zara02", "students03" (metres, sampled), "students001",
+    "students003" (the same university square, annotated anew: "univ" of the usual benchmark),
+    "zara03", "students01", "uni_examples" (splines; metres for zara03, pixels for the others),
     "sdd/<scene>/<number>" (pixels), or "trajnet/<file>", such as "trajnet/bookstore_0".
-    root: as `companion.data.data_root`. dt_s: seconds between two steps; a sampled set takes
-    whole multiples of its own 0.4 s, splines multiples of 1/25 s, SDD multiples of 1/30 s.
+    root: as `companion.data.data_root`. dt_s: seconds between two steps, at most 60; a sampled
+    set takes whole multiples of its own 0.4 s, splines multiples of 1/25 s, SDD of 1/30 s.
+
+    The metres of "students001" and "students003" are a plain scaling of pixels, as in all of
+    TrajNet's crowds, so they are others than those of "students03".
+
     Raises ValueError for an unknown name or a dt_s that the set cannot give,
-    `MissingDataError` if the files are not there, `CorruptDataError` if they cannot be read.
+    `MissingDataError` if the files are not there, `CorruptDataError` if one cannot be read, is
+    shorter than the published one that it begins as, has an agent at two places at once or is
+    not on its set's clock.
     """
-    if not dt_s > 0:
-        raise ValueError(f"dt_s = {dt_s!r}: expected seconds above 0")
+    if not (isinstance(dt_s, Real) and 0 < dt_s <= LONGEST_DT_S):
+        raise ValueError(f"dt_s = {dt_s!r}: expected seconds above 0, at most {LONGEST_DT_S:g}")
     base = data_root(root) / FOLDER
     if name in OBSMAT:
         load: Callable[[Path, str, float], Tracks] = _load_obsmat
     elif name in SPLINES:
         load = _load_splines
-    elif re.fullmatch(r"sdd/[A-Za-z]+/\d+", name):
+    elif name in BENCHMARK:
+        load = _load_benchmark
+    elif re.fullmatch(r"sdd/[A-Za-z]+/\d+", str(name)):
         load = _load_sdd
-    elif re.fullmatch(r"trajnet/[A-Za-z0-9_-]+", name):
+    elif re.fullmatch(r"trajnet/[A-Za-z0-9_-]+", str(name)):
         load = _load_trajnet
     else:
-        known = ", ".join(map(repr, [*OBSMAT, *SPLINES, "sdd/gates/8", "trajnet/bookstore_0"]))
+        sampled = [*OBSMAT, *BENCHMARK, *SPLINES]
+        known = ", ".join(map(repr, [*sampled, "sdd/gates/8", "trajnet/bookstore_0"]))
         raise ValueError(f"name = {name!r}: expected one of {known} or their like")
-    try:
-        return load(base, name, dt_s)
-    except (IndexError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CorruptDataError(f"{name}: cannot be read ({error})") from error
+    return load(base, name, dt_s)
 
 
 def track_names(root: str | os.PathLike = "") -> list[str]:
     """The names that `load_tracks` finds below a data root."""
     base = data_root(root) / FOLDER
     names = [name for name, (folder, *_) in OBSMAT.items() if (base / folder).is_dir()]
+    names += [name for name, file in BENCHMARK.items() if (base / file).is_file()]
     names += [name for name, folder in SPLINES.items() if (base / folder).is_dir()]
     for file in sorted((base / "SDD").glob("*/video*/annotations.txt")):
         names.append(f"sdd/{file.parts[-3]}/{file.parts[-2].removeprefix('video')}")
-    names += sorted(f"trajnet/{file.stem}" for file in (base / "TrajNet").glob("*/*/*.txt"))
+    names += sorted({f"trajnet/{file.stem}" for file in (base / "TrajNet").glob("*/*/*.txt")})
     return names
 
 
@@ -220,7 +250,10 @@ def _homography(path: Path, *, image: np.ndarray | None = None) -> Tensor:
 
     image: takes a picture's (row, column, 1) to the pixels that the file maps.
     """
-    matrix = _table(path, columns=3)
+    matrix = read_table(path, "three numbers each", get=_HOW)
+    # a matrix that is nearly singular takes a whole line of the picture to a point
+    if matrix.shape != (3, 3) or np.linalg.cond(matrix) > 1e12:
+        raise CorruptDataError(f"{path}: expected a homography, three lines that are independent")
     if image is not None:
         matrix = matrix @ image
     swap = np.eye(3)[[1, 0, 2]]
@@ -239,24 +272,36 @@ OBSMAT: dict[str, tuple[str, int, str, np.ndarray | None]] = {
 }
 # arxiepiskopi's splines are in units that nobody states, so they are not offered
 SPLINES = {name: f"UCY/{name}" for name in ("zara03", "students01", "uni_examples")}
-# scenes of the leave-one-out protocol on ETH and UCY
+# `frame id x y`, another annotation of students01 and students03: the benchmark's
+BENCHMARK = {
+    "students001": "UCY/students01/students001.txt",
+    "students003": "UCY/students03/students003.txt",
+}
+# scenes of the leave-one-out protocol on ETH and UCY; its "univ" is not "students03"
 ETH_UCY: dict[str, tuple[str, ...]] = {
     "eth": ("eth",),
     "hotel": ("hotel",),
-    "univ": ("students03",),
+    "univ": tuple(BENCHMARK),
     "zara01": ("zara01",),
     "zara02": ("zara02",),
 }
+
+
+OBSMAT_COLUMNS = "frame id x z y vx vz vy"
+TABLE_COLUMNS = "frame id x y"
+SDD_COLUMNS = "id xmin ymin xmax ymax frame lost occluded generated"
+_HOW = f"{_GET} {ELSEWHERE}"
 
 
 def _load_obsmat(base: Path, name: str, dt_s: float) -> Tracks:
     """`frame id x 0 y vx 0 vy` in metres, one step 0.4 s."""
     folder, frames, homography, shift = OBSMAT[name]
     path = base / folder / "obsmat.txt"
-    table = _table(path, columns=8)
+    rows = read_rows(path, OBSMAT_COLUMNS, get=_HOW)
+    table = to_numbers(path, rows, OBSMAT_COLUMNS)[:, [0, 1, 2, 4]]
+    _as_long_as_published(path, base, table)
     # some of seq_eth's people are sampled between the others' frames: they keep their own grid
-    step = np.floor((table[:, 0] - table[:, 0].min()) / frames)
-    tracks = _tracks(name, path, step, table[:, 1], table[:, [2, 4]], dt_s=0.4)
+    tracks = _tracks(name, path, table, dt_s=0.4, frames=frames, from_first=True)
     tracks = dataclasses.replace(
         tracks,
         groups=_groups(base / folder / "groups.txt"),
@@ -266,21 +311,37 @@ def _load_obsmat(base: Path, name: str, dt_s: float) -> Tracks:
     return _thinned(tracks, dt_s)
 
 
+def _load_benchmark(base: Path, name: str, dt_s: float) -> Tracks:
+    """`frame id x y` in TrajNet's metres of UCY, one step 0.4 s."""
+    path = base / BENCHMARK[name]
+    table = to_numbers(path, read_rows(path, TABLE_COLUMNS, get=_HOW), TABLE_COLUMNS)
+    _as_long_as_published(path, base, table)
+    tracks = _tracks(name, path, table, dt_s=0.4, frames=10)
+    picture = _existing(path.with_name("reference.png"))
+    return _thinned(dataclasses.replace(tracks, to_pixels=_crowds_map(), picture=picture), dt_s)
+
+
+def _crowds_map() -> Tensor:
+    """From TrajNet's metres of UCY to the picture."""
+    (a, b), (x, y) = CROWDS_SCALE, CROWDS_OFFSET
+    # u = (X - x) / a and v = (Y - y) / b, then column = u + 360 and row = 288 - v
+    column = [1 / a, 0, UCY_MIDDLE[0] - x / a]
+    row = [0, -1 / b, UCY_MIDDLE[1] + y / b]
+    return torch.tensor([column, row, [0, 0, 1]], dtype=torch.float64)
+
+
 def _load_splines(base: Path, name: str, dt_s: float) -> Tracks:
     """Control points `u v frame gaze`; between them people walk straight, as obsmat has it."""
     path = base / SPLINES[name] / "annotation.vsp"
     frames = _whole(dt_s * FRAMES_PER_SECOND["vsp"], "dt_s", dt_s, "a multiple of 1/25 s")
-    steps, agents, points = [], [], []
+    tables = []
     for agent, spline in enumerate(read_splines(path), start=1):
         first, last = spline[0, 2], spline[-1, 2]
         step = np.arange(np.ceil(first / frames), np.floor(last / frames) + 1)
-        at = [np.interp(step * frames, spline[:, 2], spline[:, axis]) for axis in (0, 1)]
-        steps.append(step)
-        agents.append(np.full(len(step), agent))
-        points.append(np.stack([at[0] + UCY_MIDDLE[0], UCY_MIDDLE[1] - at[1]], 1))
-    tracks = _tracks(
-        name, path, np.concatenate(steps), np.concatenate(agents), np.concatenate(points), dt_s
-    )
+        u, v = (np.interp(step * frames, spline[:, 2], spline[:, axis]) for axis in (0, 1))
+        number = np.full(len(step), agent)
+        tables.append(np.stack([step, number, u + UCY_MIDDLE[0], UCY_MIDDLE[1] - v], 1))
+    tracks = _tracks(name, path, np.concatenate(tables), dt_s=dt_s)
     picture = _existing(path.with_name("reference.png"))
     if (path.with_name("H.txt")).is_file():
         inverse = _homography(path.with_name("H.txt"))
@@ -301,18 +362,24 @@ def read_splines(path: Path) -> list[np.ndarray]:
     u, v are pixels from the middle of the 720 by 576 frame, v up; frames are 1/25 s.
     Raises `CorruptDataError` if fewer are there than the file's first line says.
     """
-    lines = _text(path).splitlines()
+    lines = read_text(path, _HOW).splitlines()
     try:
         count, at, splines = int(lines[0].split()[0]), 1, []
         for _ in range(count):
             points = int(lines[at].split()[0])
             rows = [line.split()[:3] for line in lines[at + 1 : at + 1 + points]]
             spline = np.array(rows, dtype=float).reshape(points, 3)
+            if not np.isfinite(spline).all():
+                raise ValueError(f"line {at + 1}: a spline with numbers that are not finite")
             _, first = np.unique(spline[:, 2], return_index=True)
             splines.append(spline[first])
+            if np.ptp(spline[:, 2]) > LONGEST_SPLINE:
+                raise ValueError(f"line {at + 1}: a spline of {np.ptp(spline[:, 2]):g} frames")
             at += points + 1
     except (ValueError, IndexError) as error:
-        raise CorruptDataError(f"{path.name}: not the splines of UCY ({error})") from error
+        raise CorruptDataError(f"{path}: not the splines of UCY ({error})") from error
+    if not splines:
+        raise CorruptDataError(f"{path}: not the splines of UCY (there are none)")
     return splines
 
 
@@ -322,23 +389,32 @@ def _load_sdd(base: Path, name: str, dt_s: float) -> Tracks:
     folder = base / "SDD" / scene / f"video{number}"
     path = folder / "annotations.txt"
     every = _whole(dt_s * FRAMES_PER_SECOND["sdd"], "dt_s", dt_s, "a multiple of 1/30 s")
-    lines = [line.split() for line in _text(path).splitlines() if line]
-    try:
-        table = np.array([line[:9] for line in lines], dtype=float).reshape(len(lines), 9)
-    except ValueError as error:
-        raise CorruptDataError(f"{name}: not the annotations of SDD ({error})") from error
+    rows = read_rows(path, SDD_COLUMNS, get=_HOW, more=True)
+    table = to_numbers(path, rows, SDD_COLUMNS)
+    _as_long_as_published(path, base, table)
+    _check_whole(path, rows, table[:, [0, 5, 6]], "id, frame and lost")
     seen, on_step = table[:, 6] == 0, table[:, 5] % every == 0
     kept = table[seen & on_step]
     middle = (kept[:, [1, 2]] + kept[:, [3, 4]]) / 2
-    tracks = _tracks(name, path, kept[:, 5] // every, kept[:, 0], middle, dt_s)
+    tracks = _tracks(
+        name,
+        path,
+        np.column_stack([kept[:, 5] // every, kept[:, 0], middle]),
+        dt_s=dt_s,
+        left_out={"lost": int((~seen & on_step).sum())},
+    )
     return dataclasses.replace(
         tracks,
         unit="px",
-        labels={int(line[0]): line[9].strip('"') for line in lines},
+        # a label may be of several words
+        labels={
+            int(float(entries[0])): " ".join(entries[9:]).strip('"')
+            for _, entries in rows
+            if len(entries) > 9
+        },
         picture=_existing(folder / "reference.jpg"),
         to_pixels=torch.eye(3, dtype=torch.float64),
         metres_per_pixel=_sdd_scales(base).get(f"{scene}_{number}"),
-        left_out={"lost": int((~seen & on_step).sum())},
     )
 
 
@@ -346,47 +422,54 @@ def _sdd_scales(base: Path) -> dict[str, float]:
     path = base / "SDD" / "estimated_scales.yaml"
     if not path.is_file():
         return {}
-    listed = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {
-        f"{scene}_{video.removeprefix('video')}": float(entry["scale"])
-        for scene, videos in listed.items()
-        for video, entry in videos.items()
-    }
+    import yaml
+
+    text = read_text(path)
+    try:
+        scales = {
+            f"{scene}_{video.removeprefix('video')}": float(entry["scale"])
+            for scene, videos in yaml.safe_load(text).items()
+            for video, entry in videos.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise CorruptDataError(
+            f"{path}: not the scales of SDD ({' '.join(repr(error).split())})"
+        ) from error
+    for name, scale in scales.items():
+        if not 0 < scale < math.inf:
+            raise CorruptDataError(f"{path}: the scale of {name} is {scale}, expected above 0")
+    return scales
 
 
 def _load_trajnet(base: Path, name: str, dt_s: float) -> Tracks:
     """`frame id x y` in metres, pieces of 20 steps; the unknown ends of its tests are dropped."""
     stem = name.removeprefix("trajnet/")
-    files = sorted((base / "TrajNet").glob(f"*/*/{stem}.txt"))
-    path = files[0] if files else base / "TrajNet" / "Train" / "..." / f"{stem}.txt"
-    lines = [line.split() for line in _text(path).splitlines() if line]
-    known = [line[:4] for line in lines if "?" not in line]
-    try:
-        table = np.array(known, dtype=float).reshape(len(known), 4)
-    except ValueError as error:
-        raise CorruptDataError(f"{name}: not a file of TrajNet ({error})") from error
+    found = sorted((base / "TrajNet").glob(f"*/*/{stem}.txt"))
+    if len(found) > 1:
+        raise CorruptDataError(
+            f"{name}: there are {' and '.join(map(str, found))}; expected one file of this name"
+        )
+    path = found[0] if found else base / "TrajNet" / "Train" / "..." / f"{stem}.txt"
+    rows = read_rows(path, TABLE_COLUMNS, get=_HOW)
+    known = [row for row in rows if "?" not in row[1]]
+    table = to_numbers(path, known, TABLE_COLUMNS)
+    _as_long_as_published(path, base, table)
     frames, own_dt_s = TRAJNET_STEPS.get(path.parts[-2], (10, 0.4))
     if stem == "biwi_eth":
         own_dt_s = TRAJNET_ETH_DT_S
-    tracks = _tracks(name, path, table[:, 0] // frames, table[:, 1], table[:, 2:], own_dt_s)
-    tracks = dataclasses.replace(tracks, left_out={"unknown": len(lines) - len(known)})
+    left_out = {"unknown": len(rows) - len(known)}
+    tracks = _tracks(name, path, table, dt_s=own_dt_s, frames=frames, left_out=left_out)
     if path.parts[-2] == "stanford":
         tracks = _on_sdd(tracks, base, stem)
     elif path.parts[-2] == "crowds" and stem != "arxiepiskopi1":
-        (a, b), (x, y) = CROWDS_SCALE, CROWDS_OFFSET
-        # u = (X - x) / a and v = (Y - y) / b, then column = u + 360 and row = 288 - v
-        column = [1 / a, 0, UCY_MIDDLE[0] - x / a]
-        row = [0, -1 / b, UCY_MIDDLE[1] + y / b]
-        tracks = dataclasses.replace(
-            tracks, to_pixels=torch.tensor([column, row, [0, 0, 1]], dtype=torch.float64)
-        )
+        tracks = dataclasses.replace(tracks, to_pixels=_crowds_map())
     return tracks if dt_s == 0.4 else _thinned(tracks, dt_s)
 
 
 def _on_sdd(tracks: Tracks, base: Path, stem: str) -> Tracks:
     """Add the picture of SDD and the map to it."""
     scale = TRAJNET_OTHER_SCALE.get(stem) or _sdd_scales(base).get(stem)
-    scene, number = stem.split("_")
+    scene, _, number = stem.rpartition("_")
     picture = _existing(base / "SDD" / scene / f"video{number}" / "reference.jpg")
     if scale is None:
         return dataclasses.replace(tracks, picture=picture)
@@ -403,21 +486,98 @@ def _on_sdd(tracks: Tracks, base: Path, stem: str) -> Tracks:
 def _tracks(
     name: str,
     path: Path,
-    step: np.ndarray,
-    agent: np.ndarray,
-    position: np.ndarray,
+    table: np.ndarray,
+    *,
     dt_s: float,
+    frames: int = 1,
+    from_first: bool = False,
+    left_out: dict[str, int] | None = None,
 ) -> Tracks:
-    step, agent = step.astype(np.int64), agent.astype(np.int64)
-    order = np.lexsort((step, agent))
+    """The rows (frame, agent, x, y) of any file as tracks, once they have been checked.
+
+    frames: to a step. from_first: steps count from the file's first frame, else from frame 0.
+    """
+    left_out = dict(left_out or {})
+    _check_whole(path, None, table[:, :2], "frame and id")
+    finite = np.isfinite(table).all(1)
+    if not finite.all():
+        left_out["not_finite"] = int((~finite).sum())
+        table = table[finite]
+    far = np.abs(table[:, 2:]) > FARTHEST
+    if far.any():
+        raise CorruptDataError(
+            f"{path}: expected places below {FARTHEST:g}, got {table[:, 2:][far][0]}"
+        )
+    table = table[np.lexsort((table[:, 0], table[:, 1]))]
+    copies = np.zeros(len(table), dtype=bool)
+    copies[1:] = (table[1:] == table[:-1]).all(1)
+    if copies.any():
+        left_out["repeated"] = int(copies.sum())
+        table = table[~copies]
+    if not len(table):
+        raise CorruptDataError(
+            f"{path}: no row at a step of {dt_s:g} s is left; dropped: {left_out}"
+        )
+    frame, agent = table[:, :2].astype(np.int64).T
+    same = agent[1:] == agent[:-1]
+    twice = same & (frame[1:] == frame[:-1])
+    if twice.any():
+        at = int(twice.argmax())
+        raise CorruptDataError(f"{path}: agent {agent[at]} is at two places in frame {frame[at]}")
+    off = same & (np.diff(frame) % frames != 0)
+    if off.any():
+        at = int(off.argmax())
+        raise CorruptDataError(
+            f"{path}: agent {agent[at]} is in frames {frame[at]} and {frame[at + 1]}, expected "
+            f"multiples of {frames} frames between (a step of {dt_s:g} s here)"
+        )
+    step = (frame - (frame.min() if from_first else 0)) // frames
     return Tracks(
         name=name,
-        step=torch.from_numpy(step[order]),
-        agent=torch.from_numpy(agent[order]),
-        position=torch.from_numpy(np.ascontiguousarray(position[order], dtype=np.float64)),
+        step=torch.from_numpy(step),
+        agent=torch.from_numpy(agent),
+        position=torch.from_numpy(np.ascontiguousarray(table[:, 2:])),
         dt_s=dt_s,
+        left_out=left_out,
         checksum=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
+
+
+def _check_whole(path: Path, rows: list[Row] | None, table: np.ndarray, what: str) -> None:
+    """Raise CorruptDataError unless all are whole numbers that 53 bits hold."""
+    wrong = ~((table == np.floor(table)) & (np.abs(table) < 2**53)).all(1)
+    if wrong.any():
+        at = int(wrong.argmax())
+        line = "" if rows is None else f", line {rows[at][0]}"
+        raise CorruptDataError(
+            f"{path}{line}: expected whole numbers as {what}, got {table[at].tolist()}"
+        )
+
+
+PUBLISHED = "tracks.csv"
+
+
+@cache
+def _published() -> dict[str, tuple[int, tuple[float, ...]]]:
+    """Rows, and the beginning of the first one, of the files as they were published."""
+    text = files("companion.data").joinpath(PUBLISHED).read_text(encoding="utf-8")
+    lines = (line for line in text.splitlines() if not line.startswith("#"))
+    return {
+        row["path"]: (int(row["rows"]), tuple(map(float, row["first"].split())))
+        for row in csv.DictReader(lines)
+    }
+
+
+def _as_long_as_published(path: Path, base: Path, table: np.ndarray) -> None:
+    """Raise CorruptDataError for the beginning of a published file only.
+
+    A file that begins otherwise is somebody's own, about which nothing is known.
+    """
+    rows, first = _published().get(path.relative_to(base).as_posix(), (0, ()))
+    if 0 < len(table) < rows and tuple(table[0, : len(first)].tolist()) == first:
+        raise CorruptDataError(
+            f"{path} is cut short: {len(table)} rows, {rows} in the published file"
+        )
 
 
 def _thinned(tracks: Tracks, dt_s: float) -> Tracks:
@@ -442,31 +602,20 @@ def _whole(quotient: float, name: str, value: float, allowed: str) -> int:
 def _groups(path: Path) -> tuple[frozenset[int], ...]:
     if not path.is_file():
         return ()
-    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
-    return tuple(frozenset(map(int, line)) for line in lines if line)
+    lines = [line.split() for line in read_text(path).splitlines()]
+    try:
+        groups = [frozenset(map(int, line)) for line in lines if line]
+    except ValueError as error:
+        raise CorruptDataError(
+            f"{path}: expected whole numbers, a group a line ({error})"
+        ) from error
+    if groups and groups[0] == {len(groups) - 1}:  # students03's begins with their number
+        del groups[0]
+    return tuple(groups)
 
 
 def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise MissingDataError(
-            f"{path} is not there. {_GET} "
-            "Another place: -p data_root PATH, or the variable COMPANION_DATA."
-        )
-    return path.read_text(encoding="utf-8")
-
-
-def _table(path: Path, *, columns: int) -> np.ndarray:
-    rows = [line.split() for line in _text(path).splitlines() if line.strip()]
-    try:
-        return np.array(rows, dtype=float).reshape(len(rows), columns)
-    except ValueError as error:
-        raise CorruptDataError(
-            f"{path.name}: expected {columns} numbers a line ({error})"
-        ) from error
 
 
 # ---------------------------------------------------------------- windows
@@ -528,34 +677,45 @@ def cut_windows(
     """Cut windows of obs_len + pred_len steps, with everybody who is there all the time.
 
     stride: steps between the starts of windows. Windows with fewer than min_agents such agents
-    are dropped; who is there for a part of a kept window is counted in `left_out["partial"]`.
-    The origin is the mean of the last seen positions.
-    Raises ValueError for sizes below 1 and for tracks without a single whole window.
+    are dropped (1 by default; the usual benchmark on ETH and UCY asks for 2); who is there for a
+    part of a kept window is counted in `left_out["partial"]`. Places that are not finite are
+    taken as absence. The origin is the mean of the last seen positions.
+    Raises ValueError for sizes that are no whole numbers from 1 on, for tracks with an agent
+    twice at a step and for tracks without a single whole window.
     """
     sizes = {"obs_len": obs_len, "pred_len": pred_len, "stride": stride, "min_agents": min_agents}
     for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} = {value!r}: expected at least 1")
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} = {value!r}: expected a whole number, at least 1")
     length = obs_len + pred_len
-    ids, column = tracks.agent.unique(return_inverse=True)
-    if not len(ids):
+    here = tracks.position.isfinite().all(1)
+    step, agent, position = tracks.step[here], tracks.agent[here], tracks.position[here].double()
+    if not len(step):
         raise ValueError(f"{tracks.name}: there are no tracks to cut")
-    first = int(tracks.step.min())
-    steps = int(tracks.step.max()) - first + 1
-    at = torch.full((steps, len(ids), 2), torch.nan, dtype=torch.float64)
-    at[tracks.step - first, column] = tracks.position
-    present = ~at[..., 0].isnan()
-
+    if torch.stack([agent, step]).unique(dim=1).shape[1] < len(step):
+        raise ValueError(f"{tracks.name}: an agent is at two places at one step")
+    occupied = step.unique()
+    # nobody is there all the time in a window that spans an empty step: cut between those
+    breaks = (occupied.diff() > 1).nonzero()[:, 0] + 1
     pieces, numbers, starts, partial = [], [], [], 0
-    for start in range(0, steps - length + 1, stride):
-        there = present[start : start + length]
-        whole = there.all(0)
-        if int(whole.sum()) < min_agents:
+    for block in occupied.tensor_split(breaks.tolist()):
+        first, steps = int(block[0]), len(block)
+        if steps < length:
             continue
-        pieces.append(at[start : start + length, whole].transpose(0, 1))
-        numbers.append(ids[whole])
-        starts.append(start + first)
-        partial += int(there.any(0).sum() - whole.sum())
+        inside = (step >= first) & (step < first + steps)
+        ids, column = agent[inside].unique(return_inverse=True)
+        at = torch.full((steps, len(ids), 2), torch.nan, dtype=torch.float64)
+        at[step[inside] - first, column] = position[inside]
+        present = ~at[..., 0].isnan()
+        for start in range((int(occupied[0]) - first) % stride, steps - length + 1, stride):
+            there = present[start : start + length]
+            whole = there.all(0)
+            if int(whole.sum()) < min_agents:
+                continue
+            pieces.append(at[start : start + length, whole].transpose(0, 1))
+            numbers.append(ids[whole])
+            starts.append(start + first)
+            partial += int(there.any(0).sum() - whole.sum())
     if not pieces:
         raise ValueError(
             f"{tracks.name}: no window of obs_len + pred_len = {length} steps holds "

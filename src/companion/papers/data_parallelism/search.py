@@ -339,7 +339,7 @@ def search(
             f"{len(workload.train_x)}, the size of the training set"
         )
     path = Path(store) if store else None
-    kept = json.loads(path.read_text()) if path and path.exists() else {}
+    kept = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
     results = {}
     with Progress(len(seeds) * len(batch_sizes), "searches done", show=progress) as bar:
         for seed in seeds:

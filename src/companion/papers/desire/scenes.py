@@ -8,6 +8,7 @@ caller says how many such units a metre is.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.data.files import open_picture
+from companion.data.root import IncompleteDataError, data_root
 from companion.data.trajectories import (
     ETH_UCY,
+    TRACK_SETS,
     Tracks,
     TrajectoryWindows,
     cut_windows,
@@ -38,6 +42,7 @@ TRAJNET_SDD = {  # the files of TrajNet's training part that are scenes of Stanf
     "nexus": (0, 1, 2, 3, 4, 7, 8, 9),
 }
 UNIT = {"tjunction": 1.0, "sdd": 5.0, "trajnet": 1.0, "ethucy": 1.0}  # about a metre each
+NEEDS = {"tjunction": (), "sdd": ("sdd",), "trajnet": ("trajnet",), "ethucy": ("eth", "ucy")}
 PATCH_CELLS = 2  # points a side by which a cell of the ground is averaged
 
 
@@ -47,25 +52,26 @@ def ground_picture(tracks: Tracks, extent: float, cells: int) -> tuple[Tensor, T
     extent: the side of the square around the middle of the tracks. cells: along a side.
     Returns (1 + 3, cells, cells), a channel that is 1 where there is a picture and then red,
     green and blue in [0, 1], rows along y; and the middle (2,).
-    Raises ValueError for tracks without a picture or without a map to it.
+    Raises ValueError for tracks without a picture or without a map to it, for cells below 1 and
+    an extent that is not above 0; CorruptDataError for a picture that cannot be decoded.
     """
     if tracks.picture is None or tracks.to_pixels is None:
         raise ValueError(
             f"{tracks.name}: there is no picture of the ground, or no map to it; "
             "leave the scene out (use_scene false)"
         )
-    from PIL import Image
-
+    if cells < 1 or not 0 < extent < math.inf:
+        raise ValueError(f"cells, extent = {cells}, {extent}: expected at least 1 and above 0")
     low, high = tracks.position.amin(0), tracks.position.amax(0)
     middle = (low + high) / 2
     fine = cells * PATCH_CELLS
-    with Image.open(tracks.picture) as opened:
-        # one averaged pixel is about one point of the fine grid
-        width, height = opened.size
-        across = tracks.pixels(middle + torch.tensor([[extent / 2, 0], [-extent / 2, 0]]))
-        shrink = max(1, int((across[0] - across[1]).norm() / fine))
-        small = opened.convert("RGB").resize((max(1, width // shrink), max(1, height // shrink)))
-        image = torch.from_numpy(np.array(small)).movedim(2, 0).float() / 255
+    opened = open_picture(tracks.picture)
+    # one averaged pixel is about one point of the fine grid
+    width, height = opened.size
+    across = tracks.pixels(middle + torch.tensor([[extent / 2, 0], [-extent / 2, 0]]))
+    shrink = max(1, int((across[0] - across[1]).norm() / fine))
+    small = opened.convert("RGB").resize((max(1, width // shrink), max(1, height // shrink)))
+    image = torch.from_numpy(np.array(small)).movedim(2, 0).float() / 255
     at = ((torch.arange(fine) + 0.5) / fine - 0.5) * extent
     y, x = torch.meshgrid(at.double(), at.double(), indexing="ij")
     pixel = tracks.pixels(torch.stack([x, y], -1) + middle)
@@ -128,6 +134,8 @@ def load_sdd(
     """
     if not videos:
         raise ValueError("videos = []: expected at least one, such as 'gates/8'")
+    if not 0 < start_every_s < math.inf:
+        raise ValueError(f"start_every_s = {start_every_s!r}: expected seconds above 0")
     parts = []
     for video in videos:
         tracks = load_tracks(f"sdd/{video}", root, dt_s=dt_s)
@@ -168,21 +176,30 @@ def load_trajnet(
 
 
 def load_eth_ucy(
-    scenes: Sequence[str], root: str | os.PathLike = "", *, obs_len: int = 8, pred_len: int = 12
+    scenes: Sequence[str],
+    root: str | os.PathLike = "",
+    *,
+    obs_len: int = 8,
+    pred_len: int = 12,
+    min_agents: int = 2,
 ) -> TrajectoryWindows:
     """Windows of scenes of `ETH_UCY`, in metres, at steps of 0.4 s, without pictures.
 
-    Raises ValueError for an unknown scene.
+    scenes: such as "univ", which is the benchmark's annotation of the university square: with 8
+    and 12 steps it gives 24,334 paths, 14,295 of "students001" and 10,039 of "students003".
+    min_agents: of a window; the benchmark takes those with 2 at least.
+
+    Raises ValueError for an unknown scene, or none.
     """
-    parts = []
+    if not scenes:
+        raise ValueError("scenes = []: expected at least one, such as 'univ'")
     for scene in scenes:
         if scene not in ETH_UCY:
             known = ", ".join(map(repr, ETH_UCY))
             raise ValueError(f"scene = {scene!r}: expected one of {known}")
-        for name in ETH_UCY[scene]:
-            tracks = load_tracks(name, root)
-            parts.append(cut_windows(tracks, obs_len=obs_len, pred_len=pred_len))
-    return join_windows(parts)
+    sizes = {"obs_len": obs_len, "pred_len": pred_len, "min_agents": min_agents}
+    names = [name for scene in scenes for name in ETH_UCY[scene]]
+    return join_windows([cut_windows(load_tracks(name, root), **sizes) for name in names])
 
 
 @dataclass(frozen=True)
@@ -210,9 +227,11 @@ def load_folds(
 
     dataset: "tjunction" (n_scenes, and a quarter more to test on; every fold other seeds),
     "sdd" (five folds by video, the first tests on `SDD_TEST`), "trajnet" (five by file) or
-    "ethucy" (five, each leaves a scene out). dt_s: seconds to a step, 0.4 for all but "sdd".
+    "ethucy" (five, each leaves a scene out, as the usual benchmark does: its "univ", and windows
+    with two people at least). dt_s: seconds to a step, 0.4 for "trajnet" and "ethucy".
     Only the junction and "sdd" come with pictures of the ground.
-    Raises ValueError for another dataset or dt_s, before anything is loaded.
+    Raises ValueError for another dataset or dt_s and for counts below 1, MissingDataError for a
+    set that is not there, before anything is loaded.
     """
     if dataset not in UNIT:
         raise ValueError(f"dataset = {dataset!r}: expected one of {', '.join(map(repr, UNIT))}")
@@ -221,7 +240,28 @@ def load_folds(
     if dataset in ("trajnet", "ethucy") and pictures:
         raise ValueError(f"use_scene = True: {dataset} comes without pictures; set it to false")
     sizes = {"obs_len": obs_len, "pred_len": pred_len}
+    for name, value in (sizes | {"n_scenes": n_scenes}).items():
+        if value < 1:
+            raise ValueError(f"{name} = {value!r}: expected at least 1")
+    for name in NEEDS[dataset]:
+        TRACK_SETS[name].require(name, data_root(root), whole=False)
+    if dataset == "sdd":
+        _sdd_folds(root)
     return _folds(dataset, root, sizes, dt_s, n_scenes, pictures, seed)
+
+
+def _sdd_folds(root: str | os.PathLike) -> list[list[str]]:
+    """The videos that each of five folds tests on."""
+    rest = sdd_videos(root)
+    lacking = sorted(set(SDD_TEST) - set(rest))
+    rest = [video for video in rest if video not in SDD_TEST]
+    if lacking or len(rest) < 4:
+        raise IncompleteDataError(
+            f"dataset 'sdd' in {data_root(root)} is incomplete: expected annotations.txt of the "
+            f"videos {', '.join(SDD_TEST)} and of four others at least; "
+            f"it lacks {', '.join(lacking) or 'others'}. {TRACK_SETS['sdd'].get}"
+        )
+    return [list(SDD_TEST), *(rest[k::4] for k in range(4))]
 
 
 def _folds(
@@ -241,8 +281,7 @@ def _folds(
             )
             yield Fold(f"junction {fold + 1}", train.windows, test.windows, test)
     elif dataset == "sdd":
-        rest = [video for video in sdd_videos(root) if video not in SDD_TEST]
-        tests = [list(SDD_TEST), *(rest[k::4] for k in range(4))]
+        tests = _sdd_folds(root)
         for fold, test in enumerate(tests):
             train = [video for other in tests for video in other if video not in test]
             load = {"dt_s": dt_s, "pictures": pictures, **sizes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from companion.papers.fictitious_play.social import smooth
 
 SEEN_S = 1.2  # seconds before the start from which a filmed person's speed is taken
 MARGIN_M = 1.0  # of the grid around everything that was filmed
+MOST_CELLS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -137,14 +139,25 @@ def filmed(
     map is the log occupancy of the tracks to learn from. Who is there for a part of a window
     only is counted as `partial`.
 
-    Raises ValueError for a scene that is not in metres or that is too short.
+    Raises ValueError for a scene that is not in metres or that is too short, for a horizon or
+    radius below 1 and for cells so small that there would be over a million.
     """
+    for key, value in {"horizon": horizon, "radius_cells": radius_cells}.items():
+        if value < 1:
+            raise ValueError(f"{key} = {value!r}: expected at least 1")
+    if not 0 < cell_m < math.inf:
+        raise ValueError(f"cell_m = {cell_m!r}: expected metres above 0")
     tracks = load_tracks(name, root, dt_s=dt_s)
     if tracks.unit != "m":
         raise ValueError(f"name = {name!r}: its tracks are in pixels, expected metres")
     low, high = (tracks.position.aminmax(dim=0)[i] for i in (0, 1))
     (xmin, ymin), (xmax, ymax) = (low - MARGIN_M).tolist(), (high + MARGIN_M).tolist()
     grid = Grid(xmin, xmax, ymin, ymax, cell_m)
+    if math.prod(grid.shape) > MOST_CELLS:
+        raise ValueError(
+            f"cell_m = {cell_m!r}: {grid.shape[0]} by {grid.shape[1]} cells for {name!r}, "
+            f"expected at most {MOST_CELLS}"
+        )
     middle = int(tracks.step.min() + tracks.step.max()) // 2
     halves = tracks.between(int(tracks.step.min()), middle), tracks.between(middle, 10**9)
     log_map = log_occupancy(grid, halves[0].position)
