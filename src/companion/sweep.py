@@ -104,11 +104,16 @@ class Result:
 
 
 def expand(
-    path: Path, grid: dict[str, Sequence[object]], fixed: dict[str, object] | None = None
+    path: Path,
+    grid: dict[str, Sequence[object]],
+    fixed: dict[str, object] | None = None,
+    *,
+    here: bool = False,
 ) -> list[Run]:
     """All combinations of a grid, each checked by the notebook's own rules.
 
     grid: values to try, by parameter. fixed: values of other parameters, the same in all runs.
+    here: the runs would be on this machine, as in `notebooks.validate`.
     Raises ValueError for an empty or doubled axis and for a parameter that is no parameter of
     the notebook or is also fixed, and ParameterError, with all that is wrong, for a value that
     the notebook would refuse.
@@ -132,7 +137,7 @@ def expand(
     _inspect(path, runs[0].given)
     with contextlib.redirect_stdout(io.StringIO()):  # each check prints what it settled on
         for run in runs:
-            notebooks.validate(path, run.given)
+            notebooks.validate(path, run.given, here=here)
     return runs
 
 
