@@ -1,12 +1,27 @@
 """Parameters as a notebook states them and papermill sets them."""
 
+import ast
+import contextlib
+import io
+import math
+import os
 import subprocess
 import sys
+import tempfile
+import time
+import typing
+import unicodedata
+from pathlib import Path
 
 import nbformat
 import pytest
+from hypothesis import Phase, settings
+from hypothesis import given as given_
+from hypothesis import strategies as st
 
-from companion.parameters import ParameterError, check_parameters
+from companion import given, notebooks, records, sweep
+from companion.__main__ import _parameters, _parser, main
+from companion.parameters import ALWAYS, ParameterError, check_parameters, require
 
 CELL = """
 profile: str = "quick"          # preset
@@ -268,3 +283,396 @@ def test_papermill_ends_in_the_message(tmp_path):
         "ParameterError: unknown parameter 'stpes' (did you mean 'steps'?); "
         "steps = 0: expected a value in [1, inf)"
     )
+
+
+# ---------------------------------------------------------------- lists, seeds, texts
+
+
+def test_a_list_may_be_empty_only_where_it_says_so():
+    assert problems("sizes = []\n") == "sizes = []: expected at least one element"
+    assert run("sizes = []\n", may_be_empty=["sizes"])["sizes"] == []
+    assert "'widths', which is no parameter" in problems(may_be_empty=["widths"])
+
+
+def test_no_list_holds_a_value_twice():
+    assert problems("sizes = [8, 4, 8]\n") == "sizes = [8, 4, 8]: holds 8 twice"
+
+
+def test_seeds_have_one_range_everywhere():
+    for seed in (0, 2**32 - 1000):
+        run(f"seed = {seed}\n")
+    for seed in (-1, 2**32 - 999, 2**70):
+        assert problems(f"seed = {seed}\n").startswith(f"seed = {seed}: expected a ")
+
+
+@pytest.mark.parametrize("text", ["a\\0b", "a\\nb", "\\ud800", "\\u2028", "x" * 5000])
+def test_a_text_is_one_line_that_a_file_can_hold(text):
+    message = problems(f"data_root = '{text}'\n")
+    assert message.startswith("data_root = 'a" if text[0] == "a" else "data_root = '")
+    assert message.endswith("expected one line of at most 4096 characters")
+    assert len(message) < 300
+
+
+def test_many_problems_are_told_shortly():
+    message = problems("".join(f"wrong_{n} = 0\n" for n in range(1000)))
+    assert message.endswith("; and 980 more")
+
+
+def test_what_depends_on_several_parameters_names_them():
+    require(1 < 2, "")
+    with pytest.raises(ParameterError, match="steps = 3: expected"):
+        require(False, "steps = 3: expected fewer")
+
+
+@pytest.mark.parametrize("value", [{"a": {1}}, float("nan"), [float("inf")], object(), 1j * 0])
+def test_only_literals_are_written_into_a_cell(value):
+    if value == 0:
+        value = type("Code", (int,), {"__repr__": lambda self: "print('run')"})()
+    with pytest.raises(ParameterError, match=r"seed = .*expected a finite number, a text"):
+        notebooks.injected({"seed": value})
+
+
+@pytest.mark.parametrize("name", ["class", "a b", "", "1", "seed; x", "seed = 1\nx", None, 3])
+def test_only_names_are_written_into_a_cell(name):
+    with pytest.raises(ParameterError, match="is no parameter: expected a name"):
+        notebooks.injected({name: 3})
+
+
+# ---------------------------------------------------------------- text by declared type
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("off", str, "off"),
+        ("no", str, "no"),
+        ("2024-01-01", str, "2024-01-01"),
+        ("~", str, "~"),
+        ("a: b #c", str, "a: b #c"),
+        ('"a b"', str, "a b"),
+        ("", str, ""),
+        ("null", str, None),
+        ("off", bool, False),
+        ("True", bool, True),
+        ("1", bool, 1),
+        ("0x10", int, 16),
+        ("1_000", int, 1000),
+        ("-3", int, -3),
+        ("010", int, 10.0),  # eight or ten: a float, which no int parameter takes
+        ("1:30", int, "1:30"),
+        ("3.0", int, 3.0),
+        ('"3"', int, "3"),
+        ("1e-3", float, 0.001),
+        ("3", float, 3.0),
+        (".INF", float, float("inf")),
+        ("-.inf", float, -float("inf")),
+        ("1e400", float, float("inf")),
+        ("[1e-3, 2]", list[float], [0.001, 2.0]),
+        ("[1,\t2]", list[int], [1, 2]),
+        ("[off, 'on', null]", list[str], ["off", "on", None]),
+        ("{a: 1}", list[int], {"a": 1}),
+        ("8", list[int], 8),
+    ],
+)
+def test_the_declared_type_says_what_a_text_means(text, kind, value):
+    found = given.argument(text, kind)
+    assert found == value
+    assert type(found) is type(value)
+    if text and "\t" not in text and ": b" not in text:  # a file says the same
+        assert given.typed(given.read(f"x: {text}")["x"], kind) == value
+
+
+def test_a_file_holds_documented_values(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("\ufeffamp: off\nlr: 1e-3\nselectors: [full]\n", encoding="utf-8")
+    options = _parser().parse_args(["run", "masked_kd", "-f", str(file), "-p", "lr", "2e-3"])
+    assert _parameters(options) == {"amp": "off", "lr": 0.002, "selectors": ["full"]}
+    file.write_text("# nothing\n")
+    assert given.read_file(file) == {}
+
+
+def test_without_pyyaml_values_are_json(monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert given.argument("[1e-3, 2]", list[float]) == [0.001, 2.0]
+    assert given.argument("off", str) == "off"
+    assert given.argument("false", bool) is False
+
+
+# ---------------------------------------------------------------- all parameters of all chapters
+
+CHAPTERS = {stem: notebooks.read(notebooks.find(stem)) for stem in notebooks.stems()}
+NASTY = [
+    "", "~", "null", "on", "off", "no", "yes", "y", "true", "1", "0", "-1", "1.5", "3.0", "1e-3", "1e3", "1e400",
+    "-1e400", ".inf", "-.Inf", ".nan", "nan", "inf", "0x10", "0o7", "010", "0b1", "1_000", "1:30", "1:", "12:30:45",
+    "2024-01-01", "2024-01-01T10:00:00Z", "9" * 30, "9" * 5000, "0x" + "f" * 5000, "\t", "a\tb", "- 1", "? a", "[", "]",
+    "{}", "[]", "[[]]", "[1]", "[1, 1]", "[null]", "[.nan]", "[true]", "{a: 1}", "{a: 1, a: 2}", "!!binary aGk=",
+    "!!set {a}", "!!python/name:os.system", "&a [*a]", "*a", "|\n x", ">\n x", "%", "@", "`", "'", '"', '"\\ud800"', '"\\0"',
+    "# x", "<<: 1", "=", "[" * 300, "x" * 5000, "auto", "quick", "digits", "snip", "cpu", "cuda:99", "/", "/dev/null",
+    "__import__('os').system('touch canary')", "'; import os; os.system('touch canary') #", "\u2028", "\x85", "\ud800",
+]  # fmt: skip
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates()
+OBJECTS = SCALARS | st.sampled_from([2**63, -(2**63), 10**5000, b"x", {1}, (1,), {"a": 1}])
+VALUES = OBJECTS | st.lists(OBJECTS, max_size=4) | st.recursive(SCALARS, st.lists, max_leaves=5)
+TEXTS = (
+    st.sampled_from(NASTY)
+    | st.text(max_size=30)
+    | st.integers().map(str)
+    | st.floats().map(str)
+    | st.lists(st.sampled_from(NASTY) | st.text(max_size=5), max_size=3).map(
+        lambda items: f"[{', '.join(items)}]"
+    )
+)
+
+
+def documented(notebook):
+    """Name -> rule, and the lists that may be empty, as the check cell's source states them."""
+    call = next(
+        node
+        for node in ast.walk(ast.parse(notebooks.code_cells(notebook)[1]["source"]))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "check_parameters"
+    )
+    stated = {k.arg: eval(ast.unparse(k.value), {"range": range}) for k in call.keywords}
+    return stated, set(stated.pop("may_be_empty", ()))
+
+
+def fits(value, kind, rule):
+    """Whether a value has the declared type and keeps to the rule; written apart from the check."""
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        return False
+    if kind is str:
+        one_line = not {unicodedata.category(c) for c in value} & {"Cc", "Cs", "Zl", "Zp"}
+        return one_line and (not isinstance(rule, list) or value in rule)
+    if isinstance(rule, list):
+        return value in rule
+    if isinstance(rule, str):
+        low, high = (float(part) for part in rule[1:-1].split(","))
+        above = value > low if rule[0] == "(" else value >= low
+        return above and (value < high if rule[-1] == ")" else value <= high)
+    return rule is None or rule[0] <= value <= rule[1]
+
+
+@pytest.mark.parametrize("stem", CHAPTERS)
+def test_every_number_of_a_chapter_has_two_bounds(stem):
+    rules, may_be_empty = documented(CHAPTERS[stem])
+    for name, kind in notebooks.declared(notebooks.find(stem)).items():
+        inner = (*typing.get_args(kind), kind)[0]
+        rule = (ALWAYS | rules).get(name)
+        if inner in (int, float):
+            assert rule is not None, f"{name} has no rule"
+            assert isinstance(rule, (str, list)) or None not in rule, f"{name} has no bound"
+        elif inner is str:
+            assert rule or name in {"profile", "device", "data_root"}, f"{name} has no choices"
+        assert name not in may_be_empty or typing.get_origin(kind) is list
+
+
+@pytest.mark.parametrize("stem", CHAPTERS)
+@settings(max_examples=8, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+@given_(data=st.data())
+def test_any_value_is_taken_or_named(stem, data):
+    """Every parameter in turn: a value inside its rule, or an error that names it; no code runs."""
+    path, notebook = notebooks.find(stem), CHAPTERS[stem]
+    rules, may_be_empty = documented(notebook)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(notebooks, "read", lambda _: notebook)
+        patch.chdir(folder)
+        for name, kind in notebooks.declared(path).items():
+            if data.draw(st.booleans()):
+                value = data.draw(VALUES)
+            else:
+                value = given.argument(data.draw(TEXTS), kind)
+            start, message = time.process_time(), ""
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    found = notebooks.validate(path, {name: value})[name]
+            except ParameterError as error:
+                message = str(error)
+            if message:
+                assert name in message
+                assert len(message.splitlines()) == 1
+                assert len(message.encode()) < 3000
+            else:
+                rule = (ALWAYS | rules).get(name)
+                if typing.get_origin(kind) is list:
+                    (inner,) = typing.get_args(kind)
+                    assert all(fits(item, inner, rule) for item in found)
+                    assert found or name in may_be_empty
+                    assert len(set(found)) == len(found)
+                else:
+                    assert fits(found, kind, rule) or (found == "" and kind is str)
+            assert time.process_time() - start < 1
+        assert not os.listdir(folder)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given_(name=TEXTS | st.text(), value=st.integers(0, 9))
+def test_no_name_is_executed(name, value):
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.chdir(folder)
+        patch.setattr(notebooks, "read", lambda _: CHAPTERS["snip"])
+        with pytest.raises(ParameterError, match="unknown parameter"):
+            notebooks.validate(notebooks.find("snip"), {name: value})
+        assert not os.listdir(folder)
+
+
+# ---------------------------------------------------------------- the command line
+
+BAD = [
+    ("snip", "seed", [".inf", ".nan", "2024-01-01", "1:30", "1:", "[1]", "{a: 1}", "null", "-1", "4294967295", "1e3", "3.0",
+                      "true", "0o8", "1e400", "9" * 5000, "abc", '"3"', "!!binary aGk=", "&a 1", "- 1", "1 2",
+                      "__import__('os').mkdir('canary')"]),
+    ("snip", "lr", [".inf", "nan", "-0.1", "0", "101", "1e400", "true", "fast", "[0.1]"]),
+    ("snip", "prune_biases", ["1", "maybe", "null", "[true]"]),
+    ("snip", "sparsities", ["0.9", "[]", "[1.0]", "[0.9, 0.9]", "[[0.9]]", "[true]", "[.nan]", "[null]", "['0.9']", "{}"]),
+    ("snip", "criteria", ["[]", "snip", "[sinp]", "[on]"]),
+    ("snip", "dataset", ["off", "null", "mnits", "x" * 5000, "cifar11"]),
+    ("snip", "device", ["tpu", "cuda:99", "cpu:7", "null", "on"]),
+    ("snip", "data_root", ["/nowhere/at all", "/dev/null", "x" * 300, "'a\\\\", "null"]),
+    ("snip", "n_seeds", ["0", "21"]),
+    ("snip", "profile", ["qiuck", "null", "[quick]"]),
+    ("data_parallelism", "lr_range", ["[1]", "[1, 0.1]", "[0.1, 1, 2]", "[]"]),
+    ("data_parallelism", "store", ["/", "/dev/null/x", "x" * 300]),
+    ("data_parallelism", "check_every", ["3001"]),
+    ("data_parallelism", "model", ["simple_cnn"]),
+    ("desire", "dt_s", ["1e9", "1e-9"]),
+    ("desire", "dataset", ["trajnet"]),
+    ("learn_to_pay_attention", "levels", ["[3]", "[]", "[1, 1]"]),
+    ("learn_to_pay_attention", "batch_size", ["20000"]),
+    ("masked_kd", "amp", ["no", "true", "fp16"]),
+    ("masked_kd", "teacher_dim", ["6"]),
+    ("masked_kd", "teacher_model", ["vit_tinny_patch16_224"]),
+    ("signal_propagation", "arch", ["vgg_c"]),
+    ("sparse_inr", "size", ["3"]),
+    ("spreme", "window", ["6"]),
+    ("visual_compiler", "scene_path", ["/nowhere"]),
+    ("visual_compiler", "out_dir", ["/dev/null", "/dev/null/out"]),
+    ("visual_compiler", "dataset", ["folder"]),
+]  # fmt: skip
+NAMES = [
+    "stpes", "class", "None", "a b", "", "1", "In", "__annotations__", "check_parameters", "print", "os.path", "ſeed",
+    "PAPERMILL_OUTPUT_PATH", "import os; os.mkdir('canary'); seed", "seed\n", "seed=1",
+]  # fmt: skip
+FILES = {
+    "a list": b"- 1\n",
+    "a word": b"snip\n",
+    "binary": bytes(range(256)),
+    "latin": b"data_root: \xe4\n",
+    "tabs": b"seed:\t1\n\tlr: 2\n",
+    "twice": b"seed: 1\nseed: 2\n",
+    "a bomb": b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
+    "deep": b"seed: " + b"[" * 20_000,
+    "long": b"seed: 1\n" * 20_000,
+    "keys": b"[a]: 1\n",
+    "a tag": b"seed: !!python/object/apply:os.mkdir [canary]\n",
+    "a null": b"seed:\n",
+    "half": b"seed: [1, 2\n",
+    "two": b"seed: 1\n---\nseed: 2\n",
+    "code": b"\"import os; os.mkdir('canary'); seed\": 3\n",
+    "merge": b"<<: {seed: 1}\n",
+    "number": b"3: 4\n",
+}
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch, tmp_path):
+    """An empty working folder, and executors that must not be reached; gives `main` refused."""
+    import papermill
+
+    def started(*_, **__):
+        raise AssertionError("started")
+
+    monkeypatch.delenv("COMPANION_DATA", raising=False)
+    monkeypatch.setattr(papermill, "execute_notebook", started)
+    monkeypatch.setattr(records, "write_whole", started)
+    monkeypatch.setattr(sweep, "sweep", started)
+    monkeypatch.setattr(notebooks, "script", started)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def refused(capsys, arguments, *named):
+        assert main(arguments) == 2, arguments
+        said = capsys.readouterr()
+        assert said.err.startswith("companion: ")
+        assert len(said.err.splitlines()) == 1, said.err
+        assert len(said.err) < 1500
+        assert all(name in said.err for name in named), said.err
+        assert not os.listdir(folder)
+
+    return refused
+
+
+@pytest.mark.parametrize(("stem", "name", "texts"), BAD, ids=lambda x: x if type(x) is str else "")
+def test_bad_values_are_refused_by_every_command(stem, name, texts, nothing_starts, capsys, tmp_path):  # fmt: skip
+    file = tmp_path / "given.yaml"
+    for text in texts:
+        nothing_starts(capsys, ["run", stem, "-p", name, text], name)
+        nothing_starts(capsys, ["record", stem, "--name", "x", "--out", "out", "-p", name, text], name)  # fmt: skip
+        nothing_starts(capsys, ["sweep", stem, "-g", name, f"[{text}]", "--out", "out"], name)
+        file.write_text(f"{name}: {text}\n", encoding="utf-8")
+        nothing_starts(
+            capsys, ["run", stem, "-f", str(file)], name if text[0] not in "&!" else "-f"
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_names_are_refused_by_every_command(name, nothing_starts, capsys):
+    told = repr(name)
+    nothing_starts(capsys, ["run", "snip", "-p", name, "3"], told)
+    nothing_starts(capsys, ["record", "snip", "--name", "x", "--script", "-p", name, "3"], told)
+    nothing_starts(capsys, ["record", "snip", "--name", "x", "-p", name, "3"], told)
+    nothing_starts(capsys, ["sweep", "snip", "-g", name, "[3]"], told)
+    nothing_starts(capsys, ["sweep", "snip", "-g", "seed", "[3]", "-p", name, "3"], told)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_bad_files_are_refused(kind, nothing_starts, capsys, tmp_path):
+    file = tmp_path / "given.yaml"
+    file.write_bytes(FILES[kind])
+    named = "seed" if kind in ("a null", "code") else "<<" if kind == "merge" else "'3'" if kind == "number" else "-f "  # fmt: skip
+    nothing_starts(capsys, ["run", "snip", "-f", str(file)], named)
+    nothing_starts(capsys, ["sweep", "snip", "-g", "lr", "[0.1]", "-f", str(file)], named)
+
+
+def test_what_is_no_file_is_refused(nothing_starts, capsys, tmp_path):
+    for place in (tmp_path, tmp_path / "none.yaml", Path("/dev/zero"), Path("x" * 300)):
+        nothing_starts(capsys, ["run", "snip", "-f", str(place)], f"-f {place}")
+    nothing_starts(capsys, ["run", "snip", "-p", "seed", "1", "-p", "seed", "2"], "given twice")
+    for place in ("/dev/null/x.ipynb", str(tmp_path), "x" * 300):
+        nothing_starts(capsys, ["run", "snip", "-o", place], f"--output {place}")
+    nothing_starts(capsys, ["record", "snip", "--name", "x", "--out", "/dev/null/x"], "--out")
+    for grid in ("7", "[]", "[1, 1]", "[1, 0x1]", "{a: 1}", "[", "[" * 20_000):
+        nothing_starts(capsys, ["sweep", "snip", "-g", "seed", grid], "seed")
+
+
+def test_data_that_are_not_there_are_refused(nothing_starts, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "no root"))
+    for stem, dataset in (
+        ("snip", "mnist"), ("desire", "sdd"), ("fictitious_play", "zara01"), ("sparse_inr", "kodak_grey"),
+        ("visual_compiler", "pets"),
+    ):  # fmt: skip
+        for root in ([], ["-p", "data_root", str(tmp_path)]):
+            asked = [stem, "-p", "dataset", dataset, *root]
+            nothing_starts(capsys, ["run", *asked], f"dataset = {dataset!r}: not in {tmp_path}")
+            nothing_starts(capsys, ["record", "--name", "x", *asked], f"dataset = {dataset!r}")
+            nothing_starts(capsys, ["sweep", "-g", "seed", "[1]", *asked], f"dataset = {dataset!r}")  # fmt: skip
+
+
+def test_a_run_elsewhere_is_not_judged_by_this_machine(capsys, tmp_path):
+    asked = [
+        "snip",
+        "--name",
+        "x",
+        "--script",
+        "-p",
+        "device",
+        "cuda:99",
+        "-p",
+        "dataset",
+        "mnist",
+    ]
+    assert main(["record", *asked, "-p", "data_root", str(tmp_path / "there")]) == 0
+    assert "device = 'cuda:99'" in capsys.readouterr().out
+    path = notebooks.find("visual_compiler")
+    notebooks.validate(path, {"out_dir": "/dev/null/x", "device": "cuda:99"})
+    with pytest.raises(ParameterError, match="out_dir = '/dev/null/x': expected a folder"):
+        notebooks.validate(path, {"out_dir": "/dev/null/x"}, here=True)

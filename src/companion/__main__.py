@@ -146,31 +146,20 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
 
 
 def _parameters(options: argparse.Namespace) -> dict[str, object]:
-    # JSON first: YAML reads 1e-3 as a string, and a GPU box may lack PyYAML
-    given: dict[str, object] = {}
-    if options.f:
-        import yaml
+    """The values of -f and -p, each read by the type that the notebook declares."""
+    from companion import given, notebooks
 
-        given = yaml.safe_load(options.f.read_text(encoding="utf-8")) or {}
-        if not isinstance(given, dict):
-            raise ValueError(f"{options.f}: expected a mapping of names to values")
-    return given | {name: _value(text) for name, text in options.p}
-
-
-def _value(text: str) -> object:
-    import json
-
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        import yaml
-
-        value = yaml.safe_load(text)
-    except (ImportError, yaml.YAMLError):
-        return text
-    return value if isinstance(value, (list, bool)) else text
+    kinds = notebooks.declared(notebooks.find(options.notebook))
+    values = {
+        name: given.typed(value, kinds.get(name, object))
+        for name, value in (given.read_file(options.f) if options.f else {}).items()
+    }
+    named = [name for name, _ in options.p]
+    for name, text in options.p:
+        if named.count(name) > 1:
+            raise ValueError(f"-p {name!r}: given twice")
+        values[name] = given.argument(text, kinds.get(name, object))
+    return values
 
 
 def _list(_: argparse.Namespace) -> None:
@@ -195,9 +184,9 @@ def _run(options: argparse.Namespace) -> None:
     from companion import notebooks
     from companion.runtime import write_whole
 
-    given = _parameters(options)
     path = notebooks.find(options.notebook)
-    notebooks.validate(path, given)
+    given = _parameters(options)
+    notebooks.validate(path, given, here=True)
     output = options.output or Path("runs") / path.name
     _check_output(output, path)
 
@@ -239,11 +228,13 @@ def _record(options: argparse.Namespace) -> None:
     from companion.records import FOLDER, record_run
 
     given = _parameters(options)
-    if options.script:
+    if options.script:  # for another machine
         path = notebooks.find(options.notebook)
         notebooks.validate(path, given)
         print(notebooks.script(path, given))
         return
+    if options.out:
+        _writable("--out", options.out, "new folder")
     result = record_run(options.name, options.notebook, given, options.out)
     folder = options.out or FOLDER / options.notebook
     print(f"{result['seconds']} s, kept in {os.path.relpath(folder / (options.name + '.json'))}")
@@ -273,11 +264,12 @@ def _sweep(options: argparse.Namespace) -> int:
         raise ValueError("--values: says what --keep keeps; give --keep NAME as well")
     if "" in options.values:
         raise ValueError("--values '': expected the name of a recorded value, * for any text")
-    grid = {name: _axis(name, text) for name, text in options.g}
+    path = notebooks.find(options.notebook)
+    grid = {name: _axis(path, name, text) for name, text in options.g}
     if len(grid) < len(options.g) or not grid:
         raise ValueError("-g: expected at least one parameter, and each only once")
-    path = notebooks.find(options.notebook)
-    runs = sweep.expand(path, grid, _parameters(options))
+    here = not options.scheduler  # the workers of a cluster have their own devices and data
+    runs = sweep.expand(path, grid, _parameters(options), here=here)
     out = options.out or Path("runs") / path.stem
     rows = sweep.sweep(
         path, runs, out,
@@ -314,11 +306,27 @@ def _number(name: str, text: str, kind: type, least: float, most: float) -> floa
     return value
 
 
-def _axis(name: str, text: str) -> object:
-    value = _value(text)
-    if not isinstance(value, list):
-        raise ValueError(f"-g {name}: expected a list of values such as '[0, 1, 2]', got {text}")
-    return value
+def _axis(path: Path, name: str, text: str) -> object:
+    """The list of values of -g, each read by the type that the notebook declares."""
+    from companion import given, notebooks
+
+    kind = notebooks.declared(path).get(name, object)
+    try:
+        values = given.read(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, list):
+        raise ValueError(
+            f"-g {name}: expected a list of values such as '[0, 1, 2]', got {text[:200]}"
+        )
+    return [given.typed(value, kind) for value in values]
+
+
+def _writable(option: str, path: Path, what: str) -> None:
+    from companion.parameters import OUTSIDE
+
+    if wrong := OUTSIDE[what](str(path)):
+        raise ValueError(f"{option} {path}: {wrong}")
 
 
 def _data(options: argparse.Namespace) -> None:

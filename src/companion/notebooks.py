@@ -17,7 +17,8 @@ import tokenize
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from companion.runtime import ROOT, seal, sweep_up, write_whole
+from companion import parameters
+from companion.runtime import ROOT, pick_device, seal, sweep_up, write_whole
 
 FOLDER = ROOT / "notebooks"
 TAGS = frozenset(
@@ -255,18 +256,87 @@ def is_untouched(path: Path) -> bool:
     return notebook["metadata"].get("companion", {}).get("outputs") == outputs_seal(notebook)
 
 
-def validate(path: Path, given: dict[str, object]) -> dict[str, object]:
+def declared(path: Path) -> dict[str, object]:
+    """Type by parameter, as the first code cell states them, without running it."""
+    cells = code_cells(read(path))
+    statements = ast.parse(cells[0]["source"]).body if cells else []
+    return parameters.declared(
+        {
+            statement.target.id: ast.unparse(statement.annotation)
+            for statement in statements
+            if isinstance(statement, ast.AnnAssign)
+        }
+    )
+
+
+def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dict[str, object]:
     """Run only the parameters cell and the check cell with these values; return all values.
 
+    here: the run would be on this machine; also refuse a device, a data set, a folder or a file
+    that is not there.
+
     Raises companion.parameters.ParameterError as the notebook itself would, before a kernel is
-    started.
+    started. A name that is not one of the notebook's parameters is never executed.
     """
-    cells = [cell["source"] for cell in code_cells(read(path))]
-    space: dict[str, object] = {"In": [], "__name__": "parameters"}
-    for source in (cells[0], injected(given), cells[1]):
+    known = declared(path)
+    problems = parameters.unknown(given, known)
+    cells = [cell["source"] for cell in code_cells(read(path))[:2]]
+    if len(cells) < 2:
+        raise ValueError(f"{path}: expected a cell of parameters and one that checks them")
+    space: dict[str, object] = {"In": [], "__name__": "parameters", "HERE": here}
+
+    def run(source: str) -> None:
         space["In"].append(source)
         exec(compile(source, path.name, "exec", dont_inherit=True), space)
-    return {name: space[name] for name in space["__annotations__"]}
+
+    run(cells[0])
+    usual = space.get("dataset")
+    try:
+        run(injected({name: value for name, value in given.items() if name in known}))
+        run(cells[1])
+    except parameters.ParameterError as error:
+        problems.append(str(error))
+    if problems:
+        raise parameters.ParameterError("; ".join(problems))
+    values = {name: space[name] for name in known}
+    if here:
+        _check_place(values, usual)
+    return values
+
+
+# data sets that the catalogue has under the name of a family
+FAMILIES = {
+    "hotel": ("eth",),
+    "zara01": ("ucy",),
+    "zara02": ("ucy",),
+    "students03": ("ucy",),
+    "ethucy": ("eth", "ucy"),
+}
+
+
+def _check_place(values: dict[str, object], usual: object) -> None:
+    """Raise ValueError for a device, a data root or a data set that this machine lacks.
+
+    usual: the data set that needs no download. It and the usual devices are not looked up:
+    importing torch takes seconds.
+    """
+    if values.get("device", "auto") not in ("auto", "cpu"):
+        pick_device(str(values["device"]))
+    root, name = str(values.get("data_root", "")), values.get("dataset", usual)
+    if wrong := parameters.OUTSIDE["folder"](root) if root else None:
+        raise parameters.ParameterError(f"data_root = {root!r}: {wrong}")
+    if name == usual:
+        return
+    from companion.data import data_root
+    from companion.data.catalogue import catalogue
+
+    place, sets = data_root(root), catalogue()
+    for source in (sets[family] for family in FAMILIES.get(name, (name,)) if family in sets):
+        if source.where and not (place / source.where).is_dir():
+            raise parameters.ParameterError(
+                f"dataset = {name!r}: not in {place}: expected the folder {source.where}/ there. "
+                f"{source.get} Another place: -p data_root PATH, or the variable COMPANION_DATA."
+            )
 
 
 def presets(path: Path) -> dict[str, dict[str, object]]:
@@ -290,8 +360,12 @@ def write_preset_files(path: Path) -> None:
 
 
 def injected(given: dict[str, object]) -> str:
-    """The cell of values that papermill would put after the parameters cell."""
-    lines = [f"{name} = {value!r}" for name, value in given.items()]
+    """The cell of values that papermill would put after the parameters cell.
+
+    Raises companion.parameters.ParameterError for what is no name or no literal: nothing that
+    was given is executed.
+    """
+    lines = [f"{name} = {parameters.literal(name, value)}" for name, value in given.items()]
     return "\n".join(["# Parameters", *lines]) + "\n"
 
 

@@ -9,13 +9,26 @@ from __future__ import annotations
 
 import ast
 import difflib
+import keyword
 import math
+import re
 import sys
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from companion.outside import OUTSIDE
 
 # Parameters that change where a run happens, not what it computes.
 PLACES = frozenset({"device", "data_root"})
+
+# What holds for these names in every notebook. Some generators take 32 bits, and the seeds that
+# a run counts up from the first must fit too.
+ALWAYS: dict[str, object] = {
+    "seed": (0, 2**32 - 1000),
+    "n_seeds": (1, 500),
+}
+DEVICES = ("auto", "cpu", "cuda", "mps")  # or one of several, such as cuda:1
 
 
 class ParameterError(ValueError):
@@ -42,33 +55,35 @@ class Settings:
 
 
 def check_parameters(
-    *, profiles: dict[str, dict[str, object]] | None = None, **rules: object
+    *,
+    profiles: dict[str, dict[str, object]] | None = None,
+    may_be_empty: Iterable[str] = (),
+    **rules: object,
 ) -> Settings:
     """Validate the caller's parameters, apply its profile, print and return the result.
 
     Reads the annotated assignments of the calling notebook (``name: type = value``) and writes
     the resolved values back to them. A rule is a list of choices, an inclusive ``(low, high)``
-    pair with None for no bound, or an interval such as ``"[0, 1)"`` or ``"(0, inf)"``. For a
-    list parameter it holds for every element.
+    pair with None for no bound, an interval such as ``"[0, 1)"`` or ``"(0, inf)"``, or, for a
+    name outside the notebook, a key of `OUTSIDE`. For a list parameter it holds for every
+    element. `ALWAYS` holds the rules of names that mean the same everywhere.
 
     profiles: presets by name. The first must repeat the defaults of every parameter that any
       other preset changes; a parameter that was set by hand (a papermill value, or anything
       that differs from the default) keeps its value whatever the profile says.
+    may_be_empty: list parameters that may be ``[]``. No list holds a value twice.
 
-    Raises ParameterError naming every bad parameter, its value and what is allowed.
+    Raises ParameterError naming every bad parameter, its value and what is allowed. What
+    depends on several parameters is for `require`, after this.
     """
     space = sys._getframe(1).f_globals
-    types = {k: t for k, t in _annotations(space).items() if not k.startswith("_")}
+    types = declared(space.get("__annotations__", {}))
     values = {name: space[name] for name in types if name in space}
     given = _set_by_hand(space)
-    problems = [
-        f"unknown parameter {name!r}{_did_you_mean(name, types)}"
-        for name in sorted(given - types.keys())
-        if not name.startswith("PAPERMILL_")
-    ]
+    problems = unknown(sorted(given - {n for n in given if n.startswith("PAPERMILL_")}), types)
     problems += [
         f"check_parameters has a rule for {name!r}, which is no parameter"
-        for name in rules.keys() - types.keys()
+        for name in sorted((rules.keys() | set(may_be_empty)) - types.keys())
     ]
 
     defaults = dict(values)
@@ -77,11 +92,13 @@ def check_parameters(
     if profiles:
         if profile not in profiles:
             hint = _did_you_mean(profile, profiles)
-            problems.append(f"profile = {profile!r}: expected one of {_listed(profiles)}{hint}")
-        elif unknown := {name for preset in profiles.values() for name in preset} - base.keys():
-            problems.append(f"the first profile does not give {_listed(sorted(unknown))}")
-        elif unknown := base.keys() - values.keys():
-            problems.append(f"the profiles set {_listed(sorted(unknown))}, which is no parameter")
+            problems.append(
+                f"profile = {_told(profile)}: expected one of {_listed(profiles)}{hint}"
+            )
+        elif others := {name for preset in profiles.values() for name in preset} - base.keys():
+            problems.append(f"the first profile does not give {_listed(sorted(others))}")
+        elif others := base.keys() - values.keys():
+            problems.append(f"the profiles set {_listed(sorted(others))}, which is no parameter")
         else:
             preset = base | profiles[profile]
             defaults |= preset
@@ -93,18 +110,65 @@ def check_parameters(
     for name in (given & types.keys()) - {"profile"} - base.keys():
         defaults[name] = _annotated_default(space, name, defaults[name])
 
-    problems += [
-        p
-        for name, value in values.items()
-        if (p := _problem(name, value, types[name], rules.get(name)))
-    ]
+    rules = ALWAYS | rules
+    here = space.get("HERE", True)  # False: checked on another machine than the run's
+    for name, value in values.items():
+        rule = rules.get(name)
+        if isinstance(rule, str) and rule in OUTSIDE and not here:
+            rule = None
+        if wrong := _wrong(name, value, types[name], rule, name in set(may_be_empty)):
+            problems.append(f"{name} = {_told(value)}: {wrong}")
     if problems:
-        raise ParameterError("; ".join(problems))
+        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ParameterError("; ".join(problems[:20]) + more)
     for name, value in values.items():  # an int given for a float is one
         values[name] = space[name] = float(value) if types[name] is float else value
     settings = Settings(values, defaults, profile)
     print(_summary(settings, space))
     return settings
+
+
+def require(condition: object, message: str) -> None:
+    """Raise ParameterError with the message, which names the parameters, unless the condition
+    holds. For what depends on several of them; stands in the cell of `check_parameters`."""
+    if not condition:
+        raise ParameterError(message)
+
+
+def literal(name: str, value: object) -> str:
+    """The source text of a value, for a cell that sets a parameter to it.
+
+    Raises ParameterError for a name that is no identifier and for a value that Python has no
+    literal for: neither may be code.
+    """
+    problem = f"{_told(name)} is no parameter: expected a name"
+    if isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name):
+        problem = f"{name} = {_told(value)}: expected a finite number, a text, true, false or a list of these"
+        try:
+            if ast.literal_eval(repr(value)) == value:
+                return repr(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
+    raise ParameterError(problem)
+
+
+def declared(annotations: dict[str, object]) -> dict[str, object]:
+    """Type by parameter, of annotations that are types or, as in a source, text."""
+    plain = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
+    return {
+        name: eval(kind, {"__builtins__": {}} | plain) if isinstance(kind, str) else kind
+        for name, kind in annotations.items()
+        if not name.startswith("_")
+    }
+
+
+def unknown(names: Iterable[object], known: Iterable[str]) -> list[str]:
+    """A line for each name that is not known."""
+    return [
+        f"unknown parameter {_told(name)}{_did_you_mean(name, known)}"
+        for name in names
+        if name not in known
+    ]
 
 
 def _summary(settings: Settings, space: dict) -> str:
@@ -116,13 +180,6 @@ def _summary(settings: Settings, space: dict) -> str:
         if name != "profile" and value != _annotated_default(space, name, None)
     ]
     return "\n".join([head + ("all values as above" if not lines else "as above, but"), *lines])
-
-
-def _annotations(space: dict) -> dict[str, object]:
-    """The notebook's annotated names with their types; strings (future import) resolved."""
-    plain = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
-    found = space.get("__annotations__", {})
-    return {k: eval(t, dict(plain)) if isinstance(t, str) else t for k, t in found.items()}
 
 
 def _cells(space: dict) -> list[str]:
@@ -153,33 +210,51 @@ def _annotated_default(space: dict, name: str, otherwise: object) -> object:
     return otherwise
 
 
-def _problem(name: str, value: object, kind: object, rule: object) -> str | None:
-    """One line that says what is wrong with a value, or None."""
+def _wrong(
+    name: str, value: object, kind: object, rule: object, may_be_empty: bool = False
+) -> str | None:
+    """What is wrong with a value, and what is allowed; or None."""
     origin = typing.get_origin(kind) or kind
     if origin is list:
         if not isinstance(value, list):
-            return f"{name} = {value!r}: expected a list (papermill: -y '{{{name}: [..]}}'), got {_type(value)}"
+            return f"expected a list (papermill: -y '{{{name}: [..]}}'), got {_type(value)}"
         (inner,) = typing.get_args(kind) or (object,)
         for item in value:
-            if problem := _problem(name, item, inner, rule):
-                return problem.replace(
-                    f"{name} = {item!r}", f"{name} = {value!r}: element {item!r}", 1
-                )
+            if wrong := _wrong(name, item, inner, rule):
+                return f"element {_told(item)}: {wrong}"
+        if not value and not may_be_empty:
+            return "expected at least one element"
+        if len(set(value)) < len(value):
+            twice = next(item for item in value if value.count(item) > 1)
+            return f"holds {_told(twice)} twice"
         return None
     ok = isinstance(value, origin) or (origin is float and isinstance(value, int))
     if origin is not object and (not ok or (isinstance(value, bool) and origin is not bool)):
         hint = f" (papermill: -y '{{{name}: true}}')" if origin is bool else ""
-        return f"{name} = {value!r}: expected {origin.__name__}{hint}, got {_type(value)}"
+        return f"expected {origin.__name__}{hint}, got {_type(value)}"
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{name} = {value!r}: expected a finite number"
+        return "expected a finite number"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "expected a number of 64 bits"
+    if isinstance(value, str) and (len(value) > 4096 or _UNPRINTABLE.search(value)):
+        return "expected one line of at most 4096 characters"
+    if name == "device" and not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d{{1,3}})?", value):
+        return f"expected one of {_listed(DEVICES)}{_did_you_mean(value, DEVICES)}"
     if isinstance(rule, list):
-        if value not in rule:
-            return (
-                f"{name} = {value!r}: expected one of {_listed(rule)}{_did_you_mean(value, rule)}"
-            )
-    elif rule is not None and not _inside(value, *(bounds := _interval(rule))):
-        return f"{name} = {value!r}: expected a value in {_shown(bounds)}"
+        return (
+            None
+            if value in rule
+            else f"expected one of {_listed(rule)}{_did_you_mean(value, rule)}"
+        )
+    if isinstance(rule, str) and rule in OUTSIDE:
+        return OUTSIDE[rule](value) if value else None
+    if rule is not None and not _inside(value, *(bounds := _interval(rule))):
+        return f"expected a value in {_shown(bounds)}"
     return None
+
+
+# control characters, line separators, and halves of characters that no file can hold
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def _interval(rule: object) -> tuple[float, float, bool, bool]:
@@ -201,7 +276,16 @@ def _shown(bounds: tuple[float, float, bool, bool]) -> str:
     low, high, low_open, high_open = bounds
     opening = "(" if low_open or low == -math.inf else "["
     closing = ")" if high_open or high == math.inf else "]"
-    return f"{opening}{low:g}, {high:g}{closing}"
+    return f"{opening}{low:.10g}, {high:.10g}{closing}"
+
+
+def _told(value: object) -> str:
+    """A value for a message of one line: no longer than is of use."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        return f"(a huge {_type(value)})"
+    return text if len(text) <= 200 else text[:190] + "..."
 
 
 def _type(value: object) -> str:
@@ -213,5 +297,5 @@ def _listed(choices: object) -> str:
 
 
 def _did_you_mean(name: object, known: object) -> str:
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    close = difflib.get_close_matches(str(name)[:99], [str(k) for k in known], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

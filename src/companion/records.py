@@ -89,7 +89,7 @@ def record_run(name: str, stem: str, given: dict[str, object], folder: Path | No
     if not name.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"name = {name!r}: expected letters, digits, '-' and '_'")
     path = notebooks.find(stem)
-    values = notebooks.validate(path, given)
+    values = notebooks.validate(path, given, here=True)
     device = pick_device(str(values.get("device", "cpu")))
     folder = folder or FOLDER / stem
     folder.mkdir(parents=True, exist_ok=True)

@@ -116,13 +116,17 @@ class Result:
 
 
 def expand(
-    path: Path, grid: dict[str, Sequence[object]], fixed: dict[str, object] | None = None
+    path: Path,
+    grid: dict[str, Sequence[object]],
+    fixed: dict[str, object] | None = None,
+    *,
+    here: bool = False,
 ) -> list[Run]:
     """All combinations of a grid, each checked by the notebook's own rules.
 
     grid: values to try, by parameter. fixed: values of other parameters, the same in all runs.
     A run has the values as the check cell leaves them, so that 1 and 1.0 are one value of a
-    float parameter.
+    float parameter. here: the runs would be on this machine, as in `notebooks.validate`.
     Raises ValueError for an empty or doubled axis, for more than MOST_RUNS combinations, and for
     a parameter that is no parameter of the notebook or is also fixed, and ParameterError, with
     all that is wrong, for a value that the notebook would refuse.
@@ -150,7 +154,7 @@ def expand(
         contextlib.redirect_stdout(io.StringIO()),  # each check prints what it settled on
     ):
         for given in combinations:
-            settled = notebooks.validate(head, given)
+            settled = notebooks.validate(head, given, here=here)
             run = Run(path.stem, {name: settled.get(name, given[name]) for name in given})
             runs.setdefault(run.id, run)
     if len(runs) < count:
