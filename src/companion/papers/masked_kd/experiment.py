@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from companion.data.root import MissingDataError
+from companion.papers.masked_kd.architecture import token_grid
 from companion.papers.masked_kd.attention import cls_attention
 from companion.papers.masked_kd.distillation import MaskedDistiller
-from companion.papers.masked_kd.tokens import select_tokens, token_drop
+from companion.papers.masked_kd.tokens import resize_scores, select_tokens, token_drop
 from companion.runtime import Progress
 from companion.sparsity import evaluation_mode
 from companion.training import DivergenceError, shuffled_batches
@@ -247,16 +248,21 @@ def masked_answers(
 ) -> tuple[Tensor, Tensor]:
     """Logits of the teacher on `keep` patches of every test picture, and those patches.
 
-    mode: as `select_tokens`, by the attention of `student`; "random" needs none.
+    mode: as `select_tokens`, by the attention of `student`; "random" needs none, but a generator
+      for patches that are the same another time.
     Returns (n, K) and (n, keep).
+    Raises ValueError without a student where one is needed.
     """
+    if mode != "random" and student is None:
+        raise ValueError(f"student = None: mode = {mode!r} needs one whose attention chooses")
     logits, chosen = [], []
     with evaluation_mode(teacher), token_drop(teacher) as masked:
         for x, _ in pictures.test_batches():
+            grid = token_grid(teacher, x)
             if mode == "random":
-                scores = torch.zeros(len(x), teacher.patch_embed.num_patches, device=x.device)
+                scores = torch.zeros(len(x), grid[0] * grid[1], device=x.device)
             else:
-                scores = student_scores(student, x)
+                scores = resize_scores(student_scores(student, x), token_grid(student, x), grid)
             chosen.append(select_tokens(scores, keep, mode, generator))
             logits.append(masked(x, chosen[-1]).float())
     return torch.cat(logits), torch.cat(chosen)
@@ -265,7 +271,7 @@ def masked_answers(
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Fraction classified rightly; an output that is not finite is a mistake."""
     right = (logits.argmax(1) == labels) & logits.isfinite().all(1)
-    return right.double().mean().item()
+    return right.sum().item() / len(right)  # a count, as not every device has float64
 
 
 def judge(logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> dict[str, float]:
