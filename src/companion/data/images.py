@@ -17,7 +17,7 @@ from companion.data.root import CorruptDataError, MissingDataError, data_root, v
 from companion.runtime import Progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSet:
     """A labelled data set in memory.
 

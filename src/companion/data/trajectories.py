@@ -35,7 +35,7 @@ CROWDS_SCALE, CROWDS_OFFSET = (0.02104651, 0.02386598), (7.57676, 6.87340)
 UCY_MIDDLE = (360, 288)  # column and row of the origin of a spline's pixels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tracks:
     """The tracks of one scene on a common clock, sorted by agent and time.
 
@@ -472,7 +472,7 @@ def _table(path: Path, *, columns: int) -> np.ndarray:
 # ---------------------------------------------------------------- windows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrajectoryWindows:
     """Pieces of tracks, cut into what is seen and what is to be forecast.
 

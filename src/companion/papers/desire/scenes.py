@@ -185,7 +185,7 @@ def load_eth_ucy(
     return join_windows(parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fold:
     """Scenes to learn from and scenes to test on; truth: of the test scenes, where it is known."""
 

@@ -21,7 +21,7 @@ SEEN_S = 1.2  # seconds before the start from which a filmed person's speed is t
 MARGIN_M = 1.0  # of the grid around everything that was filmed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Observed:
     """A crowd and the paths that it took.
 

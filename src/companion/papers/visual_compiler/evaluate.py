@@ -18,7 +18,7 @@ from companion.papers.visual_compiler.network import Detections
 NEAR_JOINT = 0.1  # of the box's height: a joint this near is found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matches:
     """All detections of a test set, best first, each with the person that it found.
 

@@ -33,7 +33,7 @@ SKELETON = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingSet:
     """Rendered pictures with their labels, small enough to keep.
 

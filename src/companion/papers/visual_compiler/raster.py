@@ -25,7 +25,7 @@ class KernelError(RuntimeError):
     """Raised where Warp cannot build or load its kernel; torch can do the work instead."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Raster:
     """What was drawn, at sample resolution.
 
