@@ -16,7 +16,7 @@ from companion.papers.masked_kd.architecture import token_grid
 from companion.papers.masked_kd.attention import cls_attention
 from companion.papers.masked_kd.distillation import MaskedDistiller
 from companion.papers.masked_kd.tokens import resize_scores, select_tokens, token_drop
-from companion.runtime import Progress
+from companion.runtime import Progress, starting_workers
 from companion.sparsity import evaluation_mode
 from companion.training import DivergenceError, shuffled_batches
 
@@ -24,7 +24,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as timm uses
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pictures:
     """Labelled pictures in memory.
 
@@ -99,6 +99,11 @@ class Folder:
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
 
+    @staticmethod
+    def _read(loader: torch.utils.data.DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+        with starting_workers():
+            return iter(loader)
+
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless training batches in a new order every epoch.
 
@@ -110,16 +115,16 @@ class Folder:
             )
         loader = self._loader("train", size, generator)
         while True:
-            for x, y in loader:
+            for x, y in self._read(loader):
                 yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def test_batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """The test pictures once, in order."""
-        for x, y in self._loader("val", size, None):
+        for x, y in self._read(self._loader("val", size, None)):
             yield x.to(self.device), y.to(self.device)
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """What a distillation left behind.
 
