@@ -1,5 +1,9 @@
 """The rooms import each other only in the allowed direction."""
 
+import dataclasses
+import importlib
+import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import companion
 from companion.runtime import ROOT
 
 LINT = Path(sys.executable).with_name("lint-imports")
@@ -63,3 +68,32 @@ def test_a_planted_fault_is_caught(tmp_path, room, source, contract):
     assert done.returncode != 0
     (broken,) = [line for line in done.stdout.splitlines() if line.endswith("BROKEN")]
     assert broken.startswith(contract)
+
+
+def test_what_holds_tensors_is_compared_by_identity():
+    # tensors have no one truth: comparing field by field raises where a field has many entries
+    held = {"Tensor", "ndarray", "Params", "Masks"}
+    kinds = {}
+    for module in pkgutil.walk_packages(companion.__path__, "companion."):
+        if module.name.endswith(("__main__", "kernels", "build_bodies")):
+            continue
+        for value in vars(importlib.import_module(module.name)).values():
+            if dataclasses.is_dataclass(value) and value.__module__ == module.name:
+                words = " ".join(str(f.type) for f in dataclasses.fields(value))
+                words = re.sub(r"Callable\[.*\]", "", words)
+                kinds[value] = set(re.findall(r"\w+", words))
+    assert len(kinds) > 50
+    while True:  # and what holds one of those
+        names = held | {kind.__name__ for kind, words in kinds.items() if words & held} - {
+            "Run",
+            "Case",
+        }
+        if names == held:
+            break
+        held = names
+    wrong = [
+        kind.__qualname__
+        for kind, words in kinds.items()
+        if words & held and kind.__dataclass_params__.eq
+    ]
+    assert not wrong

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from companion import notebooks
 from companion.models import mlp, truncated_variance_scaling_
 from companion.papers import data_parallelism as dp
-from companion.papers.data_parallelism import distributed
+from companion.papers.data_parallelism import distributed, stacked
 from companion.runtime import ROOT
 from companion.sparsity import apply_masks, count_kept
 
@@ -325,6 +325,43 @@ def test_mistakes_are_exact_up_to_what_is_allowed(allowed):
     assert torch.equal(found[found <= allowed], true[true <= allowed])
 
 
+@pytest.mark.parametrize("limit", [1, 3e4, 1e6, 1e12])
+@pytest.mark.parametrize("way", ["auto", "batched", "loop"])
+@pytest.mark.parametrize("make", [lambda: dp.simple_cnn(1, 16), lambda: mlp(256, (9,), 10)])
+def test_mistakes_do_not_depend_on_the_memory_they_may_take(make, way, limit, monkeypatch):
+    torch.manual_seed(0)
+    model = make()
+    params = dp.stack([make() for _ in range(5)])
+    x, y = torch.randn(90, 1, 16, 16, generator=seeded()), torch.arange(90) % 10
+    expected = (dp.stacked_outputs(model, params, x).argmax(-1) != y).sum(1)
+    largest = 0
+    outputs = stacked.stacked_outputs
+
+    def watched(model, params, x, way):
+        nonlocal largest
+        rows = 1 if way == "loop" else len(next(iter(params.values())))
+        largest = max(largest, rows * len(x) * stacked._bytes_each(model, x))
+        return outputs(model, params, x, way)
+
+    monkeypatch.setattr(stacked, "stacked_outputs", watched)
+    found = dp.errors_up_to(model, params, x, y, 90, way=way, limit=limit)
+    assert torch.equal(found, expected)
+    assert largest <= max(limit, stacked._bytes_each(model, x))  # one network, one example
+
+
+def test_the_papers_search_on_cifar_fits_on_a_card():
+    # 98 GiB of activations if all networks saw all the examples that they may
+    model = dp.resnet8()
+    x = torch.empty(5000, 3, 32, 32, device="meta")
+    pairs = stacked.CHUNK_BYTES / stacked._bytes_each(model, x)
+    sizes = []
+    for module in model.modules():
+        module.register_forward_hook(lambda _, __, out: sizes.append(out[0].numel()))
+    model(torch.zeros(1, 3, 32, 32))
+    assert pairs > 1000
+    assert pairs * 4 * sum(sizes) < 20e9  # even if all maps were kept
+
+
 # ---------------------------------------------------------------- steps to the result
 
 
@@ -428,6 +465,17 @@ def test_a_batch_larger_than_the_set_is_refused_before_anything_runs():
         dp.search(workload(), [8, 500], [0.0], TRIALS, progress=False)
 
 
+def test_a_copy_of_a_workload_has_a_network_of_its_own():
+    load = workload()
+    other, given = load.replace(seed=3), mlp(6, (4,), 2)
+    assert other.seed == 3
+    assert other.train_x is load.train_x
+    with torch.no_grad():
+        next(other.model.parameters()).fill_(7.0)
+    assert not (next(load.model.parameters()) == 7.0).any()
+    assert load.replace(model=given).model is given
+
+
 def test_networks_of_another_search_are_refused():
     networks = dp.initial_networks(workload(), [0.0], 3)
     with pytest.raises(ValueError, match="networks: made for 3 trials"):
@@ -476,6 +524,22 @@ def test_fit_recovers_its_constants():
         found = dp.fit_scaling(b, c1 / b + c2)
         # c1 = 0.01 shifts K by a 500th at most: it is found less sharply
         assert found == pytest.approx((c1, c2, 1.0), rel=1e-6)
+
+
+def test_the_law_is_fitted_in_the_logarithm_of_the_steps():
+    # one factor of scatter counts the same where K is 4000 as where it is 40
+    b = 2.0 ** np.arange(9)
+    k = (4000 / b + 30) * np.exp(0.3 * np.random.default_rng(0).standard_normal(9))
+    c1, c2, r2 = dp.fit_scaling(b, k)
+    grid = np.exp(np.linspace(-0.5, 0.5, 401))
+    ones, twos = (c1 * grid)[:, None, None], (c2 * grid)[None, :, None]
+    loss = np.square(np.log(ones / b + twos) - np.log(k)).sum(-1)
+    assert np.unravel_index(loss.argmin(), loss.shape) == (200, 200)
+    left = np.square(np.log(c1 / b + c2) - np.log(k)).sum()
+    assert r2 == pytest.approx(1 - left / np.square(np.log(k) - np.log(k).mean()).sum())
+    # in K itself the best constants are others, so the test would see it
+    in_k = np.square(ones / b + twos - k).sum(-1)
+    assert np.unravel_index(in_k.argmin(), in_k.shape) != (200, 200)
 
 
 def test_fit_refuses_what_is_no_result():
@@ -654,6 +718,61 @@ def test_processes_that_fail_are_an_error_and_leave_nobody(job, timeout, complai
         dp.run_group(job, [(), ()], timeout=timeout)
     assert time.monotonic() - began < 15
     assert not multiprocessing.active_children()
+
+
+SCRIPT = """
+import os
+import sys
+import torch
+from companion.papers import data_parallelism as dp
+print("ran", flush=True)
+torch.cuda.is_initialized = lambda: True  # as with a GPU in use: processes are spawned
+load = dp.load_workload("digits")
+start = dp.initial_networks(load, [0.0], 1).params
+params = {n: p[0, 0] for n, p in start.items()}
+batch = next(load.batches(32))
+joined = dp.train_shard(load.model, params, [batch], dp.Update())
+apart = dp.update_in_processes(load.model, params, [batch], [8, 24], dp.Update())
+print("gap", max(dp.largest_difference(one, joined) for one in apart) < 1e-6)
+print("environment", dp.run_group(os.getenv, [("COMPANION_RECORD",)]), os.environ["COMPANION_RECORD"])
+"""
+
+
+def test_a_script_that_spawns_processes_runs_once_and_alone_keeps_its_record(tmp_path):
+    script = tmp_path / "chapter.py"
+    script.write_text(SCRIPT.replace("dp.run_group(os.getenv", "dp.run_group(getenv"))
+    # a job has to be of a module: this one lies beside the script
+    (tmp_path / "jobs.py").write_text(
+        "import os\n\ndef getenv(rank, name):\n    return os.environ.get(name)\n"
+    )
+    script.write_text("from jobs import getenv\n" + script.read_text())
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+        env=os.environ | {"COMPANION_RECORD": str(tmp_path / "record.json"), "PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "ran",
+        "gap True",
+        f"environment [None] {tmp_path / 'record.json'}",
+    ]
+
+
+def test_what_no_group_can_run_is_named(monkeypatch):
+    network, params, batches = setting(torch.float64)
+    with pytest.raises(ValueError, match="batches = "):
+        dp.update_in_processes(network, params, [], [96], dp.Update())
+    with pytest.raises(ValueError, match="reduction = 'max'"):
+        dp.update_in_processes(network, params, batches, [96], dp.Update(), reduction="max")
+    with pytest.raises(ValueError, match="arguments = "):
+        dp.run_group(_fails, [])
+    with pytest.raises(ValueError, match="timeout = 0"):
+        dp.run_group(_fails, [()], timeout=0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(_fails, "__module__", "__main__")
+    with pytest.raises(ValueError, match="job = _fails: expected a function of a module"):
+        dp.run_group(_fails, [()])
 
 
 ORPHANS = """

@@ -416,6 +416,48 @@ def test_hooks_are_gone_after_use_even_after_an_error():
     assert hooks() == 0
 
 
+def test_a_module_called_twice_in_a_pass_is_no_level():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+            self.active = nn.ReLU()  # one for both, as many networks have it
+
+        def forward(self, x):
+            return self.active(self.second(self.active(self.first(x)))).mean((2, 3))
+
+    with pytest.raises(ValueError, match="layers: 'active' is called more than once"):
+        att.AttentionClassifier(Twice(), ["active"], 5)
+    backbone = Twice()
+    with att.captured(backbone, ["second"]) as found:
+        outputs = []
+        for _ in range(2):  # two passes are no two calls in a pass
+            backbone(images(2, 3, 8, 8))
+            outputs.append(found["second"])
+        with torch.no_grad():
+            backbone.forward = lambda x: x  # the module is not called in this one
+            backbone(images(2, 3, 8, 8))
+        assert not found
+    assert outputs[0].shape == (2, 4, 4, 4)
+    assert outputs[0] is not outputs[1]
+
+
+def test_compiled_or_not_the_maps_are_the_same():
+    x = images(2, 1, 24, 24)
+    for compiled in (
+        lambda m: m.compile(backend="eager"),
+        lambda m: m.backbone.compile(backend="eager"),
+    ):
+        torch._dynamo.reset()
+        model = small().eval()
+        logits, maps = model.attend(x)
+        other = model.attend(x.flip(2))[0]
+        compiled(model)
+        assert torch.equal(model(x), logits)
+        assert torch.equal(model(x.flip(2)), other)
+        assert torch.equal(att.attention_maps(model, x)["level1"], maps["level1"])
+
+
 def test_inference_is_deterministic_and_leaves_the_mode_alone():
     model = seeded(lambda: att.vgg_att(in_channels=1)).train()
     x = images(2, 1, 16, 16)

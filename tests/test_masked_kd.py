@@ -198,6 +198,111 @@ def test_hooks_are_gone_even_if_the_block_raises():
     assert not any(m._forward_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize(
+    ("kind", "first", "in_place"),
+    [
+        ("ours", "whole", False),
+        ("ours", "masked", False),
+        ("ours", "whole", True),
+        ("vit", "whole", False),
+        ("torchvision", "whole", False),
+        ("cait", "whole", True),
+    ],
+)
+def test_a_compiled_teacher_sees_the_same_patches(kind, first, in_place):
+    torch._dynamo.reset()
+    model, x = build(kind), images()
+    keeps = [
+        torch.stack([torch.randperm(16, generator=generator(i))[:k] for i in range(3)])
+        for k in (4, 9)
+    ]
+    with torch.no_grad(), mkd.token_drop(model) as masked:
+        whole, expected = model(x), [masked(x, keep) for keep in keeps]
+    if in_place:
+        model.compile(backend="eager")
+    compiled = model if in_place else torch.compile(model, backend="eager")
+    with torch.no_grad():
+        if first == "whole":
+            compiled(x)
+        for _ in range(2):  # a second context finds what the first one compiled
+            with mkd.token_drop(compiled) as masked:
+                for keep, out in zip(keeps, expected, strict=True):
+                    torch.testing.assert_close(masked(x, keep), out)
+                    torch.testing.assert_close(compiled(x), whole)
+    assert not any(type(part).__name__ == "_Kept" for part in model.modules())
+
+
+def test_attention_of_a_compiled_student_is_refused():
+    for compiled in (
+        lambda m: torch.compile(m, backend="eager"),
+        lambda m: (m.compile(backend="eager"), m)[1],
+        lambda m: (m.blocks[-1].compile(backend="eager"), m)[1],
+    ):
+        student = compiled(ours())
+        with pytest.raises(mkd.UnsupportedModelError, match="before torch\\.compile"):
+            mkd.MaskedDistiller(student, ours(), 4)
+    student = ours()
+    student.head.compile(backend="eager")  # far from attention
+    teacher = torch.compile(ours(), backend="eager")
+    with mkd.MaskedDistiller(student, teacher, 4, alpha=1.0) as distiller:
+        assert distiller(images()).keep.shape == (3, 4)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "token"])
+def test_attention_of_a_class_token_that_classifies_nothing_is_refused(pooling):
+    timm = pytest.importorskip("timm", reason="timm is in the extra `test`")
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, **TINY, class_token=True, global_pool=pooling
+    )
+    if pooling == "token":
+        with mkd.cls_attention(model) as attention:
+            model(images())
+        assert attention.scores.shape == (3, 16)
+        return
+    with pytest.raises(mkd.UnsupportedModelError, match="global_pool = 'avg'"):
+        mkd.MaskedDistiller(model, ours(), 4)
+    with mkd.MaskedDistiller(model, ours(), 4, selector="saliency", alpha=1.0) as distiller:
+        assert distiller(images()).keep.shape == (3, 4)
+
+
+def test_a_block_called_twice_has_no_one_attention_and_no_row_outlives_its_pass():
+    class Looped(mkd.ViT):
+        def forward(self, x):
+            again = self.blocks(self.patch_embed(x))
+            return self.head(self.norm(self.blocks(again)[:, 0]))
+
+    looped = Looped(32, 8, dim=24, depth=2, heads=3, channels=3, classes=5)
+    with (
+        mkd.cls_attention(looped),
+        pytest.raises(mkd.UnsupportedModelError, match="more than once"),
+    ):
+        looped(images())
+    model = ours()
+    with mkd.cls_attention(model) as attention:
+        model(images())
+        first = attention.scores
+        model.blocks = nn.Sequential()  # no attention in this pass
+        model(images())
+        with pytest.raises(RuntimeError, match="no attention yet"):
+            _ = attention.scores
+    assert first.shape == (3, 16)
+
+
+def test_attention_is_read_under_checkpointing():
+    timm = pytest.importorskip("timm", reason="timm is in the extra `test`")
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, **TINY
+    ).train()
+    with mkd.cls_attention(model) as attention:
+        model(images())
+        plain = attention.scores
+        model.set_grad_checkpointing(True)
+        out = model(images().requires_grad_())
+        torch.testing.assert_close(attention.scores, plain)
+        out.sum().backward()  # runs every block again
+        torch.testing.assert_close(attention.scores, plain)
+
+
 def test_a_keep_set_of_another_batch_is_refused():
     with mkd.token_drop(ours()) as masked, pytest.raises(ValueError, match="expected \\(3, at"):
         masked(images(), torch.zeros(2, 4, dtype=torch.long))
@@ -816,6 +921,48 @@ def test_calls_are_timed_in_turns_after_one_that_does_not_count():
     found = mkd.timed_in_turns(calls, torch.device("cpu"), rounds=3)
     assert log == list("ab") * 4
     assert all(set(row) == {"ms"} and row["ms"] >= 0 for row in found.values())
+
+
+@pytest.mark.parametrize("kind", ["ours", "torchvision"])
+def test_random_patches_of_any_teacher(kind):
+    teacher, x = build(kind), images(5)
+    pictures = mkd.Pictures(x, torch.zeros(5).long(), x, torch.zeros(5).long())
+    out, keep = mkd.masked_answers(teacher, pictures, 6, "random", generator=generator(3))
+    assert keep.shape == (5, 6)
+    with torch.no_grad(), mkd.token_drop(teacher) as masked:
+        torch.testing.assert_close(out, masked(x, keep))
+    with pytest.raises(ValueError, match="student = None: mode = 'top'"):
+        mkd.masked_answers(teacher, pictures, 6)
+
+
+def test_a_student_of_another_grid_chooses_the_teachers_patches():
+    student = mkd.ViT(32, 16, dim=24, depth=2, heads=3, channels=3, classes=5)
+    x = images(5)
+    pictures = mkd.Pictures(x, torch.zeros(5).long(), x, torch.zeros(5).long())
+    _, keep = mkd.masked_answers(ours(), pictures, 6, student=student)
+    scores = mkd.student_scores(student, x)
+    assert torch.equal(keep, mkd.select_tokens(mkd.resize_scores(scores, (2, 2), (4, 4)), 6))
+
+
+def test_the_cost_of_a_teacher_is_that_of_its_own_patches(monkeypatch):
+    lengths = []
+    teacher, x = ours().eval(), images(2)
+    teacher.blocks.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    mkd.teacher_cost(teacher, x, [16, 15, 4], rounds=1)
+    assert lengths[:3] == [17, 16, 5]
+    student = ours()
+    for cost in (
+        lambda keeps, **k: mkd.teacher_cost(teacher, x, keeps, rounds=1, **k),
+        lambda keeps, **k: mkd.step_cost(
+            student, teacher, x, torch.zeros(2).long(), keeps, rounds=1, **k
+        ),
+    ):
+        for tokens in (15, 17, 196):
+            with pytest.raises(ValueError, match=f"tokens = {tokens}: the teacher .* 16"):
+                cost([15], tokens=tokens)
+        for keeps, message in (([17], "keep = 17"), ([0], "keep = 0"), ([], "keeps = ")):
+            with pytest.raises(ValueError, match=message):
+                cost(keeps)
 
 
 def test_costs_are_measured_at_every_keep_count():

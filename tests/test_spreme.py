@@ -311,6 +311,21 @@ def test_thresholding_one_environment_is_the_same_shared_or_not():
         assert torch.allclose(shared[0], alone[0])
 
 
+def test_a_group_is_dropped_by_its_root_mean_square():
+    # terms that do not depend on each other, so that c holds their coefficients
+    c = torch.zeros(4, 1, 4, dtype=torch.float64)
+    c[0, 0, 0] = 0.95  # root mean square 0.475: its largest alone is above the threshold
+    c[:, 0, 1] = 0.55  # everywhere
+    c[0, 0, 2] = 1.05  # 0.525, though its mean is 0.26 and its mean square 0.28
+    c[:2, 0, 3] = torch.tensor([0.9, -0.9])  # 0.64, though its mean is zero
+    eye = torch.eye(4, dtype=torch.float64).expand(4, 4, 4).clone()
+    gram = sp.Gram(eye, c, torch.full((4, 1), 9.0).double(), torch.full((4,), 50.0).double(), 1)
+    support = sp.group_stlsq(gram, 0.5)[1]
+    assert support.tolist() == [[False, True, True, True]]
+    alone = sp.group_stlsq(gram, 0.5, shared=False)[1]
+    assert torch.equal(alone, c.abs() >= 0.5)
+
+
 # ---------------------------------------------------------------- the estimator
 
 
@@ -386,6 +401,40 @@ def test_a_batch_is_fitted_as_its_members_are():
             # many terms left by S2 are collinear: what they predict is what is well determined
             slopes = [library(x[s]) @ m[:, None].mT for m in (one.coef_, batch.coef_[s])]
             assert torch.allclose(*slopes, rtol=1e-7)
+
+
+def test_the_score_of_a_batch_is_the_mean_of_its_members():
+    x, t, _ = data("lotka", 0.1, 3)
+    x = x.clone()
+    x[:, 1, ..., 0] = 1.0  # a state that does not move counts for nothing
+    library = sp.make_library("lotka")
+    batch = sp.SharedSINDy(library, window=11).fit(x, t)
+    each = [sp.SharedSINDy(library, window=11).fit(x[s], t) for s in range(3)]
+    own = sum(m.score(x[s], t) for s, m in enumerate(each)) / 3
+    assert 0.5 < own < 1
+    assert batch.score(x, t) == pytest.approx(own, abs=1e-6)
+    same = sum(m.score(x[0], t) for m in each) / 3  # all copies on one data set
+    assert batch.score(x[0], t) == pytest.approx(same, abs=1e-6)
+
+
+def test_coefficients_stand_for_their_terms():
+    x, t, truth = data("pendulum", 0.01)
+    library = sp.make_library("pendulum")
+    terms = (truth != 0).any(0)
+    assert sp.exact(truth, terms).all()
+    assert sp.exact(terms, truth).all()
+    assert not sp.exact(truth, ~terms).any()
+    assert torch.equal(sp.majority(-5 * truth), terms)
+    gram = sp.build_gram(library, x, t.numpy(), "weak", 9)
+    assert torch.equal(sp.solve(gram, 3 * truth), sp.solve(gram, truth != 0))
+
+
+def test_subsets_are_the_callers_own():
+    kept = sp.subsets(6, 2).clone()
+    sp.subsets(6, 2).fill_(0)
+    assert torch.equal(sp.subsets(6, 2), kept)
+    gram = random_gram(2, 1, 6)[2]
+    assert sp.best_subsets(gram, 2)[2][0].tolist() != [[0, 0]]
 
 
 def test_float32_is_upcast():
@@ -583,6 +632,16 @@ def test_the_loop_starts_where_the_official_code_starts(name, error, terms):
     result = sp.learn_mask(sp.make_library(name), x, found.step, 1, sp.PUBLISHED[name])
     assert result.first_support.sum() == terms
     assert result.validation[0] == pytest.approx(error, rel=0.01)
+
+
+def test_first_fits_share_out_columns_that_depend_on_each_other():
+    # the first two columns are the same: least norm, which a solver for full rank does not give
+    x = torch.randn(40, 3, generator=generator(), dtype=torch.float64)
+    A = torch.cat([x[:, :1], x], 1)
+    found = loop._ridge(
+        A, A @ torch.tensor([0.0, 2.0, 1.0, 0.0]).double(), torch.ones(4).bool(), 0.0
+    )
+    assert torch.allclose(found, torch.tensor([1.0, 1.0, 1.0, 0.0]).double())
 
 
 def test_the_first_fits_are_pysindys():

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # importing torch takes seconds: only where a function needs it
@@ -56,6 +57,25 @@ def _count(device: torch.device) -> int:
     import torch
 
     return torch.cuda.device_count() if device.type == "cuda" else 1
+
+
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Processes that start inside the block are workers: they run no script and record nothing.
+
+    A process that multiprocessing spawns first imports its parent's `__main__`, that is, it runs
+    an exported script from the top, which starts processes again and writes the record that
+    COMPANION_RECORD names. Inside the block there is no such module and no such variable. What
+    workers are given has to be importable from elsewhere.
+    """
+    main, record = sys.modules["__main__"], os.environ.pop("COMPANION_RECORD", None)
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if record is not None:
+            os.environ["COMPANION_RECORD"] = record
 
 
 def seed_everything(seed: int) -> torch.Generator:

@@ -20,7 +20,7 @@ INK = 0.25  # a pixel of a digit counts as ink from this grey value on
 PARTS = {"train": slice(0, 1297), "test": slice(1297, None)}  # of the 1797 digits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClutteredDigits:
     """Canvases with one digit each.
 

@@ -25,7 +25,7 @@ BUNDLED = "growth.csv"
 BLANK = "0"  # the strain of a well without cells
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Growth:
     """A plate's growth curves.
 

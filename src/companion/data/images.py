@@ -25,7 +25,7 @@ from companion.data.root import (
 from companion.runtime import Progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSet:
     """A labelled data set in memory.
 

@@ -62,7 +62,7 @@ VIDEO_SETS: dict[str, DataSource] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PetsClip:
     """PETS 2009 S2-L1, view 001: 795 frames of 768 x 576 pixels.
 
@@ -134,7 +134,7 @@ def load_pets(root: str | os.PathLike = "") -> PetsClip:
     return PetsClip(base / PETS, truth, hashlib.sha256(file.read_bytes()).hexdigest())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TownCentre:
     """The view of Oxford Town Centre: one frame and a calibration for 1920 x 1080 pixels.
 

@@ -43,7 +43,7 @@ FARTHEST = 1e7  # no scene is so large, in metres or pixels
 LONGEST_SPLINE = 25 * 3600  # frames between its ends: nobody is in a picture for an hour
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tracks:
     """The tracks of one scene on a common clock, sorted by agent and time.
 
@@ -621,7 +621,7 @@ def _existing(path: Path) -> Path | None:
 # ---------------------------------------------------------------- windows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrajectoryWindows:
     """Pieces of tracks, cut into what is seen and what is to be forecast.
 

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from companion.runtime import starting_workers
+
 REDUCTIONS = ("sum", "mean_of_means")
 
 
@@ -118,9 +120,13 @@ def update_in_processes(
     params: one network on the CPU. shards: sizes, one a process; they may differ.
     timeout: seconds after which the group is given up.
 
-    Raises ValueError for shards that do not fit the batches and WorkerError if a process
-    fails, dies or does not answer. No process outlives the call, nor a parent that is killed.
+    Raises ValueError for no batches, shards that do not fit them or another reduction, and
+    WorkerError if a process fails, dies or does not answer. No process outlives the call, nor a parent that is killed.
     """
+    if not batches:
+        raise ValueError("batches = []: expected at least one")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction = {reduction!r}: expected one of {', '.join(REDUCTIONS)}")
     for x, _ in batches:
         split(x, shards)
     parts = [
@@ -141,10 +147,18 @@ def run_group(job, arguments: Sequence[tuple], *, timeout: float = 60.0) -> list
     """Run job(rank, *arguments[rank]) in one process a rank, joined in a gloo group.
 
     Returns what each rank returned. Processes are forked where that is safe (Linux, no GPU in
-    use), otherwise spawned, and then `job` has to be importable.
-    Raises WorkerError, after ending all of them, as soon as one fails or dies.
+    use), otherwise spawned: then `job` has to be of an importable module. They do not run the
+    calling script again, and write no record.
+    Raises ValueError for no rank, a timeout that is not positive, or a job that cannot be
+    spawned, and WorkerError, after ending all of them, as soon as one fails or dies.
     """
+    if not arguments:
+        raise ValueError("arguments = []: expected one tuple a process, at least one")
+    if not timeout > 0:
+        raise ValueError(f"timeout = {timeout!r}: expected seconds above 0")
     forked = sys.platform == "linux" and not torch.cuda.is_initialized()
+    if not forked and job.__module__ == "__main__":
+        raise ValueError(f"job = {job.__name__}: expected a function of a module, not of a script")
     context = multiprocessing.get_context("fork" if forked else "spawn")
     world, deadline = len(arguments), time.monotonic() + timeout
     results: list = [None] * world
@@ -167,7 +181,8 @@ def run_group(job, arguments: Sequence[tuple], *, timeout: float = 60.0) -> list
                     ),
                     daemon=True,
                 )
-                worker.start()
+                with starting_workers():
+                    worker.start()
                 theirs.close()  # so that a dead worker is seen as the end of its pipe
                 pipes.append(mine)
                 workers.append(worker)

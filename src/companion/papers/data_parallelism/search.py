@@ -37,7 +37,7 @@ STATUS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workload:
     """A data set, a network and an optimiser, with the goal they are to reach.
 
@@ -79,8 +79,8 @@ class Workload:
             )
 
     def replace(self, **fields: object) -> Workload:
-        """A copy with some fields replaced."""
-        return replace(self, **fields)
+        """A copy with some fields replaced; its network is its own, the data are shared."""
+        return replace(self, **{"model": copy.deepcopy(self.model), **fields})
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless batches in the order of this seed; the same for every trial.
@@ -106,7 +106,8 @@ def load_workload(
     """A workload on one of the data sets of `companion.data`.
 
     Digits are split 1197 / 300 / 300 into training, validation and test set, elsewhere a tenth
-    of the training images is held out for validation, always the same one. The dense network
+    of the training images is held out for validation; the parts are always the same, whatever
+    the seed. The dense network
     sees images of more than 20 pixels a side at half their size (averages of 2x2 pixels).
     train_examples: take only so many of the training images, before the split; 0: all.
     options: other fields of `Workload`.
@@ -148,7 +149,7 @@ def topk_mask(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor
     return pruning.global_topk_mask(scores, sparsity, warn=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Networks:
     """Initial networks of a search, each tensor (S, T, ...): sparsity, trial.
 
@@ -202,7 +203,7 @@ def initial_networks(
     return Networks(tuple(sparsities), wide, masks)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepsToResult:
     """Outcome of one search at one batch size, for S sparsities and T trials.
 

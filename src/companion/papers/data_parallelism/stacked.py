@@ -20,8 +20,10 @@ DIVERGED = 1e6
 WAYS = ("auto", "batched", "loop")
 # On a CPU grouped convolutions lose to one convolution after another from this batch size on.
 LOOP_FROM = 8
-# Bytes of activations a chunk of networks may take at once on a GPU.
+# Bytes of activations that networks may take at once: in training on a GPU, in counting anywhere.
 CHUNK_BYTES = 8e9
+# Roughly: a convolutional network keeps so many maps of its input's size for the backward pass.
+MAPS = 100
 
 Stack = Mapping[str, Tensor]
 Check = Callable[[int, dict[str, Tensor], Tensor], Tensor]
@@ -124,12 +126,19 @@ def _chunk(model: nn.Module, x: Tensor, way: str, rows: int) -> int:
         return 1
     if x.device.type == "cpu" or is_dense(model):
         return rows
-    # roughly: every convolution keeps a few maps of its widest layer for the backward pass
-    each = 100 * x[0, 0].numel() * len(x) * x.element_size()
-    return max(1, min(rows, int(CHUNK_BYTES / each)))
+    return max(1, min(rows, int(CHUNK_BYTES / (len(x) * _bytes_each(model, x)))))
 
 
-@dataclass
+def _bytes_each(model: nn.Module, x: Tensor) -> int:
+    """About what the activations of one network on one example take."""
+    if is_dense(model):
+        units = sum(module.out_features for module in model if isinstance(module, nn.Linear))
+    else:
+        units = MAPS * x[0, 0].numel()
+    return units * x.element_size()
+
+
+@dataclass(eq=False)
 class Training:
     """What `train_batched` leaves behind, one row a network.
 
@@ -246,12 +255,14 @@ def _diverged(params: Stack) -> Tensor:
 
 @torch.no_grad()
 def errors_up_to(
-    model: nn.Module, params: Stack, x: Tensor, y: Tensor, allowed: int, *, way: str = "auto"
-) -> Tensor:
+    model: nn.Module, params: Stack, x: Tensor, y: Tensor, allowed: int, *,
+    way: str = "auto", limit: float = CHUNK_BYTES,
+) -> Tensor:  # fmt: skip
     """Mistakes of R networks on a set, (R,); counting stops early where there are too many.
 
     A count of at most `allowed` is exact; a larger one says only that it is larger. Networks
     that already have too many after a few examples are not run on the others.
+    limit: bytes that activations may take at once, about; it changes no count.
     """
     rows = len(next(iter(params.values())))
     wrong = torch.zeros(rows, dtype=torch.long, device=x.device)
@@ -259,12 +270,31 @@ def errors_up_to(
     some, start, size = dict(params), 0, max(64, 2 * allowed)
     while start < len(x) and len(open_rows):
         part = slice(start, start + size)
-        outputs = stacked_outputs(model, some, x[part], way)
-        right = (outputs.argmax(-1) == y[part]) & outputs.isfinite().all(-1)
-        wrong[open_rows] += (~right).sum(1)
+        wrong[open_rows] += _mistakes(model, some, x[part], y[part], way, limit)
         start, size = start + size, 2 * size
         still = wrong[open_rows] <= allowed
         if start < len(x) and not still.all():
             open_rows = open_rows[still]
             some = {name: tensor[still] for name, tensor in some.items()}
+    return wrong
+
+
+def _mistakes(
+    model: nn.Module, params: Stack, x: Tensor, y: Tensor, way: str, limit: float
+) -> Tensor:
+    """Mistakes of R networks on these examples, (R,), some networks and examples at a time."""
+    rows = len(next(iter(params.values())))
+    if way == "auto":
+        way = pick_way(model, len(x), x.device)
+    pairs = limit / _bytes_each(model, x)
+    examples = max(1, min(len(x), int(pairs)))
+    networks = rows if way == "loop" else max(1, min(rows, int(pairs / examples)))
+    wrong = torch.zeros(rows, dtype=torch.long, device=x.device)
+    for first in range(0, rows, networks):
+        part = slice(first, first + networks)
+        some = {name: p[part] for name, p in params.items()}
+        for inputs, labels in zip(x.split(examples), y.split(examples), strict=True):
+            outputs = stacked_outputs(model, some, inputs, way)
+            right = (outputs.argmax(-1) == labels) & outputs.isfinite().all(-1)
+            wrong[part] += (~right).sum(1)
     return wrong

@@ -21,7 +21,7 @@ REPULSION = Repulsion(strength=3.0, reach_m=0.5, decay_m=0.35, behind=0.3)
 TYPICAL_SPEED = 1.3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Junction:
     """Simulated scenes and their truth.
 

@@ -25,7 +25,7 @@ CLIP = 1.0
 LAST_RATE = 0.05  # of the first, where the learning rate's decay ends
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Forecast:
     """What a model expects, after every refinement.
 
@@ -395,7 +395,7 @@ def oracle_error(
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """Do scores mean what they say? One row a bin of the predicted share.
 

@@ -76,7 +76,7 @@ def log_polar_pool(
     return pooled.view(scenes, agents, cells, width)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Neighbours:
     """Who is near whom, in which cell: one row a pair; found once for all steps of a path.
 
@@ -125,7 +125,7 @@ class Neighbours:
 # ---------------------------------------------------------------- the scene
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureMap:
     """Features of the ground, and where it lies.
 

@@ -202,7 +202,7 @@ def load_eth_ucy(
     return join_windows([cut_windows(load_tracks(name, root), **sizes) for name in names])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fold:
     """Scenes to learn from and scenes to test on; truth: of the test scenes, where it is known."""
 

@@ -36,7 +36,7 @@ class Weights:
         return replace(self, social=tuple(factor * w for w in self.social))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Crowd:
     """N pedestrians of one or several scenes on one grid.
 

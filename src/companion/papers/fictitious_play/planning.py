@@ -132,7 +132,7 @@ def _sunk(first: Tensor, at_start: Tensor) -> Tensor:
     return ~(first.amax((1, 2)) - at_start < allowed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Policy:
     """What N agents do in T steps: π_t(a|s) = exp(κ(a) + r_t(s+a) + V_{t+1}(s+a) - V_t(s)).
 

@@ -16,7 +16,7 @@ from companion.papers.fictitious_play.social import expected_others, smooth
 UPDATES = ("simultaneous", "sequential")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Forecast:
     """What N agents are expected to do in T steps.
 

@@ -23,7 +23,7 @@ MARGIN_M = 1.0  # of the grid around everything that was filmed
 MOST_CELLS = 1_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Observed:
     """A crowd and the paths that it took.
 

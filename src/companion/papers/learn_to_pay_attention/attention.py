@@ -120,9 +120,10 @@ class AttentionHead(nn.Module):
 def captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """What the named modules put out while the model runs inside the block.
 
-    Yields a dictionary that a forward pass fills. The hooks are removed at the end of the
-    block, whatever happened in it.
-    Raises ValueError for a module that does not exist, with what comes close; at the end of the
+    Yields a dictionary that a forward pass fills; every pass empties it first. The hooks are
+    removed at the end of the block, whatever happened in it.
+    Raises ValueError for a module that does not exist, with what comes close; in a forward pass
+    for one that it calls more than once, whose outputs no name tells apart; at the end of the
     block for one whose output a later module overwrote in place.
     """
     modules = dict(model.named_modules())
@@ -133,8 +134,17 @@ def captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
     found: dict[str, Tensor] = {}
     versions: dict[str, int] = {}
 
+    def begin(module: nn.Module, inputs: object) -> None:
+        found.clear()
+        versions.clear()
+
     def keep(name: str) -> Callable:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if name in found:
+                raise ValueError(
+                    f"layers: {name!r} is called more than once in a forward pass, so it has no "
+                    "one output: give every call a module of its own, or name another"
+                )
             found[name] = output
             if isinstance(output, Tensor) and not output.is_inference():
                 versions[name] = output._version
@@ -142,6 +152,7 @@ def captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
         return hook
 
     hooks = [modules[name].register_forward_hook(keep(name)) for name in layers]
+    hooks.append(model.register_forward_pre_hook(begin))
     try:
         yield found
     finally:

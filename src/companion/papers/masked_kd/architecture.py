@@ -17,28 +17,37 @@ class UnsupportedModelError(ValueError):
 class DropPoint:
     """Where patch tokens have their positions and no block has seen them.
 
-    module: its output is (B, prefix + N, dim). prefix: tokens that are no patches (CLS,
-      distillation, registers); 0 where CLS joins in the last blocks only.
+    parent, name: the attribute that holds the layer there, whose output is (B, prefix + N, dim).
+    prefix: tokens that are no patches (CLS, distillation, registers); 0 where CLS joins in the
+      last blocks only.
     """
 
-    module: nn.Module
+    parent: nn.Module
+    name: str
     prefix: int
+
+    @property
+    def module(self) -> nn.Module:
+        """The layer itself."""
+        return getattr(self.parent, self.name)
 
 
 def drop_point(model: nn.Module) -> DropPoint:
     """Find the place at which patch tokens can be dropped.
 
     timm's vision transformers (DeiT, DeiT-III, registers): ``patch_drop``. torchvision's:
-    ``encoder.dropout``. timm's CaiT: ``pos_drop``, before CLS exists.
+    ``encoder.dropout``. timm's CaiT: ``pos_drop``, before CLS exists. What `torch.compile` has
+    made of one of them has its place.
     Raises UnsupportedModelError for any other model.
     """
+    model = getattr(model, "_orig_mod", model)
     if isinstance(getattr(model, "blocks_token_only", None), nn.Module):
-        return DropPoint(model.pos_drop, 0)
+        return DropPoint(model, "pos_drop", 0)
     if isinstance(getattr(model, "patch_drop", None), nn.Module):
-        return DropPoint(model.patch_drop, model.num_prefix_tokens)
+        return DropPoint(model, "patch_drop", model.num_prefix_tokens)
     encoder = getattr(model, "encoder", None)
     if hasattr(model, "class_token") and isinstance(getattr(encoder, "dropout", None), nn.Module):
-        return DropPoint(encoder.dropout, 1)
+        return DropPoint(encoder, "dropout", 1)
     raise UnsupportedModelError(
         f"{type(model).__name__} has no known place to drop tokens: expected timm's vision "
         "transformers (patch_drop) or CaiT (pos_drop before class attention), or torchvision's "
@@ -50,8 +59,9 @@ def attention_module(model: nn.Module, layer: int = -1) -> tuple[nn.Module, int]
     """The attention of a block that reads CLS, and how many prefix tokens precede the patches.
 
     layer: index of the block; CaiT counts its class-attention blocks only.
-    Raises UnsupportedModelError without a CLS token or for an unknown kind of attention, and
-    ValueError for a layer that there is not.
+    Raises UnsupportedModelError without a CLS token that the classes are told from, for an
+    unknown kind of attention and for a compiled model, and ValueError for a layer that there is
+    not.
     """
     name = type(model).__name__
     if isinstance(getattr(model, "blocks_token_only", None), nn.Module):
@@ -70,9 +80,21 @@ def attention_module(model: nn.Module, layer: int = -1) -> tuple[nn.Module, int]
             f"{name} has no known attention blocks: expected timm's or torchvision's vision "
             "transformer. Pass the model itself, not a wrapper around it."
         )
+    # timm keeps a class token beside average pooling, but nothing teaches it where to look
+    pooling = getattr(model, "global_pool", "token")
+    if pooling != "token":
+        raise UnsupportedModelError(
+            f"{name} tells classes from pooled patches (global_pool = {pooling!r}), so the "
+            'attention of its CLS token says nothing: use selector="saliency"'
+        )
     if not -len(blocks) <= layer < len(blocks):
         raise ValueError(f"layer = {layer!r}: {name} has {len(blocks)} blocks that read CLS")
     module = getattr(list(blocks)[layer], part, None)
+    if module is not None and _is_compiled(model, module):
+        raise UnsupportedModelError(
+            "a compiled model may skip the hooks that read its attention: pass it as it was "
+            "before torch.compile (a teacher that is only masked may be compiled)"
+        )
     known = isinstance(module, nn.MultiheadAttention) or hasattr(module, "num_heads")
     if not known or getattr(module, "rel_pos", None) is not None or hasattr(model, "rope"):
         raise UnsupportedModelError(
@@ -80,6 +102,16 @@ def attention_module(model: nn.Module, layer: int = -1) -> tuple[nn.Module, int]
             '(relative or rotary positions, or none at all): use selector="saliency"'
         )
     return module, prefix
+
+
+def _is_compiled(model: nn.Module, module: nn.Module) -> bool:
+    """Whether `torch.compile` has a part of a model that holds a module, or lies within it."""
+    within = set(module.modules())
+    return any(
+        (part._compiled_call_impl is not None or "_orig_mod" in part._modules)
+        and (part in within or module in set(part.modules()))
+        for part in model.modules()
+    )
 
 
 def token_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:

@@ -27,6 +27,24 @@ class ClsAttention:
     def __init__(self, prefix: int) -> None:
         self.prefix = prefix
         self.row: Tensor | None = None
+        self._calls: int | None = None  # of the block, in the forward pass that is running
+
+    def _begin(self, *_: object) -> None:
+        self.row, self._calls = None, 0
+
+    def _end(self, *_: object) -> None:
+        self._calls = None
+
+    def _fill(self, row: Tensor) -> None:
+        """Keep a row. Checkpointed blocks run again in the backward pass, which may be."""
+        if self._calls is not None:
+            self._calls += 1
+            if self._calls > 1:
+                raise UnsupportedModelError(
+                    "the block is called more than once in a forward pass, so it has no one "
+                    'attention: choose another layer, or selector="saliency"'
+                )
+        self.row = row
 
     @property
     def scores(self) -> Tensor:
@@ -46,15 +64,18 @@ def cls_attention(model: nn.Module, layer: int = -1) -> Iterator[ClsAttention]:
     Works beside fused attention, which returns no weights: a hook takes queries and keys as the
     model computes them, and one softmax row per head is computed from them in float32, before
     dropout and outside autocast. Outputs and gradients of the model stay as they are; the hooks
-    are gone after the block.
+    are gone after the block. Every pass forgets the row of the one before.
 
     model: a vision transformer of timm (distilled, registers and CaiT included), of torchvision
       or of this room. layer: as `attention_module` counts; -1 is the last.
-    Raises UnsupportedModelError and ValueError as `attention_module`.
+    Raises UnsupportedModelError and ValueError as `attention_module`, and the former in a forward
+    pass that calls the block more than once.
     """
     module, prefix = attention_module(model, layer)
     found = ClsAttention(prefix)
     hooks = _attach(module, found, type(model).__name__)
+    hooks.append(model.register_forward_pre_hook(found._begin))
+    hooks.append(model.register_forward_hook(found._end, always_call=True))
     try:
         yield found
     finally:
@@ -63,7 +84,7 @@ def cls_attention(model: nn.Module, layer: int = -1) -> Iterator[ClsAttention]:
 
 
 def _attach(module: nn.Module, found: ClsAttention, name: str) -> list:
-    """Hooks that fill `found.row`, by the kind of attention."""
+    """Hooks that fill `found`, by the kind of attention."""
     if isinstance(module, nn.MultiheadAttention):
         same = module._qkv_same_embed_dim and module.batch_first and module.bias_k is None
         if not same or module.add_zero_attn:
@@ -72,7 +93,7 @@ def _attach(module: nn.Module, found: ClsAttention, name: str) -> list:
             )
 
         def from_input(_, args):
-            found.row = _projected_row(module, args[0].detach())
+            found._fill(_projected_row(module, args[0].detach()))
 
         return [module.register_forward_pre_hook(from_input)]
 
@@ -86,7 +107,7 @@ def _attach(module: nn.Module, found: ClsAttention, name: str) -> list:
         def from_key(_, __, output):
             key = output.detach().unflatten(-1, (heads, -1)).transpose(1, 2)
             query = queries.pop().unflatten(-1, (heads, -1))
-            found.row = cls_row(query, key, module.scale)
+            found._fill(cls_row(query, key, module.scale))
 
         hooks = (module.q, from_query), (module.k, from_key)
         return [part.register_forward_hook(hook) for part, hook in hooks]
@@ -102,7 +123,7 @@ def _attach(module: nn.Module, found: ClsAttention, name: str) -> list:
         q, k, _v = output.detach().unflatten(-1, (3, heads, head_dim)).unbind(2)
         query = _normed(getattr(module, "q_norm", None), q[:, 0])
         key = _normed(getattr(module, "k_norm", None), k).transpose(1, 2)
-        found.row = cls_row(query, key, module.scale)
+        found._fill(cls_row(query, key, module.scale))
 
     return [qkv.register_forward_hook(from_qkv)]
 

@@ -67,7 +67,7 @@ def distillation_loss(
     return taught if alpha == 1 else (1 - alpha) * cross_entropy(z, y) + alpha * taught
 
 
-@dataclass
+@dataclass(eq=False)
 class CollapseGuard:
     """Lets the teacher be masked only while its answers survive the mask.
 
@@ -94,7 +94,7 @@ class CollapseGuard:
             raise ValueError(f"every = {self.every!r}: expected at least 1")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One step's outcome: loss with its graph, logits, and the patches the teacher saw.
 

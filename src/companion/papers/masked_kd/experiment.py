@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from companion.data.root import MissingDataError
+from companion.papers.masked_kd.architecture import token_grid
 from companion.papers.masked_kd.attention import cls_attention
 from companion.papers.masked_kd.distillation import MaskedDistiller
-from companion.papers.masked_kd.tokens import select_tokens, token_drop
-from companion.runtime import Progress
+from companion.papers.masked_kd.tokens import resize_scores, select_tokens, token_drop
+from companion.runtime import Progress, starting_workers
 from companion.sparsity import evaluation_mode
 from companion.training import DivergenceError, shuffled_batches
 
@@ -23,7 +24,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as timm uses
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pictures:
     """Labelled pictures in memory.
 
@@ -98,6 +99,11 @@ class Folder:
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
 
+    @staticmethod
+    def _read(loader: torch.utils.data.DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+        with starting_workers():
+            return iter(loader)
+
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless training batches in a new order every epoch.
 
@@ -109,16 +115,16 @@ class Folder:
             )
         loader = self._loader("train", size, generator)
         while True:
-            for x, y in loader:
+            for x, y in self._read(loader):
                 yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def test_batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """The test pictures once, in order."""
-        for x, y in self._loader("val", size, None):
+        for x, y in self._read(self._loader("val", size, None)):
             yield x.to(self.device), y.to(self.device)
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """What a distillation left behind.
 
@@ -247,16 +253,21 @@ def masked_answers(
 ) -> tuple[Tensor, Tensor]:
     """Logits of the teacher on `keep` patches of every test picture, and those patches.
 
-    mode: as `select_tokens`, by the attention of `student`; "random" needs none.
+    mode: as `select_tokens`, by the attention of `student`; "random" needs none, but a generator
+      for patches that are the same another time.
     Returns (n, K) and (n, keep).
+    Raises ValueError without a student where one is needed.
     """
+    if mode != "random" and student is None:
+        raise ValueError(f"student = None: mode = {mode!r} needs one whose attention chooses")
     logits, chosen = [], []
     with evaluation_mode(teacher), token_drop(teacher) as masked:
         for x, _ in pictures.test_batches():
+            grid = token_grid(teacher, x)
             if mode == "random":
-                scores = torch.zeros(len(x), teacher.patch_embed.num_patches, device=x.device)
+                scores = torch.zeros(len(x), grid[0] * grid[1], device=x.device)
             else:
-                scores = student_scores(student, x)
+                scores = resize_scores(student_scores(student, x), token_grid(student, x), grid)
             chosen.append(select_tokens(scores, keep, mode, generator))
             logits.append(masked(x, chosen[-1]).float())
     return torch.cat(logits), torch.cat(chosen)
@@ -265,7 +276,7 @@ def masked_answers(
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Fraction classified rightly; an output that is not finite is a mistake."""
     right = (logits.argmax(1) == labels) & logits.isfinite().all(1)
-    return right.double().mean().item()
+    return right.sum().item() / len(right)  # a count, as not every device has float64
 
 
 def judge(logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> dict[str, float]:

@@ -46,6 +46,25 @@ def select_tokens(
     return order[:, :k].sort(1).values
 
 
+class _Kept(nn.Module):
+    """A layer of a model, and behind it the patches that are kept."""
+
+    def __init__(self, layer: nn.Module, prefix: int, keep: Tensor) -> None:
+        super().__init__()
+        self.layer, self.prefix, self.keep = layer, prefix, keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.layer(x)
+        prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
+        if self.keep.shape[0] != len(tokens) or self.keep.shape[1] > patches.shape[1]:
+            raise ValueError(
+                f"keep: expected ({len(tokens)}, at most {patches.shape[1]}) indices, "
+                f"got {tuple(self.keep.shape)}"
+            )
+        kept = patches.gather(1, self.keep[:, :, None].expand(-1, -1, tokens.shape[2]))
+        return torch.cat([prefix, kept], 1)
+
+
 @contextmanager
 def token_drop(model: nn.Module) -> Iterator[Callable[[Tensor, Tensor | None], Tensor]]:
     """Let a vision transformer see some patches only.
@@ -53,39 +72,27 @@ def token_drop(model: nn.Module) -> Iterator[Callable[[Tensor, Tensor | None], T
     Yields a function (images, keep) -> outputs of the model. All patches are embedded and get
     their positions; then those that `keep` does not name leave the sequence. keep: (B, k)
     indices of patches, 0 to N - 1, without those of CLS and other prefix tokens; None keeps all.
-    Nothing of the model changes: the hook acts in calls of that function only, and is gone after
-    the block.
+    Nothing of the model changes but during a call of that function. A model may be compiled,
+    before or after: not a hook (`torch.compile` does not look whether there are new ones) but
+    another layer drops the tokens, for which it compiles anew.
 
-    Raises UnsupportedModelError as `drop_point`, and ValueError for indices out of range.
+    Raises UnsupportedModelError as `drop_point`, and ValueError for a `keep` of another shape.
     """
-    place = drop_point(model)
-    wanted: list[Tensor | None] = [None]
-
-    def gather(_, __, tokens):
-        keep = wanted[0]
-        if keep is None:
-            return None
-        prefix, patches = tokens[:, : place.prefix], tokens[:, place.prefix :]
-        if keep.shape[0] != len(tokens) or keep.shape[1] > patches.shape[1]:
-            raise ValueError(
-                f"keep: expected ({len(tokens)}, at most {patches.shape[1]}) indices, "
-                f"got {tuple(keep.shape)}"
-            )
-        kept = patches.gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))
-        return torch.cat([prefix, kept], 1)
+    drop_point(model)
 
     def forward(images: Tensor, keep: Tensor | None = None) -> Tensor:
-        wanted[0] = keep
+        if keep is None:
+            return model(images)
+        place = drop_point(model)
+        layer = place.module
+        kept = _Kept(layer, place.prefix, keep).train(layer.training)
+        setattr(place.parent, place.name, kept)
         try:
             return model(images)
         finally:
-            wanted[0] = None
+            setattr(place.parent, place.name, layer)
 
-    hook = place.module.register_forward_hook(gather)
-    try:
-        yield forward
-    finally:
-        hook.remove()
+    yield forward
 
 
 def resize_scores(scores: Tensor, grid_s: tuple[int, int], grid_t: tuple[int, int]) -> Tensor:

@@ -225,7 +225,7 @@ class Case:
     scoring: str = "labels"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One trained network.
 

@@ -25,7 +25,7 @@ from companion.sparsity import global_topk_mask, is_bias
 from companion.training import DivergenceError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FitResult:
     """Networks fitted to signals, all starting from one.
 

@@ -121,7 +121,7 @@ def meta_train(
     return trained, optimizer.state_dict(), torch.stack(log).tolist() if log else []
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A meta-learned network: its masks, outer steps so far, Adam's state, losses of all steps."""
 

@@ -66,7 +66,7 @@ def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.n
     return V, D
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gram:
     """A least-squares problem per environment, as its products.
 

@@ -204,7 +204,8 @@ class SharedSINDy(BaseEstimator):
         """How much of the rows' targets the model explains: 1 - residual / energy, at most 1.
 
         x, t, env: as `fit`, of environments that the model knows, in the order of
-        environments_. A mean over environments, and over states that move.
+        environments_. A mean over environments, over states that move, and over the fits of a
+        model of several copies, each held against its own copy or all against the same data.
         """
         self._fitted()
         x, times, labels = arrange(x, t, env, self.library.n)
@@ -212,7 +213,7 @@ class SharedSINDy(BaseEstimator):
             raise ValueError(f"x: {len(labels)} environments, expected {self.coef_.shape[-3]}")
         gram = build_gram(self.library, x, times, self.derivative, self.window)
         inner = (self.coef_ @ gram.G * self.coef_).sum(-1) - 2 * (self.coef_ * gram.c).sum(-1)
-        moving = gram.q > 0
+        moving = (gram.q > 0).expand(inner.shape)
         share = torch.where(moving, -inner / torch.where(moving, gram.q, 1), 0)
         return (share.sum() / moving.sum().clamp_min(1)).item()
 

@@ -13,7 +13,8 @@ ROUNDS = 20  # as pysindy's STLSQ
 def solve(gram: Gram, support: Tensor, ridge: float = 0.0) -> Tensor:
     """Least squares on a support, (..., E, n, p), zero elsewhere.
 
-    support: boolean, broadcastable to (..., E, n, p). ridge: on columns scaled to unit mean
+    support: boolean (or coefficients, for the terms that are not zero), broadcastable to
+      (..., E, n, p). ridge: on columns scaled to unit mean
       square over all environments.
 
     Columns that depend on each other share their coefficient (the solution of least norm).
@@ -21,7 +22,7 @@ def solve(gram: Gram, support: Tensor, ridge: float = 0.0) -> Tensor:
     G, c = gram.G, gram.c
     mean = torch.diagonal(G, dim1=-2, dim2=-1).mean(-2, keepdim=True)
     inverse = torch.where(mean > 0, mean.rsqrt(), 0)[..., None, :]  # (..., 1, 1, p)
-    keep = support.to(G.dtype) * (gram.q[..., None] > 0)
+    keep = support.bool().to(G.dtype) * (gram.q[..., None] > 0)
     weight = keep * inverse  # (..., E, n, p)
     system = weight[..., :, None] * G[..., None, :, :] * weight[..., None, :]
     # the diagonal of a column that is out, or always zero, is one: its coefficient is zero

@@ -16,12 +16,19 @@ MOST = 20_000_000  # subsets of one size that a search may meet
 DEPENDENT = 1e-13  # a column with less than this of itself left adds nothing
 
 
-@lru_cache(maxsize=16)
 def subsets(p: int, k: int) -> Tensor:
-    """All subsets of k of p columns, (C, k), in lexicographic order.
+    """All subsets of k of p columns, (C, k), in lexicographic order, to do with as one likes.
 
-    Raises ValueError where there are too many to search.
+    Raises ValueError for negative numbers and where there are too many to search.
     """
+    return all_subsets(p, k).clone()
+
+
+@lru_cache(maxsize=16)
+def all_subsets(p: int, k: int) -> Tensor:
+    """`subsets` as the searches share them: nobody may write to it."""
+    if p < 0 or k < 0:
+        raise ValueError(f"p, k = {p!r}, {k!r}: expected numbers of at least 0")
     count = math.comb(p, k)
     if count > MOST:
         raise ValueError(f"max_terms = {k}: {count:,} subsets of {p} terms, at most {MOST:,}")
@@ -106,7 +113,7 @@ def best_subsets(
     shape = (*lead, n) if shared else (*lead, E, n)
     found = []
     for k in range(min(max_terms, p) + 1):
-        every = subsets(p, k)
+        every = all_subsets(p, k)
         # as much of the batch, then of the subsets, as fits
         cases = max(1, CHUNK // (4 * E * n * len(every)))
         some = max(1, CHUNK // (4 * E * n * cases))

@@ -163,7 +163,10 @@ def _ridge(A: Tensor, y: Tensor, keep: Tensor, ridge: float) -> Tensor:
         rows = ridge**0.5 * torch.eye(part.shape[1], dtype=A.dtype, device=A.device)
         part, y = torch.cat([part, rows]), torch.cat([y, y.new_zeros(len(rows))])
     size = part.square().sum(0).sqrt().clamp_min(1e-300)
-    out[keep] = torch.linalg.lstsq(part / size, y[:, None]).solution[:, 0] / size
+    # on the CPU: CUDA's one driver assumes columns that do not depend on each other
+    rows, target = (part / size).cpu(), y[:, None].cpu()
+    found = torch.linalg.lstsq(rows, target, driver="gelsd").solution[:, 0]
+    out[keep] = found.to(A.device) / size
     return out
 
 
@@ -183,7 +186,7 @@ class Adam:
         self.value -= self.rate * unbiased / size
 
 
-@dataclass
+@dataclass(eq=False)
 class LoopResult:
     """The state of lowest validation error, and what happened on the way.
 

@@ -11,13 +11,16 @@ from torch import Tensor
 from companion.papers.spreme.derivative import CHUNK, Gram, build_gram
 from companion.papers.spreme.estimator import simulate
 from companion.papers.spreme.group_stlsq import group_stlsq
-from companion.papers.spreme.l0 import best_subsets, scores, select, subsets
+from companion.papers.spreme.l0 import all_subsets, best_subsets, scores, select
 from companion.papers.spreme.library import Library
 
 
 def exact(support: Tensor, truth: Tensor) -> Tensor:
-    """Whether all terms of all states are right: (..., n, p) to (...), boolean."""
-    return (support == truth).flatten(-2).all(-1)
+    """Whether all terms of all states are right: (..., n, p) to (...), boolean.
+
+    Either may be coefficients: a term is one that is not zero.
+    """
+    return (support.bool() == truth.bool()).flatten(-2).all(-1)
 
 
 def pool(x: Tensor) -> Tensor:
@@ -73,8 +76,11 @@ def method_rates(
 
 
 def majority(support: Tensor) -> Tensor:
-    """Terms that more than half of the environments have: (..., E, n, p) to (..., n, p)."""
-    return support.double().mean(-3) > 0.5
+    """Terms that more than half of the environments have: (..., E, n, p) to (..., n, p).
+
+    Coefficients count as the terms that are not zero.
+    """
+    return 2 * support.bool().sum(-3) > support.shape[-3]
 
 
 def rates_by_environments(
@@ -86,7 +92,7 @@ def rates_by_environments(
     over environments, so that the search itself runs once.
     """
     E, n, p = gram.c.shape[-3:]
-    every = [subsets(p, k) for k in range(min(max_terms, p) + 1)]
+    every = [all_subsets(p, k) for k in range(min(max_terms, p) + 1)]
     some = max(1, CHUNK // (E * n * len(every[-1])))
     if len(gram.q) > some:
         parts = zip(*(part.split(some) for part in (gram.G, gram.c, gram.q)), strict=True)

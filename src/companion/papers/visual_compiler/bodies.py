@@ -43,7 +43,7 @@ KEYPOINTS = [
 ]  # COCO's order
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BodyBank:
     """N posed bodies with one topology, in metres: z up, facing -y, lowest vertex at z = 0.
 

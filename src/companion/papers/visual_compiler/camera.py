@@ -175,7 +175,7 @@ class Tsai:
         return torch.where(ideal > 0, xy * (r / ideal.clamp(min=1e-30)), xy)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Camera:
     """A fixed camera, X_c = R X + t.
 

@@ -28,7 +28,7 @@ SPREAD = np.array(
 ) / 1000  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matches:
     """All detections of a test set, best first, each with the person that it found.
 

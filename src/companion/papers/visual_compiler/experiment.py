@@ -39,7 +39,7 @@ HELD_OUT = 6  # bodies that only test pictures show
 TEST_SEED = 10_000  # test pictures are drawn apart from training pictures
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A scene with test pictures.
 

@@ -35,7 +35,7 @@ SKELETON = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingSet:
     """Rendered pictures with their labels, kept on the CPU: 40,000 of 640 x 360 are 28 GB.
 

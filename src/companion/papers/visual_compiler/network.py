@@ -176,7 +176,7 @@ def train(
 # ---------------------------------------------------------------- from maps to people
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Detections:
     """The people found in one picture, best first.
 

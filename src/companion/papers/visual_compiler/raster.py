@@ -59,7 +59,7 @@ def drawing_code() -> Callable:
     return kernels.rasterise.func
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Raster:
     """What was drawn, at sample resolution.
 

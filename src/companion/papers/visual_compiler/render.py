@@ -29,7 +29,7 @@ CLOTHES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Placements:
     """Who stands where in which picture; P people, sorted by picture.
 
@@ -64,7 +64,7 @@ class Placements:
         return Placements(**part, n_images=min(stop, self.n_images) - start)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Light:
     """The light of B pictures, and what the sensor makes of it.
 
@@ -89,7 +89,7 @@ class Light:
         return Light(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Renders:
     """B pictures of P people, with exact labels.
 

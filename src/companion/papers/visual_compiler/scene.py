@@ -49,7 +49,7 @@ class Occluder:
     foot: tuple[float, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """One fixed camera's view, with its layout.
 
