@@ -387,7 +387,7 @@ def test_a_download_that_fails_says_so_in_a_line_and_leaves_nothing(served, tmp_
         or "b is damaged" in message
     )
     if fault in ("absent", "no network"):
-        assert f"put a, b into {root / 'here'} by hand" in message
+        assert f"put the unpacked a, b into {root / 'here'} by hand" in message
     assert not list(root.iterdir())
 
 

@@ -1,6 +1,7 @@
 """Tracks: every way of writing them, read from small files, and the real sets where they lie."""
 
 import dataclasses
+import random
 
 import numpy as np
 import pytest
@@ -309,6 +310,44 @@ def test_a_damaged_file_is_named_in_every_format(name, change, message, tmp_path
     with pytest.raises(CorruptDataError, match=message) as caught:
         two_walkers(name, tmp_path, change)
     assert FORMATS[name][0] in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_any_few_bytes_changed_are_refused_by_name_or_leave_finite_windows(name, tmp_path):
+    two_walkers(name, tmp_path)
+    path = tmp_path / FOLDER / FORMATS[name][0]
+    good, draw = path.read_bytes(), random.Random(0)
+    odd = [
+        b"nan",
+        b"inf",
+        b"-",
+        b"1e400",
+        b"\n",
+        b"\0",
+        b"\xff",
+        b"?",
+        b",",
+        b'"',
+        b"1_0",
+        b"9" * 20,
+    ]
+    read, refused = 0, []
+    for _ in range(150):
+        at, more = draw.randrange(len(good)), draw.randrange(3)
+        new = draw.choice([bytes([draw.randrange(256)]), b"", *odd])
+        path.write_bytes(good[:at] + new + good[at + more :])
+        try:
+            tracks = load_tracks(name, tmp_path)
+        except CorruptDataError as error:
+            refused.append(str(error))
+            continue
+        read += 1
+        windows = cut_windows(tracks, obs_len=3, pred_len=2)
+        assert windows.past.isfinite().all()
+        assert windows.future.isfinite().all()
+    assert read
+    assert refused
+    assert all(str(path) in message and "\n" not in message for message in refused)
 
 
 @pytest.mark.parametrize("name", ["eth", "students001", "trajnet/bookstore_0"])

@@ -163,4 +163,4 @@ def plot_tracks(axes: Axes, tracks: Tracks, *, steps: tuple[int, int] | None = N
 
 
 def _picture(tracks: Tracks) -> np.ndarray:
-    return np.asarray(open_picture(tracks.picture).convert("L").convert("RGB"))
+    return np.asarray(open_picture(tracks.picture, "L").convert("RGB"))

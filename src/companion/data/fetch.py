@@ -62,7 +62,7 @@ def _all_whole(files: Mapping[str, str], root: Path) -> bool:
 
 def _by_hand(files: Mapping[str, str], root: Path) -> str:
     folder = (root / next(iter(files))).parent
-    return f"put {', '.join(Path(path).name for path in files)} into {folder} by hand"
+    return f"put the unpacked {', '.join(Path(path).name for path in files)} into {folder} by hand"
 
 
 def _download(name: str, url: str, sha256: str, folder: Path, by_hand: str) -> Path:

@@ -92,21 +92,22 @@ def read_table(
     return table
 
 
-def open_picture(path: Path, get: str = "") -> Image:
+def open_picture(path: Path | str, mode: str = "", *, get: str = "") -> Image:
     """A picture file, decoded whole.
 
+    mode: Pillow's, to convert to; "" leaves it. get: a sentence that says how to come by it.
     Raises MissingDataError, or CorruptDataError for what cannot be decoded or claims more pixels
     than Pillow holds to be safe.
     """
     from PIL import Image
 
-    if not path.is_file():
+    if not Path(path).is_file():
         raise MissingDataError(f"{path} is not there. {get}".rstrip())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 picture.load()
-                return picture
+                return picture.convert(mode) if mode else picture
     except Exception as error:  # each of Pillow's decoders has exceptions of its own
         raise CorruptDataError(f"{path} cannot be decoded: {error}") from error

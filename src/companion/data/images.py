@@ -208,7 +208,7 @@ def load_image_folder(
     images = np.empty(0, dtype=np.uint8)
     with Progress(len(listing), "images decoded", show=progress) as bar:
         for i, (path, _) in enumerate(listing.samples):
-            picture = open_picture(Path(path)).convert("RGB")
+            picture = open_picture(path, "RGB")
             if size is not None:
                 picture = transform.center_crop(transform.resize(picture, size), size)
             pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(

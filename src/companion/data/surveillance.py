@@ -102,7 +102,7 @@ class PetsClip:
         from PIL import Image
 
         path = self.folder / "img1" / f"{number:06d}.jpg"
-        picture = open_picture(path, f"The clip has frames 1 to {PETS_FRAMES}. {_PETS_GET}")
+        picture = open_picture(path, get=f"The clip has frames 1 to {PETS_FRAMES}. {_PETS_GET}")
         if size is not None:
             picture = picture.resize(size, Image.Resampling.BOX)
         return torch.from_numpy(np.array(picture.convert("RGB"))).movedim(2, 0)
@@ -154,7 +154,7 @@ def load_town_centre(root: str | os.PathLike = "") -> TownCentre:
     """
     base = data_root(root)
     VIDEO_SETS["town_centre"].require("town_centre", base)
-    picture = open_picture(base / TOWN_CENTRE / "reference.jpg").convert("RGB")
+    picture = open_picture(base / TOWN_CENTRE / "reference.jpg", "RGB")
     frame = torch.from_numpy(np.array(picture)).movedim(2, 0).float() / 255
     calibration = base / TOWN_CENTRE / "TownCentre-calibration-ci.txt"
     return TownCentre(frame, calibration, _town_centre_boxes(base / TOWN_CENTRE_BOXES))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from companion.data.files import open_picture
 from companion.data.root import MissingDataError
 from companion.papers.masked_kd.architecture import token_grid
 from companion.papers.masked_kd.attention import cls_attention
@@ -82,7 +84,8 @@ class Folder:
         self.sets = {}
         for part, recipe in recipes.items():
             try:
-                self.sets[part] = ImageFolder(str(Path(folder) / part), tf.Compose(recipe))
+                place, loader = str(Path(folder) / part), partial(open_picture, mode="RGB")
+                self.sets[part] = ImageFolder(place, tf.Compose(recipe), loader=loader)
             except FileNotFoundError as error:
                 raise MissingDataError(
                     f"data_root = {str(folder)!r}: expected {part}/ with one subfolder of "
