@@ -465,6 +465,8 @@ def poisoned(tmp_path, monkeypatch):
     for name in ("ipython_config.py", "ipython_kernel_config.py"):
         (start / name).write_text(f"c.InteractiveShellApp.exec_lines = [{poison!r}]")
     (home / "start.py").write_text(poison)
+    (home / ".config" / "matplotlib").mkdir(parents=True)
+    (home / ".config" / "matplotlib" / "matplotlibrc").write_text("lines.linewidth: 77")
     # a kernel called python3 and a library called companion, here, there and everywhere
     for folder in (data, home / ".local" / "share" / "jupyter"):
         (folder / "kernels" / "python3").mkdir(parents=True)
@@ -477,6 +479,7 @@ def poisoned(tmp_path, monkeypatch):
     for name, value in {
         "HOME": home, "JUPYTER_PATH": data, "IPYTHONDIR": home / ".ipython",
         "PYTHONSTARTUP": home / "start.py", "PYTHONPATH": home / "lib",
+        "XDG_CONFIG_HOME": home / ".config", "XDG_CACHE_HOME": tmp_path / "cache",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, str(value))
     for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "XDG_DATA_HOME"):
@@ -486,10 +489,10 @@ def poisoned(tmp_path, monkeypatch):
 
 def test_the_kernel_has_this_interpreter_and_library_whatever_else_there_is(poisoned, tmp_path):
     path = tiny_notebook(tmp_path, SHOW_WHERE)
-    before = set(poisoned.rglob("*"))
+    before = set(poisoned.rglob("*"))  # matplotlib's cache of fonts lies elsewhere
     notebooks.refresh(path)
     assert main(["run", str(path), "-o", str(tmp_path / "out.ipynb")]) == 0
-    expected = f"{sys.executable} {ROOT / 'src' / 'companion'} False\n"
+    expected = f"{sys.executable} {ROOT / 'src' / 'companion'} False 1.5\n"
     for file in (path, tmp_path / "out.ipynb"):
         assert "".join(outputs(notebooks.read(file))[-1]["text"]) == expected
     assert set(poisoned.rglob("*")) == before  # and the home is left alone
@@ -498,7 +501,9 @@ def test_the_kernel_has_this_interpreter_and_library_whatever_else_there_is(pois
 SHOW_WHERE = [
     "profile: str = 'quick'  # preset",
     "import builtins, sys\nfrom pathlib import Path",
-    "import companion\nprint(sys.executable, Path(companion.__file__).parent, hasattr(builtins, 'POISON'))",
+    "import companion\nfrom matplotlib import rcParams\n"
+    "print(sys.executable, Path(companion.__file__).parent, hasattr(builtins, 'POISON'), "
+    "rcParams['lines.linewidth'])",
 ]
 
 
@@ -564,8 +569,11 @@ def wait(condition, seconds=120):
         time.sleep(0.1)
 
 
-def test_figures_are_stored_whatever_backend_is_set_outside(tmp_path, monkeypatch):
+def test_figures_are_stored_whatever_backend_is_set_outside_and_without_a_home(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setenv("HOME", "/dev/null/home")  # where nothing can be made, as if read-only
     monkeypatch.setenv("MPLBACKEND", "Agg")
     path = tiny_notebook(
         tmp_path, ["x = 2", "import matplotlib.pyplot as plt; plt.plot([x]); plt.show()"]

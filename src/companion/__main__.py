@@ -182,7 +182,7 @@ def _list(_: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from companion import notebooks
-    from companion.runtime import write_whole
+    from companion.runtime import sweep_up, write_whole
 
     path = notebooks.find(options.notebook)
     given = _parameters(options)
@@ -190,6 +190,7 @@ def _run(options: argparse.Namespace) -> None:
     output = options.output or Path("runs") / path.name
     _check_output(output, path)
 
+    sweep_up(output.parent)
     text, failure = notebooks.run(path, given)
     write_whole(output, text)
     if failure:
@@ -203,10 +204,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def _check_output(output: Path, notebook: Path) -> None:
     """Refuse an output, before the run, that cannot be written or would replace a chapter."""
-    import tempfile
-
     from companion import notebooks
-    from companion.runtime import sweep_up
+    from companion.runtime import check_writable
 
     if output.is_dir() or output.suffix != ".ipynb":
         raise ValueError(f"-o {output}: expected a file that ends in .ipynb")
@@ -215,8 +214,7 @@ def _check_output(output: Path, notebook: Path) -> None:
         raise ValueError(f"-o {output}: is a chapter itself, and a run is written beside it")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output.parent):
-            sweep_up(output.parent)
+        check_writable(output.parent)
         if output.exists() and not os.access(output, os.W_OK):
             raise PermissionError(errno.EACCES, "it is write-protected")
     except OSError as error:
@@ -356,6 +354,7 @@ def _data(options: argparse.Namespace) -> None:
 
 def _refresh(options: argparse.Namespace) -> None:
     from companion import notebooks
+    from companion.runtime import check_writable
 
     if options.notebooks:
         waiting = [notebooks.find(name) for name in options.notebooks]
@@ -364,6 +363,7 @@ def _refresh(options: argparse.Namespace) -> None:
         waiting = [path for path in every if not notebooks.is_current(path)]
         print(f"{len(every) - len(waiting)} notebooks are current, {len(waiting)} to run")
     for path in waiting:
+        check_writable(path.parent)
         notebooks.write_preset_files(path)
     failures: list[str] = []
     ended = 0

@@ -50,7 +50,13 @@ class Kernel(AsyncKernelManager):
         folder = self._files.enter_context(scratch())
         self.connection_file = str(folder / "kernel.json")
         given = options.pop("env", os.environ)
-        options["env"] = environment(given) | {"IPYTHONDIR": str(folder / "ipython")}
+        (folder / "matplotlibrc").touch()
+        options["env"] = environment(given) | {
+            "IPYTHONDIR": str(folder / "ipython"),
+            "MATPLOTLIBRC": str(folder / "matplotlibrc"),
+        }
+        if not os.access(Path.home(), os.W_OK):  # else matplotlib complains on stderr
+            options["env"].setdefault("MPLCONFIGDIR", str(folder))
         await super().start_kernel(**options)
 
     async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:

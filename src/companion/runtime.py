@@ -244,6 +244,15 @@ def write_whole(path: Path | str, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
+def check_writable(folder: Path | str) -> None:
+    """Raise OSError, which names the folder, where no file can be made in it."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(folder)) from None
+
+
 def sweep_up(folder: Path | str) -> None:
     """Remove what killed writers left in a folder: our parts that no process holds."""
     for part in Path(folder).glob(f".*{PART}"):
