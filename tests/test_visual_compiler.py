@@ -931,6 +931,20 @@ def test_offsets_and_sizes_say_what_is_missing_to_the_box():
     assert int((heat > 0.4).sum()) == len(blob)
 
 
+def test_visible_joints_are_bells_of_a_24th_of_the_height():
+    boxes = torch.tensor([[40.0, 20.0, 60.0, 92.0], [80.0, 20.0, 90.0, 40.0]])
+    marks = torch.zeros(2, 17, 3)
+    marks[0, 3] = torch.tensor([50.0, 50.0, 2.0])  # the middle of cell (12, 12)
+    marks[0, 4] = torch.tensor([50.0, 50.0, 1.0])  # hidden: not learned
+    marks[1, 5] = torch.tensor([86.0, 30.0, 2.0])  # of somebody small: no narrower than 0.6 cells
+    target = vc.targets(boxes, marks, torch.tensor([True, True]), torch.tensor([0, 0]), torch.zeros(1, 30, 40, dtype=torch.bool), (30, 40))  # fmt: skip
+    joints = target["joints"][0]
+    assert float(joints[3, 12, 12]) == 1
+    assert float(joints[3, 13, 12]) == pytest.approx(math.exp(-0.5 / 0.75**2), rel=1e-5)
+    assert joints[4].max() == 0
+    assert float(joints[5, 8, 21]) == pytest.approx(math.exp(-0.5 / 0.6**2), rel=1e-5)
+
+
 def test_who_is_asked_for_shows_a_third_and_a_dozen_pixels(renders):
     share, instance = renders.visible_fraction.clone(), renders.instance.clone()
     shown = torch.bincount(instance.flatten().long(), minlength=len(share) + 1)[1:]
@@ -1189,6 +1203,16 @@ def test_the_layout_filter_drops_what_cannot_stand_there(scene):
     people = vc.Detections(boxes, torch.ones(4))
     (kept,) = vc.layout_filter([people], scene)
     assert torch.equal(kept.boxes, boxes[:1])
+    for ratio, stays in ((0.74, 0), (0.76, 1), (1.29, 1), (1.31, 0)):
+        people = vc.Detections(torch.tensor([box(ratio * tall)]), torch.ones(1))
+        assert len(vc.layout_filter([people], scene)[0]) == stays
+    # feet on the lower edge of a row stand in that row
+    strip = dataclasses.replace(scene, walkable=[[(-5, 8), (5, 8), (5, 20), (-5, 20)]], boxes=())
+    last = int(strip.walkable_mask[:, 80].nonzero().max())
+    for bottom, stays in ((last + 1.0, 1), (last + 1.1, 0)):
+        tall = float(strip.person_height(torch.tensor([80.0, bottom]).double()))
+        people = vc.Detections(torch.tensor([box(tall, bottom)]), torch.ones(1))
+        assert len(vc.layout_filter([people], strip)[0]) == stays
 
 
 # ---------------------------------------------------------------- evaluation
