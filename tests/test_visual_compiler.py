@@ -295,6 +295,20 @@ def test_a_lens_shows_nothing_beyond_its_fold_and_is_inverted_before_it(lens, an
         assert camera.rays(camera.K[:2, 2] + 500 * 1.4 * bent[-1]).isnan().any()
 
 
+def test_the_reach_of_a_lens_is_where_its_jacobian_first_vanishes():
+    lens = vc.Brown(k1=-0.1, k2=0.02, p1=0.08, p2=-0.05)
+    angles = torch.arange(180, dtype=torch.float64) * math.pi / 90
+    r = torch.arange(1, 3000, dtype=torch.float64) / 1000
+    points = (r[:, None, None] * torch.stack([angles.cos(), angles.sin()], 1)).view(-1, 2)
+    points.requires_grad_()
+    rows = [torch.autograd.grad(lens._bend(points)[:, k].sum(), points)[0] for k in range(2)]
+    det = torch.linalg.det(torch.stack(rows, 1)).view(len(r), -1)
+    first = r[(det <= 0).any(1)].min()
+    assert abs(lens.reach - first) < 2e-3
+    assert vc.Brown().reach == math.inf
+    assert vc.Brown(k1=-0.3).reach == pytest.approx(1 / math.sqrt(0.9))
+
+
 def test_the_largest_radius_of_a_tsai_lens_is_the_closed_forms():
     lens = vc.Tsai(-0.3)
     largest = 2 / 3 / math.sqrt(0.9)
@@ -550,6 +564,13 @@ def test_a_face_too_near_is_left_out():
             [square(10, 10, 20.0)], [[2.0, 2.0, 0.05, 2.0]], [[0, 1, 2], [0, 2, 3]], backend
         )
         assert out.visible_samples().tolist() == [0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_face_is_drawn_from_a_tenth_of_a_metre_on(backend):
+    for depth, samples in ((0.11, 400), (0.09, 0)):
+        out = draw([square(10, 10, 20.0)], [[depth] * 4], [[0, 1, 2], [0, 2, 3]], backend)
+        assert out.visible_samples().tolist() == [samples]
 
 
 def test_without_a_kernel_compiler_the_error_names_the_way_out(monkeypatch):
