@@ -295,6 +295,20 @@ def test_a_lens_shows_nothing_beyond_its_fold_and_is_inverted_before_it(lens, an
         assert camera.rays(camera.K[:2, 2] + 500 * 1.4 * bent[-1]).isnan().any()
 
 
+def test_the_reach_of_a_lens_is_where_its_jacobian_first_vanishes():
+    lens = vc.Brown(k1=-0.1, k2=0.02, p1=0.08, p2=-0.05)
+    angles = torch.arange(180, dtype=torch.float64) * math.pi / 90
+    r = torch.arange(1, 3000, dtype=torch.float64) / 1000
+    points = (r[:, None, None] * torch.stack([angles.cos(), angles.sin()], 1)).view(-1, 2)
+    points.requires_grad_()
+    rows = [torch.autograd.grad(lens._bend(points)[:, k].sum(), points)[0] for k in range(2)]
+    det = torch.linalg.det(torch.stack(rows, 1)).view(len(r), -1)
+    first = r[(det <= 0).any(1)].min()
+    assert abs(lens.reach - first) < 2e-3
+    assert vc.Brown().reach == math.inf
+    assert vc.Brown(k1=-0.3).reach == pytest.approx(1 / math.sqrt(0.9))
+
+
 def test_the_largest_radius_of_a_tsai_lens_is_the_closed_forms():
     lens = vc.Tsai(-0.3)
     largest = 2 / 3 / math.sqrt(0.9)
@@ -550,6 +564,13 @@ def test_a_face_too_near_is_left_out():
             [square(10, 10, 20.0)], [[2.0, 2.0, 0.05, 2.0]], [[0, 1, 2], [0, 2, 3]], backend
         )
         assert out.visible_samples().tolist() == [0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_face_is_drawn_from_a_tenth_of_a_metre_on(backend):
+    for depth, samples in ((0.11, 400), (0.09, 0)):
+        out = draw([square(10, 10, 20.0)], [[depth] * 4], [[0, 1, 2], [0, 2, 3]], backend)
+        assert out.visible_samples().tolist() == [samples]
 
 
 def test_without_a_kernel_compiler_the_error_names_the_way_out(monkeypatch):
@@ -931,6 +952,20 @@ def test_offsets_and_sizes_say_what_is_missing_to_the_box():
     assert int((heat > 0.4).sum()) == len(blob)
 
 
+def test_visible_joints_are_bells_of_a_24th_of_the_height():
+    boxes = torch.tensor([[40.0, 20.0, 60.0, 92.0], [80.0, 20.0, 90.0, 40.0]])
+    marks = torch.zeros(2, 17, 3)
+    marks[0, 3] = torch.tensor([50.0, 50.0, 2.0])  # the middle of cell (12, 12)
+    marks[0, 4] = torch.tensor([50.0, 50.0, 1.0])  # hidden: not learned
+    marks[1, 5] = torch.tensor([86.0, 30.0, 2.0])  # of somebody small: no narrower than 0.6 cells
+    target = vc.targets(boxes, marks, torch.tensor([True, True]), torch.tensor([0, 0]), torch.zeros(1, 30, 40, dtype=torch.bool), (30, 40))  # fmt: skip
+    joints = target["joints"][0]
+    assert float(joints[3, 12, 12]) == 1
+    assert float(joints[3, 13, 12]) == pytest.approx(math.exp(-0.5 / 0.75**2), rel=1e-5)
+    assert joints[4].max() == 0
+    assert float(joints[5, 8, 21]) == pytest.approx(math.exp(-0.5 / 0.6**2), rel=1e-5)
+
+
 def test_who_is_asked_for_shows_a_third_and_a_dozen_pixels(renders):
     share, instance = renders.visible_fraction.clone(), renders.instance.clone()
     shown = torch.bincount(instance.flatten().long(), minlength=len(share) + 1)[1:]
@@ -1189,6 +1224,16 @@ def test_the_layout_filter_drops_what_cannot_stand_there(scene):
     people = vc.Detections(boxes, torch.ones(4))
     (kept,) = vc.layout_filter([people], scene)
     assert torch.equal(kept.boxes, boxes[:1])
+    for ratio, stays in ((0.74, 0), (0.76, 1), (1.29, 1), (1.31, 0)):
+        people = vc.Detections(torch.tensor([box(ratio * tall)]), torch.ones(1))
+        assert len(vc.layout_filter([people], scene)[0]) == stays
+    # feet on the lower edge of a row stand in that row
+    strip = dataclasses.replace(scene, walkable=[[(-5, 8), (5, 8), (5, 20), (-5, 20)]], boxes=())
+    last = int(strip.walkable_mask[:, 80].nonzero().max())
+    for bottom, stays in ((last + 1.0, 1), (last + 1.1, 0)):
+        tall = float(strip.person_height(torch.tensor([80.0, bottom]).double()))
+        people = vc.Detections(torch.tensor([box(tall, bottom)]), torch.ones(1))
+        assert len(vc.layout_filter([people], strip)[0]) == stays
 
 
 # ---------------------------------------------------------------- evaluation

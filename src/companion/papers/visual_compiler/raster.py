@@ -162,10 +162,8 @@ def _person_boxes(corners: Tensor, inside: Tensor, width: int, height: int) -> T
     low = torch.where(inside[..., None], corners, big).amin(1).long()
     high = torch.where(inside[..., None], corners, -big).amax(1).long()
     limit = torch.tensor([width, height], device=corners.device)
-    start = (low.div(SUB, rounding_mode="floor")).clamp(min=0)
+    start = low.div(SUB, rounding_mode="floor").clamp(min=0).minimum(limit)
     stop = (high.div(SUB, rounding_mode="floor") + 1).minimum(limit).maximum(start)
-    start = torch.minimum(start, limit)
-    stop = torch.maximum(stop, start)
     return torch.cat([start, stop], 1)
 
 
