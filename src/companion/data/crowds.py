@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LONGEST = 100_000  # steps of the integrator, minutes of computing
+
 
 @dataclass(frozen=True)
 class Repulsion:
@@ -61,6 +63,11 @@ def social_force(
     for name, value in times.items():
         if not value > 0:
             raise ValueError(f"{name} = {value!r}: expected a value above 0")
+    if not steps * dt_s <= LONGEST * substep_s:
+        raise ValueError(
+            f"dt_s = {dt_s!r}, steps = {steps!r}: expected at most {LONGEST:,} steps of "
+            f"{substep_s:g} s in all"
+        )
     substeps = math.ceil(dt_s / substep_s - 1e-9)
     tick = dt_s / substeps
     last = waypoints.shape[-2] - 1
@@ -130,6 +137,8 @@ def simulate_crossing(
     for name, value in {"n_scenes": n_scenes, "n_agents": n_agents}.items():
         if value < 1:
             raise ValueError(f"{name} = {value!r}: expected at least 1")
+    if not speeds_mps or not min(speeds_mps) > 0:
+        raise ValueError(f"speeds_mps = {speeds_mps!r}: expected at least one, all above 0")
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.checks import above, whole
 from companion.data.trajectories import (
     ETH_UCY,
     Tracks,
@@ -172,8 +173,10 @@ def load_eth_ucy(
 ) -> TrajectoryWindows:
     """Windows of scenes of `ETH_UCY`, in metres, at steps of 0.4 s, without pictures.
 
-    Raises ValueError for an unknown scene.
+    Raises ValueError for an unknown scene, or for none.
     """
+    if not scenes:
+        raise ValueError(f"scenes = []: expected at least one of {', '.join(map(repr, ETH_UCY))}")
     parts = []
     for scene in scenes:
         if scene not in ETH_UCY:
@@ -220,6 +223,10 @@ def load_folds(
         raise ValueError(f"dt_s = {dt_s!r}: {dataset} has steps of 0.4 s")
     if dataset in ("trajnet", "ethucy") and pictures:
         raise ValueError(f"use_scene = True: {dataset} comes without pictures; set it to false")
+    above(0, dt_s=dt_s)
+    whole(1, n_scenes=n_scenes, pred_len=pred_len)
+    whole(2, obs_len=obs_len)
+    whole(0, seed=seed)
     sizes = {"obs_len": obs_len, "pred_len": pred_len}
     return _folds(dataset, root, sizes, dt_s, n_scenes, pictures, seed)
 
