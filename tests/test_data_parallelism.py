@@ -732,9 +732,9 @@ start = dp.initial_networks(load, [0.0], 1).params
 params = {n: p[0, 0] for n, p in start.items()}
 batch = next(load.batches(32))
 joined = dp.train_shard(load.model, params, [batch], dp.Update())
-apart = dp.update_in_processes(load.model, params, [batch], [8, 24], dp.Update())
+apart = dp.update_in_processes(load.model, params, [batch], [8, 24], dp.Update(), timeout=250)
 print("gap", max(dp.largest_difference(one, joined) for one in apart) < 1e-6)
-print("environment", dp.run_group(os.getenv, [("COMPANION_RECORD",)]), os.environ["COMPANION_RECORD"])
+print("environment", dp.run_group(os.getenv, [("COMPANION_RECORD",)], timeout=250), os.environ["COMPANION_RECORD"])
 """
 
 
@@ -748,7 +748,7 @@ def test_a_script_that_spawns_processes_runs_once_and_alone_keeps_its_record(tmp
     script.write_text("from jobs import getenv\n" + script.read_text())
     done = subprocess.run(
         [sys.executable, str(script)],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+        capture_output=True, text=True, timeout=500, cwd=tmp_path,
         env=os.environ | {"COMPANION_RECORD": str(tmp_path / "record.json"), "PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -837,3 +837,41 @@ def test_the_notebook_runs_with_tiny_parameters(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "C8 holds" in done.stdout
     assert "C1 reported" in done.stdout
+
+
+def test_what_no_search_can_use_is_named(tmp_path):
+    load, trials = workload(max_steps=4), {"lr": TRIALS["lr"][:2]}
+
+    def search(**k):
+        given = {"batch_sizes": [8], "sparsities": [0.0], "trials": trials, "progress": False}
+        return dp.search(load, **given | k)
+
+    (tmp_path / "broken.json").write_text("{nope")
+    (tmp_path / "other.json").write_text("[1]")
+    ones = {"a": torch.ones(1, 2)}
+    for call, message in {
+        lambda: search(batch_sizes=[]): "batch_sizes = ",
+        lambda: search(sparsities=[]): "sparsities = ",
+        lambda: search(seeds=[]): "seeds = ",
+        lambda: search(batch_sizes=[10**6]): "batch_sizes = .* 1000000",
+        lambda: search(store=tmp_path): "store = .* not a file that a search kept",
+        lambda: search(store=tmp_path / "broken.json"): "store = ",
+        lambda: search(store=tmp_path / "other.json"): "store = ",
+        lambda: load.replace(check_every=1.5): "check_every = 1.5",
+        lambda: dp.initial_networks(load, [], 2): "sparsities = ",
+        lambda: dp.initial_networks(load, [0.0], 0): "trials = 0",
+        lambda: dp.initial_networks(load, [0.5], 1, batch_size=0): "batch_size = 0",
+        lambda: dp.steps_to_result(load, 8, [0.0], {}): "trials = ",
+        lambda: dp.trials_for(load, 2, (0.1, float("inf"))): "lr_range = ",
+        lambda: dp.stack([]): "models = ",
+        lambda: dp.slope([1], [2]): "batch_sizes, steps = ",
+        lambda: dp.slope([1, 2], [0, 2]): "batch_sizes, steps = ",
+        lambda: dp.tuned_steps([1.0], 1.0, 0.0): "c2 = 0.0",
+        lambda: dp.bootstrap_k_star(torch.tensor([]), 2): "steps = ",
+        lambda: dp.bootstrap_k_star(torch.tensor([3]), 0): "trials = 0",
+        lambda: dp.k_star_interval(np.array([])): "draws, level = 0 numbers",
+        lambda: dp.lipschitz_along(ones, ones, lambda p: p, []): "gammas = ",
+        lambda: dp.quadratic_steps(1.0, 0.1, 0.0, 1.0, 1.0, 0.5): "curvature = 0.0",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()

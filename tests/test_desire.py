@@ -10,7 +10,7 @@ import sympy as sp
 import torch
 from torch import nn
 
-from companion.data import IncompleteDataError, MissingDataError
+from companion.data import IncompleteDataError, MissingDataError, trajectories
 from companion.data.crowds import Repulsion
 from companion.data.trajectories import FOLDER, Tracks, TrajectoryWindows
 from companion.forecasting import constant_velocity
@@ -705,3 +705,53 @@ def test_pedestrians_of_a_scene_are_never_in_both_parts(real_data):
     assert len(fold.train) == sum(
         len(de.load_eth_ucy([name], root)) for name in ("hotel", "univ", "zara01", "zara02")
     )
+
+
+def test_what_cannot_be_trained_or_drawn_is_named_at_once():
+    windows, g = de.simulate_tjunction(2).windows, torch.Generator()
+    sampler = de.SampleGenerator(12)
+    model = de.Desire(sampler, de.RankRefine(12))
+    paths, truth = torch.rand(4, 5, 3, 2), torch.rand(4, 3, 2)
+    score = torch.rand(3, 4)
+    train = lambda **k: de.train_generator(sampler, windows, **{"epochs": 1, "generator": g} | k)  # noqa: E731
+    for call, message in {
+        lambda: de.simulate_tjunction(2, dt_s=1e9): "dt_s = 1000000000.0",
+        lambda: de.simulate_tjunction(2, noise_m=-1.0): "noise_m = -1.0",
+        lambda: next(de.load_folds("tjunction", obs_len=8, pred_len=12, dt_s=1e9)): "dt_s = ",
+        lambda: de.load_folds("tjunction", obs_len=8, pred_len=12, n_scenes=0): "n_scenes = 0",
+        lambda: de.load_folds("tjunction", obs_len=8, pred_len=12, seed=-1): "seed = -1",
+        lambda: de.load_eth_ucy([]): "scenes = ",
+        lambda: de.SampleGenerator(0): "pred_len = 0",
+        lambda: de.SampleGenerator(12, latent=0): "latent = 0",
+        lambda: de.Regressor(12, hidden=0): "hidden = 0",
+        lambda: de.Regressor(12, unit=0.0): "unit = 0.0",
+        lambda: de.Desire(sampler, de.RankRefine(12, hidden=16)): "hidden = 16",
+        lambda: de.Desire(sampler, de.RankRefine(5)): "pred_len = 5",
+        lambda: de.train_regressor(
+            de.Regressor(5), windows, epochs=1, generator=g
+        ): "pred_len = 5",
+        lambda: train(epochs=-1): "epochs = -1",
+        lambda: train(batch=0): "batch = 0",
+        lambda: train(n_samples=0): "n_samples = 0",
+        lambda: train(lr=math.nan): "lr = nan",
+        lambda: model.predict(windows, generator=g, batch=0): "batch = 0",
+        lambda: model.predict(windows[torch.zeros(2).bool()], generator=g): "windows",
+        lambda: de.train_ranker(
+            model, windows, epochs=1, generator=g, q_scale=0.0
+        ): "q_scale = 0.0",
+        lambda: de.RankRefine(12, channels=3).fusion.encode(windows): "channels = 3: .* have 1",
+        lambda: de.oracle_error(paths, truth, mode="mean_closest", share=2.0): "share = 2.0",
+        lambda: de.calibration(score, score, score, bins=50): "bins = 50: expected 1 to 12",
+        lambda: de.log_polar_bins(torch.rand(3, 2), r_min=5.0): "r_min, r_max = 5.0, 4.0",
+        lambda: de.log_polar_bins(torch.rand(3, 2), rings=0): "rings = 0",
+        lambda: de.symmetric(windows, 8): "which = 8",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_scenes_go_where_there_is_no_double_precision(monkeypatch):
+    windows = de.simulate_tjunction(2).windows
+    assert windows.to("cpu").origin_m.dtype == torch.float64
+    monkeypatch.setattr(trajectories, "has_float64", lambda device: False)
+    assert windows.to("cpu").origin_m.dtype == torch.float32

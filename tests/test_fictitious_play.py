@@ -870,3 +870,70 @@ def test_the_chapter_runs_with_other_parameters(tmp_path):
     done = subprocess.run([sys.executable, str(code)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "C1 holds" in done.stdout
+
+
+def test_a_crowd_goes_to_a_device_in_its_precision_and_a_grid_without_double_precision(
+    monkeypatch,
+):
+    pair, _ = fp.head_on(1.0)
+    pair = dataclasses.replace(pair, log_map=torch.zeros(pair.grid.shape).double())
+    moved = pair.to("cpu", torch.float32)
+    assert {t.dtype for t in (moved.goal, moved.speed, moved.log_map)} == {torch.float32}
+    points = torch.rand(50, 2) * 8 - 4
+    cells, places = pair.grid.to_cell(points), pair.grid.to_metres(pair.start)
+    monkeypatch.setattr(fp.grid, "has_float64", lambda device: False)
+    monkeypatch.setattr(fp.scenes, "has_float64", lambda device: False)
+    assert torch.equal(pair.grid.to_cell(points), cells)
+    assert pair.grid.to_metres(pair.start).dtype == torch.float32
+    assert torch.allclose(pair.grid.to_metres(pair.start).double(), places, atol=1e-6)
+    seen = fp.circle_crossing(2, horizon=5)
+    assert seen.positions.dtype == torch.float64
+    assert seen.to("cpu", torch.float32).positions.dtype == torch.float32
+
+
+def test_what_no_crowd_can_be_is_named_at_once():
+    pair, weights = fp.head_on(1.0)
+    crowd = lambda **k: dataclasses.replace(pair, **k)  # noqa: E731
+    generator = torch.Generator()
+    paths = torch.stack([pair.start] * 4)
+    for call, message in {
+        lambda: fp.circle_crossing(2, dt_s=1e9): "dt_s = 1000000000.0",
+        lambda: fp.circle_crossing(2, dt_s=math.inf): "dt_s = inf",
+        lambda: fp.circle_crossing(2, speeds=()): "speeds_mps = ",
+        lambda: fp.self_play_crowd(0, generator): "n_scenes = 0",
+        lambda: fp.self_play_crowd(1, generator, n_agents=0): "n_agents = 0",
+        lambda: fp.self_play_crowd(1, generator, speeds=[]): "speeds = ",
+        lambda: fp.self_play_crowd(1, generator, dt_s=0.0): "dt_s = 0.0",
+        lambda: fp.self_play_crowd(1, generator, cell_m=1e-9): "cell_m = 1e-09",
+        lambda: fp.Grid(-math.inf, 4, -4, 4, 0.4): "cell_m = 0.4",
+        lambda: crowd(radius_cells=0): "radius_cells = 0",
+        lambda: crowd(speed=-pair.speed): "speed: the least is -1.2",
+        lambda: crowd(speed=pair.speed * math.nan): "speed: the least is nan",
+        lambda: crowd(log_map=torch.zeros(3, 3)): r"log_map \(3, 3\)",
+        lambda: crowd(blocked=torch.zeros(3, 3).bool()): r"blocked \(3, 3\)",
+        lambda: fp.respond(pair, weights, 0): "horizon = 0",
+        lambda: fp.respond(pair.take(torch.zeros(2).bool()), weights, 3): "at least one agent",
+        lambda: fp.respond(pair, weights, 3)[0].sample(0, generator): "n = 0",
+        lambda: fp.self_play(1, weights, n_samples=0): "n_samples = 0",
+        lambda: fp.FictitiousPlay(pair, weights, 3, tolerance=math.nan): "tolerance = nan",
+        lambda: fp.MaxEntIOC([]): "sigmas_m = ",
+        lambda: fp.MaxEntIOC([0.4, -1.0]): r"sigmas_m\[1\] = -1.0",
+        lambda: fp.MaxEntIOC(update="all"): "update = 'all'",
+        lambda: fp.MaxEntIOC(rounds=0): "rounds = 0",
+        lambda: fp.MaxEntIOC(iterations=0): "iterations = 0",
+        lambda: fp.MaxEntIOC().fit(pair, paths[:1]): "at least one step",
+        lambda: fp.MaxEntIOC().fit(pair, paths[:, :1]): "cells",
+        lambda: fp.straight_lines(pair, 0): "horizon = 0",
+        lambda: fp.clearance(torch.zeros(3, 2, 2), torch.zeros(3, 3).bool()): r"pairs \(3, 3\)",
+        lambda: fp.sprites(torch.tensor([3]), generator): "kind",
+        lambda: fp.SpeedClassifier([]): "speeds_mps = ",
+        lambda: fp.SpeedClassifier()(torch.rand(2, 3, 16, 16)): "pictures",
+        lambda: fp.SpeedClassifier().fit(
+            torch.rand(70, 3, 32, 16), torch.full((70,), 3), generator
+        ): "kind",
+        lambda: fp.SpeedClassifier().fit(
+            torch.rand(7, 3, 32, 16), torch.ones(7).long(), generator
+        ): "batch_size = 64",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()

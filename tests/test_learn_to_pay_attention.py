@@ -719,3 +719,45 @@ def test_the_notebook_runs_with_few_networks_and_without_some_claims(networks, t
     assert done.returncode == 0, done.stderr[-2000:]
     assert "C8 holds" in done.stdout
     assert "1 of 14 claims asserted" in done.stdout
+
+
+def test_more_that_cannot_be_is_named():
+    x, y, maps = images(4, 1, 24, 24), torch.zeros(4).long(), torch.rand(4, 6, 6)
+    model, gap = small().eval(), att.build_network("gap", width=12).eval()
+    g = torch.Generator()
+
+    def fit(**k):
+        return att.fit(
+            small(), x, y, **{"steps": 1, "lr": 0.1, "generator": g, "batch_size": 2} | k
+        )
+
+    for call, message in {
+        lambda: att.small_att(width=2): "width = 2",
+        lambda: att.small_att(num_classes=0): "num_classes = 0",
+        lambda: att.vgg_att(in_channels=0): "in_channels = 0",
+        lambda: att.SpatialAttention(0): "dim = 0",
+        lambda: att.AttentionHead([], 3): "dims = ",
+        lambda: att.GapClassifier(att.small_trunk(), "level9"): "last = 'level9'",
+        lambda: att.ProgressiveAttention(att.small_trunk(), []): "levels = ",
+        lambda: att.ProgressiveAttention(att.small_trunk(), ["level9"]): "levels = 'level9'",
+        lambda: att.attention_maps(model, x[:0]): r"x \(0, 1, 24, 24\)",
+        lambda: att.attention_maps(model, x, batch_size=0): "batch_size = 0",
+        lambda: att.attention_maps(model, x, query=torch.rand(2, 12)): "query: 2 vectors for 4",
+        lambda: att.cam_maps(
+            gap, x, torch.full((4,), 99)
+        ): "classes: expected 4 numbers from 0 to 9",
+        lambda: att.cam_maps(gap, x, y[:2]): "classes: expected 4",
+        lambda: att.binarised(maps, "area", area=-1): "area = -1",
+        lambda: att.perturbation_curve(gap, x, maps, "deletion", parts=0): "parts = 0",
+        lambda: att.perturbation_curve(gap, x, maps * math.nan, "deletion"): "maps .* finite",
+        lambda: att.pointing_game(maps, maps): "truth: dtype torch.float32, expected bool",
+        lambda: att.mask_iou(maps, maps): "masks, truth: dtypes",
+        lambda: att.pgd(gap, x, y, 0.1, steps=0): "steps = 0",
+        lambda: att.fgsm(gap, x, y, math.nan): "eps = nan",
+        lambda: fit(steps=-1): "steps = -1",
+        lambda: fit(batch_size=9): "batch_size = 9",
+        lambda: fit(halve_every=-1): "halve_every = -1",
+        lambda: att.fit(small(), x, y[:2], steps=1, lr=0.1, generator=g): "4 images and 2 classes",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()

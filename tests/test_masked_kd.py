@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, log_softmax, scaled_dot_product_a
 from companion import notebooks
 from companion.data import MissingDataError
 from companion.papers import masked_kd as mkd
+from companion.training import DivergenceError
 
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
 
@@ -1034,3 +1035,49 @@ def test_our_transformer_agrees_with_explicit_attention():
         for h in range(3)
     ]
     torch.testing.assert_close(attention(x), attention.proj(torch.cat(heads, -1)))
+
+
+def test_more_that_does_not_fit_is_named():
+    x, y = images(2), torch.zeros(2).long()
+    model = ours()
+    pictures = mkd.Pictures(x, y, x, y)
+    with mkd.token_drop(model) as masked:
+        for call, message in {
+            lambda: mkd.ViT(patch=0): "patch = 0",
+            lambda: mkd.ViT(heads=0): "heads = 0",
+            lambda: mkd.ViT(depth=0): "depth = 0",
+            lambda: mkd.ViT(classes=0): "classes = 0",
+            lambda: mkd.ViT(mlp_ratio=0.0): "mlp_ratio = 0.0",
+            lambda: mkd.token_grid(model, images(1, 36)): "images of 36 x 36: patches of 8 x 8",
+            lambda: mkd.MaskedDistiller(model, ours(), 4)(
+                x[:0], y[:0]
+            ): r"images \(0, 3, 32, 32\)",
+            lambda: mkd.MaskedDistiller(model, ours(), 4, tau=float("nan")): "tau = nan",
+            lambda: mkd.CollapseGuard(x[:0]): "images",
+            lambda: mkd.Pictures(x, y[:1], x, y): "train_x, train_y: 2 pictures and 1 labels",
+            lambda: mkd.Pictures(x, y, x[:0], y[:0]): "test_x, test_y: 0 pictures",
+            lambda: next(pictures.batches(3, generator())): "batch_size = 3",
+            lambda: mkd.train_teacher(ours(), pictures, -1, generator=generator()): "steps = -1",
+            lambda: mkd.patch_truth(torch.zeros(1, 32, 32).bool(), 5): "patch = 5",
+            lambda: masked(x, torch.zeros(2, 3)): "keep: torch.float32",
+            lambda: masked(x, torch.zeros(3).long()): "keep: torch.int64",
+            lambda: masked(x, torch.zeros(2, 0).long()): "keep: torch.int64",
+        }.items():
+            with pytest.raises(ValueError, match=message):
+                call()
+    with pytest.raises(DivergenceError, match="lower lr = 1e\\+30"):
+        mkd.train_teacher(ours(), pictures, 3, generator=generator(), lr=1e30, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("deit_tiny_patch16", 32, "model 'deit_tiny_patch16': timm has no such model; close: "),
+        ("resnet10t", 32, "no vision transformer, it takes no img_size"),
+        ("vit_tiny_patch16_224", 40, "image_size = 40: expected a multiple of .* 16"),
+    ],
+)
+def test_a_model_of_timm_that_cannot_be_is_named(name, size, message):
+    pytest.importorskip("timm", reason="timm is in the extra `test`")
+    with pytest.raises(ValueError, match=message):
+        mkd.named_model(name, 5, size)

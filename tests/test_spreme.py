@@ -827,3 +827,70 @@ def test_the_chapter_runs_with_other_parameters(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "C1 holds" in done.stdout
     assert "C4 reported" in done.stdout
+
+
+def test_more_that_no_fit_can_use_is_named():
+    x, t, truth = data("pendulum", n_envs=2)
+    x, library = x[0], sp.make_library("pendulum")
+    model = sp.SharedSINDy.from_coefficients(library, truth)
+    fit = lambda **k: sp.SharedSINDy(library, **{"window": 9} | k).fit(x, t)  # noqa: E731
+    nan = float("nan")
+    ones = np.ones((1, 2))
+    for call, message in {
+        lambda: fit(max_terms=1.5): "max_terms = 1.5",
+        lambda: fit(window=9.0): "window = 9.0",
+        lambda: fit(epsilon=nan): "epsilon = nan",
+        lambda: fit(method="group_stlsq", threshold=nan): "threshold = nan",
+        lambda: fit(method="group_stlsq", ridge=nan): "ridge = nan",
+        lambda: sp.SharedSINDy(library).fit(x, float("inf")): "t = inf",
+        lambda: sp.SharedSINDy(library).fit(
+            x.to(torch.complex128), t
+        ): "x: dtype torch.complex128",
+        lambda: sp.learn_mask(library, x, 0.2, -1): "epochs = -1",
+        lambda: sp.learn_mask(library, x, 0.0, 1): "step = 0.0",
+        lambda: sp.learn_mask(library, x.float(), 0.2, 1): "expected float64",
+        lambda: model.predict(torch.rand(3, 5)): r"x: shape \(3, 5\)",
+        lambda: model.simulate(torch.rand(3, 5), t): r"x0: shape \(3, 5\)",
+        lambda: model.simulate(torch.rand(3, 2), []): "at least one finite time",
+        lambda: model.simulate(torch.rand(3, 2), [0.0, nan]): "at least one finite time",
+        lambda: sp.simulate(library, truth[0], x[0, :, 0], [0.0, 1.0], substeps=0): "substeps = 0",
+        lambda: sp.SharedSINDy.from_coefficients(library, truth * nan): "finite",
+        lambda: sp.Library(6, 100): "degree = 100",
+        lambda: library(torch.rand(3, 5)): r"x: shape \(3, 5\)",
+        lambda: library.some([500]): r"columns = \[500\]",
+        lambda: sp.integrate("pendulum", ones, ones, np.array([1.0, 0.0])): "times",
+        lambda: sp.integrate("pendulum", ones * nan, ones, np.array([0.0, 1.0])): "parameters",
+        lambda: sp.integrate("pendulum", ones, np.ones((1, 3)), np.array([0.0, 1.0])): "initial",
+        lambda: sp.add_noise(x, -0.1, generator(), 1): "level = -0.1",
+        lambda: sp.add_noise(x, 0.1, generator(), 0): "copies = 0",
+        lambda: sp.wilson(0.5, 0): "rate, n = 0.5, 0",
+        lambda: sp.subsets(3, -1): "k = -1",
+        lambda: sp.method_rates(
+            library, x[None], t.numpy(), truth, window=9, smoothing=7, thresholds=[]
+        ): "thresholds = ",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_a_state_of_no_finite_error_is_never_kept(monkeypatch):
+    x, _, _ = data("linear", n_envs=2)
+    library, real = sp.make_library("linear"), loop.roll_out
+    calls = []
+
+    def broken(values, x0, coefficients, step, count):
+        states, sums = real(values, x0, coefficients, step, count)
+        if count < 60:  # the roll-out over the validation samples
+            calls.append(count)
+            return states * (float("nan") if len(calls) in bad else 1.0), sums
+        return states, sums
+
+    monkeypatch.setattr(loop, "roll_out", broken)
+    bad = {1, 2}
+    kept = sp.learn_mask(library, x[0], 0.02, 5, sp.PUBLISHED["linear"])
+    assert kept.epoch > 2
+    calls.clear()
+    bad = set(range(1, 4))
+    kept = sp.learn_mask(library, x[0], 0.02, 3, sp.PUBLISHED["linear"])
+    assert kept.epoch == 0
+    assert torch.equal(kept.coefficients, loop.first_fits(library, x[0], 0.02, 160))

@@ -53,6 +53,17 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def has_float64(device: torch.device | str) -> bool:
+    """Whether a device has numbers of double precision; Apple's GPUs do not."""
+    import torch
+
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
 def _count(device: torch.device) -> int:
     import torch
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 MOST_SUBSTEPS = 1000  # of one step: more is a dt_s in another unit
+LONGEST = 100_000  # steps of the integrator, minutes of computing
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ def social_force(
         raise ValueError(
             f"dt_s = {dt_s!r}: expected at most {MOST_SUBSTEPS * substep_s:g} s, "
             f"{MOST_SUBSTEPS} substeps of {substep_s:g} s"
+        )
+    if not steps * dt_s <= LONGEST * substep_s:
+        raise ValueError(
+            f"dt_s = {dt_s!r}, steps = {steps!r}: expected at most {LONGEST:,} steps of "
+            f"{substep_s:g} s in all"
         )
     substeps = math.ceil(dt_s / substep_s - 1e-9)
     tick = dt_s / substeps

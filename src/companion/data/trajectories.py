@@ -27,6 +27,7 @@ from torch import Tensor
 
 from companion.data.files import Row, read_rows, read_table, read_text, to_numbers
 from companion.data.root import ELSEWHERE, CorruptDataError, DataSource, data_root
+from companion.runtime import has_float64
 
 FOLDER = Path("trajectories", "datasets")
 FRAMES_PER_SECOND = {"vsp": 25, "sdd": 30}
@@ -661,9 +662,10 @@ class TrajectoryWindows:
         )
 
     def to(self, device: torch.device | str) -> TrajectoryWindows:
-        """A copy with all tensors on a device."""
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return dataclasses.replace(self, **moved)
+        """A copy with all tensors on a device; the origin in float32 where it has no float64."""
+        single = {} if has_float64(device) else {"origin_m": self.origin_m.float()}
+        moved = {k: v for k, v in (vars(self) | single).items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **{k: v.to(device) for k, v in moved.items()})
 
 
 def cut_windows(

@@ -214,8 +214,11 @@ def _received(pipe, rank: int, workers: Sequence):
         ok, value = False, ""
     if ok:
         return value
-    # a process that dies makes the others fail as well: name the one that was first
+    # a process that dies makes the others fail as well: name the one that was first, though its
+    # end may be seen a moment after theirs
+    end = time.monotonic() + 1
     for other, worker in enumerate(workers):
+        worker.join(max(0.0, end - time.monotonic()))
         if worker.exitcode not in (None, 0):
             raise WorkerError(f"process {other} died (exit code {worker.exitcode})")
     raise WorkerError(f"process {rank} failed: {value or 'it ended without an answer'}")

@@ -10,6 +10,8 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor
 
+from companion.checks import above, whole
+
 GAMMAS = tuple(i / 10 for i in range(1, 10))
 
 
@@ -51,6 +53,7 @@ def tuned_steps(batch_sizes: Sequence[float], c1: float, c2: float) -> np.ndarra
     4 c1 / B below B_crit = 2 c1 / c2; c2 / (1 - B_crit / (2 B)) above, where the step size is
     at its cap. c1, c2: constants of the fixed-step expansion c1 / B + c2 at that cap.
     """
+    above(0, c1=c1, c2=c2)
     b = np.asarray(batch_sizes, dtype=float)
     critical = 2 * c1 / c2
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -58,7 +61,16 @@ def tuned_steps(batch_sizes: Sequence[float], c1: float, c2: float) -> np.ndarra
 
 
 def slope(batch_sizes: Sequence[float], steps: Sequence[float]) -> float:
-    """d log K / d log B between the first and the last of the points."""
+    """d log K / d log B between the first and the last of the points.
+
+    Raises ValueError for fewer than two points, one batch size or numbers that are not positive.
+    """
+    ends = [*batch_sizes[:1], *batch_sizes[-1:], *steps[:1], *steps[-1:]]
+    if len(ends) < 4 or not min(ends) > 0 or batch_sizes[0] == batch_sizes[-1]:
+        raise ValueError(
+            f"batch_sizes, steps = {list(batch_sizes)!r}, {list(steps)!r}: expected positive "
+            "numbers of at least two batch sizes"
+        )
     return math.log(steps[-1] / steps[0]) / math.log(batch_sizes[-1] / batch_sizes[0])
 
 
@@ -73,9 +85,12 @@ def bootstrap_k_star(
     A resampled minimum is never below the observed one, so the lower end of an interval is the
     observed K* itself: the interval says how much a search would lose with worse luck.
 
-    Raises ValueError for a raced search, whose trials are censored.
+    Raises ValueError for a raced search, whose trials are censored, and for no trials.
     """
     steps = torch.as_tensor(steps)
+    whole(1, trials=trials, draws=draws)
+    if not len(steps):
+        raise ValueError("steps = []: expected those of at least one trial")
     if (steps == -3).any():
         raise ValueError("steps: of a raced search; its stopped trials have no number to resample")
     k = np.where(steps.numpy() > 0, steps.numpy(), np.inf)
@@ -85,6 +100,10 @@ def bootstrap_k_star(
 
 def k_star_interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Quantile interval of resampled K*; inf where so many searches find nothing."""
+    if not len(draws) or not 0 < level < 1:
+        raise ValueError(
+            f"draws, level = {len(draws)} numbers, {level!r}: expected some, and a fraction"
+        )
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     return float(low), float(high)
 
@@ -104,7 +123,10 @@ def lipschitz_along(
 
     In float32, points closer than 1e-5 |w| are left out, because there the difference is
     rounding. NaN where no point is left and where the update is zero.
+    Raises ValueError for no gammas or some that are not positive.
     """
+    if not len(gammas) or not min(gammas) > 0:
+        raise ValueError(f"gammas = {list(gammas)!r}: expected at least one, all above 0")
     names = list(params0)
 
     def flat(group: Mapping[str, Tensor]) -> Tensor:
@@ -147,6 +169,7 @@ def quadratic_steps(
 
     Returns (steps, best step size), steps as a real number. The exact twin of the tuned bound.
     """
+    above(0, batch_size=batch_size, goal=goal, curvature=curvature, lr_cap=lr_cap)
     target = 2 * goal / curvature  # of E w^2
     rates = np.geomspace(lr_cap * 1e-6, lr_cap, 4001)
     factor = (1 - rates * curvature) ** 2

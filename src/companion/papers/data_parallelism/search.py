@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 from companion import sparsity as pruning
+from companion.checks import whole
 from companion.data import hold_out, load_images, standardise
 from companion.models import truncated_variance_scaling_
 from companion.papers.data_parallelism.networks import build_network
@@ -72,7 +73,8 @@ class Workload:
             raise ValueError(f"optimizer = {self.optimizer!r}: expected one of {allowed}")
         if not 0 < self.goal_error < 1:
             raise ValueError(f"goal_error = {self.goal_error!r}: expected a fraction in (0, 1)")
-        if not 1 <= self.check_every <= self.max_steps:
+        whole(1, max_steps=self.max_steps, check_every=self.check_every)
+        if self.check_every > self.max_steps:
             raise ValueError(
                 f"check_every = {self.check_every!r}: expected 1 to max_steps = {self.max_steps}, "
                 "otherwise the goal is never checked"
@@ -174,6 +176,9 @@ def initial_networks(
     gradients over one pass of the training set, for all trials at once; how it is cut into
     batches does not matter.
     """
+    whole(1, trials=trials, batch_size=batch_size)
+    if not len(sparsities):
+        raise ValueError("sparsities = []: expected at least one")
     models = []
     for trial in range(trials):
         network = copy.deepcopy(workload.model)
@@ -251,6 +256,8 @@ def steps_to_result(
 
     Raises ValueError for a batch larger than the training set and for networks that do not fit.
     """
+    if not len(trials.get("lr", ())):
+        raise ValueError(f"trials = {sorted(trials)}: expected at least one value of 'lr'")
     count = len(trials["lr"])
     if not 1 <= batch_size <= len(workload.train_x):
         raise ValueError(
@@ -333,14 +340,23 @@ def search(
 
     store: a JSON file that keeps every finished batch size, so that a run that was cut off
       goes on where it stopped. What was made with other settings is not used.
+    Raises ValueError for an empty list, a batch larger than the training set, and a store that
+    is something else.
     """
+    for name, given in {
+        "batch_sizes": batch_sizes,
+        "sparsities": sparsities,
+        "seeds": seeds,
+    }.items():
+        if not len(given):
+            raise ValueError(f"{name} = []: expected at least one")
     if too_large := [b for b in batch_sizes if not 1 <= b <= len(workload.train_x)]:
         raise ValueError(
             f"batch_sizes = {list(batch_sizes)!r}: element {too_large[0]!r}: expected 1 to "
             f"{len(workload.train_x)}, the size of the training set"
         )
     path = Path(store) if store else None
-    kept = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
+    kept = _read(path) if path else {}
     results = {}
     with Progress(len(seeds) * len(batch_sizes), "searches done", show=progress) as bar:
         for seed in seeds:
@@ -360,6 +376,24 @@ def search(
                 results[seed, batch_size] = result
                 bar.update()
     return results
+
+
+def _read(path: Path) -> dict[str, dict]:
+    """What an earlier search kept; nothing where there is no file.
+
+    Raises ValueError for a file that is something else.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"store = {str(path)!r}: not a file that a search kept: {error}"
+        ) from error
+    if not isinstance(kept, dict):
+        raise ValueError(f"store = {str(path)!r}: not a file that a search kept")
+    return kept
 
 
 FIELDS = ("steps", "status", "best", "work")

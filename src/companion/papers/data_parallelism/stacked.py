@@ -31,6 +31,8 @@ Check = Callable[[int, dict[str, Tensor], Tensor], Tensor]
 
 def stack(models: list[nn.Module]) -> dict[str, Tensor]:
     """The parameters of R models of one shape as one dictionary, each tensor (R, ...)."""
+    if not models:
+        raise ValueError("models = []: expected at least one")
     each = [dict(model.named_parameters()) for model in models]
     return {name: torch.stack([p[name].detach() for p in each]) for name in each[0]}
 

@@ -70,7 +70,7 @@ def search_space(
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer = {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
-    if len(lr_range) != 2 or not 0 < lr_range[0] < lr_range[1]:
+    if len(lr_range) != 2 or not 0 < lr_range[0] < lr_range[1] < math.inf:
         raise ValueError(f"lr_range = {list(lr_range)!r}: expected two numbers, 0 < low < high")
     space = {"lr": (*lr_range, "log")}
     if optimizer != "sgd":

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from companion.checks import above, whole
+
 ENCODE_SCALE = 5.0
 TCONV = 16
 
@@ -23,6 +25,8 @@ class PastEncoder(nn.Module):
 
     def __init__(self, hidden: int, *, unit: float = 1.0, centred: bool = False) -> None:
         super().__init__()
+        whole(1, hidden=hidden)
+        above(0, unit=unit)
         self.scale, self.centred = ENCODE_SCALE * unit, centred
         self.tconv = nn.Conv1d(2, TCONV, 3, padding=1)
         self.gru = nn.GRU(TCONV, hidden, batch_first=True)
@@ -41,6 +45,7 @@ class PathDecoder(nn.Module):
 
     def __init__(self, hidden: int, pred_len: int, *, unit: float, every_step: bool) -> None:
         super().__init__()
+        whole(1, pred_len=pred_len)
         self.pred_len, self.unit, self.every_step = pred_len, unit, every_step
         self.gru = nn.GRU(hidden, hidden, batch_first=True)
         self.head = nn.Linear(hidden, 2)
@@ -92,6 +97,7 @@ class SampleGenerator(nn.Module):
         centred: bool = False,
     ) -> None:
         super().__init__()
+        whole(1, latent=latent)
         self.latent, self.mask_scale, self.unit = latent, mask_scale, unit
         self.past_encoder = PastEncoder(hidden, unit=unit, centred=centred)
         self.future_tconv = nn.Conv1d(2, TCONV, 1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from companion.checks import above, at_least
 from companion.data.crowds import Repulsion, social_force
 from companion.data.trajectories import TrajectoryWindows
 
@@ -82,12 +83,15 @@ def simulate_tjunction(
     drawn evenly, then for one 14 m out, 0.2 to 1.5 m to the right of the middle. Whoever is faster or is seen for longer than 8 steps
     starts further out, so that the last seen place is 1 to 3 m before the origin and no turn has
     begun. noise_m: standard deviation of the measurement, added to all steps.
-    Raises ValueError for counts below 1 or fewer than two seen steps.
+    Raises ValueError for counts below 1, fewer than two seen steps, negative noise, or a time
+    that is not positive or takes for ever.
     """
     lowest = {"n_scenes": (n_scenes, 1), "n_agents": (n_agents, 1), "pred_len": (pred_len, 1)}
     for name, (value, least) in {**lowest, "obs_len": (obs_len, 2)}.items():
         if value < least:
             raise ValueError(f"{name} = {value!r}: expected at least {least}")
+    above(0, dt_s=dt_s)
+    at_least(0, noise_m=noise_m)
     generator = torch.Generator().manual_seed(seed)
     shape = (n_scenes, n_agents)
 
@@ -156,4 +160,4 @@ def off_walkway_rate(paths: Tensor, windows: TrajectoryWindows) -> Tensor:
     free = windows.raster[picture, 0, row.clamp(0, height - 1), column.clamp(0, width - 1)]
     off = ~(inside & (free > 0.5))
     present = windows.mask.view(*windows.mask.shape, *(1,) * (off.ndim - 2)).expand_as(off)
-    return off[present].double().mean()
+    return off[present].cpu().double().mean()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from companion.checks import above, whole
 from companion.data.trajectories import TrajectoryWindows
 from companion.papers.desire.generator import Regressor, SampleGenerator, kl_divergence
 from companion.papers.desire.ranking import (
@@ -59,10 +60,21 @@ class Desire(nn.Module):
     """Draw futures from the generator, rank and refine them with the ranker.
 
     Several rankers may share one generator; only training gives the generator a future.
+    Raises ValueError for two of different widths or steps to predict.
     """
 
     def __init__(self, generator: SampleGenerator, ranker: RankRefine) -> None:
         super().__init__()
+        widths = generator.past_encoder.gru.hidden_size, ranker.gru.hidden_size
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"hidden = {widths[1]}: the generator's is {widths[0]}, expected the same"
+            )
+        if generator.decoder.pred_len != ranker.pred_len:
+            raise ValueError(
+                f"pred_len = {ranker.pred_len}: the generator's is {generator.decoder.pred_len}, "
+                "expected the same"
+            )
         self.generator, self.ranker = generator, ranker
 
     @torch.no_grad()
@@ -78,8 +90,11 @@ class Desire(nn.Module):
         """Draw, rank, refine n_refine times. Reads the past, the mask and the raster only.
 
         generator: a CPU generator of the draws, which absent agents do not use. batch: scenes
-        at a time. Raises ValueError for n_samples below 1 or n_refine below 0.
+        at a time. Raises ValueError for n_samples or batch below 1, n_refine below 0 or no scene.
         """
+        whole(1, batch=batch)
+        if not len(windows):
+            raise ValueError("windows: expected at least one scene")
         if n_samples < 1 or n_refine < 0:
             raise ValueError(
                 f"n_samples, n_refine = {n_samples!r}, {n_refine!r}: expected at least 1 and 0"
@@ -161,8 +176,11 @@ def _descend(
 ) -> Trace:
     """Minimise losses(indices)["loss"] by Adam, clipped, at a rate that decays on a cosine.
 
-    Raises DivergenceError for a loss that is not finite.
+    Raises DivergenceError for a loss that is not finite, and ValueError for numbers out of range.
     """
+    whole(0, epochs=epochs)
+    whole(1, batch=batch)
+    above(0, lr=lr)
     batch = min(batch, count)
     per_epoch = math.ceil(count / batch)
     total = epochs * per_epoch
@@ -203,8 +221,12 @@ def turned(angle: Tensor, flip: Tensor, paths: Tensor) -> Tensor:
     return torch.stack([cos * x - sin * y, sin * x + cos * y], -1)
 
 
-def _present(windows: TrajectoryWindows) -> tuple[Tensor, Tensor]:
+def _present(windows: TrajectoryWindows, pred_len: int) -> tuple[Tensor, Tensor]:
     """Past and future of everybody who is there, (agents, steps, 2)."""
+    if windows.future.shape[-2] != pred_len:
+        raise ValueError(
+            f"pred_len = {pred_len}: the windows have {windows.future.shape[-2]} steps to predict"
+        )
     if not windows.mask.any():
         raise ValueError("windows.mask: it is True nowhere, so there is nobody to learn from")
     return windows.past[windows.mask], windows.future[windows.mask]
@@ -233,7 +255,8 @@ def train_generator(
     The distance is the mean over samples and steps, in the model's unit. batch: agents at a
     time. augment: turn and mirror everybody at random. The trace has loss, rec and kl (nats).
     """
-    past, future = _present(windows)
+    past, future = _present(windows, model.decoder.pred_len)
+    whole(1, n_samples=n_samples)
 
     def losses(index: Tensor) -> dict[str, Tensor]:
         x, y = past[index], future[index]
@@ -261,7 +284,7 @@ def train_regressor(
     augment: bool = False,
 ) -> Trace:
     """Minimise the mean squared distance of the one path of RNN ED; as `train_generator`."""
-    past, future = _present(windows)
+    past, future = _present(windows, model.decoder.pred_len)
     unit = model.decoder.unit
 
     def losses(index: Tensor) -> dict[str, Tensor]:
@@ -305,6 +328,9 @@ def train_ranker(
             raise ValueError(
                 f"{name} = {value!r}: expected one of {', '.join(map(repr, allowed))}"
             )
+    whole(1, n_samples=n_samples)
+    above(0, q_scale=q_scale)
+    _present(windows, model.ranker.pred_len)
     ranker, unit = model.ranker, model.ranker.unit
 
     def losses(index: Tensor) -> dict[str, Tensor]:
@@ -334,6 +360,8 @@ def symmetric(windows: TrajectoryWindows, which: int) -> TrajectoryWindows:
 
     which: 0 to 7; 4 and more mirror y, then which % 4 quarter turns from x towards y.
     """
+    if which not in range(8):
+        raise ValueError(f"which = {which!r}: expected 0 to 7")
 
     def points(at: Tensor) -> Tensor:
         x, y = at[..., 0], at[..., 1]
@@ -372,8 +400,10 @@ def oracle_error(
     samples: (..., samples, steps, 2), truth: (..., steps, 2); of K samples n = max(1, share · K)
     count. mode: "min_ranked", the nearest at each step of the n best scored; "mean_closest", the
     mean of the n nearest at each step; "last_closest", the n-th nearest at each step.
-    Raises ValueError for another mode, or for "min_ranked" without scores.
+    Raises ValueError for another mode, a share outside (0, 1], or "min_ranked" without scores.
     """
+    if not 0 < share <= 1:
+        raise ValueError(f"share = {share!r}: expected a fraction above 0, up to 1")
     count = max(1, round(share * samples.shape[-3]))
     error = (samples - truth[..., None, :, :]).norm(dim=-1)
     if mode == "min_ranked":
@@ -413,7 +443,10 @@ def calibration(scores: Tensor, q: Tensor, distance: Tensor, *, bins: int = 8) -
     """Compare p = softmax(scores) with q and with being nearest; all (agents, samples).
 
     Bins hold equally many samples, up to ties.
+    Raises ValueError for no bins, or more of them than samples.
     """
+    if not 1 <= bins <= scores.numel():
+        raise ValueError(f"bins = {bins!r}: expected 1 to {scores.numel()}, the number of samples")
     p = scores.softmax(-1)
     hit = torch.zeros_like(p).scatter(-1, distance.argmin(-1, keepdim=True), 1.0)
     order = p.flatten().argsort()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
+from companion.checks import above, whole
 from companion.data.trajectories import TrajectoryWindows
 
 VELOCITY, SCENE, SOCIAL = 16, 32, 48
@@ -35,7 +36,11 @@ def log_polar_bins(
 
     position: (..., agents, 2); mask: (..., agents), who is there. Cells are numbered ring by
     ring; who is nearer than r_min counts in ring 0, who is at r_max or beyond in none.
+    Raises ValueError for no rings or wedges, or unless 0 < r_min < r_max.
     """
+    whole(1, rings=rings, wedges=wedges)
+    if not 0 < r_min < r_max < math.inf:
+        raise ValueError(f"r_min, r_max = {r_min!r}, {r_max!r}: expected 0 < r_min < r_max")
     offset = position[..., None, :, :] - position[..., :, None, :]
     distance = offset.norm(dim=-1)
     ring = (distance.clamp_min(1e-9) / r_min).log() * (rings / math.log(r_max / r_min))
@@ -185,7 +190,7 @@ class SceneContextFusion(nn.Module):
         """The features of the rasters of some scenes; None if the scene is left out.
 
         Every raster is encoded once, and only those that the scenes use.
-        Raises ValueError for scenes without a raster.
+        Raises ValueError for scenes without a raster, or one of other channels.
         """
         if not self.has_scene:
             return None
@@ -193,6 +198,11 @@ class SceneContextFusion(nn.Module):
             raise ValueError(
                 "windows.raster = None: a ranker with scene needs a picture of the ground; "
                 "without one make it with channels = 0"
+            )
+        if windows.raster.shape[1] != self.scene[0].in_channels:
+            raise ValueError(
+                f"channels = {self.scene[0].in_channels}: the pictures of the ground have "
+                f"{windows.raster.shape[1]}"
             )
         used, index = windows.raster_index.unique(return_inverse=True)
         features = self.scene(windows.raster[used])
@@ -242,7 +252,10 @@ class RankRefine(nn.Module):
         unit: float = 1.0,
     ) -> None:
         super().__init__()
-        self.unit = unit
+        whole(1, pred_len=pred_len, hidden=hidden)
+        whole(0, channels=channels)
+        above(0, unit=unit)
+        self.unit, self.pred_len = unit, pred_len
         self.fusion = SceneContextFusion(channels, social=social, hidden=hidden, unit=unit)
         self.gru = nn.GRU(self.fusion.width, hidden, batch_first=True)
         self.reward = nn.Linear(hidden, 1)
@@ -325,7 +338,8 @@ def largest_distance(samples: Tensor, future: Tensor) -> Tensor:
 
 
 def target_distribution(samples: Tensor, future: Tensor, q_scale: float = 1.0) -> Tensor:
-    """q = softmax(−d / q_scale) over the samples; q_scale is a length in the samples' unit."""
+    """q = softmax(−d / q_scale) over the samples; q_scale, above 0, is in the samples' unit."""
+    above(0, q_scale=q_scale)
     return (-largest_distance(samples, future) / q_scale).softmax(-1)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.checks import above, whole
 from companion.data.files import open_picture
 from companion.data.root import IncompleteDataError, data_root
 from companion.data.trajectories import (
@@ -239,10 +240,11 @@ def load_folds(
         raise ValueError(f"dt_s = {dt_s!r}: {dataset} has steps of 0.4 s")
     if dataset in ("trajnet", "ethucy") and pictures:
         raise ValueError(f"use_scene = True: {dataset} comes without pictures; set it to false")
+    above(0, dt_s=dt_s)
+    whole(1, n_scenes=n_scenes, pred_len=pred_len)
+    whole(2, obs_len=obs_len)
+    whole(0, seed=seed)
     sizes = {"obs_len": obs_len, "pred_len": pred_len}
-    for name, value in (sizes | {"n_scenes": n_scenes}).items():
-        if value < 1:
-            raise ValueError(f"{name} = {value!r}: expected at least 1")
     for name in NEEDS[dataset]:
         TRACK_SETS[name].require(name, data_root(root), whole=False)
     if dataset == "sdd":

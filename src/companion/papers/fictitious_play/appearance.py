@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from companion.checks import at_least
 from companion.training import train
 
 SPEEDS_MPS = (0.8, 1.2, 1.6)  # of the three classes of people
@@ -20,7 +21,11 @@ def sprites(kind: Tensor, generator: torch.Generator, *, noise: float = 0.1) -> 
     stride; size, stride and colours vary so much that neighbouring classes overlap.
 
     kind: (N,), 0 (slow) to 2 (fast). noise: standard deviation of every pixel.
+    Raises ValueError for another kind or a negative noise.
     """
+    at_least(0, noise=noise)
+    if not ((kind >= 0) & (kind <= 2)).all():
+        raise ValueError(f"kind: {kind.unique().tolist()}, expected 0, 1 or 2")
     n = len(kind)
 
     def draw(*shape: int) -> Tensor:
@@ -46,30 +51,40 @@ def sprites(kind: Tensor, generator: torch.Generator, *, noise: float = 0.1) -> 
 class SpeedClassifier(nn.Module):
     """Three convolutions that tell classes of walking speed from pictures of people.
 
-    speeds_mps: the speed of each class.
+    speeds_mps: the speed of each class, at least one.
     """
 
     def __init__(self, speeds_mps: Sequence[float] = SPEEDS_MPS) -> None:
         super().__init__()
+        if not len(speeds_mps):
+            raise ValueError("speeds_mps = []: expected the speed of at least one class")
         layers: list[nn.Module] = []
         for before, after in ((3, 8), (8, 16), (16, 16)):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
         layers += [nn.Flatten(), nn.Linear(16 * (HEIGHT // 8) * (WIDTH // 8), len(speeds_mps))]
         self.layers = nn.Sequential(*layers)
-        self.register_buffer("speeds_mps", torch.tensor(speeds_mps, dtype=torch.float64))
+        self.speeds_mps = torch.tensor(speeds_mps, dtype=torch.float64)  # stays on the CPU
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits (N, classes) of pictures (N, 3, 32, 16)."""
+        if tuple(pictures.shape[1:]) != (3, HEIGHT, WIDTH):
+            raise ValueError(
+                f"pictures {tuple(pictures.shape)}: expected (N, 3, {HEIGHT}, {WIDTH})"
+            )
         return self.layers(pictures - 0.5)
 
     def fit(
         self, pictures: Tensor, kind: Tensor, generator: torch.Generator, *, steps: int = 600, lr: float = 0.05
     ) -> SpeedClassifier:  # fmt: skip
-        """Train on pictures of known class; returns itself."""
+        """Train on at least 64 pictures of known class; returns itself."""
+        if not ((kind >= 0) & (kind < len(self.speeds_mps))).all():
+            raise ValueError(
+                f"kind: {kind.unique().tolist()}, expected 0 to {len(self.speeds_mps) - 1}"
+            )
         train(self, pictures, kind, steps=steps, generator=generator, batch_size=64, lr=lr)
         return self
 
     @torch.no_grad()
     def speed(self, pictures: Tensor) -> Tensor:
-        """Expected speed Σ_c p_c v_c of each person, (N,) in m/s, float64."""
-        return self(pictures).double().softmax(1) @ self.speeds_mps
+        """Expected speed Σ_c p_c v_c of each person, (N,) in m/s, float64, on the CPU."""
+        return self(pictures).cpu().double().softmax(1) @ self.speeds_mps

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from companion.checks import above, whole
 from companion.papers.fictitious_play.grid import Grid, goal_distance, speed_errors
 
 SIGMAS_M = (0.35, 0.9)  # intimate and personal distance
@@ -45,8 +46,8 @@ class Crowd:
     group: (N,), members of one walking group have one number, -1 is nobody's.
     log_map: (H, W) log occupancy of training tracks. blocked: (H, W), cells that nobody enters.
 
-    Raises ValueError for shapes that disagree, or an agent without a finite goal or a start on
-    the grid.
+    Raises ValueError for shapes that disagree, a time or reach that is not positive, or an agent
+    without a finite goal, a speed of at least 0 or a start on the grid.
     """
 
     grid: Grid
@@ -61,11 +62,19 @@ class Crowd:
     radius_cells: int = 2
 
     def __post_init__(self) -> None:
+        above(0, dt_s=self.dt_s)
+        whole(1, radius_cells=self.radius_cells)
         n = len(self.speed)
         for name in ("start", "goal", "scene", "group"):
             value, shape = getattr(self, name), (n, 2) if name in ("start", "goal") else (n,)
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"{name} {tuple(value.shape)}: expected {shape}")
+        for name in ("log_map", "blocked"):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != self.grid.shape:
+                raise ValueError(f"{name} {tuple(value.shape)}: expected {self.grid.shape}")
+        if not (self.speed >= 0).all():
+            raise ValueError(f"speed: the least is {self.speed.min():g}, expected at least 0")
         for name, bad in (
             ("goal", ~self.goal.isfinite().all(-1)),
             ("start", ~self.grid.holds(self.start)),
@@ -82,9 +91,15 @@ class Crowd:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Crowd:
         """A copy on a device and in a precision."""
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        floats = {k: v.to(dtype) for k, v in moved.items() if v.is_floating_point()}
-        return replace(self, **moved | floats)
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        # both at once: the device may lack the precision that is left
+        return replace(
+            self,
+            **{
+                k: v.to(device, dtype if v.is_floating_point() else None)
+                for k, v in tensors.items()
+            },
+        )
 
     def pair_mask(self, mask_groups: bool = True) -> Tensor:
         """(N, N), true where j matters to i: same scene, another agent, another group."""
@@ -104,6 +119,7 @@ class Crowd:
 
     def repeat(self, times: int) -> Crowd:
         """The crowd so many times, each in scenes of its own."""
+        whole(0, times=times)
         scenes = int(self.scene.max()) + 1 if len(self) else 0
         apart = torch.arange(times, device=self.scene.device).repeat_interleave(len(self)) * scenes
         index = torch.arange(len(self), device=self.scene.device).repeat(times)
@@ -153,7 +169,11 @@ def self_play_crowd(
 
     They stand evenly around the circle, turned and shaken by a random angle; everybody's speed
     is drawn from `speeds` (m/s).
+    Raises ValueError for counts below 1 and for no speeds.
     """
+    whole(1, n_scenes=n_scenes, n_agents=n_agents)
+    if not len(speeds):
+        raise ValueError("speeds = []: expected at least one, in m/s")
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64)

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from companion.runtime import has_float64
+
+MOST_CELLS = 10_000_000
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -16,7 +20,8 @@ class Grid:
     xmin, xmax, ymin, ymax: sides in metres; the last row and column may reach beyond.
     cell_m: side of a cell in metres. Row 0 lies at ymin, column 0 at xmin.
 
-    Raises ValueError for an empty rectangle or a cell that is not positive.
+    Raises ValueError for an empty rectangle, a cell that is not positive, or more cells than
+    anything here can hold.
 
     >>> Grid(-4, 4, -4, 4, 0.4).shape
     (20, 20)
@@ -31,9 +36,14 @@ class Grid:
     def __post_init__(self) -> None:
         if not self.cell_m > 0:
             raise ValueError(f"cell_m = {self.cell_m!r}: expected a length above 0")
-        if not (self.xmax > self.xmin and self.ymax > self.ymin):
+        sides = self.xmax - self.xmin, self.ymax - self.ymin
+        if not min(sides) > 0:
             raise ValueError(
                 f"x in [{self.xmin}, {self.xmax}], y in [{self.ymin}, {self.ymax}]: expected xmin < xmax and ymin < ymax"
+            )
+        if not sides[0] / self.cell_m * (sides[1] / self.cell_m) <= MOST_CELLS:
+            raise ValueError(
+                f"cell_m = {self.cell_m!r}: {sides[0]:g} x {sides[1]:g} m in such cells, expected at most {MOST_CELLS:,}"
             )
 
     @property
@@ -50,15 +60,17 @@ class Grid:
 
         Points off the grid get cells off the grid; see `holds`.
         """
-        low = torch.tensor([self.xmin, self.ymin], dtype=torch.float64, device=points.device)
+        exact = points.double() if has_float64(points.device) else points.cpu().double()
+        low = torch.tensor([self.xmin, self.ymin], dtype=torch.float64, device=exact.device)
         # a point on a border belongs to the upper cell, whatever the rounding
-        scaled = (points.double() - low) / self.cell_m + 1e-9
-        return scaled.floor().long().flip(-1)
+        scaled = (exact - low) / self.cell_m + 1e-9
+        return scaled.floor().long().flip(-1).to(points.device)
 
     def to_metres(self, cells: Tensor) -> Tensor:
-        """Centres (..., 2) as (x, y) in metres of cells (..., 2), float64."""
-        low = torch.tensor([self.xmin, self.ymin], dtype=torch.float64, device=cells.device)
-        return low + (cells.flip(-1).double() + 0.5) * self.cell_m
+        """Centres (..., 2) as (x, y) in metres of cells (..., 2), in float64 where there is one."""
+        dtype = torch.float64 if has_float64(cells.device) else torch.float32
+        low = torch.tensor([self.xmin, self.ymin], dtype=dtype, device=cells.device)
+        return low + (cells.flip(-1).to(dtype) + 0.5) * self.cell_m
 
     def holds(self, cells: Tensor) -> Tensor:
         """Whether each cell (..., 2) lies on the grid, (...)."""

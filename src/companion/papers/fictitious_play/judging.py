@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from companion.checks import whole
 from companion.papers.fictitious_play.crowd import Crowd
 from companion.papers.fictitious_play.planning import Policy
 
@@ -44,6 +45,7 @@ def straight_lines(crowd: Crowd, horizon: int, *, at_speed: bool = True) -> Tens
 
     at_speed: walk at the preferred speed and stop at the goal; otherwise be there at the end.
     """
+    whole(1, horizon=horizon)
     start = crowd.grid.to_metres(crowd.start).to(crowd.speed)
     way = crowd.goal - start
     times = torch.arange(horizon + 1, dtype=way.dtype, device=way.device)[:, None]
@@ -60,5 +62,7 @@ def clearance(positions: Tensor, pairs: Tensor) -> Tensor:
 
     positions: (..., T + 1, N, 2) metres. pairs: (N, N), true where j matters to i.
     """
+    if tuple(pairs.shape) != (positions.shape[-2],) * 2:
+        raise ValueError(f"pairs {tuple(pairs.shape)}: expected {(positions.shape[-2],) * 2}")
     gaps = torch.cdist(positions, positions).masked_fill(~pairs, torch.inf)
     return gaps.amin(-1).amin(-2)

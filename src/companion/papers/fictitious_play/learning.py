@@ -17,9 +17,10 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from companion.checks import above, whole
 from companion.papers.fictitious_play.crowd import SIGMAS_M, Crowd, Weights
 from companion.papers.fictitious_play.planning import Policy, _correlate, start_value
-from companion.papers.fictitious_play.play import FictitiousPlay
+from companion.papers.fictitious_play.play import UPDATES, FictitiousPlay
 from companion.papers.fictitious_play.social import at_cells, social_features
 from companion.runtime import Progress
 
@@ -122,7 +123,7 @@ class MaxEntIOC:
     iterations: of L-BFGS-B a round. The weights are bounded by zero from below.
     fp_iterations, average, update, mask_groups: as `FictitiousPlay`.
 
-    Raises ValueError for an unknown choice.
+    Raises ValueError for an unknown choice, no Gaussian and counts out of range.
     """
 
     def __init__(
@@ -131,6 +132,13 @@ class MaxEntIOC:
     ) -> None:  # fmt: skip
         if social not in SOCIAL:
             raise ValueError(f"social = {social!r}: expected one of {SOCIAL}")
+        if update not in UPDATES:
+            raise ValueError(f"update = {update!r}: expected one of {UPDATES}")
+        if not len(sigmas_m):
+            raise ValueError("sigmas_m = []: expected the width of at least one Gaussian")
+        above(0, **{f"sigmas_m[{i}]": sigma for i, sigma in enumerate(sigmas_m)})
+        whole(1, rounds=rounds, iterations=iterations)
+        whole(0, fp_iterations=fp_iterations)
         self.sigmas_m, self.social = tuple(sigmas_m), social
         self.rounds = {"forecast": rounds, "observed": 1, "none": 0}[social]
         self.iterations, self.mask_groups = iterations, mask_groups
@@ -140,9 +148,13 @@ class MaxEntIOC:
         """Fit to paths (T + 1, N, 2), or to several of each agent, (K, T + 1, N, 2).
 
         bar: counts rounds; there is one more than `rounds`, of agents alone.
-        Raises ValueError if no path is feasible.
+        Raises ValueError for other shapes and if no path is feasible.
         """
         paths = cells if cells.ndim == 4 else cells[None]
+        if paths.ndim != 4 or paths.shape[1] < 2 or tuple(paths.shape[2:]) != (len(crowd), 2):
+            raise ValueError(
+                f"cells {tuple(cells.shape)}: expected (T + 1, {len(crowd)}, 2) of at least one step"
+            )
         fine = feasible(crowd, paths)
         if not fine.any():
             raise ValueError(f"cells: none of {fine.numel()} paths can be walked on the grid")

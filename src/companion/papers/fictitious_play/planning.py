@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from companion.checks import whole
+
 FORMS = ("convolution", "logsumexp")
 MARGIN = 60.0  # nats above the smallest normal number at which a value is still trusted
 
@@ -150,7 +152,11 @@ class Policy:
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n paths an agent, independently of the other agents, (n, T + 1, N, 2) cells."""
+        """Draw n paths an agent, independently of the other agents, (n, T + 1, N, 2) cells.
+
+        Raises ValueError for n below 1.
+        """
+        whole(1, n=n)
         horizon, agents, _, width = self.reward.shape
         radius, size = self.log_kernel.shape[-1] // 2, self.log_kernel.shape[-1]
         device = self.reward.device
@@ -207,8 +213,11 @@ def plan(log_kernel: Tensor, reward: Tensor, terminal: Tensor, start: Tensor):
     """Best responses to fixed rewards: the policy and its occupancy (T + 1, N, H, W).
 
     Agents for whom the convolution form underflows are planned again in log space.
-    Raises ValueError, naming the agents, if one starts off the grid or has no way to go.
+    Raises ValueError for nobody and, naming the agents, if one starts off the grid or has no way
+    to go.
     """
+    if not len(start):
+        raise ValueError("start: expected at least one agent")
     size = torch.tensor(terminal.shape[1:], device=start.device)
     outside = ((start < 0) | (start >= size)).any(-1)
     if outside.any():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from companion.checks import at_least, whole
 from companion.papers.fictitious_play.crowd import SIGMAS_M, Crowd, Weights
 from companion.papers.fictitious_play.grid import speed_kernel
 from companion.papers.fictitious_play.planning import Policy, plan
@@ -68,6 +69,7 @@ def respond(
     others: (T + 1, N, H, W), for each agent the sum of the others' expected occupancies (see
       `expected_others`); None: nobody else is there.
     """
+    whole(1, horizon=horizon)
     kernel = speed_kernel(
         crowd.grid, crowd.dt_s, crowd.speed, weights.speed, radius_cells=crowd.radius_cells
     )
@@ -100,6 +102,7 @@ class FictitiousPlay:
             raise ValueError(
                 f"iterations = {iterations!r}, horizon = {horizon!r}: expected at least 0 and 1"
             )
+        at_least(0, tolerance=tolerance)
         self.crowd, self.weights, self.horizon = crowd, weights, horizon
         self.sigmas_m, self.iterations, self.average = tuple(sigmas_m), iterations, average
         self.update, self.tolerance = update, tolerance

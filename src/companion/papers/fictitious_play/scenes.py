@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from companion.checks import whole
 from companion.data.crowds import simulate_crossing
 from companion.data.trajectories import Tracks, cut_windows, load_tracks
 from companion.papers.fictitious_play.crowd import Crowd, Weights, self_play_crowd
@@ -17,6 +18,7 @@ from companion.papers.fictitious_play.grid import Grid
 from companion.papers.fictitious_play.learning import feasible
 from companion.papers.fictitious_play.play import FictitiousPlay, Forecast
 from companion.papers.fictitious_play.social import smooth
+from companion.runtime import has_float64
 
 SEEN_S = 1.2  # seconds before the start from which a filmed person's speed is taken
 MARGIN_M = 1.0  # of the grid around everything that was filmed
@@ -41,11 +43,13 @@ class Observed:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Observed:
-        """A copy on a device, with the crowd in a precision."""
+        """A copy on a device, with the crowd in a precision; positions keep theirs if they can."""
         kind = None if self.kind is None else self.kind.to(device)
+        keeps = device is None or has_float64(device)
+        positions = self.positions.to(device, None if keeps else torch.float32)
         return Observed(
-            self.crowd.to(device, dtype), self.cells.to(device), self.positions.to(device), self.counts, kind
-        )  # fmt: skip
+            self.crowd.to(device, dtype), self.cells.to(device), positions, self.counts, kind
+        )
 
     def walking(self, speed: Tensor) -> Observed:
         """The same paths, with other preferred speeds (N,) in m/s."""
@@ -100,6 +104,7 @@ def self_play(
     where: as `self_play_crowd`. Returns the crowd, paths (samples, T + 1, N, 2), and the
     forecast that they were drawn from.
     """
+    whole(1, n_samples=n_samples)
     generator = torch.Generator().manual_seed(seed)
     crowd = self_play_crowd(n_scenes, generator, **where)
     forecast = FictitiousPlay(crowd, weights, horizon, iterations=iterations).run()

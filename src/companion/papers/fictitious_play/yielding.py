@@ -10,6 +10,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
 
+from companion.checks import whole
+
 
 def soft_response(other: np.ndarray | float, cost: float) -> np.ndarray | float:
     """σ(c (1 - 2p')): how often to go left against somebody who does with probability p'."""
@@ -33,6 +35,7 @@ def play_give_way(
     cost: float, start: tuple[float, float], rounds: int, *, average: bool
 ) -> np.ndarray:
     """Beliefs (rounds + 1, 2) under simultaneous responses, averaged over rounds or not."""
+    whole(0, rounds=rounds)
     beliefs = [np.array(start, dtype=float)]
     for k in range(1, rounds + 1):
         now = beliefs[-1]

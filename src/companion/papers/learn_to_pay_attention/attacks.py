@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from companion.checks import at_least, whole
 from companion.sparsity import evaluation_mode
 
 
@@ -30,10 +31,10 @@ def pgd(
     """`steps` steps of FGSM's kind, kept within `eps` of the images and in [0, 1].
 
     step_size: None takes 2.5 eps / steps. No random start.
-    Raises ValueError for eps below 0.
+    Raises ValueError for eps below 0 or no steps.
     """
-    if eps < 0:
-        raise ValueError(f"eps = {eps!r}: expected at least 0")
+    at_least(0, eps=eps)
+    whole(1, steps=steps)
     size = 2.5 * eps / steps if step_size is None else step_size
     moved = x.detach()
     with evaluation_mode(model):

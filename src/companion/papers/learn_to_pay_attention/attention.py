@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from companion.checks import whole
 from companion.sparsity import evaluation_mode
 
 COMPATS = ("pc", "dp", "tanh", "mean")
@@ -40,6 +41,7 @@ class SpatialAttention(nn.Module):
         super().__init__()
         one_of("compat", compat, COMPATS)
         one_of("scale", scale, SCALES)
+        whole(1, dim=dim)
         self.dim, self.compat = dim, compat
         self.factor = dim**-0.5 if scale == "sqrt" else 1.0
         if compat in ("pc", "tanh"):
@@ -97,6 +99,9 @@ class AttentionHead(nn.Module):
     ) -> None:
         super().__init__()
         one_of("head", head, HEADS)
+        whole(1, num_classes=num_classes)
+        if not len(dims):
+            raise ValueError("dims = []: expected the features of at least one level")
         self.norms = nn.ModuleList(nn.BatchNorm1d(dim) for dim in dims)
         self.dropout = nn.Dropout(dropout)
         sizes = [sum(dims)] if head == "concat" else dims

@@ -10,11 +10,18 @@ from skimage.filters import threshold_otsu
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from companion.checks import whole
 from companion.papers.learn_to_pay_attention.attention import AttentionClassifier, one_of
 from companion.papers.learn_to_pay_attention.networks import GapClassifier
 from companion.sparsity import evaluation_mode
 
 THRESHOLDS = ("otsu", "area", "mean")
+
+
+def _check_images(x: Tensor, batch_size: int) -> None:
+    whole(1, batch_size=batch_size)
+    if not len(x):
+        raise ValueError(f"x {tuple(x.shape)}: expected at least one image")
 
 
 @torch.no_grad()
@@ -25,7 +32,11 @@ def attention_maps(
 
     model: has a method `attend`. query: global vectors (images, features) to ask with instead
       of the images' own, see `global_vectors`.
+    Raises ValueError for no images, or other numbers of images and queries.
     """
+    _check_images(x, batch_size)
+    if query is not None and len(query) != len(x):
+        raise ValueError(f"query: {len(query)} vectors for {len(x)} images")
     queries = [None] * len(x) if query is None else query.split(batch_size)
     with evaluation_mode(model):
         parts = [
@@ -38,6 +49,7 @@ def attention_maps(
 @torch.no_grad()
 def global_vectors(model: AttentionClassifier, x: Tensor, *, batch_size: int = 500) -> Tensor:
     """The global vectors g of some images, (images, features), in inference mode."""
+    _check_images(x, batch_size)
     with evaluation_mode(model):
         return torch.cat([model.features(batch)[1] for batch in x.split(batch_size)])
 
@@ -51,7 +63,14 @@ def cam_maps(
     Their mean over the places, plus the class's bias, is the logit.
 
     classes: (images,), which class to explain; None: the predicted one.
+    Raises ValueError for no images, or classes that there are not.
     """
+    _check_images(x, batch_size)
+    number = model.linear.out_features
+    if classes is not None and not (
+        classes.shape == x.shape[:1] and ((classes >= 0) & (classes < number)).all()
+    ):
+        raise ValueError(f"classes: expected {len(x)} numbers from 0 to {number - 1}")
     maps = []
     with evaluation_mode(model):
         for start in range(0, len(x), batch_size):
@@ -78,6 +97,8 @@ def _fit(maps: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"maps {tuple(maps.shape)}, truth {tuple(truth.shape)}: expected (images, h, w) each"
         )
+    if truth.dtype != torch.bool:
+        raise ValueError(f"truth: dtype {truth.dtype}, expected bool")
     if not maps.isfinite().all():
         raise ValueError("maps: expected finite values")
     wide = resized(maps, truth.shape[1:]).flatten(1)
@@ -127,6 +148,7 @@ def binarised(maps: Tensor, how: str = "otsu", *, area: int = 64) -> Tensor:
       earlier ones where values tie).
     """
     one_of("threshold", how, THRESHOLDS)
+    whole(0, area=area)
     if how == "area":
         flat = maps.flatten(1)
         order = flat.argsort(dim=1, descending=True, stable=True)[:, :area]
@@ -140,6 +162,8 @@ def mask_iou(masks: Tensor, truth: Tensor) -> Tensor:
 
     masks, truth: (images, height, width), bool.
     """
+    if (masks.dtype, truth.dtype) != (torch.bool, torch.bool):
+        raise ValueError(f"masks, truth: dtypes {masks.dtype}, {truth.dtype}, expected bool")
     if masks.shape != truth.shape:
         raise ValueError(f"masks {tuple(masks.shape)}: expected the truth's {tuple(truth.shape)}")
     both, either = (masks & truth).flatten(1).sum(1), (masks | truth).flatten(1).sum(1)
@@ -161,6 +185,9 @@ def perturbation_curve(
     maps: (images, h, w); resized to the images.
     """
     one_of("kind", kind, ("deletion", "insertion"))
+    whole(1, parts=parts)
+    if len(maps) != len(x) or not maps.isfinite().all():
+        raise ValueError(f"maps {tuple(maps.shape)}: expected finite values, {len(x)} maps")
     pixels = x.shape[2] * x.shape[3]
     order = resized(maps, x.shape[2:]).flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(1).view(len(x), 1, *x.shape[2:])

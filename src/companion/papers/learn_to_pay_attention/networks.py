@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from companion.checks import whole
 from companion.papers.learn_to_pay_attention.attention import (
     AttentionClassifier,
     AttentionHead,
@@ -55,7 +56,12 @@ def _names(levels: Sequence[int], number: int) -> list[str]:
 
 
 def small_trunk(in_channels: int = 1, width: int = 48) -> nn.Sequential:
-    """The small VGG of this page: two levels, at a half and a quarter of the image's side."""
+    """The small VGG of this page: two levels, at a half and a quarter of the image's side.
+
+    Takes images of 8 pixels a side and more. Raises ValueError for a width below 3.
+    """
+    whole(1, in_channels=in_channels)
+    whole(3, width=width)
     return _stages(
         level1=[
             *_conv(in_channels, width // 3), nn.MaxPool2d(2),
@@ -76,6 +82,7 @@ def vgg_trunk(in_channels: int = 3) -> nn.Sequential:
     and quarter side of the image. The official code has dropout of 0.3 after the first
     convolution and 0.4 after the others but the last of each block.
     """
+    whole(1, in_channels=in_channels)
     one, two, three, four, five = VGG_BLOCKS
     return _stages(
         level1=[*_block(in_channels, one, 0.3), *_block(64, two), *_block(128, three)],
@@ -207,6 +214,8 @@ class GapClassifier(nn.Module):
     def __init__(self, trunk: nn.Sequential, last: str, num_classes: int = 10) -> None:
         super().__init__()
         names = [name for name, _ in trunk.named_children()]
+        one_of("last", last, names)
+        whole(1, num_classes=num_classes)
         self.features = trunk[: names.index(last) + 1]
         self.linear = nn.Linear(_channels(self.features), num_classes)
 
@@ -246,6 +255,10 @@ class ProgressiveAttention(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         names = [name for name, _ in trunk.named_children()]
+        if not len(levels):
+            raise ValueError("levels = []: expected the name of at least one stage")
+        for level in levels:
+            one_of("levels", level, names)
         self.features = trunk[: names.index(levels[-1]) + 1]
         self.gates = nn.ModuleDict()
         for name in levels[:-1]:

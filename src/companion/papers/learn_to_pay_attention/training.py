@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from companion.checks import whole
 from companion.papers.learn_to_pay_attention.attention import one_of
 from companion.runtime import Progress
 from companion.training import DivergenceError, shuffled_batches
@@ -39,10 +40,14 @@ def fit(
       the rate halved after every `halve_every` steps (0: never), as in the official code.
     amp: "bf16" runs the forward pass under autocast.
     augment: function (batch, generator) -> batch.
-    Raises DivergenceError for a loss that is not finite.
+    Raises DivergenceError for a loss that is not finite, and ValueError for numbers out of range
+    or a label too many or too few.
     """
     one_of("recipe", recipe, RECIPES)
     one_of("amp", amp, AMP)
+    whole(0, steps=steps, halve_every=halve_every)
+    if len(x) != len(y):
+        raise ValueError(f"x, y: {len(x)} images and {len(y)} classes, expected as many of both")
     if recipe == "adamw":
         optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))

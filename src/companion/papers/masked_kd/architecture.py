@@ -117,16 +117,25 @@ def _is_compiled(model: nn.Module, module: nn.Module) -> bool:
 def token_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """Rows and columns of patches into which a model cuts these images, (B, C, H, W).
 
-    Raises UnsupportedModelError for a model that does not state the side of its patches.
+    Raises UnsupportedModelError for a model that does not state the side of its patches, and
+    ValueError for images that they do not tile.
     """
-    patch = getattr(getattr(model, "patch_embed", model), "patch_size", None)
+    embed = getattr(model, "patch_embed", model)
+    patch = getattr(embed, "patch_size", None)
     if patch is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} does not state the size of its patches: expected "
             "patch_embed.patch_size (timm) or patch_size (torchvision)"
         )
-    rows, columns = (patch, patch) if isinstance(patch, int) else patch
-    return images.shape[-2] // rows, images.shape[-1] // columns
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    sides = images.shape[-2:]
+    if getattr(embed, "dynamic_img_pad", False):  # timm fills the last ones up
+        return -(-sides[0] // height), -(-sides[1] // width)
+    if sides[0] % height or sides[1] % width:
+        raise ValueError(
+            f"images of {sides[0]} x {sides[1]}: patches of {height} x {width} do not tile them"
+        )
+    return sides[0] // height, sides[1] // width
 
 
 def patch_count(model: nn.Module) -> int | None:

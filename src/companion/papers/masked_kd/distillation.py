@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -9,7 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from companion.papers.masked_kd.architecture import drop_point, patch_count, token_grid
+from companion.papers.masked_kd.architecture import (
+    UnsupportedModelError,
+    drop_point,
+    patch_count,
+    token_grid,
+)
 from companion.papers.masked_kd.attention import cls_attention, gradient_saliency
 from companion.papers.masked_kd.tokens import (
     check_keep,
@@ -44,7 +50,7 @@ def distillation_loss(
         raise ValueError(f"kind = {kind!r}: expected 'soft' or 'hard'")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha = {alpha!r}: expected 0 to 1")
-    if tau <= 0:
+    if not 0 < tau < math.inf:
         raise ValueError(f"tau = {tau!r}: expected a number above 0")
     if z.shape != t.shape:
         raise ValueError(
@@ -92,6 +98,8 @@ class CollapseGuard:
             raise ValueError(f"threshold = {self.threshold!r}: expected 0 to 1")
         if self.every < 1:
             raise ValueError(f"every = {self.every!r}: expected at least 1")
+        if not len(self.images):
+            raise ValueError(f"images {tuple(self.images.shape)}: expected at least one")
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +196,8 @@ class MaskedDistiller:
         images: (B, C, H, W); with mixup the mixed ones. teacher_images: the same pictures in the
         teacher's resolution, where that differs; scores are then resized to its grid.
         """
+        if not len(images):
+            raise ValueError(f"images {tuple(images.shape)}: expected at least one")
         seen = images if teacher_images is None else teacher_images
         self._check_resolution(seen)
         if self.guard is not None and self.step % self.guard.every == 0:
@@ -246,7 +256,14 @@ class MaskedDistiller:
 
     def _check_resolution(self, images: Tensor) -> None:
         """Raise ValueError for pictures of a size that the teacher has no positions for."""
-        rows, columns = token_grid(self.teacher, images)
+        try:
+            rows, columns = token_grid(self.teacher, images)
+        except UnsupportedModelError:
+            raise
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: pass them in its own resolution as teacher_images"
+            ) from error
         count = patch_count(self.teacher)
         dynamic = getattr(self.teacher, "dynamic_img_size", False)
         if count is not None and rows * columns != count and not dynamic:

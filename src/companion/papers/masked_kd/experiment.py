@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from companion.checks import whole
 from companion.data.files import open_picture
 from companion.data.root import MissingDataError
 from companion.papers.masked_kd.architecture import token_grid
@@ -31,6 +32,7 @@ class Pictures:
     """Labelled pictures in memory.
 
     train_x, test_x: (n, C, H, W). train_y, test_y: (n,). augment: (batch, generator) -> batch.
+    Raises ValueError for an empty part, or one with a label too many or too few.
     """
 
     train_x: Tensor
@@ -38,6 +40,15 @@ class Pictures:
     test_x: Tensor
     test_y: Tensor
     augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            pictures, labels = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
+            if not 1 <= len(pictures) == len(labels):
+                raise ValueError(
+                    f"{part}_x, {part}_y: {len(pictures)} pictures and {len(labels)} labels, "
+                    "expected as many of both, at least one"
+                )
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless training batches in a new order every epoch."""
@@ -160,7 +171,11 @@ def train_teacher(
     amp: torch.dtype | None = None,
     bar: Progress | None = None,
 ) -> nn.Module:
-    """Train on labels alone, by AdamW under a one-cycle rate; returns the model."""
+    """Train on labels alone, by AdamW under a one-cycle rate; returns the model.
+
+    Raises DivergenceError for a loss that is not finite.
+    """
+    whole(0, steps=steps)
     optimizer, schedule = _optimiser(model, steps, lr, weight_decay)
     batches = pictures.batches(batch_size, generator)
     model.train()
@@ -171,6 +186,8 @@ def train_teacher(
         _descend(loss, optimizer, schedule)
         if bar is not None:
             bar.update()
+    if steps and not loss.isfinite():
+        raise DivergenceError(f"the loss of the teacher is not finite: lower lr = {lr}")
     return model
 
 
@@ -193,6 +210,7 @@ def distil(
     the last one.
     Raises DivergenceError for a loss that is not finite.
     """
+    whole(0, steps=steps)
     student = distiller.student
     optimizer, schedule = _optimiser(student, steps, lr, weight_decay)
     batches = pictures.batches(batch_size, generator)

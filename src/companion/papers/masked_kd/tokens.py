@@ -83,6 +83,8 @@ def token_drop(model: nn.Module) -> Iterator[Callable[[Tensor, Tensor | None], T
     def forward(images: Tensor, keep: Tensor | None = None) -> Tensor:
         if keep is None:
             return model(images)
+        if keep.dtype != torch.long or keep.ndim != 2 or not keep.numel():
+            raise ValueError(f"keep: {keep.dtype} {tuple(keep.shape)}, expected (B, k) indices")
         place = drop_point(model)
         layer = place.module
         kept = _Kept(layer, place.prefix, keep).train(layer.training)
@@ -119,7 +121,12 @@ def resize_scores(scores: Tensor, grid_s: tuple[int, int], grid_t: tuple[int, in
 
 
 def patch_truth(mask: Tensor, patch: int) -> Tensor:
-    """Which patches hold a pixel of a mask: (B, H, W) bool -> (B, N) bool."""
+    """Which patches hold a pixel of a mask: (B, H, W) bool -> (B, N) bool.
+
+    Raises ValueError for a patch that does not tile the mask.
+    """
+    if patch < 1 or mask.shape[1] % patch or mask.shape[2] % patch:
+        raise ValueError(f"patch = {patch!r}: expected a divisor of {tuple(mask.shape[1:])}")
     pooled = torch.nn.functional.max_pool2d(mask[:, None].float(), patch)
     return pooled.flatten(1) > 0
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from companion.checks import above, at_least, whole
+
 
 @dataclass(frozen=True)
 class Size:
@@ -104,6 +106,10 @@ class ViT(nn.Module):
         init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
+        sizes = {"image_size": image_size, "patch": patch, "dim": dim, "heads": heads}
+        whole(1, **sizes, depth=depth, channels=channels, classes=classes)
+        above(0, mlp_ratio=mlp_ratio)
+        at_least(0, init_std=init_std)
         if image_size % patch:
             raise ValueError(
                 f"patch = {patch!r}: expected a divisor of image_size = {image_size!r}"
@@ -138,8 +144,10 @@ def named_model(
     """One of timm's models, with random or pretrained weights, for pictures of some size.
 
     pretrained: timm fetches the weights; a head of another number of classes is drawn anew.
-    Raises ImportError without timm, and ValueError for a name that timm does not know.
+    Raises ImportError without timm, and ValueError for a name that timm does not know, a model
+    that takes no size of picture, or a size that its patches do not tile.
     """
+    whole(1, classes=classes, image_size=image_size)
     try:
         import timm
     except ImportError as error:
@@ -151,4 +159,16 @@ def named_model(
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; close: {', '.join(close)}" if close else ""
         raise ValueError(f"model {name!r}: timm has no such model{hint}")
-    return timm.create_model(name, pretrained=pretrained, num_classes=classes, img_size=image_size)
+    made = {"pretrained": pretrained, "num_classes": classes, "img_size": image_size}
+    try:
+        model = timm.create_model(name, **made)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        raise ValueError(f"model {name!r}: no vision transformer, it takes no img_size") from error
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
+    if image_size % patch:
+        raise ValueError(
+            f"image_size = {image_size!r}: expected a multiple of {name}'s patch, {patch}"
+        )
+    return model

@@ -7,6 +7,7 @@ goes through them in two products.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.n
     if method not in METHODS:
         raise ValueError(f"derivative = {method!r}: expected one of {METHODS}")
     T = len(t)
-    if method != "fd" and (window % 2 == 0 or window < 5):
+    odd = isinstance(window, Integral) and window % 2 == 1
+    if method != "fd" and not (odd and window >= 5):
         raise ValueError(f"window = {window}: expected an odd number of samples, at least 5")
     least = 3 if method == "fd" else window
     if least > T:

@@ -11,6 +11,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
+from companion.checks import above, at_least, whole
 from companion.papers.spreme import equations as told
 from companion.papers.spreme.derivative import METHODS, build_gram
 from companion.papers.spreme.group_stlsq import group_stlsq, solve
@@ -86,11 +87,9 @@ class SharedSINDy(BaseEstimator):
             raise ValueError(f"method = {self.method!r}: expected one of {SEARCHES}")
         if self.derivative not in METHODS:
             raise ValueError(f"derivative = {self.derivative!r}: expected one of {METHODS}")
-        for name, least in (("max_terms", 0), ("threshold", 0), ("ridge", 0), ("epochs", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected at least {least}")
-        if self.epsilon <= 0:
-            raise ValueError(f"epsilon = {self.epsilon}: expected above 0")
+        whole(0, max_terms=self.max_terms, epochs=self.epochs)
+        at_least(0, threshold=self.threshold, ridge=self.ridge)
+        above(0, epsilon=self.epsilon)
         x, times, labels = arrange(x, t, env, self.library.n)
         self.environments_ = labels
         self.feature_names_ = self.library.get_feature_names()
@@ -154,6 +153,8 @@ class SharedSINDy(BaseEstimator):
                 f"coefficients: shape {tuple(coefficients.shape)}, "
                 f"expected (E, {library.n}, {library.p})"
             )
+        if not coefficients.isfinite().all():
+            raise ValueError("coefficients: expected finite numbers")
         model = cls(library)
         model.coef_, model.support_ = coefficients, (coefficients != 0).any(-3)
         model.path_, model.criterion_ = [], None
@@ -182,6 +183,8 @@ class SharedSINDy(BaseEstimator):
         """Derivatives at states x (..., n), in states per time unit."""
         coefficients = self._coefficients(env)
         x = torch.as_tensor(x).to(coefficients)
+        if x.shape[-1] != self.library.n:
+            raise ValueError(f"x: shape {tuple(x.shape)}, expected (..., {self.library.n})")
         return self.library(x) @ coefficients.mT
 
     def simulate(self, x0, t, env: Hashable = 0, *, flag: bool = False):
@@ -241,6 +244,8 @@ def arrange(x, t, env, n: int) -> tuple[Tensor, np.ndarray | list, list]:
     if isinstance(x, (list, tuple)):
         return _arrange_list(x, t, env, n)
     x = torch.as_tensor(x)
+    if x.is_complex():
+        raise ValueError(f"x: dtype {x.dtype}, expected real numbers")
     if x.dtype != torch.float64:
         if x.device.type == "mps":
             raise ValueError("x: MPS has no float64; move the data to the CPU")
@@ -296,7 +301,7 @@ def _times(t, T: int, *, longer: bool = False) -> np.ndarray:
     """Times of T samples from a step or from the times themselves."""
     t = np.asarray(t.cpu() if isinstance(t, Tensor) else t, dtype=np.float64)
     if t.ndim == 0:
-        if not t > 0:
+        if not 0 < t < np.inf:
             raise ValueError(f"t = {float(t)}: expected a step above 0")
         return t * np.arange(T)
     if t.ndim != 1 or len(t) < T or (len(t) > T and not longer):
@@ -318,8 +323,14 @@ def simulate(
 
     A trajectory that leaves the bounds stays where it last was within them. Returns states
     (..., R, T, n) and a boolean (..., R), whether that happened.
+    Raises ValueError for other shapes, no times or some that are not finite, and no substeps.
     """
     t = np.asarray(t, dtype=np.float64)
+    if t.ndim != 1 or not len(t) or not np.isfinite(t).all():
+        raise ValueError(f"t: shape {t.shape}, expected at least one finite time")
+    whole(1, substeps=substeps)
+    if x0.ndim < 2 or x0.shape[-1] != library.n:
+        raise ValueError(f"x0: shape {tuple(x0.shape)}, expected (..., R, {library.n})")
     used = (coefficients != 0).flatten(0, -2).any(0).nonzero()[:, 0].tolist() or [0]
     values = library.some(used)
     weights = coefficients[..., used].mT

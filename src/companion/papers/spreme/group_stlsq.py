@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from companion.checks import at_least
 from companion.papers.spreme.derivative import Gram
 
 ROUNDS = 20  # as pysindy's STLSQ
@@ -50,8 +51,7 @@ def group_stlsq(
     Returns coefficients (..., E, n, p) of a last fit without ridge, the support (..., n, p)
     or, not shared, (..., E, n, p), and the support after every round.
     """
-    if threshold < 0:
-        raise ValueError(f"threshold = {threshold}: expected at least 0")
+    at_least(0, threshold=threshold, ridge=ridge)
     support = torch.ones_like(gram.c[..., 0, :, :] if shared else gram.c, dtype=torch.bool)
     path = [support]
     for _ in range(ROUNDS):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.checks import at_least, whole
 from companion.papers.spreme.derivative import CHUNK, Gram
 
 MOST = 20_000_000  # subsets of one size that a search may meet
@@ -27,8 +28,7 @@ def subsets(p: int, k: int) -> Tensor:
 @lru_cache(maxsize=16)
 def all_subsets(p: int, k: int) -> Tensor:
     """`subsets` as the searches share them: nobody may write to it."""
-    if p < 0 or k < 0:
-        raise ValueError(f"p, k = {p!r}, {k!r}: expected numbers of at least 0")
+    whole(0, p=p, k=k)
     count = math.comb(p, k)
     if count > MOST:
         raise ValueError(f"max_terms = {k}: {count:,} subsets of {p} terms, at most {MOST:,}")
@@ -102,8 +102,8 @@ def best_subsets(
 
     Raises ValueError for a negative max_terms or one with too many subsets.
     """
-    if max_terms < 0:
-        raise ValueError(f"max_terms = {max_terms}: expected at least 0")
+    whole(0, max_terms=max_terms)
+    at_least(0, epsilon=epsilon)
     E, n, p = gram.c.shape[-3:]
     lead = gram.c.shape[:-3]
     flat = Gram(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,8 @@ from functools import cached_property
 import sympy as sp
 import torch
 from torch import Tensor
+
+MOST = 100_000  # monomials
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Library:
             raise ValueError(f"n = {n}: expected at least one state")
         if degree < 0:
             raise ValueError(f"degree = {degree}: expected at least 0")
+        if math.comb(n + degree, degree) > MOST:
+            raise ValueError(
+                f"degree = {degree}: {math.comb(n + degree, degree):,} monomials of {n} states, "
+                f"expected at most {MOST:,}"
+            )
         if names and len(names) != n:
             raise ValueError(f"names = {list(names)}: expected {n} names, one a state")
         self.n, self.degree, self.extra = n, degree, tuple(extra)
@@ -89,6 +97,8 @@ class Library:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Values of all terms: (..., n) to (..., p)."""
+        if x.shape[-1] != self.n:
+            raise ValueError(f"x: shape {tuple(x.shape)}, expected (..., {self.n})")
         blocks = [torch.ones_like(x[..., :1]), x] if self.degree else [torch.ones_like(x[..., :1])]
         for parents, states in self._steps:
             blocks.append(blocks[-1][..., parents] * x[..., states])
@@ -99,8 +109,8 @@ class Library:
 
         A roll-out of a sparse model spends its time here.
         """
-        if sorted(columns) != list(columns):
-            raise ValueError(f"columns = {list(columns)}: expected ascending columns")
+        if sorted(columns) != list(columns) or not set(columns) <= set(range(self.p)):
+            raise ValueError(f"columns = {list(columns)}: expected ascending, 0 to {self.p - 1}")
         powers = self.exponents[[c for c in columns if c < len(self.monomials)]]
         rest = [self.extra[c - len(self.monomials)] for c in columns if c >= len(self.monomials)]
         highest = int(powers.max()) if len(powers) else 0

@@ -7,6 +7,7 @@ and both gradients are written down here instead of being traced.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import torch
 from scipy.signal import savgol_filter
 from torch import Tensor
 
+from companion.checks import above, whole
 from companion.papers.spreme.derivative import ORDER, operators
 from companion.papers.spreme.group_stlsq import ROUNDS
 from companion.papers.spreme.library import Library
@@ -134,8 +136,9 @@ def first_fits(library: Library, x: Tensor, step: float, train: int) -> Tensor:
     x: (E, R, T, n); the first `train` samples of a trajectory are fitted. Derivatives:
     Savitzky and Golay (window 5, order 3), then finite differences, over the *whole*
     trajectory, so that the last ones look three samples ahead; features of the samples as they
-    are. Of the official code's twelve candidates the last always wins (threshold 0.01, ridge
-    0.05), as it never stores the best score. The ridge is on raw columns, as in pysindy.
+    are. Of the official code's twelve candidates the last one with a finite validation error wins,
+    as it never stores the best score; on its four systems all are finite, so that is the last
+    (threshold 0.01, ridge 0.05). The ridge is on raw columns, as in pysindy.
     """
     _, D = operators(step * np.arange(x.shape[2]), "fd", 0)
     smooth = savgol_filter(x.cpu().numpy(), SMOOTH, ORDER, axis=2)
@@ -219,7 +222,16 @@ def learn_mask(
 
     x: (E, R, T, n), float64. The last fifth of every trajectory is for validation. Terms that
     the mask has dropped never come back, so the library is only evaluated where a term is left.
+    The state of lowest validation error is kept, the later one of equals; if no error is finite,
+    the first fits.
+    Raises ValueError for epochs or a step out of range, too few samples, or other data.
     """
+    whole(0, epochs=epochs)
+    above(0, step=step)
+    if x.dtype != torch.float64 or x.ndim != 4 or x.shape[-1] != library.n:
+        raise ValueError(
+            f"x: {x.dtype} of shape {tuple(x.shape)}, expected float64 of (E, R, T, {library.n})"
+        )
     settings = settings or LoopSettings()
     T = x.shape[2]
     held = T // 5
@@ -260,7 +272,7 @@ def learn_mask(
             error = (path - valid).square().mean().item()
             validation.append(error)
             terms.append(int((hard != 0).any(0).sum()))
-            if best is None or error < best[0]:
+            if math.isfinite(error) and (best is None or error <= best[0]):
                 best = error, epoch + 1, hard, logit.sigmoid() * alive
             bar.update()
     if best is None:

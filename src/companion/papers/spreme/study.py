@@ -52,6 +52,8 @@ def method_rates(
     "l0" (search in each environment alone), "l0 vote" and "S3"; the weak form's products; and
     the threshold of the best STLSQ on the weak form.
     """
+    if not len(thresholds):
+        raise ValueError("thresholds = []: expected at least one to choose from")
     best: dict[str, Tensor] = {}
     weak_best, weak_threshold = -1.0, float(thresholds[0])
     gram = build_gram(library, x, t, "weak", window)
@@ -140,6 +142,8 @@ def roll_out_error(
 
 def wilson(rate: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's interval of a rate over n independent cases, by default at 95 %."""
+    if not (n > 0 and 0 <= rate <= 1):
+        raise ValueError(f"rate, n = {rate!r}, {n!r}: expected 0 to 1, of at least one case")
     middle = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
     return max(0.0, middle - half), min(1.0, middle + half)

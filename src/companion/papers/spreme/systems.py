@@ -11,6 +11,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from companion.checks import at_least, whole
 from companion.papers.spreme.library import Library, sine
 
 TOLERANCE = 1e-12  # of the integrators, relative and absolute
@@ -161,8 +162,20 @@ def integrate(
 
     All trajectories are one state of one solver (Dormand and Prince's order 8), whose steps
     suit the hardest of them. Returns (E, R, T, n).
+    Raises ValueError for times that do not ascend, and for numbers or shapes that cannot be.
     """
     found = system(name)
+    times = np.asarray(times, dtype=np.float64)
+    if times.ndim != 1 or len(times) < 2 or not (np.diff(times) > 0).all():
+        raise ValueError(f"times: shape {times.shape}, expected at least two that ascend")
+    for what, value, width in (
+        ("parameters", parameters, len(found.parameters)),
+        ("initial", initial, found.n),
+    ):
+        if value.shape[-1] != width or not np.isfinite(value).all():
+            raise ValueError(
+                f"{what}: shape {value.shape}, expected finite numbers (..., {width})"
+            )
     E, R = len(parameters), initial.shape[-2]
     start = np.broadcast_to(initial, (E, R, found.n))
     columns = [parameters[:, None, i] for i in range(parameters.shape[1])]
@@ -200,7 +213,10 @@ def add_noise(x: Tensor, level: float, generator: torch.Generator, copies: int) 
 
     level: deviation of the noise, as a fraction of each state's own over all data. The same
     generator state gives the same noise at every level, scaled.
+    Raises ValueError for a negative level or no copy.
     """
+    at_least(0, level=level)
+    whole(1, copies=copies)
     scale = x.flatten(0, -2).std(0, correction=0)
     noise = torch.randn((copies, *x.shape), generator=generator, dtype=x.dtype)
     return x + level * scale * noise.to(x.device)
