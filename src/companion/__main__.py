@@ -265,7 +265,6 @@ def _ended_by_signals() -> Iterator[None]:
     """Let a request to end, or a terminal that closes, clear up as an interrupt does."""
 
     def end(number: int, _: object) -> None:
-        print("companion: ended by a signal; nothing half-written was kept", file=sys.stderr)
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -274,6 +273,9 @@ def _ended_by_signals() -> Iterator[None]:
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
+    except SystemExit:
+        print("companion: ended by a signal; nothing half-written was kept", file=sys.stderr)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
