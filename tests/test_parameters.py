@@ -324,7 +324,9 @@ def test_what_depends_on_several_parameters_names_them():
         require(False, "steps = 3: expected fewer")
 
 
-@pytest.mark.parametrize("value", [{"a": {1}}, float("nan"), [float("inf")], object(), 1j * 0])
+@pytest.mark.parametrize(
+    "value", [{"a": float("inf")}, float("nan"), [float("inf")], object(), 1j * 0]
+)
 def test_only_literals_are_written_into_a_cell(value):
     if value == 0:
         value = type("Code", (int,), {"__repr__": lambda self: "print('run')"})()
@@ -528,6 +530,7 @@ BAD = [
     ("snip", "device", ["tpu", "cuda:99", "cpu:7", "null", "on"]),
     ("snip", "data_root", ["/nowhere/at all", "/dev/null", "x" * 300, "'a\\\\", "null"]),
     ("snip", "n_seeds", ["0", "21"]),
+    ("snip", "train_examples", ["1", "1348", "60001"]),
     ("snip", "profile", ["qiuck", "null", "[quick]"]),
     ("data_parallelism", "lr_range", ["[1]", "[1, 0.1]", "[0.1, 1, 2]", "[]"]),
     ("data_parallelism", "store", ["/", "/dev/null/x", "x" * 300]),
@@ -604,14 +607,13 @@ def nothing_starts(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("stem", "name", "texts"), BAD, ids=lambda x: x if type(x) is str else "")
 def test_bad_values_are_refused_by_every_command(stem, name, texts, nothing_starts, capsys, tmp_path):  # fmt: skip
     file = tmp_path / "given.yaml"
-    for text in texts:
+    for number, text in enumerate(texts):
         nothing_starts(capsys, ["run", stem, "-p", name, text], name)
-        nothing_starts(capsys, ["record", stem, "--name", "x", "--out", "out", "-p", name, text], name)  # fmt: skip
-        nothing_starts(capsys, ["sweep", stem, "-g", name, f"[{text}]", "--out", "out"], name)
         file.write_text(f"{name}: {text}\n", encoding="utf-8")
-        nothing_starts(
-            capsys, ["run", stem, "-f", str(file)], name if text[0] not in "&!" else "-f"
-        )
+        nothing_starts(capsys, ["run", stem, "-f", str(file)], name if text[0] not in "&!" else "-f")  # fmt: skip
+        if number < 3:  # the others call the same check
+            nothing_starts(capsys, ["record", stem, "--name", "x", "--out", "out", "-p", name, text], name)  # fmt: skip
+            nothing_starts(capsys, ["sweep", stem, "-g", name, f"[{text}]", "--out", "out"], name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -671,7 +673,9 @@ def test_a_run_elsewhere_is_not_judged_by_this_machine(capsys, tmp_path):
         "mnist",
     ]
     assert main(["record", *asked, "-p", "data_root", str(tmp_path / "there")]) == 0
-    assert "device = 'cuda:99'" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    compile(printed, "script", "exec")  # nothing but the script
+    assert "device = 'cuda:99'" in printed
     path = notebooks.find("visual_compiler")
     notebooks.validate(path, {"out_dir": "/dev/null/x", "device": "cuda:99"})
     with pytest.raises(ParameterError, match="out_dir = '/dev/null/x': expected a folder"):

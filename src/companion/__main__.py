@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import shlex
@@ -228,7 +229,8 @@ def _record(options: argparse.Namespace) -> None:
     given = _parameters(options)
     if options.script:  # for another machine
         path = notebooks.find(options.notebook)
-        notebooks.validate(path, given)
+        with contextlib.redirect_stdout(sys.stderr):  # what the check says is not of the script
+            notebooks.validate(path, given)
         print(notebooks.script(path, given))
         return
     if options.out:

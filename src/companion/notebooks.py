@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import functools
 import hashlib
 import io
@@ -291,9 +292,11 @@ def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dic
 
     run(cells[0])
     usual = space.get("dataset")
+    said = io.StringIO()
     try:
-        run(injected({name: value for name, value in given.items() if name in known}))
-        run(cells[1])
+        with contextlib.redirect_stdout(said):
+            run(injected({name: value for name, value in given.items() if name in known}))
+            run(cells[1])
     except parameters.ParameterError as error:
         problems.append(str(error))
     if problems:
@@ -301,6 +304,7 @@ def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dic
     values = {name: space[name] for name in known}
     if here:
         _check_place(values, usual)
+    print(said.getvalue(), end="")
     return values
 
 
