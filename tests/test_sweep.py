@@ -475,7 +475,7 @@ def test_a_sweep_that_is_ended_takes_workers_and_kernels_with_it(toy, tmp_path, 
     running = command(toy, out, "-g", "x", "[2, 3]", "-p", "mode", "sleep", "--workers", "2")
     try:
         wait_for(lambda: len(list((out / "runs").glob("*.json"))) == 1)
-        wait_for(lambda: named("ipykernel", running))
+        wait_for(lambda: named("companion.kernels", running))
         started = below(running)
         running.send_signal(number)
         _, told = running.communicate(timeout=60)
@@ -531,7 +531,7 @@ def test_a_cluster_that_goes_away_ends_the_sweep(
         scheduler, worker = processes
 
         def strike():
-            wait_for(lambda: named("ipykernel", worker))
+            wait_for(lambda: named("companion.kernels", worker))
             monkeypatch.setattr(rooms, "CONNECT_S", 3)
             if fault == "workers":
                 for process in [worker, *below(worker)]:
@@ -668,7 +668,7 @@ def addresses(processes):
     for process in processes:
         with contextlib.suppress(psutil.Error):
             found |= {
-                (" ".join(process.cmdline())[:60], c.laddr.ip)
+                (" ".join(process.cmdline()), c.laddr.ip)
                 for c in process.net_connections("tcp")
                 if c.status == psutil.CONN_LISTEN
             }
@@ -684,7 +684,7 @@ def test_a_local_sweep_listens_on_loopback_only(toy, tmp_path):
     seen = set()
     try:
         wait_for(lambda: list((tmp_path / "out" / "runs").glob("*.json")))
-        wait_for(lambda: named("ipykernel", running))
+        wait_for(lambda: named("companion.kernels", running))
         for _ in range(20):
             seen |= addresses([psutil.Process(running.pid), *below(running)])
             time.sleep(0.1)
@@ -692,7 +692,7 @@ def test_a_local_sweep_listens_on_loopback_only(toy, tmp_path):
         running.kill()
         running.wait(20)
     names = {name for name, _ in seen}
-    assert any("ipykernel" in name for name in names)
+    assert any("companion.kernels" in name for name in names)
     assert len(names) >= 3
     assert {ip for _, ip in seen} == {"127.0.0.1"}
 

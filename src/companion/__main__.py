@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import os
 import shlex
@@ -11,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 
@@ -23,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. What stops it is one line on stderr.
 
     Returns the exit status: 0 if all went well, 1 if a run or the machine failed, 2 for bad
-    input, 130 and 143 if it was interrupted or terminated.
+    input, 128 plus the signal's number (130, 143) if it was interrupted or terminated.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -33,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _stopped(error, 2)
     except (OSError, RuntimeError, ImportError) as error:
         return _stopped(error, 1)
-    except Terminated:
-        return _stopped("terminated; what was finished before is as it was", 143)
+    except Terminated as signalled:
+        return _stopped("terminated; what was finished before is as it was", signalled.args[0])
     except KeyboardInterrupt:
         return _stopped("interrupted; what was finished before is as it was", 130)
 
@@ -55,7 +54,7 @@ def _terminable() -> Iterator[None]:
 
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # once: the clean-up is not to be cut short
-        raise Terminated
+        raise Terminated(128 + number)
 
     taken = []
     if threading.current_thread() is threading.main_thread():
@@ -229,7 +228,7 @@ def _record(options: argparse.Namespace) -> None:
     given = _parameters(options)
     if options.script:  # for another machine
         path = notebooks.find(options.notebook)
-        with contextlib.redirect_stdout(sys.stderr):  # what the check says is not of the script
+        with redirect_stdout(sys.stderr):  # what the check says is not of the script
             notebooks.validate(path, given)
         print(notebooks.script(path, given))
         return

@@ -281,7 +281,9 @@ def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dic
     """
     known = declared(path)
     problems = parameters.unknown(given, known)
-    cells = [cell["source"] for cell in code_cells(read(path))[:2]]
+    # of an earlier run's output, too, the cell that checks comes after what was set
+    stated = [cell for cell in code_cells(read(path)) if "injected-parameters" not in tags(cell)]
+    cells = [cell["source"] for cell in stated[:2]]
     if len(cells) < 2:
         raise ValueError(f"{path}: expected a cell of parameters and one that checks them")
     space: dict[str, object] = {"In": [], "__name__": "parameters", "HERE": here}

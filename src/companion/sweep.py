@@ -233,13 +233,11 @@ def carry_out(order: Order, source: str) -> Result:
 
     for _ in range(1 + KERNEL_RETRIES):
         notebook = nbformat.reads(source, as_version=4)
-        values = nbformat.v4.new_code_cell(notebooks.injected(order.run.given))
-        values.metadata["tags"] = ["injected-parameters"]
-        first = next(n for n, cell in enumerate(notebook.cells) if cell.cell_type == "code")
-        notebook.cells.insert(first + 1, values)
+        notebooks.put_values(notebook, order.run.given)
         error = _execute(notebook, order)
         # a start may fail now and then, for instance where two kernels draw the same port
-        if not error or notebook.cells[first].execution_count or error.startswith("ran past"):
+        began = any(cell.get("execution_count") for cell in notebook.cells)
+        if not error or began or error.startswith("ran past"):
             break
     text = nbformat.writes(notebook)
     if error:
