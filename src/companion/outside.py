@@ -40,7 +40,18 @@ def _timm_model(name: str) -> str | None:
         import timm
     except ImportError:
         return "expected timm to be installed (pip install timm), or an empty name"
-    return None if name in timm.list_models() else "expected a name of timm.list_models()"
+    if name not in timm.list_models():
+        return "expected a name of timm.list_models()"
+    import torch
+
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, img_size=224)
+    except TypeError:
+        return "expected a vision transformer, which takes img_size"
+    except (AssertionError, RuntimeError, ValueError):  # it takes another size
+        pass
+    return None
 
 
 OUTSIDE: dict[str, Callable[[str], str | None]] = {
