@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from companion.training import (
+    LOOK_EVERY,
     DivergenceError,
     error_rate,
     predict,
@@ -196,7 +197,7 @@ def test_divergence_between_looks_is_not_missed():
         on_divergence="stop",
     )
     assert history.diverged
-    assert len(history.loss) == 50
+    assert len(history.loss) == LOOK_EVERY
     assert all(map(math.isfinite, history.loss[: first - 1]))
     assert math.isnan(history.loss[first - 1])
 

@@ -11,6 +11,9 @@ from torch.nn.functional import cross_entropy
 
 from companion.sparsity import apply_masks, evaluation_mode
 
+# Steps between two looks at the loss: a GPU has to be waited for.
+LOOK_EVERY = 100
+
 
 class DivergenceError(RuntimeError):
     """Raised when a training loss is no longer finite."""
@@ -28,8 +31,21 @@ class History:
     diverged: bool = False
 
 
-def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device, without waiting for what the device still computes.
+
+    CUDA sets ordinary memory of the CPU aside before it returns; MPS does not promise that.
+    """
+    return tensor.to(device, non_blocking=torch.device(device).type != "mps")
+
+
+def shuffled_batches(
+    count: int, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
     """Endless index batches; every epoch in a new order, batches crossing epoch boundaries.
+
+    generator: of the CPU, so that the order is the same everywhere. device: where the batches
+    are used; the order goes there an epoch at a time.
 
     Raises ValueError for a batch larger than the set.
     """
@@ -37,10 +53,11 @@ def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) ->
         raise ValueError(
             f"batch_size = {batch_size!r}: expected 1 to {count}, the size of the set"
         )
-    waiting = torch.empty(0, dtype=torch.long)
+    waiting = torch.empty(0, dtype=torch.long, device=device)
     while True:
         while len(waiting) < batch_size:
-            waiting = torch.cat([waiting, torch.randperm(count, generator=generator)])
+            order = torch.randperm(count, generator=generator)
+            waiting = torch.cat([waiting, upload(order, device)])
         yield waiting[:batch_size]
         waiting = waiting[batch_size:]
 
@@ -82,12 +99,12 @@ def train(
         parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
     )
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, sorted(milestones), gamma)
-    order = shuffled_batches(len(inputs), batch_size, generator)
+    order = shuffled_batches(len(inputs), batch_size, generator, inputs.device)
     losses: list[Tensor] = []
     model.train()
     with apply_masks(model, masks or {}):
         for step in range(1, steps + 1):
-            index = next(order).to(inputs.device)
+            index = next(order)
             batch = inputs[index] if augment is None else augment(inputs[index], generator)
             optimizer.zero_grad(set_to_none=True)
             loss = cross_entropy(model(batch), targets[index])
@@ -95,11 +112,10 @@ def train(
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
-            # reading a loss waits for a GPU: look now and then, and at the end
-            if step % 50 == 0 or step == steps:
+            if step % LOOK_EVERY == 0 or step == steps:
                 history.loss += torch.stack(losses).tolist()
                 losses.clear()
-                if not torch.isfinite(torch.tensor(history.loss[-50:])).all():
+                if not torch.isfinite(torch.tensor(history.loss[-LOOK_EVERY:])).all():
                     history.diverged = True
                     if on_divergence == "raise":
                         raise DivergenceError(

@@ -341,9 +341,9 @@ def class_pixel_maps(
 def matched_classes(maps: Tensor, data: ImageSet) -> int:
     """For how many classes the pixel map correlates best with that class's mean image."""
     means = torch.stack([data.train_x[data.train_y == k].mean((0, 1)) for k in range(len(maps))])
-    each = torch.corrcoef(torch.cat([maps.flatten(1), means.flatten(1)]).double())
+    each = torch.corrcoef(torch.cat([maps.flatten(1).cpu(), means.flatten(1).cpu()]).double())
     between = each[: len(maps), len(maps) :]  # (maps, means)
-    return int((between.argmax(1).cpu() == torch.arange(len(maps))).sum())
+    return int((between.argmax(1) == torch.arange(len(maps))).sum())
 
 
 def removal_effects(

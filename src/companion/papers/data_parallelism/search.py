@@ -90,8 +90,8 @@ class Workload:
         Raises ValueError for a batch larger than the training set.
         """
         order = torch.Generator().manual_seed(self.seed)
-        for index in shuffled_batches(len(self.train_x), batch_size, order):
-            index = index.to(self.train_x.device)
+        device = self.train_x.device
+        for index in shuffled_batches(len(self.train_x), batch_size, order, device):
             yield self.train_x[index], self.train_y[index]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.checks import above, whole
+from companion.training import upload
 
 ENCODE_SCALE = 5.0
 TCONV = 16
@@ -130,6 +131,10 @@ class SampleGenerator(nn.Module):
         start = last[:, None].expand(-1, z.shape[1], -1)
         return self.decoder(drive.flatten(0, 1), start.flatten(0, 1)).unflatten(0, z.shape[:2])
 
+    def _normal(self, past: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+        shape = len(past), n_samples, self.latent
+        return upload(torch.randn(shape, generator=generator).to(past.dtype), past.device)
+
     def sample(
         self,
         past: Tensor,
@@ -144,7 +149,7 @@ class SampleGenerator(nn.Module):
         pred_len, 2).
         """
         h_x = self.encode(past) if h_x is None else h_x
-        z = torch.randn((len(past), n_samples, self.latent), generator=generator).to(past)
+        z = self._normal(past, n_samples, generator)
         return self.decode(h_x, z, past[:, -1])
 
     def reconstruct(
@@ -156,7 +161,7 @@ class SampleGenerator(nn.Module):
         """
         h_x = self.encode(past)
         mean, log_sigma = self.posterior(past, future, h_x)
-        noise = torch.randn((len(past), n_samples, self.latent), generator=generator).to(past)
+        noise = self._normal(past, n_samples, generator)
         z = mean[:, None] + log_sigma.exp()[:, None] * noise
         return self.decode(h_x, z, past[:, -1]), mean, log_sigma
 

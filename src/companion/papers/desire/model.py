@@ -20,7 +20,7 @@ from companion.papers.desire.ranking import (
     target_distribution,
 )
 from companion.runtime import Progress
-from companion.training import DivergenceError, shuffled_batches
+from companion.training import DivergenceError, shuffled_batches, upload
 
 CLIP = 1.0
 LAST_RATE = 0.05  # of the first, where the learning rate's decay ends
@@ -172,6 +172,7 @@ def _descend(
     batch: int,
     lr: float,
     generator: torch.Generator,
+    device: torch.device,
     what: str,
 ) -> Trace:
     """Minimise losses(indices)["loss"] by Adam, clipped, at a rate that decays on a cosine.
@@ -192,7 +193,7 @@ def _descend(
             LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * step / max(total, 1))) / 2
         ),
     )
-    order: Iterator[Tensor] = shuffled_batches(count, batch, generator)
+    order: Iterator[Tensor] = shuffled_batches(count, batch, generator, device)
     trace = Trace()
     with Progress(total, what, show=total > 0) as bar:
         for _ in range(epochs):
@@ -233,7 +234,7 @@ def _present(windows: TrajectoryWindows, pred_len: int) -> tuple[Tensor, Tensor]
 
 
 def _augmented(past: Tensor, future: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    drawn = torch.rand((2, len(past)), generator=generator).to(past)
+    drawn = upload(torch.rand((2, len(past)), generator=generator).to(past.dtype), past.device)
     angle, flip = 2 * math.pi * drawn[0], torch.where(drawn[1] < 0.5, -1.0, 1.0).to(past)
     return turned(angle, flip, past), turned(angle, flip, future)
 
@@ -269,7 +270,7 @@ def train_generator(
 
     return _descend(
         model, losses, count=len(past), epochs=epochs, batch=batch, lr=lr,
-        generator=generator, what="steps of the generator",
+        generator=generator, device=past.device, what="steps of the generator",
     )  # fmt: skip
 
 
@@ -295,7 +296,7 @@ def train_regressor(
 
     return _descend(
         model, losses, count=len(past), epochs=epochs, batch=batch, lr=lr,
-        generator=generator, what="steps of the regressor",
+        generator=generator, device=past.device, what="steps of the regressor",
     )  # fmt: skip
 
 
@@ -334,7 +335,7 @@ def train_ranker(
     ranker, unit = model.ranker, model.ranker.unit
 
     def losses(index: Tensor) -> dict[str, Tensor]:
-        part = windows[index.to(windows.past.device)]
+        part = windows[index]
         if augment:
             part = symmetric(part, int(torch.randint(8, (), generator=generator)))
         seen = part.future if rank_samples == "posterior" else None
@@ -351,7 +352,7 @@ def train_ranker(
 
     return _descend(
         ranker, losses, count=len(windows), epochs=epochs, batch=batch, lr=lr,
-        generator=generator, what="steps of the ranker",
+        generator=generator, device=windows.past.device, what="steps of the ranker",
     )  # fmt: skip
 
 

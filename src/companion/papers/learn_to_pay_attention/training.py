@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from companion.checks import whole
 from companion.papers.learn_to_pay_attention.attention import one_of
 from companion.runtime import Progress
-from companion.training import DivergenceError, shuffled_batches
+from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches, upload
 
 AMP = ("off", "bf16")
 RECIPES = ("adamw", "sgd")
@@ -56,10 +56,10 @@ def fit(
             model.parameters(), lr, momentum=0.9, weight_decay=weight_decay
         )
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, halve_every or steps + 1, 0.5)
-    order = shuffled_batches(len(x), batch_size, generator)
+    order = shuffled_batches(len(x), batch_size, generator, x.device)
     model.train()
     for step in range(1, steps + 1):
-        index = next(order).to(x.device)
+        index = next(order)
         batch = x[index] if augment is None else augment(x[index], generator)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"):
@@ -67,8 +67,7 @@ def fit(
         loss.backward()
         optimizer.step()
         schedule.step()
-        # reading a loss waits for a GPU: look now and then
-        if (step % 50 == 0 or step == steps) and not torch.isfinite(loss):
+        if (step % LOOK_EVERY == 0 or step == steps) and not torch.isfinite(loss):
             raise DivergenceError(
                 f"the training loss is not finite by step {step}: lower lr = {lr}"
             )
@@ -79,5 +78,5 @@ def fit(
 
 def flip(batch: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror every image with probability 1/2."""
-    coin = torch.rand(len(batch), generator=generator).to(batch.device) < 0.5
+    coin = upload(torch.rand(len(batch), generator=generator) < 0.5, batch.device)
     return torch.where(coin[:, None, None, None], batch.flip(-1), batch)

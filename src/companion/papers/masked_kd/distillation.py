@@ -24,6 +24,7 @@ from companion.papers.masked_kd.tokens import (
     token_drop,
 )
 from companion.sparsity import evaluation_mode
+from companion.training import LOOK_EVERY
 
 KINDS = ("soft", "hard")
 SELECTORS = ("full", "student", "random", "bottom", "teacher", "saliency")
@@ -246,7 +247,9 @@ class MaskedDistiller:
         else:
             scores, grid = self._attention.scores, token_grid(self.student, images)
         mode = "bottom" if self.selector == "bottom" else "top"
-        return select_tokens(resize_scores(scores, grid, grid_t), self.keep, mode)
+        # looking at the scores waits for a GPU: there only now and then
+        check = images.device.type == "cpu" or self.step % LOOK_EVERY == 0
+        return select_tokens(resize_scores(scores, grid, grid_t), self.keep, mode, check=check)
 
     def _teach(self, images: Tensor, keep: Tensor | None) -> Tensor:
         """The teacher's logits, (B, K), as ordinary tensors without a gradient."""

@@ -52,8 +52,7 @@ class Pictures:
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless training batches in a new order every epoch."""
-        for index in shuffled_batches(len(self.train_x), size, generator):
-            index = index.to(self.train_x.device)
+        for index in shuffled_batches(len(self.train_x), size, generator, self.train_x.device):
             batch = self.train_x[index]
             yield (
                 batch if self.augment is None else self.augment(batch, generator),

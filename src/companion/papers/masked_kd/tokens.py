@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from companion.papers.masked_kd.architecture import drop_point
+from companion.training import upload
 
 MODES = ("top", "bottom", "random", "full")
 
@@ -23,13 +24,15 @@ def check_keep(keep: int, tokens: int | None = None) -> None:
 
 
 def select_tokens(
-    scores: Tensor, k: int, mode: str = "top", generator: torch.Generator | None = None
-) -> Tensor:
+    scores: Tensor, k: int, mode: str = "top", generator: torch.Generator | None = None,
+    *, check: bool = True,
+) -> Tensor:  # fmt: skip
     """Indices of k patches an image, in ascending order, (B, k).
 
     scores: (B, N). mode: "top" takes the largest, "bottom" the smallest, "random" any k with the
     same chance, "full" all N whatever k. Equal scores go by their place, so that every device
-    chooses the same. generator: CPU generator for "random".
+    chooses the same. generator: CPU generator for "random". check: look whether the scores are
+    finite, for which a GPU has to be waited for.
     Raises ValueError for k outside 1 to N, an unknown mode, or scores that are not finite.
     """
     if mode not in MODES:
@@ -39,8 +42,8 @@ def select_tokens(
         return torch.arange(tokens, device=scores.device).expand(batch, -1)
     check_keep(k, tokens)
     if mode == "random":
-        scores = torch.rand((batch, tokens), generator=generator).to(scores.device)
-    elif not scores.isfinite().all():
+        scores = upload(torch.rand((batch, tokens), generator=generator), scores.device)
+    elif check and not scores.isfinite().all():
         raise ValueError("scores: expected finite numbers; the student may have diverged")
     order = scores.float().argsort(dim=1, descending=mode != "bottom", stable=True)
     return order[:, :k].sort(1).values

@@ -20,7 +20,7 @@ from companion.papers.sparse_inr.masks import (
 )
 from companion.papers.sparse_inr.network import Params, checked, grid_for, siren, strict_float32
 from companion.runtime import Progress
-from companion.training import DivergenceError, shuffled_batches
+from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
 
 
 def signal_loss(
@@ -96,12 +96,13 @@ def meta_train(
     optimizer = torch.optim.Adam(theta.values(), lr=outer_lr)
     if opt_state is not None:
         optimizer.load_state_dict(opt_state)
-    order = shuffled_batches(len(tasks), tasks_per_step, generator or torch.Generator())
+    generator = generator or torch.Generator()
+    order = shuffled_batches(len(tasks), tasks_per_step, generator, tasks.device)
     active = active_masks(masks)
     log: list[Tensor] = []
     with strict_float32():
         for step in range(1, steps + 1):
-            batch = tasks[next(order).to(tasks.device)]
+            batch = tasks[next(order)]
             optimizer.zero_grad(set_to_none=True)
             loss = maml_loss(
                 theta | {"omega_0": omega_0}, active, coords, batch, inner_lr, inner_steps, first_order=first_order
@@ -110,8 +111,9 @@ def meta_train(
             optimizer.step()
             zero_masked(theta, active)  # Adam's memory from before the pruning would move them
             log.append(loss.detach())
-            # reading a loss waits for a GPU: look now and then, and at the end
-            if (step % 50 == 0 or step == steps) and not torch.stack(log[-50:]).isfinite().all():
+            if (step % LOOK_EVERY == 0 or step == steps) and not (
+                torch.stack(log[-LOOK_EVERY:]).isfinite().all()
+            ):
                 raise DivergenceError(
                     f"the meta-learning loss is not finite by step {step}: lower outer_lr = {outer_lr}"
                 )

@@ -117,27 +117,34 @@ def targets(
     column = centre[:, 0].long().clamp(0, w - 1)
     row = centre[:, 1].long().clamp(0, h - 1)
 
-    def highest(of: Tensor) -> Tensor:
-        out = torch.zeros(b, h * w, device=boxes.device)
-        index = image[of, None].expand(-1, h * w)
-        return out.scatter_reduce(0, index, bell[of].flatten(1), "amax").view(b, h, w)
+    # nothing is picked by a mask here: a GPU would have to be asked how much that is
+    def highest(maps: Tensor) -> Tensor:
+        """The largest of P maps (P, h, w), none below 0, for each picture, (b, h, w)."""
+        out = torch.zeros(b, h * w, dtype=maps.dtype, device=maps.device)
+        index = image[:, None].expand(-1, h * w)
+        return out.scatter_reduce(0, index, maps.flatten(1), "amax").view(b, h, w)
 
-    peaks = highest(wanted)
-    positive = torch.zeros(b, h, w, device=boxes.device)
-    positive[image[wanted], row[wanted], column[wanted]] = 1
+    peaks = highest(bell * wanted[:, None, None])
+    positive = torch.zeros(b * h * w, device=boxes.device)
+    place = (image * h + row) * w + column
+    positive = positive.scatter_reduce(0, place, wanted.float(), "amax").view(b, h, w)
     heat = torch.maximum(peaks, positive)
-    weight = ((highest(~wanted) < 0.3) | (positive > 0)).float()
+    weight = ((highest(bell * ~wanted[:, None, None]) < 0.3) | (positive > 0)).float()
 
     # each cell of a blob answers for the person whose bell is highest there
+    # (the last of them, where bells are equally high); 0 is nobody
     own = wanted[:, None, None] & (bell >= peaks[image] - 1e-6) & (bell > 0.4)
-    p, y, x = own.nonzero(as_tuple=True)
-    offset = torch.zeros(b, 2, h, w, device=boxes.device)
-    extents = torch.zeros_like(offset)
-    blob = torch.zeros(b, h, w, device=boxes.device)
-    cell = torch.stack([x, y], 1) + 0.5
-    offset[image[p], :, y, x] = centre[p] - cell
-    extents[image[p], :, y, x] = (extent[p] * STRIDE).clamp(min=1).log()
-    blob[image[p], y, x] = 1
+    number = torch.arange(1, len(boxes) + 1, device=boxes.device)
+    person = highest(own * number[:, None, None])
+    blob = (person > 0).float()
+
+    def of_person(rows: Tensor) -> Tensor:  # (P, 2) to (b, 2, h, w); nobody has zeros
+        return torch.cat([rows.new_zeros(1, 2), rows])[person].movedim(-1, 1)
+
+    y, x = (torch.arange(size, device=boxes.device) + 0.5 for size in (h, w))
+    cell = torch.stack([x.expand(h, w), y[:, None].expand(h, w)])
+    offset = torch.where(person[:, None] > 0, of_person(centre) - cell, 0.0)
+    extents = of_person((extent * STRIDE).clamp(min=1).log())
 
     seen = (keypoints[..., 2] == 2) & wanted[:, None]
     at = keypoints[..., :2] / STRIDE

@@ -14,7 +14,7 @@ from companion.papers.visual_compiler.camera import Camera
 from companion.papers.visual_compiler.labels import TrainingSet
 from companion.papers.visual_compiler.scene import EYE, STRIDE, Scene
 from companion.runtime import Progress
-from companion.training import DivergenceError, shuffled_batches
+from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
 
 # channels of a cell: centre, offset, log size, keypoints, mask
 CENTRE, OFFSET, SIZE, MASK = 0, slice(1, 3), slice(3, 5), 5 + len(KEYPOINTS)
@@ -168,7 +168,9 @@ def train(
         kept.append(loss.detach())
         if bar is not None:
             bar.update()
-        if (step % 50 == 0 or step == steps) and not torch.stack(kept[-50:]).isfinite().all():
+        if (step % LOOK_EVERY == 0 or step == steps) and not (
+            torch.stack(kept[-LOOK_EVERY:]).isfinite().all()
+        ):
             raise DivergenceError(f"the loss is not finite by step {step}: lower lr = {lr}")
     return torch.stack(kept).tolist()
 

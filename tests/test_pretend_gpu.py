@@ -1,0 +1,274 @@
+"""Every chapter on a pretend GPU (`pretend_gpu.py`): it ends, it checks its claims, it seldom waits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pretend_gpu
+import pytest
+
+from companion import notebooks
+
+pytestmark = pytest.mark.skipif(
+    not pretend_gpu.AVAILABLE, reason="this torch lacks what the pretend GPU is made of"
+)
+
+TINY = {
+    "data_parallelism": {
+        "batch_sizes": [4, 16], "sparsities": [0.0, 0.9], "n_trials": 8, "max_steps": 100,
+        "check_every": 10, "n_seeds": 1, "unraced": [16], "lipschitz_seeds": 1,
+    },
+    "desire": {
+        "n_scenes": 100, "hidden": 16, "latent": 4, "n_samples": 5, "epochs_sgm": 1,
+        "epochs_rank": 1,
+    },
+    "fictitious_play": {
+        "n_scenes": 2, "n_test": 2, "horizon": 5, "crossing_horizon": 6, "fp_iters": 2,
+        "ioc_iters": 2, "ioc_rounds": 1, "n_samples": 2,
+    },
+    "learn_to_pay_attention": {
+        "width": 12, "steps": 4, "batch_size": 8, "train_examples": 64, "test_examples": 50,
+    },
+    "masked_kd": {
+        "teacher_dim": 8, "student_dim": 8, "teacher_steps": 30, "student_steps": 4, "n_test": 60,
+        "n_seeds": 1, "speed_models": ["Ti"], "speed_batch": 1,
+    },
+    "signal_propagation": {
+        "depth": 3, "width": 10, "sparsities": [0.0, 0.9], "isometry_steps": 2, "n_seeds": 1,
+        "n_jacobian_examples": 4, "train_iterations": 4, "train_examples": 200,
+    },
+    "snip": {
+        "sparsities": [0.9], "n_seeds": 1, "train_iterations": 60, "train_examples": 300,
+        "ablations": False,
+    },
+    "sparse_inr": {
+        "n_train": 4, "n_test": 2, "width": 16, "depth": 2, "dense_steps": 2, "round_steps": 1,
+        "prune_rounds": 1, "fit_steps": 3, "compare_rounds": [1], "n_seeds": 1,
+    },
+    "spreme": {
+        "noise_levels": [0.0, 0.05], "degree": 3, "max_terms": 2, "loop_epochs": 3, "n_seeds": 1,
+        "thresholds": [0.1, 0.3],
+    },
+    "visual_compiler": {
+        "width": 96, "n_train": 50, "n_test": 50, "trunk_width": 4, "head_width": 4, "steps": 10,
+        "batch_size": 4, "n_places": 2, "hog_pictures": 2,
+    },
+}  # fmt: skip
+# On a device without float64: the chapters whose tensors of double precision may meet it. The
+# others keep theirs on the CPU anyway (and cost as much again).
+WITHOUT_FLOAT64 = {
+    stem: TINY[stem] for stem in ("desire", "masked_kd", "snip", "sparse_inr", "visual_compiler")
+} | {"fictitious_play": TINY["fictitious_play"] | {"dtype": "float32"}}
+
+# Functions that wait between two steps of an optimiser, and why they may.
+WAITS = {
+    # pruning between two stretches of training that share an optimiser's place in memory
+    "sparse_inr": {"_not_finite", "topk_by_index", "<listcomp>"},
+    # the monitor of a run, at a few chosen steps; the guard decides from what it sees
+    "masked_kd": {"watch", "judge", "accuracy", "_look"},
+    # who is there and who is near whom decides how much there is to compute
+    "desire": {"draw", "losses", "_descend", "encode", "at", "find", "forward", "_present_only"},
+    # pictures and labels are kept on the CPU: a batch of them follows the network
+    "visual_compiler": {"batch"},
+}
+OTHERWISE = 0.01  # waits a step: one in a hundred
+
+# What the pretend GPU does with single operators: name -> (code, what it raises).
+RAISES = {
+    "two devices": ("torch.ones(3).to(gpu) + torch.ones(3)", "on the same device"),
+    "a model on the CPU": ("torch.nn.Linear(3, 2)(torch.ones(1, 3).to(gpu))", "same device"),
+    "an input on the CPU": ("torch.nn.Linear(3, 2).to(gpu)(torch.ones(1, 3))", "same device"),
+    "cat": ("torch.cat([torch.ones(3, device=gpu), torch.ones(3)])", "same device"),
+    "stack": ("torch.stack([torch.ones((), device=gpu), torch.ones(())])", "on the CPU"),
+    "in place": ("torch.ones(()).add_(torch.ones((), device=gpu))", "on the CPU"),
+    "generator": ("torch.rand(3, generator=torch.Generator(), device=gpu)", "'cpu'"),
+    "randperm": ("torch.randperm(3, generator=torch.Generator(), device=gpu)", "'cpu'"),
+    "numpy": ("torch.ones(3, device=gpu).numpy()", "TypeError: can't convert cuda:0"),
+    "asarray": ("np.asarray(torch.ones(3, device=gpu))", "TypeError: can't convert cuda:0"),
+    "index on the GPU": ("torch.arange(3)[torch.tensor([0], device=gpu)]", "indices should be"),
+    "mask on the GPU": ("torch.arange(3)[torch.ones(3, device=gpu) > 0]", "indices should be"),
+    "value on the CPU": ("x = torch.ones(3, device=gpu); x[x > 0] = torch.ones(3)", "on the CPU"),
+}
+# code -> how many waits and uploads it takes
+COSTS = {
+    "x + 1": (0, 0),
+    "x * torch.tensor(2.0)": (0, 0),
+    "x + x.mean()": (0, 0),
+    "torch.zeros(3, device=gpu) + torch.arange(3, device=gpu)": (0, 0),
+    "torch.rand(3, generator=torch.Generator(gpu).manual_seed(0), device=gpu)": (0, 0),
+    "x[1], x[1:], x[None]": (0, 0),
+    "x[x.argsort()]": (0, 0),
+    "x[x > 0] = 0": (0, 0),
+    "torch.where(x > 0, x, 0)": (0, 0),
+    "x.item()": (1, 0),
+    "float(x.sum())": (1, 0),
+    "bool((x > 0).any())": (1, 0),
+    "x.tolist()": (1, 0),
+    "x.cpu()": (1, 0),
+    "np.asarray(x.cpu())": (1, 0),
+    "(x > 0).nonzero()": (1, 0),
+    "x[x > 0]": (1, 0),
+    "x[x > 0] = x.clone()": (1, 0),
+    "torch.equal(x, x)": (1, 0),
+    "x.unique()": (1, 0),
+    "x.long().bincount()": (1, 0),
+    "torch.ones(3).copy_(x)": (1, 0),
+    "torch.ones(3).to(gpu)": (0, 1),
+    "torch.ones(3).to(gpu, non_blocking=True)": (0, 0),
+    "torch.tensor([1.0], device=gpu)": (0, 1),
+    "x[torch.tensor([0])]": (0, 1),
+}
+HEAD = """
+import numpy as np, torch
+import pretend_gpu as pg
+from companion.runtime import pick_device
+gpu = pick_device("cuda")
+"""
+TRAINING = """
+def train(place, each_step):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Flatten(), torch.nn.Linear(8, 3)
+    )
+    first = model[0].weight
+    model.to(place)
+    assert model[0].weight is first and first.device == place
+    x, y = torch.randn(6, 1, 4, 4).to(place), torch.arange(6).remainder(3).to(place)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1, fused=True)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        each_step(loss)
+    return [p.detach().cpu() for p in model.parameters()]
+
+cpu = torch.device("cpu")
+for ours, theirs in zip(train(gpu, id), train(cpu, id), strict=True):
+    assert torch.equal(ours, theirs)
+assert (pg.counts.steps, sum(pg.counts.training.values())) == (8, 0), pg.counts.report()
+train(gpu, torch.Tensor.item)
+assert sum(pg.counts.training.values()) == 4, pg.counts.report()
+"""
+RECURRENT = """
+torch.manual_seed(0)
+layer = torch.nn.GRU(3, 4, batch_first=True)
+x = torch.randn(2, 5, 3, requires_grad=True)
+states, last = layer(x)
+states.square().sum().backward()
+other = x.detach().to(gpu).requires_grad_()
+found, end = layer.to(gpu)(other)
+found.square().sum().backward()
+assert torch.allclose(found.cpu(), states, atol=1e-6) and torch.allclose(end.cpu(), last, atol=1e-6)
+assert torch.allclose(other.grad.cpu(), x.grad, atol=1e-5)
+"""
+
+
+def small_scripts():
+    """Name -> script, of everything but the chapters."""
+    scripts = {f"raises {name}": code for name, (code, _) in RAISES.items()}
+    for number, code in enumerate(COSTS):
+        scripts[f"costs {number}"] = (
+            f"x = torch.ones(1 if '.item()' in {code!r} else 3).to(gpu)\n"
+            f"pg.counts.waits.clear(), pg.counts.uploads.clear()\n{code}"
+        )
+    return scripts | {"training": TRAINING, "recurrent": RECURRENT}
+
+
+def run(folder: Path, scripts: dict[str, str], *flags: str) -> dict[str, dict]:
+    """Reports by name, with what was recorded as `values`."""
+    paths = {name: folder / f"{name}.py" for name in scripts}
+    for name, path in paths.items():
+        path.write_text(scripts[name], encoding="utf-8")
+    command = [sys.executable, pretend_gpu.__file__, *flags, "--out", str(folder / "out.json")]
+    environment = {k: v for k, v in os.environ.items() if k != "COMPANION_DATA"}
+    done = subprocess.run(
+        [*command, *map(str, paths.values())], env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (folder / "out.json").exists(), done.stderr
+    reports = dict(zip(paths, json.loads((folder / "out.json").read_text()), strict=True))
+    for name, report in reports.items():
+        record = paths[name].with_suffix(".json")
+        report["values"] = json.loads(record.read_text())["values"] if record.exists() else {}
+    return reports
+
+
+def chapters(given: dict[str, dict], device: str) -> dict[str, str]:
+    return {
+        stem: notebooks.script(notebooks.find(stem), values | {"device": device})
+        for stem, values in given.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def on_cuda(tmp_path_factory):
+    small = {name: HEAD + code for name, code in small_scripts().items()}
+    return run(tmp_path_factory.mktemp("cuda"), small | chapters(TINY, "cuda"))
+
+
+@pytest.fixture(scope="module")
+def on_mps(tmp_path_factory):
+    small = {
+        "float64": HEAD + "torch.ones(3, dtype=torch.float64).to(gpu)",
+        "double": HEAD + "torch.ones(3, device=gpu).double()",
+        "on the CPU": HEAD + "torch.ones(3, device=gpu).cpu().double()",
+    }
+    scripts = small | chapters(WITHOUT_FLOAT64, "mps")
+    return run(tmp_path_factory.mktemp("mps"), scripts, "--no-float64")
+
+
+def check_chapter(report: dict, stem: str) -> None:
+    """It ended (claims of so small a run may come out otherwise), with all its claims."""
+    error = report["error"]
+    assert not error or error.startswith("companion.claims.ClaimError"), (error, report["where"])
+    stored = notebooks.recorded_values(notebooks.read(notebooks.find(stem)))[f"{stem}.claims"]
+    found = {claim["id"] for claim in report["values"][f"{stem}.claims"]}
+    assert found == {claim["id"] for claim in stored}
+
+
+def test_every_chapter_is_tried():
+    assert sorted(TINY) == notebooks.stems()
+
+
+@pytest.mark.parametrize("stem", TINY)
+def test_a_chapter_runs_on_a_gpu_and_seldom_waits_for_it(stem, on_cuda):
+    report = on_cuda[stem]
+    check_chapter(report, stem)
+    assert report["launches"] > 1000, "it ran somewhere else"
+    allowed = WAITS.get(stem, ())
+    waits = [entry for entry in report["training"] if entry[0].split()[-1] not in allowed]
+    count = sum(number for *_, number in waits)
+    assert count <= OTHERWISE * report["training_steps"], waits
+
+
+@pytest.mark.parametrize("stem", WITHOUT_FLOAT64)
+def test_a_chapter_runs_on_a_gpu_without_double_precision(stem, on_mps):
+    check_chapter(on_mps[stem], stem)
+
+
+@pytest.mark.parametrize("name", RAISES)
+def test_it_raises_where_a_gpu_does(name, on_cuda):
+    assert RAISES[name][1] in on_cuda[f"raises {name}"]["error"]
+
+
+@pytest.mark.parametrize("number", range(len(COSTS)), ids=list(COSTS))
+def test_it_counts_what_has_to_be_waited_for(number, on_cuda):
+    report = on_cuda[f"costs {number}"]
+    assert not report["error"]
+    found = [sum(n for *_, n in report[kind]) for kind in ("waits", "uploads")]
+    assert tuple(found) == list(COSTS.values())[number], (report["waits"], report["uploads"])
+
+
+@pytest.mark.parametrize("name", ["training", "recurrent"])
+def test_it_computes_what_the_cpu_computes(name, on_cuda):
+    assert not on_cuda[name]["error"], on_cuda[name]
+
+
+def test_it_refuses_double_precision_where_there_is_none(on_mps):
+    for name in ("float64", "double"):
+        assert "TypeError: Cannot convert a MPS Tensor to float64" in on_mps[name]["error"]
+    assert not on_mps["on the CPU"]["error"]
