@@ -755,3 +755,19 @@ def test_scenes_go_where_there_is_no_double_precision(monkeypatch):
     assert windows.to("cpu").origin_m.dtype == torch.float64
     monkeypatch.setattr(trajectories, "has_float64", lambda device: False)
     assert windows.to("cpu").origin_m.dtype == torch.float32
+
+
+def test_the_best_path_is_the_one_of_its_own_refinement():
+    samples = torch.randn(3, 2, 4, 5, 6, 2, generator=torch.Generator().manual_seed(0))
+    scores = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[True, True, False, True], [True, False, False, False]])
+    forecast = de.Forecast(samples, scores, mask)
+    for iteration in (0, 1, -1):
+        alone, joint = forecast.best(iteration), forecast.jointly_best(iteration)
+        for scene in range(2):
+            together = int(scores[iteration, scene, mask[scene]].sum(0).argmax())
+            for agent in range(4):
+                top = int(scores[iteration, scene, agent].argmax())
+                paths = samples[iteration, scene, agent]
+                assert torch.equal(alone[scene, agent], paths[top])
+                assert torch.equal(joint[scene, agent], paths[together])

@@ -661,6 +661,18 @@ def test_unmasked_steps_before_the_mask():
     assert masked == [False, False, True, True]
 
 
+@pytest.mark.parametrize(("agree", "masks"), [(7, False), (8, True), (9, True)])
+def test_the_guard_holds_agreement_to_its_threshold(agree, masks):
+    guard = mkd.CollapseGuard(images(10), threshold=0.8)
+    whole = torch.eye(5)[torch.arange(10) % 5]
+    part = torch.cat([whole[:agree], whole[agree:].roll(1, 1)])  # another answer to the others
+    with mkd.MaskedDistiller(ours(), ours(), 4, guard=guard, alpha=1.0) as distiller:
+        distiller._teach = lambda images, keep: whole if keep is None else part
+        distiller._look()
+        assert distiller.masking is masks
+    assert guard.log == [(0, pytest.approx(agree / 10))]
+
+
 def test_the_guard_masks_only_while_the_masked_teacher_agrees():
     class ByFirstPatch(mkd.ViT):
         """Answers 1 if the sequence's second token is the brightest patch, else 0."""

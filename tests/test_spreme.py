@@ -671,6 +671,27 @@ def test_a_state_too_far_turns_the_derivative_round():
         assert torch.allclose(1e-6 * mean @ slow.mT, change if rate == 2.0 else 0 * change)
 
 
+def test_the_penalty_grows_every_epoch(monkeypatch):
+    x, _, _ = data("linear", n_envs=2)
+    seen, real = [], loop.Adam.step
+
+    def step(self, gradient):
+        if self.rate == 0.25:  # the mask's
+            seen.append((self.value.sigmoid(), gradient))
+        real(self, gradient)
+
+    monkeypatch.setattr(loop.Adam, "step", step)
+    monkeypatch.setattr(loop, "roll_out_gradient", lambda v, x, c, s: (0.0, torch.zeros_like(c)))
+    settings = sp.LoopSettings(rate=1e-9, mask_rate=0.25, penalty=10.0, growth=0.5)
+    sp.learn_mask(sp.make_library("linear"), x[0], 0.02, 4, settings)
+    assert len(seen) == 4
+    for epoch, (gate, gradient) in enumerate(seen):
+        on = gradient != 0
+        assert on.any()
+        slope = gradient[on] / (gate * (1 - gate))[on]  # of all environments' penalty
+        assert torch.allclose(slope, torch.full_like(slope, 2 * 10 * 1.5**epoch))
+
+
 def test_the_loop_through_the_estimator_drops_terms_for_good():
     x, t, truth = data("pendulum", n_envs=3)
     model = sp.SharedSINDy(
