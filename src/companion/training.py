@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -28,9 +29,12 @@ class History:
     diverged: bool = False
 
 
-def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+def shuffled_batches(
+    count: int, batch_size: int, generator: torch.Generator | None
+) -> Iterator[Tensor]:
     """Endless index batches; every epoch in a new order, batches crossing epoch boundaries.
 
+    generator: on the CPU; None: PyTorch's own.
     Raises ValueError for a batch larger than the set.
     """
     if not 1 <= batch_size <= count:
@@ -73,7 +77,14 @@ def train(
     augment: function (batch, generator) -> batch.
     monitor: called without arguments every `monitor_every` steps; its value is kept.
     on_divergence: "raise" a DivergenceError on a loss that is not finite, or "stop".
+
+    Raises ValueError for arguments out of range and for inputs and targets that do not fit.
     """
+    if type(steps) is not int or steps < 0:
+        raise ValueError(f"steps = {steps!r}: expected an integer of at least 0")
+    if not (lr >= 0 and math.isfinite(lr)):
+        raise ValueError(f"lr = {lr!r}: expected a finite number of at least 0")
+    _check_examples(inputs, targets)
     if on_divergence not in ("raise", "stop"):
         raise ValueError(f"on_divergence = {on_divergence!r}: expected 'raise' or 'stop'")
     history = History()
@@ -114,7 +125,14 @@ def train(
 
 @torch.no_grad()
 def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1000) -> Tensor:
-    """Outputs of the model in inference mode, (n, classes)."""
+    """Outputs of the model in inference mode, (n, classes).
+
+    Raises ValueError for no inputs and for a batch_size below 1.
+    """
+    if len(inputs) == 0:
+        raise ValueError("inputs: no example")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size!r}: expected an integer of at least 1")
     with evaluation_mode(model):
         return torch.cat([model(batch) for batch in inputs.split(batch_size)])
 
@@ -122,7 +140,21 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1000) -> Tens
 def error_rate(
     model: nn.Module, inputs: Tensor, targets: Tensor, *, batch_size: int = 1000
 ) -> float:
-    """Misclassified examples in percent; an output that is not finite is a mistake."""
+    """Misclassified examples in percent; an output that is not finite is a mistake.
+
+    Raises ValueError for no examples and for inputs and targets that do not fit.
+    """
+    _check_examples(inputs, targets)
     outputs = predict(model, inputs, batch_size=batch_size)
     right = (outputs.argmax(1) == targets) & outputs.isfinite().all(1)
-    return 100.0 * (1.0 - right.double().mean().item())
+    return 100.0 * (1.0 - int(right.sum()) / len(right))
+
+
+def _check_examples(inputs: Tensor, targets: Tensor) -> None:
+    """Raise ValueError unless there is one class index for every input."""
+    if targets.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"targets: shape {tuple(targets.shape)}, expected one class index for each of {len(inputs)} inputs"
+        )
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ValueError(f"targets: {targets.dtype}, expected integer class indices")
