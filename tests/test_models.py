@@ -180,6 +180,39 @@ def test_the_initialiser_resets_normalisations_with_and_without_offset():
     assert (model[2].weight == 1).all()
 
 
+class LayerScale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((4,), 1e-4))
+
+
+def test_the_initialiser_leaves_slopes_and_layer_scales_and_resets_gains_and_statistics():
+    frozen_bn = pytest.importorskip("torchvision").ops.FrozenBatchNorm2d
+    model = nn.Sequential(
+        nn.Linear(4, 4), nn.RMSNorm(4), nn.PReLU(4), LayerScale(), nn.BatchNorm1d(4), frozen_bn(4)
+    )
+    for norm in (model[1], model[4], model[5]):
+        for tensor in norm.state_dict().values():
+            tensor.fill_(5)
+    truncated_variance_scaling_(model, generator=torch.Generator().manual_seed(0))
+    assert (model[1].weight == 1).all()
+    assert (model[2].weight == 0.25).all()
+    assert (model[3].gamma == 1e-4).all()
+    for norm in (model[4], model[5]):
+        assert (norm.weight == 1).all()
+        assert (norm.bias == 0).all()
+        assert (norm.running_mean == 0).all()
+        assert (norm.running_var == 1).all()
+    assert model[4].num_batches_tracked == 0
+    assert model[0].weight.std() > 0.1
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_a_scale_that_is_not_positive_raises(scale):
+    with pytest.raises(ValueError, match="scale = "):
+        truncated_variance_scaling_(nn.Linear(3, 2), scale=scale)
+
+
 def test_the_initialiser_is_determined_by_its_generator():
     def weights(seed):
         model = vgg("like")

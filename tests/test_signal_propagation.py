@@ -1,5 +1,6 @@
 """Initialisers, spectra, isometry and label-free scores of the signal-propagation chapter."""
 
+import copy
 import math
 import os
 import subprocess
@@ -565,3 +566,135 @@ def test_the_notebook_runs_with_small_parameters(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "all came out as specified" in done.stdout
+
+
+# ---------------------------------------------------------------- other layers, other precision
+
+
+@pytest.mark.parametrize("kind", sp.INITS)
+def test_slopes_and_scales_stay_and_gains_become_one(kind):
+    model = nn.Sequential(nn.Linear(8, 8), nn.RMSNorm(8), nn.PReLU(8), nn.Linear(8, 3))
+    nn.init.constant_(model[1].weight, 5.0)
+    sp.init_weights(model, kind, generator=seeded())
+    assert (model[1].weight == 1).all()
+    assert (model[2].weight == 0.25).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Conv2d(8, 8, 1)], ids=["dense", "1x1"])
+def test_orthogonal_weights_of_16_bits_are_the_rounded_ones(layer, dtype):
+    low = copy.deepcopy(layer).to(dtype)
+    sp.init_weights(layer, "orthogonal", generator=seeded())
+    sp.init_weights(low, "orthogonal", generator=seeded())
+    assert torch.equal(low.weight, layer.weight.to(dtype))
+
+
+@pytest.mark.parametrize(("groups", "size"), [(6, 3), (2, 3), (3, 1), (6, 1)])
+def test_an_orthogonal_convolution_in_groups_keeps_the_norm_of_every_image(groups, size):
+    layer = nn.Conv2d(
+        6, 6, size, padding=size // 2, padding_mode="circular", groups=groups, bias=False
+    ).double()
+    sp.init_weights(layer, "orthogonal", generator=seeded())
+    x = torch.randn(4, 6, 7, 7, generator=seeded(1), dtype=torch.float64)
+    torch.testing.assert_close(layer(x).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", ["isometry", "rescaled"])
+def test_weights_of_16_bits_are_repaired_in_32(dtype, variant):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    nn.init.normal_(model[0].weight, generator=seeded(3))
+    nn.init.normal_(model[1].weight, generator=seeded(4))
+    masks = {f"{i}.weight": torch.rand(8, 8, generator=seeded(i)) < 0.8 for i in range(2)}
+    low = copy.deepcopy(model).to(dtype)
+    wide = copy.deepcopy(low).float()
+    for network in (low, wide):
+        sp.repair(network, masks, variant)
+    for a, b in zip(low.parameters(), wide.parameters(), strict=True):
+        assert torch.equal(a, b.to(dtype))
+
+
+def test_spectra_and_isometry_are_taken_in_full_precision(monkeypatch):
+    from companion.papers.signal_propagation import isometry, spectra
+
+    seen = []
+    plain_jacrev, plain_descend = spectra.jacrev, isometry._descend
+
+    def look(function):
+        def wrapped(*args, **options):
+            seen.append(torch.backends.cuda.matmul.fp32_precision)
+            seen.append(torch.backends.cudnn.conv.fp32_precision)
+            return function(*args, **options)
+
+        return wrapped
+
+    monkeypatch.setattr(spectra, "jacrev", look(plain_jacrev))
+    monkeypatch.setattr(isometry, "_descend", look(plain_descend))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        sp.jacobian_singular_values(model, torch.randn(1, 4, generator=seeded()))
+        sp.enforce_isometry(model, {})
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert len(seen) >= 4
+    assert set(seen) == {"ieee"}
+
+
+def test_every_draw_of_a_comparison_follows_its_seed(monkeypatch):
+    from companion.papers.signal_propagation import experiment
+
+    data, seen = standardise(load_images("digits")), {}
+
+    def spy(name):
+        plain = getattr(experiment, name)
+
+        def wrapped(*args, **options):
+            if "generator" in options:
+                seen.setdefault(name, []).append(options["generator"].initial_seed())
+            return plain(*args, **options)
+
+        monkeypatch.setattr(experiment, name, wrapped)
+
+    for name in ("init_weights", "score", "train"):
+        spy(name)
+
+    def make(activation):
+        return sp.build_model("mlp", data, activation=activation, depth=2, width=8)
+
+    sp.train_cases(
+        [sp.Case("tanh", "lecun", scoring="random_labels")], data, make, seeds=[0, 1, 0],
+        sparsity=0.5, look_at=data.train_x[:1], steps=1, progress=False,
+    )  # fmt: skip
+    for name, (first, second, third) in seen.items():
+        assert first == third != second, name
+    assert len({seeds[0] for seeds in seen.values()}) == 3
+
+    chosen = []
+    plain = experiment.random_scores
+
+    def drawn(params, generator):
+        chosen.append(generator.initial_seed())
+        return plain(params, generator)
+
+    monkeypatch.setattr(experiment, "random_scores", drawn)
+    sp.spectra_by_sparsity(
+        ["tanh"], data, make, sparsities=[0.5], seeds=[0, 1], look_at=data.train_x[:1],
+        repaired=False, progress=False,
+    )  # fmt: skip
+    assert chosen[0] != chosen[1]
+
+
+def test_more_bad_input_is_named():
+    model = nn.Linear(4, 3)
+    for call, told in (
+        (lambda: sp.structural_rank(torch.ones(3).bool()), r"mask: shape \(3,\)"),
+        (lambda: sp.enforce_isometry(model, {}, steps=1.5), r"steps = 1\.5"),
+        (lambda: sp.enforce_isometry(model, {"weight": torch.ones(3, 4)}), "masks: 'weight' is torch"),
+        (lambda: sp.jacobian(model, torch.ones(1, 4), dtype=torch.int64), "dtype = torch.int64"),
+        (lambda: sp.score(model, []), "batches: no example"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            call()

@@ -111,6 +111,40 @@ def test_maps_that_are_the_class_means_match_and_permuted_ones_do_not(digits):
     assert snip.matched_classes(means.roll(1, 0), digits) == 0
 
 
+def test_maps_without_a_pattern_match_no_class_and_others_are_refused(digits):
+    means = torch.stack([digits.train_x[digits.train_y == k].mean((0, 1)) for k in range(10)])
+    means[0] = 0.0  # its correlation with anything is undefined
+    assert snip.matched_classes(means, digits) == 9
+    assert snip.matched_classes(torch.zeros(10, 8, 8, dtype=torch.long), digits) == 0
+    with pytest.raises(ValueError, match=r"maps: shape \(3, 8, 8\), expected \(10, 8, 8\)"):
+        snip.matched_classes(means[:3], digits)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_maps_may_lie_elsewhere_than_the_images(digits):
+    means = torch.stack([digits.train_x[digits.train_y == k].mean((0, 1)) for k in range(10)])
+    assert snip.matched_classes(means.cuda(), digits) == 10
+
+
+def test_a_class_without_examples_is_named(digits):
+    few = digits.replace(train_y=digits.train_y.clamp(max=8))
+    with pytest.raises(ValueError, match="label = 9: 'digits' has no training example"):
+        snip.class_scoring_batch(few, 9, 5, seeded())
+
+
+def test_removal_effects_do_not_depend_on_the_layout_of_memory():
+    made = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3)
+    ).double()
+    x = torch.randn(16, 3, 8, 8, generator=seeded(), dtype=torch.float64)
+    y = torch.arange(16) % 3
+    plain = snip.removal_effects(made, (x, y), 30, seeded())
+    last = made.to(memory_format=torch.channels_last)
+    moved = snip.removal_effects(last, (x, y), 30, seeded())
+    for a, b in zip(plain, moved, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_removal_effects_equal_losses_of_networks_without_the_weight(digits):
     model = snip.build_model("lenet300", digits, seeded())
     batch = snip.scoring_batches(digits, 50, seeded())[0]
@@ -173,7 +207,35 @@ def test_comparison_trains_each_setting_from_the_same_start(digits):
     assert again == [by_key["random", 0.9, 1]]
 
 
-def test_the_validation_error_selects_the_step_that_is_reported(digits):
+def opposed(data):
+    """Validation images whose labels are all wrong: their error is lowest before anything is learned."""
+    return data.train_x[:100], (data.train_y[:100] + 1) % 10
+
+
+def test_the_validation_error_selects_the_step_that_is_reported(digits, monkeypatch):
+    small = digits.limited(300)
+    validation = opposed(small)
+    seen = {"validation": [], "test": []}
+
+    def looked(model, x, y):
+        value = error_rate(model, x, y)
+        seen["validation" if y is validation[1] else "test"].append(value)
+        return value
+
+    monkeypatch.setattr(snip, "error_rate", looked)
+    (run,) = snip.compare_criteria(
+        "lenet300", small, criteria=["snip"], sparsities=[0.5], seeds=[0], steps=200,
+        validation=validation, dense=False, progress=False,
+    )  # fmt: skip
+    assert len(seen["validation"]) == 20
+    assert len(seen["test"]) == 21  # and once at the end
+    best = min(range(20), key=lambda i: (seen["validation"][i], seen["test"][i]))
+    assert run.selected_error == seen["test"][best]
+    assert run.selected_error > min(seen["test"])
+    assert run.error == seen["test"][-1]
+
+
+def test_the_best_step_is_reported_where_the_last_ones_wreck_the_network(digits):
     small = digits.limited(300)
     validation = (small.train_x[:100], small.train_y[:100])
     same = small.replace(test_x=validation[0], test_y=validation[1])
@@ -194,6 +256,49 @@ def test_the_validation_error_selects_the_step_that_is_reported(digits):
         **options,
     )
     assert run.selected_error < run.error  # the last steps, at 300 times the rate, wreck it
+
+
+def test_every_draw_of_a_run_follows_its_seed(digits, monkeypatch):
+    """Weights, scoring batches, random scores, fresh weights and the order of batches."""
+    seen = {}
+
+    def spy(name, function, draw):
+        def wrapped(*args, **options):
+            result = function(*args, **options)
+            seen.setdefault(name, []).append(draw(result, args, options))
+            return result
+
+        monkeypatch.setattr(snip, name, wrapped)
+
+    def weights(model):
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    spy("build_model", snip.build_model, lambda model, *_: weights(model))
+    spy("scoring_batches", snip.scoring_batches, lambda made, *_: made[0][0])
+    spy("random_scores", snip.random_scores, lambda made, *_: made["1.weight"])
+    spy(
+        "truncated_variance_scaling_",
+        snip.truncated_variance_scaling_,
+        lambda _, args, __: weights(args[0]),
+    )
+    plain = snip.train
+
+    def train(*args, generator, **options):
+        seen.setdefault("order", []).append(generator.get_state().clone())
+        return plain(*args, generator=generator, **options)
+
+    monkeypatch.setattr(snip, "train", train)
+    snip.compare_criteria(
+        "lenet300", digits, criteria=["random"], sparsities=[0.9], seeds=[0, 1, 0], steps=1,
+        dense=False, reinit_after_pruning=True, progress=False,
+    )  # fmt: skip
+    seen["drawn first"] = seen["truncated_variance_scaling_"][::2]
+    seen["drawn again"] = seen.pop("truncated_variance_scaling_")[1::2]
+    for name, (first, second, third) in seen.items():
+        assert torch.equal(first, third), name
+        assert not torch.equal(first, second), name
+    # and no two draws of a run are one
+    assert not torch.equal(seen["drawn first"][0], seen["drawn again"][0])
 
 
 def test_fresh_weights_under_the_mask_are_other_weights(digits):

@@ -486,6 +486,36 @@ def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
             lambda p, m: inr.fit(p, m, signals(), 1, 1e-3, coords=inr.pixel_grid(5, 7)),
             "35 points, but",
         ),
+        (
+            lambda p, m: inr.fit(p, m, signals() * 255, 1, 1e-3),
+            r"targets: values from .* expected \[0, 1\]",
+        ),
+        (lambda p, m: inr.fit(p, m, signals() * math.nan, 1, 1e-3), "targets: values from nan"),
+        (lambda p, m: inr.fit(p, m, (signals() * 255).byte(), 1, 1e-3), r"targets: torch\.uint8"),
+        (lambda p, m: inr.fit(p, m, signals()[:, :0], 1, 1e-3), "targets: shape"),
+        (
+            lambda p, m: inr.fit(p, {k: v.int() for k, v in m.items()}, signals(), 1, 1e-3),
+            r"masks: 'layers.0.weight' is torch\.int32",
+        ),
+        (
+            lambda p, m: inr.fit(p, {k: v[None] for k, v in m.items()}, signals(), 1, 1e-3),
+            "masks: 'layers.0.weight' has shape",
+        ),
+        (
+            lambda p, m: inr.magnitude_prune(p, {k: v.float() for k, v in m.items()}, 0.5),
+            r"masks: .* torch\.float32",
+        ),
+        (
+            lambda p, m: inr.random_prune(p, {k: v.float() for k, v in m.items()}, 0.5),
+            r"masks: .* torch\.float32",
+        ),
+        (
+            lambda p, m: inr.apply_mask(p, {k: v.float() for k, v in m.items()}),
+            r"masks: .* torch\.float32",
+        ),
+        (lambda p, m: inr.survivor_chain(100, 20, 2), "amount = 20"),
+        (lambda p, m: inr.bits_per_pixel(m, 0), "pixels = 0"),
+        (lambda p, m: inr.as_targets(torch.zeros(8, 8)), r"images: shape \(8, 8\)"),
         (lambda p, m: inr.fit(p, m, signals()[0], 1, 1e-3), "targets: shape"),
         (
             lambda p, m: inr.fit(p, m | {"x.weight": m["layers.0.weight"]}, signals(), 1, 1e-3),
@@ -618,3 +648,59 @@ def test_the_chapter_runs_with_other_parameters(tmp_path):
     done = subprocess.run([sys.executable, str(code)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "C4 holds" in done.stdout
+
+
+# ---------------------------------------------------------------- pictures that are not square
+
+
+def test_no_picture_is_fitted_as_a_square_that_it_is_not():
+    params = network(dtype=torch.float32)
+    masks = inr.full_masks(params)
+    oblong = inr.as_targets(torch.rand(2, 1, 8, 32, generator=generator()))  # as many as 16 x 16
+    for made in (oblong, oblong[:1], oblong.double(), oblong.clone(), torch.cat([oblong, oblong])):
+        with pytest.raises(ValueError, match="coords: 256 points are no square"):
+            inr.fit(params, masks, made, 1, 1e-3)
+        with pytest.raises(ValueError, match="coords: 256 points are no square"):
+            inr.meta_train(params, masks, made, 1, tasks_per_step=1)
+    grid = inr.pixel_grid(8, 32)
+    plain = oblong.as_subclass(torch.Tensor)
+    found = inr.fit(params, masks, oblong, 3, 1e-3, coords=grid).psnr
+    assert type(found) is torch.Tensor
+    assert torch.equal(found, inr.fit(params, masks, plain, 3, 1e-3, coords=grid).psnr)
+    assert type(inr.as_images(oblong, 8, 32)) is torch.Tensor
+    assert type(inr.as_targets(torch.rand(1, 1, 6, 6))) is torch.Tensor
+
+
+def test_held_out_pixels_of_an_oblong_picture_are_where_they_are():
+    # rows are bright and dark in turn: between them, linear interpolation sees what was fitted
+    images = torch.linspace(0, 1, 17, dtype=torch.float64).expand(1, 1, 9, 17)
+    three = inr.held_out_psnr(network(), {}, images, 1, 1e-4)
+    assert three[2].item() > 100  # a plane is linear, whatever its sides
+    assert all(type(value) is torch.Tensor for value in three)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_targets_are_taken_in_the_precision_of_the_network(dtype):
+    params = network(dtype=torch.float32)
+    targets = signals(dtype=torch.float32).to(dtype)
+    found = inr.fit(params, inr.full_masks(params), targets, 2, 1e-3).psnr
+    expected = inr.fit(params, inr.full_masks(params), targets.float(), 2, 1e-3).psnr
+    assert torch.equal(found, expected)
+
+
+def test_without_a_generator_every_call_draws_anew_and_from_pytorch_s_seed():
+    params, tasks = network(), signals(12)
+    masks = inr.full_masks(params)
+
+    def drawn():
+        mask = inr.random_prune(params, masks, 0.5)["layers.1.weight"]
+        return mask, inr.meta_train(params, masks, tasks, 2, tasks_per_step=2)[2]
+
+    torch.manual_seed(3)
+    first, second = drawn(), drawn()
+    assert not torch.equal(first[0], second[0])
+    assert first[1] != second[1]
+    torch.manual_seed(3)
+    again = drawn()
+    assert torch.equal(first[0], again[0])
+    assert first[1] == again[1]

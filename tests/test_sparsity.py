@@ -1,9 +1,12 @@
 """Scores and masks against second implementations, closed forms and invariances."""
 
 import copy
+import gc
 import itertools
 import math
+import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from companion.sparsity import (
     connection_gradients,
     connection_sensitivity,
     count_kept,
+    full_precision,
     global_topk_mask,
     kept_count,
     magnitude_scores,
@@ -25,6 +29,7 @@ from companion.sparsity import (
     mask_report,
     prunable_parameters,
     random_scores,
+    remove_masks,
     shuffle_within_layer,
 )
 
@@ -593,8 +598,9 @@ def test_pruned_entries_stay_zero_through_fifty_steps(name, warm):
         for _ in range(50):
             used = step()
             assert all((used[k][~m] == 0).all() for k, m in masks.items())
-            if not warm:  # without old momentum nothing stirs even between the passes
-                assert all((p[~masks[k]] == 0).all() for k, p in model.named_parameters())
+            # nor between the passes, where a checkpoint would be saved
+            assert all((p[~masks[k]] == 0).all() for k, p in model.state_dict().items())
+            assert all((p.grad[~masks[k]] == 0).all() for k, p in model.named_parameters())
     final = dict(model.named_parameters())
     assert all((final[k][~m] == 0).all() for k, m in masks.items())
     assert all((final[k] != start[k])[m].all() for k, m in masks.items() if k != "4.bias")
@@ -641,6 +647,436 @@ def test_masks_that_do_not_fit_the_model_raise_and_change_nothing():
     with pytest.raises(ValueError, match=r"'2.weight' has shape \(5, 6\), expected \(4, 5\)"):
         apply_masks(model, {"0.weight": zero, "2.weight": zero})
     assert torch.equal(model[0].weight, before)
+
+
+def warmed(model, x, y, f=None, name="adamw"):
+    """An optimiser with a memory of every weight, and its step."""
+    optimiser = OPTIMISERS[name](model.parameters())
+
+    def step():
+        optimiser.zero_grad()
+        cross_entropy((f or model)(x), y).backward()
+        optimiser.step()
+
+    for _ in range(3):
+        step()
+    return step
+
+
+def chosen(model, sparsity=0.6, seed=0):
+    return global_topk_mask(random_scores(prunable_parameters(model), generator(seed)), sparsity)
+
+
+def alive(model, masks):
+    known = dict(model.named_parameters(remove_duplicate=False))
+    return sum(int((known[name][~mask] != 0).sum()) for name, mask in masks.items())
+
+
+def test_part_of_a_masked_network_is_masked_right_after_a_step():
+    model, (x, y) = dense_net(), batch((6,))
+    step, masks = warmed(model, x, y), chosen(model)
+    apply_masks(model, masks)
+    step()
+    weight, bias = model[0].weight * masks["0.weight"], model[0].bias * masks["0.bias"]
+    assert torch.equal(model[0](x), nn.functional.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("copied", ["deepcopy", "pickle", "part"])
+def test_a_copy_of_a_masked_network_keeps_to_the_masks_on_its_own(copied):
+    model, (x, y) = dense_net(), batch((6,))
+    masks = chosen(model)
+    with apply_masks(model, masks):
+        if copied == "part":
+            twin = nn.Sequential(*(copy.deepcopy(layer) for layer in model))
+        else:
+            twin = (
+                copy.deepcopy(model) if copied == "deepcopy" else pickle.loads(pickle.dumps(model))
+            )
+    assert list(twin.state_dict()) == list(model.state_dict())
+    step = warmed(twin, x, y)
+    assert alive(twin, masks) == 0
+    before = model[0].weight.detach().clone()
+    twice = copy.deepcopy(twin)
+    remove_masks(twin)
+    step()
+    assert alive(twin, masks) > 0
+    warmed(twice, x, y)
+    assert alive(twice, masks) == 0  # a copy of a copy
+    assert alive(copy.deepcopy(twin), masks) > 0
+    assert torch.equal(model[0].weight, before)  # left alone
+    warmed(model, x, y)
+    assert alive(model, masks) > 0  # the original is free
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_loading_values_does_not_undo_masks(assign):
+    model, (x, y) = dense_net(), batch((6,))
+    model[2].weight = nn.Parameter(torch.randn(4, 5).double())
+    masks = chosen(model)
+    handle = apply_masks(model, masks)
+    state = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=assign)
+    assert alive(model, masks) == 0
+    warmed(model, x, y)
+    assert alive(model, masks) == 0
+    assert (model[0].weight.grad[~masks["0.weight"]] == 0).all()
+    handle.remove()
+    model.load_state_dict({k: torch.randn_like(v) for k, v in state.items()}, assign=assign)
+    assert alive(model, masks) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_masks_follow_a_change_of_dtype(dtype):
+    model, (x, y) = dense_net(), batch((6,))
+    masks = chosen(model)
+    apply_masks(model, masks)
+    model.to(dtype)
+    step = warmed(model, x.to(dtype), y)
+    step()
+    assert alive(model, masks) == 0
+    assert model[0].weight.dtype == dtype
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("when", ["compiled before", "dense twin before", "masked first"])
+def test_masks_hold_in_compiled_networks(backend, when):
+    torch._dynamo.reset()  # graphs of another test
+    model, (x, y) = dense_net(), batch((6,))
+    compiled = torch.compile(model, backend=backend)
+    if when == "compiled before":
+        step = warmed(model, x, y, compiled)
+    elif when == "dense twin before":
+        twin = dense_net()
+        warmed(twin, x, y, torch.compile(twin, backend=backend))
+        step = warmed(model, x, y)
+        step = warmed(model, x, y, compiled)
+    masks = chosen(model)
+    with apply_masks(model, masks):
+        if when == "masked first":
+            step = warmed(model, x, y, compiled)
+        for _ in range(3):
+            step()
+            assert alive(model, masks) == 0
+        assert (model[0].weight.grad[~masks["0.weight"]] == 0).all()
+        by_hand = dense_net()
+        by_hand.load_state_dict({k: v * masks[k] for k, v in model.state_dict().items()})
+        torch.testing.assert_close(compiled(x), by_hand(x))
+    # and no graph remembers them
+    step()
+    assert alive(model, masks) > 0
+    twin = dense_net(3)
+    warmed(twin, x, y, torch.compile(twin, backend=backend))
+    assert alive(twin, masks) == sum(int((~mask).sum()) for mask in masks.values())
+
+
+def test_masks_hold_under_a_compiled_step():
+    torch._dynamo.reset()
+    model, (x, y) = dense_net(), batch((6,))
+    optimiser = OPTIMISERS["adamw"](model.parameters())
+    step = torch.compile(optimiser.step, backend="eager")
+    masks = chosen(model)
+    for number in range(6):
+        if number == 3:
+            apply_masks(model, masks)
+        cross_entropy(model(x), y).backward()
+        step()
+    assert alive(model, masks) == 0
+
+
+def test_masks_of_tied_weights_and_of_two_appliers_add_up():
+    model = draw_weights(nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double())
+    model[2].weight = model[0].weight
+    x, y = batch((3,))
+    a = torch.tensor([[True, False, True]] * 3)
+    b = torch.tensor([[True, True, False]] * 3)
+    first = apply_masks(model, {"0.weight": a})
+    with apply_masks(model, {"2.weight": b}):
+        warmed(model, x, y)
+        assert torch.equal(model[0].weight != 0, a & b)
+        model.load_state_dict(  # which takes the two apart
+            {name: torch.ones_like(value) for name, value in model.state_dict().items()},
+            assign=True,
+        )
+        assert torch.equal(model[0].weight != 0, a)
+        assert torch.equal(model[2].weight != 0, b)
+    warmed(model, x, y)
+    assert torch.equal(model[0].weight != 0, a)
+    first.remove()
+    warmed(model, x, y)
+    assert (model[0].weight != 0).all()
+
+
+def test_masks_hold_in_data_parallel_and_leave_functional_calls_their_values():
+    model, (x, y) = dense_net(), batch((6,))
+    masks = chosen(model)
+    wrapped = nn.DataParallel(model)
+    apply_masks(wrapped, {f"module.{name}": mask for name, mask in masks.items()})
+    warmed(model, x, y, wrapped)
+    assert alive(model, masks) == 0
+    other = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    free = dense_net()
+    free.load_state_dict(other)
+    assert torch.equal(functional_call(model, other, (x,)), free(x))
+    stacked = {name: torch.stack([p.detach(), p.detach()]) for name, p in model.named_parameters()}
+    both = torch.vmap(lambda theta: functional_call(model, theta, (x,)))(stacked)
+    torch.testing.assert_close(both[1], model(x))
+
+
+def test_gradients_under_masks_can_be_differentiated_again():
+    model, (x, y) = dense_net(), batch((6,))
+    masks = chosen(model)
+    apply_masks(model, masks)
+    cross_entropy(model(x), y).backward(create_graph=True)
+    w = model[2].weight
+    (second,) = torch.autograd.grad(w.grad.square().sum(), w)
+    assert second[masks["2.weight"]].abs().sum() > 0
+
+
+def test_an_applier_keeps_no_model_alive():
+    model = dense_net()
+    apply_masks(model, chosen(model))
+    count = len(sparsity._MASKED)
+    weight = weakref.ref(model[0].weight)
+    del model
+    gc.collect()
+    assert weight() is None
+    assert len(sparsity._MASKED) < count
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        (torch.zeros(5, 6), r"'0.weight' is torch.float32, expected a tensor of torch.bool"),
+        (torch.zeros(5, 6, dtype=torch.uint8), "is torch.uint8"),
+        (torch.zeros(6, 5).bool(), r"has shape \(6, 5\), expected \(5, 6\)"),
+        ([[True]], "is list"),
+    ],
+)
+def test_masks_that_are_none_are_named(mask, told):
+    model = dense_net()
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=told):
+        apply_masks(model, {"0.weight": mask})
+    assert torch.equal(model[0].weight, before)
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+        with pytest.raises(ValueError, match=told):
+            mask_report({"0.weight": mask})
+        with pytest.raises(ValueError, match=told):
+            mask_overlap({"0.weight": mask}, {"0.weight": mask})
+
+
+def test_overlap_refuses_masks_of_other_shapes():
+    # (5, 1) and (1, 5) would broadcast to 25 entries
+    with pytest.raises(ValueError, match=r"has shape \(1, 5\), expected \(5, 1\)"):
+        mask_overlap({"w": torch.ones(5, 1).bool()}, {"w": torch.ones(1, 5).bool()})
+
+
+# ---------------------------------------------------------------- layers that only scale
+
+
+class RmsNorm(nn.Module):
+    """As other libraries write it, with an offset besides."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+
+class LayerScale(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full(shape, 1e-4))
+
+
+class Block(nn.Module):
+    """A scale of channels among the parameters of a module that holds layers, as in ConvNeXt."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.layer_scale = nn.Parameter(torch.full((4, 1, 1), 1e-6))
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.RMSNorm(4), RmsNorm(4), nn.PReLU(), nn.PReLU(4), LayerScale(4), LayerScale(4, 1, 1),
+     nn.LayerNorm(4), nn.BatchNorm1d(4), nn.InstanceNorm1d(4, affine=True)],
+    ids=lambda layer: type(layer).__name__,
+)  # fmt: skip
+def test_layers_that_only_scale_are_not_pruned(layer):
+    model = nn.Sequential(nn.Linear(8, 4), layer, nn.Linear(4, 3))
+    assert list(prunable_parameters(model)) == ["0.weight", "2.weight", "0.bias", "2.bias"]
+
+
+def test_scales_beside_weights_are_not_pruned_and_small_matrices_are():
+    assert list(prunable_parameters(Block())) == ["layer.weight", "layer.bias"]
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))
+    assert list(prunable_parameters(normed)) == ["parametrizations.weight.original1", "bias"]
+    small = nn.Sequential(nn.Linear(1, 1), nn.Conv2d(1, 4, 1), nn.Linear(1, 5), nn.GRU(1, 1))
+    weights = list(prunable_parameters(small, biases=False))
+    assert weights == [
+        "0.weight", "1.weight", "2.weight", "3.weight_ih_l0", "3.weight_hh_l0"
+    ]  # fmt: skip
+
+
+def test_lazy_layers_are_named():
+    model = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"model: '0\.weight' of a lazy layer"):
+        prunable_parameters(model)
+
+
+def test_scores_do_not_see_frozen_statistics_in_identity_mode():
+    class Frozen(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):  # fmt: skip
+                self.register_buffer(name, torch.full((width,), value).double())
+
+        def forward(self, x):
+            return (x - self.running_mean) * self.running_var.rsqrt() * self.weight + self.bias
+
+    model, (x, y) = (
+        nn.Sequential(nn.Linear(6, 5), Frozen(5), nn.Linear(5, 3)).double(),
+        batch((6,)),
+    )
+    fresh = connection_gradients(model, cross_entropy, [(x, y)])
+    model[1].running_var.fill_(100.0)
+    model[1].running_mean.fill_(2.0)
+    found = connection_gradients(model, cross_entropy, [(x, y)])
+    assert all(torch.equal(fresh[name], found[name]) for name in fresh)
+    assert (model[1].running_var == 100).all()
+    with pytest.raises(ValueError, match="bn_mode = 'batch': the statistics of '1' are frozen"):
+        connection_gradients(model, cross_entropy, [(x, y)], bn_mode="batch")
+
+
+# ---------------------------------------------------------------- precision
+
+
+def switches():
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    parts = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    return parts, [part.fp32_precision for part in parts]
+
+
+@pytest.fixture
+def restored():
+    parts, before = switches()
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = cudnn
+    for part, value in zip(parts, before, strict=True):
+        part.fp32_precision = value
+
+
+@pytest.mark.parametrize("start", ["default", "high", "medium", "legacy", "off", "newer"])
+def test_full_precision_switches_tf32_off_and_brings_everything_back(start, restored):
+    if start in ("high", "medium"):
+        torch.set_float32_matmul_precision(start)
+    elif start == "newer":  # one of two convolution switches: PyTorch no longer reads the old one
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    elif start != "default":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = start == "legacy"
+
+    def older():
+        found = []
+        for read in (
+            torch.get_float32_matmul_precision,
+            lambda: torch.backends.cuda.matmul.allow_tf32,
+            lambda: torch.backends.cudnn.allow_tf32,
+        ):
+            try:
+                found.append(read())
+            except RuntimeError:
+                found.append(None)
+        return found
+
+    _, before = switches()
+    was = older()
+
+    def interrupted():
+        with full_precision():
+            assert switches()[1] == ["ieee"] * 6
+            if start != "newer":
+                assert older() == ["highest", False, False]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert switches()[1] == before
+    assert older() == was
+
+
+def test_scores_are_taken_in_full_precision(restored):
+    torch.set_float32_matmul_precision("high")
+    _, before = switches()
+    model, (x, y) = dense_net().float(), batch((6,))
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append((switches()[1], torch.is_autocast_enabled("cpu")))
+        outputs.register_hook(
+            lambda g: seen.append((switches()[1], torch.is_autocast_enabled("cpu")))
+        )
+        return cross_entropy(outputs, targets)
+
+    plain = connection_gradients(model, cross_entropy, [(x.float(), y)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = connection_gradients(model, loss, [(x.float(), y)])
+    assert seen == [(["ieee"] * 6, False)] * 2  # forwards and backwards
+    assert switches()[1] == before
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_16_bit_weights_neither_vanish_nor_drift(dtype):
+    x, y = batch((6,), n=64)
+    model = nn.Sequential(nn.Linear(6, 3)).to(dtype)
+    with torch.no_grad():
+        model[0].weight.fill_(1e-5)
+    found = connection_gradients(model, cross_entropy, [(x.to(dtype), y)] * 50)["0.weight"]
+    once = connection_gradients(model, cross_entropy, [(x.to(dtype), y)])["0.weight"]
+    assert found.dtype == torch.float32
+    assert (found != 0).all()  # 1e-5 times a gradient is below the least float16
+    torch.testing.assert_close(found, once, rtol=1e-5, atol=0)
+
+
+# ---------------------------------------------------------------- what cannot be scored
+
+
+def test_scoring_names_what_it_is_given_wrongly():
+    model, (x, y) = dense_net(), batch((6,))
+    frozen = dense_net().requires_grad_(False)
+    for call, told in (
+        (lambda: connection_gradients(frozen, cross_entropy, [(x, y)]), "params: no trainable"),
+        (lambda: connection_gradients(model, cross_entropy, [(x, y)], params=[]), "params: no"),
+        (lambda: connection_gradients(model, cross_entropy, [(x[:0], y[:0])]), "batches: an empty"),
+        (lambda: connection_gradients(nn.DataParallel(model), cross_entropy, [(x, y)]), "DataParallel"),
+        (lambda: connection_gradients(model, lambda a, b: a.square().sum(1), [(x, y)]), r"loss_fn: returned \(8,\)"),
+        (lambda: global_topk_mask({"w": torch.ones(3).bool()}, 0.5), "scores: 'w' is torch.bool"),
+        (lambda: global_topk_mask({"w": torch.ones(3) * 1j}, 0.5), "scores: 'w' is torch.complex64"),
+        (lambda: global_topk_mask({"w": [1.0]}, 0.5), "scores: 'w' is list"),
+        (lambda: global_topk_mask({"w": torch.ones(3), "v": torch.ones(3, device="meta")}, 0.5), "scores: on several devices, cpu, meta"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            call()
+
+
+def test_integers_are_ranked_as_integers():
+    big = 2**24  # where float32 no longer tells neighbours apart
+    mask = global_topk_mask({"w": torch.tensor([big, big + 1, big - 1])}, keep=1)["w"]
+    assert mask.tolist() == [False, True, False]
+
+
+def test_networks_made_in_inference_mode_can_be_scored():
+    x, y = batch((6,))
+    expected = connection_gradients(dense_net(), cross_entropy, [(x, y)])
+    with torch.inference_mode():
+        found = connection_gradients(dense_net(), cross_entropy, [(x + 0, y)])
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-15)
 
 
 # ---------------------------------------------------------------- reports

@@ -279,3 +279,38 @@ def test_prediction_does_not_depend_on_the_batch_size_and_restores_every_mode():
     with pytest.raises(RuntimeError):
         predict(model, x[:, :2])
     assert model.training
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"steps": -1}, "steps = -1"),
+        ({"steps": 2.0}, r"steps = 2\.0"),
+        ({"lr": math.nan}, "lr = nan"),
+        ({"lr": -0.1}, r"lr = -0\.1"),
+        ({"targets": torch.zeros(39).long()}, r"targets: shape \(39,\)"),
+        ({"targets": torch.zeros(40, 1).long()}, r"targets: shape \(40, 1\)"),
+        ({"targets": torch.zeros(40)}, r"targets: torch\.float32"),
+    ],
+)
+def test_training_names_what_it_is_given_wrongly(options, told):
+    x, y = task()
+    options = {"steps": 2, "targets": y, "batch_size": 8, **options}
+    with pytest.raises(ValueError, match=told):
+        train(net(), x, generator=generator(), **options)
+
+
+def test_errors_are_of_examples_with_one_label_each():
+    x, y = task()
+    # (n, 1) against (n,) would compare all with all
+    with pytest.raises(ValueError, match=r"targets: shape \(40, 1\)"):
+        error_rate(net(), x, y[:, None])
+    with pytest.raises(ValueError, match="inputs: no example"):
+        error_rate(net(), x[:0], y[:0])
+    with pytest.raises(ValueError, match="inputs: no example"):
+        predict(net(), x[:0])
+    with pytest.raises(ValueError, match="batch_size = 0"):
+        predict(net(), x, batch_size=0)

@@ -10,33 +10,49 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-NORMALISATIONS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
+NORMALISATIONS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# layers whose weights are matrices, however small
+MATRICES = (
+    nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention,
+    nn.Embedding, nn.EmbeddingBag,
+)  # fmt: skip
 
 
 def prunable_parameters(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
-    """Trainable weights, then biases, of every layer that is not a normalisation.
+    """Trainable weights, then biases, of every layer that does more than scale its input.
 
-    Weights come first because ties are broken by this order. A parameter that two modules
-    share appears once.
+    Left out are normalisations of any make, PReLU, and layer scales. Weights come first because
+    ties are broken by this order. A parameter that two modules share appears once.
+    Raises ValueError for a lazy layer that has not seen an input yet.
     """
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(
+                f"model: {name!r} of a lazy layer has no values yet; pass a batch first"
+            )
     excluded = {
         id(parameter)
         for module in model.modules()
-        if isinstance(module, NORMALISATIONS)
-        for parameter in module.parameters()
+        for name, parameter in module.named_parameters(recurse=False)
+        if is_scaling(module) or is_scale(module, name)
     }
     named = [
         (name, parameter)
@@ -47,6 +63,31 @@ def prunable_parameters(model: nn.Module, *, biases: bool = True) -> dict[str, n
     if not biases:
         return weights
     return weights | {name: p for name, p in named if is_bias(name)}
+
+
+def is_scaling(module: nn.Module) -> bool:
+    """Whether a module's weights only multiply channels: a normalisation, PReLU, a layer scale."""
+    if isinstance(module, NORMALISATIONS):
+        return True
+    if isinstance(module, MATRICES) or any(True for _ in module.children()):
+        return False
+    own = dict(module.named_parameters(recurse=False))
+    weights = [name for name in own if not is_bias(name)]
+    return bool(weights) and all(_is_vector(own[name]) for name in weights)
+
+
+def is_scale(module: nn.Module, name: str) -> bool:
+    """Whether one parameter of a module is a scale of channels, as in `ConvNeXt` or `weight_norm`."""
+    parameter = getattr(module, name)
+    if isinstance(module, MATRICES) or is_bias(name) or not _is_vector(parameter):
+        return False
+    if isinstance(module, ParametrizationList):  # lengths, of which every output has one
+        return len(list(module.parameters())) > 1 and name == "original0"
+    return parameter.dim() == 0 or "gamma" in name or "scale" in name
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    return sum(size > 1 for size in parameter.shape) <= 1
 
 
 def is_bias(name: str) -> bool:
@@ -66,23 +107,27 @@ def connection_gradients(
     """Derivative of the loss with respect to a multiplier on every weight, at 1.
 
     g_j = dL(c * w)/dc_j at c = 1 = w_j dL/dw_j (connection sensitivity, SNIP). One ordinary backward pass a
-    batch; nothing of the model changes.
+    batch, in `full_precision`; nothing of the model changes. Scores of 16-bit weights are float32.
 
     loss_fn: maps (outputs, targets) to the mean loss of a batch. Batches are weighted by their
       size, so how the examples are split does not matter.
     params: names to score; None: `prunable_parameters`.
-    bn_mode: "identity" runs batch normalisation in inference mode with fresh statistics
-      (mean 0, variance 1); "batch" with the statistics of each batch.
+    bn_mode: "identity" runs batch normalisation (and any other that tracks statistics, frozen ones
+      included) in inference mode with fresh statistics (mean 0, variance 1); "batch" with the
+      statistics of each batch.
     reduction: "signed" adds gradients before any absolute value is taken; "absolute" adds
       their absolute values batch by batch.
 
-    Raises ValueError for unknown modes or names, for no batches, for a loss or gradient that
-    is not finite, and in identity mode for a normalisation that tracks no statistics.
+    Raises ValueError for unknown modes or names, for nothing to score, for no batches or an empty
+    one, for a loss that is no finite scalar or a gradient that is not finite, in identity mode for
+    a normalisation that tracks no statistics, and in batch mode for a frozen one.
     """
     if bn_mode not in ("identity", "batch"):
         raise ValueError(f"bn_mode = {bn_mode!r}: expected 'identity' or 'batch'")
     if reduction not in ("signed", "absolute"):
         raise ValueError(f"reduction = {reduction!r}: expected 'signed' or 'absolute'")
+    if any(isinstance(module, nn.DataParallel) for module in model.modules()):
+        raise ValueError("model: is in nn.DataParallel; score the network in its .module")
     if params is None:
         chosen = prunable_parameters(model)
     else:
@@ -90,13 +135,20 @@ def connection_gradients(
         if missing := [name for name in names if name not in known]:
             raise ValueError(f"params: the model has no parameter {missing[0]!r}")
         chosen = {name: known[name] for name in names}
+    if not chosen:
+        raise ValueError("params: no trainable parameter to score")
 
-    theta = {name: parameter.detach().requires_grad_() for name, parameter in chosen.items()}
     mean: dict[str, Tensor] = {}
     count = 0
-    with _scoring_mode(model, bn_mode) as buffers, torch.enable_grad():
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        fixed = stack.enter_context(_scoring_mode(model, bn_mode))
+        theta = {name: _leaf(parameter) for name, parameter in chosen.items()}
         for inputs, targets in batches:
-            gradients = switch_gradients(model, loss_fn, theta, (inputs, targets), buffers)
+            if not len(inputs):
+                raise ValueError("batches: an empty batch")
+            gradients = switch_gradients(model, loss_fn, theta, (inputs, targets), fixed)
             count += len(inputs)
             for name, g in gradients.items():
                 if reduction == "absolute":
@@ -110,6 +162,13 @@ def connection_gradients(
     return mean
 
 
+def _leaf(parameter: Tensor) -> Tensor:
+    """The parameter's values as a leaf of a graph of its own."""
+    value = parameter.detach()
+    # what was made in inference mode cannot be saved for a backward pass
+    return (value.clone() if value.is_inference() else value).requires_grad_()
+
+
 def switch_gradients(
     model: nn.Module,
     loss_fn: Loss,
@@ -120,20 +179,61 @@ def switch_gradients(
     """w dL/dw of one batch for the parameters theta, which must be leaves that require gradients.
 
     buffers: tensors that stand in for the model's own buffers.
-    Raises ValueError if the loss is not finite.
+    Raises ValueError if the loss is no finite scalar.
     """
-    inputs, targets = batch
-    outputs = functional_call(model, {**theta, **(buffers or {})}, (inputs,))
-    loss = loss_fn(outputs, targets)
-    if not math.isfinite(loss.item()):
-        raise ValueError(f"the loss of a scoring batch is {loss.item()}: check data and weights")
-    # backward, not grad: what it leaves in .grad is ours to multiply in place
-    loss.backward(inputs=list(theta.values()))
+    inputs, targets = (t.clone() if t.is_inference() else t for t in batch)
+    with full_precision():
+        outputs = functional_call(model, {**(buffers or {}), **theta}, (inputs,))
+        loss = loss_fn(outputs, targets)
+        if loss.numel() != 1:
+            raise ValueError(f"loss_fn: returned {tuple(loss.shape)}, expected the mean loss")
+        if not math.isfinite(loss.item()):
+            raise ValueError(
+                f"the loss of a scoring batch is {loss.item()}: check data and weights"
+            )
+        # backward, not grad: what it leaves in .grad is ours to multiply in place
+        loss.backward(inputs=list(theta.values()))
     gradients = {}
     for name, w in theta.items():
         g, w.grad = torch.zeros_like(w) if w.grad is None else w.grad, None
+        if g.element_size() < 4:  # a product of 16-bit numbers vanishes, a mean of them drifts
+            g = g.float()
         gradients[name] = g.mul_(w.detach())  # dL/dc = w dL/dw
     return gradients
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Full float32 inside the block: no TF32, no bf16, no autocast; all comes back as it was.
+
+    Scores near a threshold and small singular values do not survive eleven bits.
+    """
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    parts = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    before = [part.fp32_precision for part in parts]
+    # PyTorch refuses to read its older switches where they differ from the newer ones: they go
+    # along, unless they differ already
+    matmul = convolutions = None
+    with suppress(RuntimeError):
+        matmul = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        convolutions = cudnn.allow_tf32
+    try:
+        if matmul is not None:
+            torch.set_float32_matmul_precision("highest")
+        if convolutions is not None:
+            cudnn.allow_tf32 = False
+        for part in parts:
+            part.fp32_precision = "ieee"
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if convolutions is not None:
+            cudnn.allow_tf32 = convolutions
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -179,31 +279,48 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _scoring_mode(model: nn.Module, bn_mode: str) -> Iterator[dict[str, Tensor]]:
-    """Put the model in scoring mode; yield fresh buffers for its batch normalisations."""
-    fresh: dict[str, Tensor] = {}
+    """Put the model in scoring mode; yield what stands in for its own tensors: fresh statistics."""
+    stand_in = {
+        name: tensor.clone()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if not is_lazy(tensor) and tensor.is_inference()  # as in `_leaf`
+    }
     with evaluation_mode(model), ExitStack() as stack:
         for path, module in model.named_modules():
             if isinstance(module, nn.RNNBase):
                 # cuDNN has no backward pass for these in inference mode; PyTorch's kernels do
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            if not isinstance(module, _BatchNorm):
-                continue
-            if bn_mode == "batch":
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False, allow_tf32=False))
+            tracked = tracks_statistics(module)
+            if bn_mode == "batch" and isinstance(module, (_BatchNorm, _InstanceNorm)):
                 module.train()
-            elif module.running_mean is None:
+            elif bn_mode == "batch" and tracked:
+                raise ValueError(f"bn_mode = 'batch': the statistics of {path!r} are frozen")
+            elif isinstance(module, _BatchNorm) and not tracked:
                 raise ValueError(
                     f"bn_mode = 'identity': {path!r} tracks no statistics and always uses the batch's"
                 )
-            if module.running_mean is not None:
+            if tracked:
                 prefix = f"{path}." if path else ""
-                fresh[f"{prefix}running_mean"] = torch.zeros_like(module.running_mean)
-                fresh[f"{prefix}running_var"] = torch.ones_like(module.running_var)
-                fresh[f"{prefix}num_batches_tracked"] = module.num_batches_tracked.clone()
-        yield fresh
+                stand_in[f"{prefix}running_mean"] = torch.zeros_like(module.running_mean)
+                stand_in[f"{prefix}running_var"] = torch.ones_like(module.running_var)
+                if getattr(module, "num_batches_tracked", None) is not None:
+                    stand_in[f"{prefix}num_batches_tracked"] = module.num_batches_tracked.clone()
+        yield stand_in
 
 
-def random_scores(params: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """Independent uniform scores, drawn on the CPU so that every device gets the same ones."""
+def tracks_statistics(module: nn.Module) -> bool:
+    """Whether a module normalises by running statistics: batch normalisation, frozen or not."""
+    statistics = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+    return all(isinstance(value, Tensor) for value in statistics)
+
+
+def random_scores(
+    params: Mapping[str, Tensor], generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Independent uniform scores, drawn on the CPU so that every device gets the same ones.
+
+    generator: on the CPU; None: PyTorch's own.
+    """
     return {
         name: torch.rand(p.shape, generator=generator).to(p.device) for name, p in params.items()
     }
@@ -262,12 +379,19 @@ def global_topk_mask(
 
     Returns boolean tensors of the scores' shapes. Warns if a tensor of weights is left empty
     (unless `warn` is off, for callers to whom that is a result).
-    Raises ValueError for scores that are not finite and for a sparsity or count out of range.
+    Raises ValueError for scores that are not finite, not real numbers or on several devices, and
+    for a sparsity or count out of range.
     """
     if (sparsity is None) == (keep is None):
         raise ValueError("global_topk_mask: give either sparsity or keep")
     if not scores:
         raise ValueError("scores: no tensor to rank")
+    for name, score in scores.items():
+        if not isinstance(score, Tensor) or score.is_complex() or score.dtype == torch.bool:
+            kind = score.dtype if isinstance(score, Tensor) else type(score).__name__
+            raise ValueError(f"scores: {name!r} is {kind}, expected a tensor of numbers")
+    if len(devices := {str(score.device) for score in scores.values()}) > 1:
+        raise ValueError(f"scores: on several devices, {', '.join(sorted(devices))}")
     flat = torch.cat([s.detach().flatten() for s in scores.values()])
     if (bad := _not_finite(scores)) is not None:
         raise ValueError(f"scores: {bad!r} holds NaN or infinity")
@@ -308,52 +432,162 @@ def _kth_largest(flat: Tensor, k: int, *, by_topk: bool) -> Tensor:
 class apply_masks:
     """Make a model keep to its masks, whatever the optimiser does.
 
-    Zeroes the masked entries, masks their gradients, and zeroes them again before every
-    forward pass, so that momentum from before or weight decay cannot revive one. Works as a
-    context manager or until `remove` is called; the entries stay zero afterwards.
+    Zeroes the masked entries and masks their gradients; zeroes them again at the end of every
+    `torch.optim` step, after `load_state_dict` and before every forward pass of the model, so
+    that no momentum, weight decay or stored value revives one. Names of parameters and of the
+    `state_dict` stay as they are. A copy of the model (`copy.deepcopy`, pickle) keeps to the masks on its
+    own, until `remove_masks`. A compiled model is masked likewise, whenever it was compiled, but
+    for one thing: entries written by hand stay until the next step, not only until the next pass.
 
-    masks: boolean tensors by parameter name; parameters without one are left alone.
-    Raises ValueError for a name or shape that does not fit the model.
+    Works as a context manager or until `remove` is called; the entries stay zero afterwards.
+
+    masks: boolean tensors by parameter name, on any device; parameters without one are left alone.
+    Raises ValueError for a name, shape or dtype that does not fit the model.
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        known = dict(model.named_parameters())
-        self._pairs: list[tuple[nn.Parameter, Tensor]] = []
+        known = dict(model.named_parameters(remove_duplicate=False))
         for name, mask in masks.items():
-            if name not in known:
-                raise ValueError(f"masks: the model has no parameter {name!r}")
-            if mask.shape != known[name].shape:
-                expected = tuple(known[name].shape)
-                raise ValueError(
-                    f"masks: {name!r} has shape {tuple(mask.shape)}, expected {expected}"
-                )
-            self._pairs.append((known[name], ~mask.to(known[name].device)))
-        # filled, not multiplied: NaN times 0 is NaN
-        self._hooks = [
-            parameter.register_hook(lambda g, pruned=pruned: g.masked_fill(pruned, 0))
-            for parameter, pruned in self._pairs
-            if parameter.requires_grad
-        ]
-        self._hooks.append(model.register_forward_pre_hook(lambda *_: self._zero()))
-        self._zero()
+            _check_mask(name, mask, known)
+        self._masked: list[_Masked] = []
+        self._hooks = []
+        for name, mask in masks.items():
+            path, _, local = name.rpartition(".")
+            masked = _Masked(known[name], local, _Zeros(mask))
+            self._masked.append(masked)
+            owner = model.get_submodule(path)
+            self._hooks.append(owner.register_load_state_dict_post_hook(masked.after_load))
+        self._hooks.append(model.register_forward_pre_hook(self._before_forward))
 
-    def _zero(self) -> None:
-        for parameter, pruned in self._pairs:
-            # through .data: to autograd a weight that was zero before has not changed, so
-            # several forward passes may share one backward pass
-            parameter.data.masked_fill_(pruned, 0)
+    def _before_forward(self, *_: object) -> None:
+        # a compiled graph outlives masks and is shared between models: it must not contain any
+        if not torch.compiler.is_compiling():
+            for masked in self._masked:
+                if masked in _MASKED:
+                    masked.zero()
 
     def remove(self) -> None:
         """Let go of the model; the masked entries are zero at this moment."""
         for hook in self._hooks:
             hook.remove()
-        self._zero()
+        for masked in self._masked:
+            masked.release()
+        self._masked.clear()
 
     def __enter__(self) -> apply_masks:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+
+def remove_masks(model: nn.Module) -> None:
+    """Let go of a model that keeps to masks, such as a copy of a masked one."""
+    own = {id(parameter) for parameter in model.parameters()}
+    for masked in list(_MASKED):
+        if id(masked.parameter) in own:
+            masked.release()
+
+
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
+class _Zeros:
+    """Zeroes the masked entries of a tensor, wherever it lies.
+
+    By a bitwise and: four times as fast on a CPU as filling, and 0 where NaN times 0 is NaN.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.bits = mask
+
+    def fitting(self, tensor: Tensor) -> Tensor:
+        """All bits set where an entry is kept, in integers of the tensor's width."""
+        dtype = INTEGERS[tensor.element_size()]
+        if self.bits.dtype != dtype or self.bits.device != tensor.device:
+            self.bits = -(self.bits != 0).to(tensor.device, dtype)
+        return self.bits
+
+    def fill(self, tensor: Tensor) -> None:
+        bits = self.fitting(tensor)
+        tensor.view(bits.dtype).bitwise_and_(bits)
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        bits = self.fitting(gradient)
+        if gradient.requires_grad:  # for a second derivative
+            return gradient.masked_fill(bits == 0, 0)
+        return (gradient.view(bits.dtype) & bits).view(gradient.dtype)
+
+
+class _Masked:
+    """Keeps the masked entries of one parameter and of its gradient at zero.
+
+    The hooks of its module hold it, so a copy of the module comes with one for its own parameter.
+    """
+
+    def __init__(
+        self, parameter: nn.Parameter, name: str, zeros: _Zeros, active: bool = True
+    ) -> None:
+        self.parameter, self.name, self.zeros = parameter, name, zeros
+        self._hook = None
+        if active:
+            _MASKED.add(self)
+            self._bind(parameter)
+
+    def _bind(self, parameter: nn.Parameter) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self.parameter = parameter
+        self._hook = parameter.register_hook(self.zeros) if parameter.requires_grad else None
+        self.zero()
+
+    def zero(self) -> None:
+        # through .data: to autograd a weight that was zero before has not changed, so
+        # several forward passes may share one backward pass
+        self.zeros.fill(self.parameter.data)
+
+    def after_load(self, module: nn.Module, _: object) -> None:
+        if self in _MASKED:  # load_state_dict(assign=True) puts another parameter there
+            self._bind(getattr(module, self.name))
+
+    def release(self) -> None:
+        self.zero()
+        if self._hook is not None:
+            self._hook.remove()
+        _MASKED.discard(self)
+
+    def __reduce__(self) -> tuple:
+        return _Masked, (self.parameter, self.name, self.zeros, self in _MASKED)
+
+
+_MASKED: weakref.WeakSet[_Masked] = weakref.WeakSet()
+
+
+@torch.compiler.disable
+def _after_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Zero what an optimiser's memory has moved, of all models that keep to masks."""
+    if not _MASKED:
+        return
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for masked in list(_MASKED):
+        if id(masked.parameter) in moved:
+            masked.zero()
+
+
+register_optimizer_step_post_hook(_after_step)
+
+
+def _check_mask(name: str, mask: object, known: Mapping[str, Tensor] | None = None) -> None:
+    """Raise ValueError unless this is a mask, and of a tensor among those known."""
+    if known is not None and name not in known:
+        hint = f" (it has '_orig_mod.{name}')" if f"_orig_mod.{name}" in known else ""
+        raise ValueError(f"masks: the model has no parameter {name!r}{hint}")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"masks: {name!r} is {kind}, expected a tensor of torch.bool")
+    if known is not None and mask.shape != known[name].shape:
+        expected = tuple(known[name].shape)
+        raise ValueError(f"masks: {name!r} has shape {tuple(mask.shape)}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -384,6 +618,8 @@ def mask_report(masks: Mapping[str, Tensor], *, ranks: bool = True) -> list[Laye
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import structural_rank
 
+    for name, mask in masks.items():
+        _check_mask(name, mask)
     reports = []
     for name, mask in masks.items():
         if mask.dim() < 2:
@@ -401,14 +637,18 @@ def mask_overlap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """Fraction of the entries kept by `a` that `b` keeps too (1 for equal masks).
 
     Two independent random masks of density d overlap by d.
-    Raises ValueError if the masks are not of the same parameters or `a` keeps nothing.
+    Raises ValueError if the masks are not of the same parameters and shapes, not boolean, or `a`
+    keeps nothing.
     """
     if a.keys() != b.keys():
         raise ValueError(f"masks of different parameters: {sorted(a.keys() ^ b.keys())}")
+    for name, mask in a.items():
+        _check_mask(name, mask)
+        _check_mask(name, b[name], a)
     kept = count_kept(a)
     if not kept:
         raise ValueError("a: keeps nothing")
-    return sum(int((a[name] & b[name]).sum()) for name in a) / kept
+    return sum(int((a[name] & b[name].to(a[name].device)).sum()) for name in a) / kept
 
 
 def count_kept(masks: Mapping[str, Tensor]) -> int:

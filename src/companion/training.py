@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -40,12 +41,15 @@ def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def shuffled_batches(
-    count: int, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu"
+    count: int,
+    batch_size: int,
+    generator: torch.Generator | None,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
     """Endless index batches; every epoch in a new order, batches crossing epoch boundaries.
 
-    generator: of the CPU, so that the order is the same everywhere. device: where the batches
-    are used; the order goes there an epoch at a time.
+    generator: of the CPU, so that the order is the same everywhere; None: PyTorch's own.
+    device: where the batches are used; the order goes there an epoch at a time.
 
     Raises ValueError for a batch larger than the set.
     """
@@ -90,7 +94,14 @@ def train(
     augment: function (batch, generator) -> batch.
     monitor: called without arguments every `monitor_every` steps; its value is kept.
     on_divergence: "raise" a DivergenceError on a loss that is not finite, or "stop".
+
+    Raises ValueError for arguments out of range and for inputs and targets that do not fit.
     """
+    if type(steps) is not int or steps < 0:
+        raise ValueError(f"steps = {steps!r}: expected an integer of at least 0")
+    if not (lr >= 0 and math.isfinite(lr)):
+        raise ValueError(f"lr = {lr!r}: expected a finite number of at least 0")
+    _check_examples(inputs, targets)
     if on_divergence not in ("raise", "stop"):
         raise ValueError(f"on_divergence = {on_divergence!r}: expected 'raise' or 'stop'")
     history = History()
@@ -130,7 +141,14 @@ def train(
 
 @torch.no_grad()
 def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1000) -> Tensor:
-    """Outputs of the model in inference mode, (n, classes)."""
+    """Outputs of the model in inference mode, (n, classes).
+
+    Raises ValueError for no inputs and for a batch_size below 1.
+    """
+    if len(inputs) == 0:
+        raise ValueError("inputs: no example")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size!r}: expected an integer of at least 1")
     with evaluation_mode(model):
         return torch.cat([model(batch) for batch in inputs.split(batch_size)])
 
@@ -138,7 +156,21 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1000) -> Tens
 def error_rate(
     model: nn.Module, inputs: Tensor, targets: Tensor, *, batch_size: int = 1000
 ) -> float:
-    """Misclassified examples in percent; an output that is not finite is a mistake."""
+    """Misclassified examples in percent; an output that is not finite is a mistake.
+
+    Raises ValueError for no examples and for inputs and targets that do not fit.
+    """
+    _check_examples(inputs, targets)
     outputs = predict(model, inputs, batch_size=batch_size)
     right = (outputs.argmax(1) == targets) & outputs.isfinite().all(1)
-    return 100.0 * (1.0 - right.sum().item() / len(right))  # not every device has float64
+    return 100.0 * (1.0 - int(right.sum()) / len(right))
+
+
+def _check_examples(inputs: Tensor, targets: Tensor) -> None:
+    """Raise ValueError unless there is one class index for every input."""
+    if targets.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"targets: shape {tuple(targets.shape)}, expected one class index for each of {len(inputs)} inputs"
+        )
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ValueError(f"targets: {targets.dtype}, expected integer class indices")

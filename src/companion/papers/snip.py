@@ -31,6 +31,7 @@ from companion.sparsity import (
     connection_gradients,
     connection_sensitivity,
     count_kept,
+    full_precision,
     global_topk_mask,
     kept_count,
     magnitude_scores,
@@ -315,6 +316,8 @@ def _trained(model, data, masks, criterion, sparsity, seed, validation, augment,
 def class_scoring_batch(data: ImageSet, label: int, size: int, generator: torch.Generator):
     """A scoring batch with examples of one class only (all of them, where there are fewer)."""
     members = (data.train_y == label).nonzero().squeeze(1)
+    if not len(members):
+        raise ValueError(f"label = {label!r}: {data.name!r} has no training example of it")
     chosen = members[torch.randperm(len(members), generator=generator)[:size].to(members.device)]
     return [(data.train_x[chosen], data.train_y[chosen])]
 
@@ -339,11 +342,20 @@ def class_pixel_maps(
 
 
 def matched_classes(maps: Tensor, data: ImageSet) -> int:
-    """For how many classes the pixel map correlates best with that class's mean image."""
+    """For how many classes the pixel map correlates best with that class's mean image.
+
+    maps: (classes, height, width), on any device. A map that is the same everywhere matches none.
+    Raises ValueError for maps of another shape than the images'.
+    """
+    size = (len(data.classes), *data.train_x.shape[2:])
+    if maps.shape != size:
+        raise ValueError(f"maps: shape {tuple(maps.shape)}, expected {size}")
     means = torch.stack([data.train_x[data.train_y == k].mean((0, 1)) for k in range(len(maps))])
-    each = torch.corrcoef(torch.cat([maps.flatten(1).cpu(), means.flatten(1).cpu()]).double())
-    between = each[: len(maps), len(maps) :]  # (maps, means)
-    return int((between.argmax(1) == torch.arange(len(maps))).sum())
+    # on the CPU: not every device has float64
+    each = torch.corrcoef(torch.cat([maps.cpu().flatten(1), means.cpu().flatten(1)]).double())
+    between = each[: len(maps), len(maps) :].nan_to_num(-2.0)  # (maps, means)
+    best, where = between.max(1)
+    return int(((where == torch.arange(len(maps))) & (best > -2)).sum())
 
 
 def removal_effects(
@@ -352,7 +364,8 @@ def removal_effects(
     """First-order prediction and true change of the loss when single weights are removed.
 
     Weights are drawn at random from those with a nonzero score, a third of them each from the
-    top percent, the top tenth and the rest, so that the rare sensitive ones are seen.
+    top percent, the top tenth and the rest, so that the rare sensitive ones are seen (fewer where
+    a part has not as many).
     Returns two vectors, -g_j and L(w with w_j = 0) - L(w).
     """
     inputs, targets = batch
@@ -367,11 +380,11 @@ def removal_effects(
         [s[torch.randperm(len(s), generator=generator)[: number // 3]] for s in strata]
     )
     true = []
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         base = cross_entropy(model(inputs), targets)
         for j in chosen.tolist():
             name, i = where[j]
-            entry = known[name].view(-1)[i]
+            entry = known[name][torch.unravel_index(torch.tensor(i), known[name].shape)]
             value = entry.clone()
             entry.zero_()
             true.append(cross_entropy(model(inputs), targets) - base)

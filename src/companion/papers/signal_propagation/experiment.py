@@ -111,6 +111,8 @@ def score(
     """
     if kind not in SCORINGS:
         raise ValueError(f"kind = {kind!r}: expected one of {', '.join(SCORINGS)}")
+    if not batches:
+        raise ValueError("batches: no example to score with")
     if kind == "random_labels":
         every = torch.cat([y for _, y in batches])
         every = every[torch.randperm(len(every), generator=generator).to(every.device)]

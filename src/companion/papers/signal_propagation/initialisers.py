@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from companion.models import truncated_variance_scaling_
-from companion.sparsity import NORMALISATIONS, is_bias
+from companion.models.initialisers import reset, truncated_variance_scaling_
 
 # kind -> variance of a weight from its fan-in and fan-out
 VARIANCES = {
@@ -30,10 +29,15 @@ def init_weights(
 ) -> None:
     """Draw every weight anew; biases become 0, normalisation layers the identity.
 
-    kind: "orthogonal" (dense layers by QR with fixed signs, convolutions by `orthogonal_kernel`);
+    Slopes (PReLU) and layer scales stay as they are.
+
+    kind: "orthogonal" (dense layers by QR with fixed signs, convolutions by `orthogonal_kernel`,
+      each group of channels for itself);
       untruncated normals with variance 1 / fan-in ("lecun"), 2 / (fan-in + fan-out) ("glorot"),
       2 / fan-in ("he") or 1 ("normal"); or "truncated", SNIP's variance scaling.
-    gain: multiplies every weight. Fans of a convolution count its kernel.
+    gain: multiplies every weight. Fans are those of `torch.nn.init`: a convolution's count its
+      kernel, a transposed one's are exchanged, and groups do not lower the fan-out.
+    generator: on the CPU; None: PyTorch's own.
 
     Raises ValueError for an unknown kind, a gain that is not positive, or an orthogonal
     convolution with more inputs than outputs.
@@ -45,30 +49,33 @@ def init_weights(
     if kind == "truncated":
         truncated_variance_scaling_(model, scale=gain**2, generator=generator)
         return
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if is_bias(name):
-                parameter.zero_()
-            elif isinstance(module, NORMALISATIONS):
-                parameter.fill_(1.0)
-            else:
-                try:
-                    draw = _draw(kind, parameter, generator)
-                except ValueError as error:
-                    raise ValueError(f"layer {path!r}: {error}") from None
-                parameter.copy_(gain * draw)
+    for path, module, parameter in reset(model):
+        try:
+            draw = _draw(kind, parameter, generator, getattr(module, "groups", 1))
+        except ValueError as error:
+            raise ValueError(f"layer {path!r}: {error}") from None
+        parameter.copy_(gain * draw)
 
 
-def _draw(kind: str, parameter: Tensor, generator: torch.Generator | None) -> Tensor:
+def _draw(
+    kind: str, parameter: Tensor, generator: torch.Generator | None, groups: int = 1
+) -> Tensor:
+    if parameter.dim() < 2:
+        raise ValueError(f"a weight of shape {tuple(parameter.shape)} has no fans")
     # on the CPU: every device starts from the same weights
     if kind != "orthogonal":
         receptive = parameter[0, 0].numel()
         fan_out, fan_in = (receptive * n for n in parameter.shape[:2])
         draw = torch.empty(parameter.shape, dtype=parameter.dtype)
         return draw.normal_(0.0, math.sqrt(VARIANCES[kind](fan_in, fan_out)), generator=generator)
+    if groups > 1:  # each is a map of its own, from its inputs to its outputs
+        parts = [_draw(kind, part, generator) for part in parameter.chunk(groups)]
+        return torch.cat(parts)
     out_channels, in_channels, *size = parameter.shape
     if math.prod(size) == 1:
-        matrix = torch.empty(out_channels, in_channels, dtype=parameter.dtype)
+        # QR needs 32 bits
+        dtype = parameter.dtype if parameter.element_size() >= 4 else torch.float32
+        matrix = torch.empty(out_channels, in_channels, dtype=dtype)
         return nn.init.orthogonal_(matrix, generator=generator).view(parameter.shape)
     if len(size) != 2 or size[0] != size[1]:
         raise ValueError(f"kernel of size {tuple(size)}: orthogonal kernels are square, (k, k)")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.papers.signal_propagation.spectra import masked_parameters, structural_rank
-from companion.sparsity import prunable_parameters
+from companion.sparsity import full_precision, prunable_parameters
 
 OBJECTIVES = ("squared", "paper")
 LR = {"squared": 0.5, "paper": 0.1}
@@ -85,7 +85,7 @@ def enforce_isometry(
     """Bring the masked weights of every layer near orthogonality; no data is looked at.
 
     Changes the weights in place: masked entries become 0, biases stay. Layers of equal shape
-    are worked on together.
+    are worked on together, in float32 (weights of 16 bits too, which are rounded at the end) or float64.
 
     masks: layers without one count as dense.
     objective: "squared" steps V <- C * (V - lr V (V'V - I)), which for lr = 1/2 is Newton and
@@ -101,8 +101,8 @@ def enforce_isometry(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective = {objective!r}: expected one of {', '.join(OBJECTIVES)}")
-    if steps < 0:
-        raise ValueError(f"steps = {steps!r}: expected at least 0")
+    if type(steps) is not int or steps < 0:
+        raise ValueError(f"steps = {steps!r}: expected an integer of at least 0")
     lr = LR[objective] if lr is None else lr
     if not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"lr = {lr!r}: expected a finite number above 0")
@@ -114,6 +114,7 @@ def enforce_isometry(
         if values[name].dim() > 1:
             if not values[name].isfinite().all():
                 raise ValueError(f"the weights of {name!r} are not finite")
+            values[name] = _at_least_float32(values[name])
             groups.setdefault(values[name].flatten(1).shape, []).append(name)
 
     found: dict[str, list[float]] = {}
@@ -122,13 +123,18 @@ def enforce_isometry(
         C = torch.stack(
             [masks.get(n, torch.ones_like(values[n])).to(V).flatten(1).T for n in names]
         )
-        V, history = _descend(V, C, steps, objective, lr, milestones)
+        with full_precision():
+            V, history = _descend(V, C, steps, objective, lr, milestones)
         if not history.isfinite().all():
             raise ValueError(f"lr = {lr!r}: the weights of {names[0]!r} ran away; lower it")
         for i, name in enumerate(names):
             parameters[name].copy_(V[i].T.view(parameters[name].shape))
             found[name] = history[:, i].tolist()
     return {name: found[name] for name in parameters if name in found}
+
+
+def _at_least_float32(value: Tensor) -> Tensor:
+    return value.float() if value.element_size() < 4 else value
 
 
 def _descend(V, C, steps, objective, lr, milestones) -> tuple[Tensor, Tensor]:
@@ -163,6 +169,6 @@ def rescale_layers(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     values = masked_parameters(model, masks)
     for name, parameter in prunable_parameters(model, biases=False).items():
         if parameter.dim() > 1:
-            value = values[name]
+            value = _at_least_float32(values[name])
             norm, rank = value.norm(), min(value.flatten(1).shape)
             parameter.copy_(value * math.sqrt(rank) / norm if norm > 0 else value)

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from companion.sparsity import apply_masks, evaluation_mode, mask_report, prunable_parameters
+from companion.sparsity import (
+    apply_masks,
+    evaluation_mode,
+    full_precision,
+    mask_report,
+    prunable_parameters,
+    remove_masks,
+)
 
 CHUNK = 64  # examples whose Jacobians are taken at once
 # Condition number beyond which a Jacobian that was computed in float32 is computed again in
@@ -25,6 +32,7 @@ def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str
     """
     if masks:
         model = copy.deepcopy(model)
+        remove_masks(model)
         apply_masks(model, masks).remove()
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
@@ -42,15 +50,17 @@ def jacobian(
     depends on its own example only, so the sum over the batch has all Jacobians as derivatives.
 
     x: (B, ...), at least one example. masks: applied without changing the model.
-    dtype: in which to compute; None: the model's.
+    dtype: in which to compute; None: the model's. float32 is full float32 on every device.
     Returns (B, K, d) for K outputs and d inputs an example.
     """
     if len(x) == 0:
         raise ValueError("x: no example to take a Jacobian at")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype = {dtype}: expected a floating-point type")
     state = dict(model.named_buffers()) | masked_parameters(model, masks or {})
     dtype = dtype or next(iter(model.parameters())).dtype
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    with evaluation_mode(model):
+    with evaluation_mode(model), full_precision():
         parts = [
             jacrev(lambda part: functional_call(model, state, (part,)).sum(0))(part.to(dtype))
             for part in x.split(CHUNK)
@@ -116,7 +126,12 @@ def layer_singular_values(
 
 
 def structural_rank(mask: Tensor) -> int:
-    """Largest rank that weights with this pattern can have; convolutions as (out, in * kernel)."""
+    """Largest rank that weights with this pattern can have; convolutions as (out, in * kernel).
+
+    Raises ValueError for a mask of fewer than two dimensions.
+    """
+    if mask.dim() < 2:
+        raise ValueError(f"mask: shape {tuple(mask.shape)}, expected at least two dimensions")
     return mask_report({"": mask})[0].structural_rank
 
 

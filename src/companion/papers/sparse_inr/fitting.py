@@ -16,8 +16,8 @@ from companion.papers.sparse_inr.network import (
     Params,
     as_targets,
     checked,
-    grid_for,
     pixel_grid,
+    signals_at,
     siren,
     strict_float32,
 )
@@ -59,16 +59,16 @@ def fit(
 ) -> FitResult:
     """Fit one network to each signal on its own, all of them at once.
 
-    targets: (signals, points, channels). opt: "adam" or "sgd" (plain gradient descent).
+    targets: (signals, points, channels), in [0, 1]. opt: "adam" or "sgd" (plain gradient descent).
     coords: as `meta_train`.
     prune_at: number of steps -> weights to keep from then on; each signal's network is pruned by
       the magnitude of its own weights (the baselines that prune after fitting).
-    Raises ValueError for another optimiser or shape, DivergenceError for a loss that is not finite.
+    Raises ValueError for another optimiser, and masks, targets or coords that do not fit; DivergenceError for a loss that is not finite.
     """
     if opt not in ("adam", "sgd"):
         raise ValueError(f"opt = {opt!r}: expected 'adam' or 'sgd'")
     theta, omega_0 = checked(params, masks)
-    coords, count = grid_for(coords, targets), len(targets)
+    (coords, targets), count = signals_at(coords, targets, omega_0), len(targets)
     theta = {
         name: w.detach().expand(count, *w.shape).clone().requires_grad_()
         for name, w in apply_mask(theta, masks).items()
@@ -136,7 +136,7 @@ def held_out_psnr(
     seen = torch.zeros(height, width, dtype=torch.bool)
     seen[::2, ::2] = True
     seen = seen.flatten().to(images.device)
-    targets = as_targets(images)
+    targets = as_targets(images).as_subclass(Tensor)
     result = fit(params, masks, targets[:, seen], steps, lr, coords=coords[seen])
     between = torch.nn.functional.interpolate(
         images[:, :, ::2, ::2], (height, width), mode="bilinear", align_corners=True
@@ -146,7 +146,11 @@ def held_out_psnr(
     def at(values: Tensor, where: Tensor) -> Tensor:
         return psnr((values - targets)[:, where].square().mean((1, 2)))
 
-    return at(outputs, seen), at(outputs, ~seen), at(as_targets(between), ~seen)
+    return (
+        at(outputs, seen),
+        at(outputs, ~seen),
+        at(as_targets(between).as_subclass(Tensor), ~seen),
+    )
 
 
 def mean_psnr(results: FitResult | Sequence[FitResult], step: int = -1) -> float:

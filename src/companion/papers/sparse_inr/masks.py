@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from companion.papers.sparse_inr.network import Params
+from companion.papers.sparse_inr.network import Params, check_masks
 from companion.sparsity import global_topk_mask, is_bias, magnitude_scores, random_scores
 
 Masks = dict[str, Tensor]
@@ -26,7 +26,8 @@ def full_masks(params: Params) -> Masks:
 
 
 def apply_mask(params: Params, masks: Masks) -> Params:
-    """A copy with the masked entries at zero."""
+    """A copy with the masked entries at zero. Raises ValueError for masks that do not fit."""
+    check_masks(masks, params)
     return {
         name: value * masks[name] if name in masks else value.clone()
         for name, value in params.items()
@@ -90,7 +91,12 @@ def dense_count(
 
 
 def survivor_chain(n: int, amount: float, rounds: int) -> list[int]:
-    """Weights left after 0, 1, ... rounds: n - floor(amount n), as the official code counts."""
+    """Weights left after 0, 1, ... rounds: n - floor(amount n), as the official code counts.
+
+    Raises ValueError for an amount outside [0, 1).
+    """
+    if not 0 <= amount < 1:
+        raise ValueError(f"amount = {amount!r}: expected the fraction removed, in [0, 1)")
     chain = [n]
     for _ in range(rounds):
         chain.append(chain[-1] - int(amount * chain[-1]))
@@ -104,10 +110,11 @@ def magnitude_prune(params: Params, masks: Masks, amount: float, scope: str = "g
     scope: "global" ranks all layers together; "layer" removes the fraction from every layer;
       "lamp" ranks w^2 / (sum of v^2 over the layer's survivors v with |v| >= |w|), so that the
       last weight of a layer is never taken before another layer has one left over.
-    Raises ValueError for an amount or scope out of range.
+    Raises ValueError for an amount or scope out of range and for masks that do not fit.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope = {scope!r}: expected one of {', '.join(SCOPES)}")
+    check_masks(masks, params)
     scores = magnitude_scores({name: params[name] for name in masks if not is_bias(name)})
     if scope == "lamp":
         scores = {name: _lamp(s, masks[name]) for name, s in scores.items()}
@@ -117,9 +124,13 @@ def magnitude_prune(params: Params, masks: Masks, amount: float, scope: str = "g
 def random_prune(
     params: Params, masks: Masks, amount: float, generator: torch.Generator | None = None
 ) -> Masks:
-    """As `magnitude_prune` over all layers together, but chance decides."""
+    """As `magnitude_prune` over all layers together, but chance decides.
+
+    generator: on the CPU; None: PyTorch's own, so that every call draws another mask.
+    """
+    check_masks(masks, params)
     weights = {name: params[name] for name in masks if not is_bias(name)}
-    return _remove(random_scores(weights, generator or torch.Generator()), masks, amount)
+    return _remove(random_scores(weights, generator), masks, amount)
 
 
 def _lamp(magnitudes: Tensor, mask: Tensor) -> Tensor:
@@ -131,8 +142,6 @@ def _lamp(magnitudes: Tensor, mask: Tensor) -> Tensor:
 
 
 def _remove(scores: Params, masks: Masks, amount: float, by_layer: bool = False) -> Masks:
-    if not 0 <= amount < 1:
-        raise ValueError(f"amount = {amount!r}: expected the fraction removed, in [0, 1)")
     # what is gone ranks below everything that is left, even below a weight of zero
     ranked = {name: s.masked_fill(~masks[name], -1.0) for name, s in scores.items()}
     groups = [[name] for name in ranked] if by_layer else [list(ranked)]
@@ -159,7 +168,10 @@ def bits_per_pixel(masks: Masks, pixels: int, *, bits: int = 32, index: bool = T
     """Bits to store one fitted network, biases included, a pixel of its picture.
 
     bits: of a stored number. index: add `mask_bits`.
+    Raises ValueError for no pixels.
     """
+    if pixels < 1:
+        raise ValueError(f"pixels = {pixels!r}: expected at least 1")
     return (bits * count_params(masks, biases=True) + (mask_bits(masks) if index else 0)) / pixels
 
 

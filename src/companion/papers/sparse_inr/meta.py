@@ -18,7 +18,7 @@ from companion.papers.sparse_inr.masks import (
     magnitude_prune,
     zero_masked,
 )
-from companion.papers.sparse_inr.network import Params, checked, grid_for, siren, strict_float32
+from companion.papers.sparse_inr.network import Params, checked, signals_at, siren, strict_float32
 from companion.runtime import Progress
 from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
 
@@ -80,23 +80,24 @@ def meta_train(
 ) -> tuple[Params, dict, list[float]]:
     """Minimise `maml_loss` over random signals with Adam, keeping to the masks.
 
-    tasks: (n, points, channels), the family of signals. coords: (points, 2); None takes the pixel
-      grid of square pictures.
-    generator: draws the signals of every step, without repeating one before all had their turn.
+    tasks: (n, points, channels), the family of signals, in [0, 1]. coords: (points, 2); None takes
+      the pixel grid of square pictures.
+    generator: draws the signals of every step, without repeating one before all had their turn;
+      None: PyTorch's own, so that every call draws others.
     opt_state: Adam's, from an earlier call, to continue where it stopped.
 
     Returns the trained copy of params, Adam's state, and the loss of every step.
-    Raises DivergenceError for a loss that is not finite.
+    Raises ValueError for masks, tasks or coords that do not fit, DivergenceError for a loss that is
+    not finite.
     """
     theta, omega_0 = checked(params, masks)
-    coords = grid_for(coords, tasks)
+    coords, tasks = signals_at(coords, tasks, omega_0)
     theta = {
         name: w.detach().clone().requires_grad_() for name, w in apply_mask(theta, masks).items()
     }
     optimizer = torch.optim.Adam(theta.values(), lr=outer_lr)
     if opt_state is not None:
         optimizer.load_state_dict(opt_state)
-    generator = generator or torch.Generator()
     order = shuffled_batches(len(tasks), tasks_per_step, generator, tasks.device)
     active = active_masks(masks)
     log: list[Tensor] = []

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from companion.sparsity import full_precision
+
 Params = dict[str, Tensor]
+OVERSHOOT = 0.5  # beyond [0, 1], of resampled pictures
 
 
 class Siren(nn.Module):
@@ -104,14 +107,31 @@ def pixel_grid(height: int, width: int) -> Tensor:
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).view(-1, 2)
 
 
+class OblongSignals(Tensor):
+    """Signals of pictures that are not square: whatever is made of them, it is no square's.
+
+    A picture of 8 x 32 pixels has as many points as one of 16 x 16.
+    """
+
+
 def as_targets(images: Tensor) -> Tensor:
-    """Pictures (n, channels, height, width) as signals (n, height * width, channels)."""
-    return images.flatten(2).transpose(1, 2)
+    """Pictures (n, channels, height, width) as signals (n, height * width, channels).
+
+    Those of pictures that are not square are `OblongSignals`, which are fitted with coords only.
+    Raises ValueError for another shape.
+    """
+    if images.dim() != 4:
+        raise ValueError(
+            f"images: shape {tuple(images.shape)}, expected (pictures, channels, height, width)"
+        )
+    signals = images.flatten(2).transpose(1, 2)
+    square = images.shape[2] == images.shape[3]
+    return signals if square else signals.as_subclass(OblongSignals)
 
 
 def as_images(values: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `as_targets`."""
-    return values.transpose(1, 2).unflatten(2, (height, width))
+    return values.as_subclass(Tensor).transpose(1, 2).unflatten(2, (height, width))
 
 
 @contextmanager
@@ -121,46 +141,63 @@ def strict_float32() -> Iterator[None]:
     Phases reach omega_0 radians, a hundred and more. TF32 and bf16 round operands by up to one
     part in 2^11 and 2^8: of such a phase 0.05 and 0.4 radians.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+    with full_precision():
+        yield
 
 
 def checked(
     params: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None
 ) -> tuple[Params, Tensor]:
-    """The trainable tensors, and omega_0; refuses low precision and masks of nothing."""
+    """The trainable tensors, and omega_0; refuses low precision and masks that do not fit."""
+    if "omega_0" not in params:
+        raise ValueError("params: expected an entry 'omega_0'")
     theta = {name: value for name, value in params.items() if name != "omega_0"}
     for name, value in theta.items():
         if value.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"params: {name!r} is {value.dtype}, expected float32 or float64 (sines of large phases)"
             )
-    if unknown := (masks or {}).keys() - theta.keys():
-        raise ValueError(f"masks: the network has no {min(unknown)!r}")
+    check_masks(masks or {}, theta)
     return theta, params["omega_0"]
 
 
-def grid_for(coords: Tensor | None, targets: Tensor) -> Tensor:
-    """The given points, or the pixel grid of square pictures with as many."""
-    if targets.dim() != 3 or targets.shape[0] < 1:
+def check_masks(masks: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for masks of nothing, not boolean or of another shape than the network's."""
+    for name, mask in masks.items():
+        if name not in params or name == "omega_0":
+            raise ValueError(f"masks: the network has no {name!r}")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"masks: {name!r} is {mask.dtype}, expected torch.bool")
+        if mask.shape != params[name].shape:
+            raise ValueError(
+                f"masks: {name!r} has shape {tuple(mask.shape)}, expected {tuple(params[name].shape)}"
+            )
+
+
+def signals_at(coords: Tensor | None, targets: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Points and values in the network's precision: the given points, or a square's pixel grid.
+
+    Raises ValueError for signals of another shape, of integers, or outside [0, 1] (by more than
+    resampling overshoots), and for points that do not fit or have to be given.
+    """
+    if targets.dim() != 3 or targets.shape[0] < 1 or targets.shape[1] < 1:
         raise ValueError(
             f"targets: shape {tuple(targets.shape)}, expected (pictures, points, channels)"
         )
+    if not targets.is_floating_point():
+        raise ValueError(f"targets: {targets.dtype}, expected floating-point values in [0, 1]")
+    low, high = (float(end) for end in torch.aminmax(targets.as_subclass(Tensor).detach()))
+    if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
+        raise ValueError(f"targets: values from {low:.3g} to {high:.3g}, expected [0, 1]")
     if coords is None:
         side = math.isqrt(targets.shape[1])
-        if side * side != targets.shape[1]:
+        if side * side != targets.shape[1] or isinstance(targets, OblongSignals):
             raise ValueError(
                 f"coords: {targets.shape[1]} points are no square picture; give coords"
             )
         coords = pixel_grid(side, side)
+    if coords.dim() != 2:
+        raise ValueError(f"coords: shape {tuple(coords.shape)}, expected (points, in)")
     if len(coords) != targets.shape[1]:
         raise ValueError(f"coords: {len(coords)} points, but targets has {targets.shape[1]}")
-    return coords.to(targets)
+    return coords.to(like), targets.as_subclass(Tensor).to(like)
