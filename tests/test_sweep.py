@@ -83,6 +83,12 @@ def toy(tmp_path):
     return path
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """A machine that does much else may take long to start a worker."""
+    monkeypatch.setattr(rooms, "CONNECT_S", 60)
+
+
 @pytest.fixture(scope="module")
 def scheduler(dask_processes):
     with dask_processes(1) as address:
@@ -525,7 +531,6 @@ def test_a_cluster_that_goes_away_ends_the_sweep(
     toy, tmp_path, dask_processes, monkeypatch, fault
 ):
     monkeypatch.setattr(rooms, "LOST_S", 3)
-    monkeypatch.setattr(rooms, "CONNECT_S", 60)
     out, processes = tmp_path / "out", []
     with dask_processes(1, started=processes) as address:
         scheduler, worker = processes
@@ -745,7 +750,6 @@ def test_a_cluster_with_tls_takes_our_certificate_only(
     toy, tmp_path, dask_processes, tls, monkeypatch
 ):
     ours, theirs = tls
-    monkeypatch.setattr(rooms, "CONNECT_S", 60)
     with dask_processes(1, of_the_book(ours)) as address:
         assert address.startswith("tls://")
         (row,) = go(toy, tmp_path / "out", {"x": [1]}, scheduler=address, tls=ours)

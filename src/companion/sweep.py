@@ -394,8 +394,10 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
     # a task and not scattered data: that would be lost with the worker that holds it
     shared = client.submit(str, source, key=f"source-{orders[0].fingerprint}", pure=False)
     futures = {
-        client.submit(carry_out, order, shared, key=f"run-{order.run.id}", pure=False): order
-        for order in orders
+        client.submit(
+            carry_out, order, shared, key=f"run-{order.run.id}", pure=False, priority=-place
+        ): order
+        for place, order in enumerate(orders)  # in their order, also where no worker is there yet
     }
     arriving = as_completed(futures, loop=client.loop)
     watch = _Watch(client, crew)
