@@ -183,7 +183,8 @@ def test_the_command_refuses_before_anything_starts(toy, tmp_path, capsys):
             (["--time-limit", text], f"--time-limit {text}: expected a number from 0")
             for text in ("nan", "inf", "-1", "1e300", "soon")
         ),
-        (["--keep", "a/b"], "--keep 'a/b'"),
+        (["--keep", "a/b"], "--keep a/b:"),
+        (["--keep", "a\n"], r"--keep 'a\n':"),
         (["--keep", ""], "--keep ''"),
         (["--keep", "x" * 300], "80 at most"),
         (["--values", "a*"], "--values: says what --keep keeps"),

@@ -725,7 +725,8 @@ def keep(
 def check_name(name: str) -> None:
     """Raise ValueError if a sweep cannot be kept under this name."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
-        raise ValueError(f"--keep {name!r}: expected letters, digits, '-' and '_', 80 at most")
+        shown = name if name and name.isprintable() else repr(name)
+        raise ValueError(f"--keep {shown}: expected letters, digits, '-' and '_', 80 at most")
 
 
 def _small_table(rows: list[dict], patterns: Sequence[str]) -> str:
