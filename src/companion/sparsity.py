@@ -141,7 +141,8 @@ def connection_gradients(
     mean: dict[str, Tensor] = {}
     count = 0
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         fixed = stack.enter_context(_scoring_mode(model, bn_mode))
         theta = {name: _leaf(parameter) for name, parameter in chosen.items()}
