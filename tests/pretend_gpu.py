@@ -30,6 +30,7 @@ import argparse
 import importlib
 import json
 import multiprocessing
+import multiprocessing.context
 import os
 import sys
 import tempfile
@@ -564,15 +565,28 @@ def _prepare_chapters(device: torch.device) -> None:
     from companion.papers.visual_compiler import raster
 
     raster._draw_with_warp = raster._draw_with_torch
-    # workers are spawned where a GPU is in use; a server that has torch in memory forks them
-    # in a moment, and they start from an empty main module just the same
-    context = multiprocessing.get_context
-
-    def get_context(method: str | None = None):
-        return context("forkserver" if method == "spawn" else method)
-
+    # workers are spawned where a GPU is in use: a server that has torch in memory is faster
     multiprocessing.set_forkserver_preload(["companion.papers.data_parallelism"])
-    multiprocessing.get_context = get_context
+    context = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: (
+        ServerContext() if method == "spawn" else context(method)
+    )
+
+
+class ServerContext(multiprocessing.context.ForkServerContext):
+    """Processes that a server forks, and that take the one that asked for their parent."""
+
+    def Process(self, *, target, args=(), **options):
+        wrapped = (os.getpid(), target, args)
+        return super().Process(target=_as_child_of, args=wrapped, **options)
+
+
+def _as_child_of(parent: int, target, args: tuple) -> None:
+    os.getppid = lambda: parent
+    target(*args)
+
+
+_as_child_of.__module__ = HERE.stem  # where a worker finds it, whatever its main module is
 
 
 def run_script(path: Path) -> dict[str, object]:
