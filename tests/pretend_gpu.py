@@ -38,6 +38,7 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -244,13 +245,21 @@ _Generator = torch.Generator  # the name in torch is replaced later
 
 
 class PretendGenerator(_Generator):
-    """A generator of the pretend GPU."""
+    """A generator of the pretend GPU.
+
+    Torch hands operators a copy of another class: it is known by the seed that nobody sets.
+    """
+
+    made: ClassVar[dict[int, PretendGenerator]] = {}
 
     def __new__(cls):
         return super().__new__(cls)
 
     def __init__(self) -> None:
         self.held = _Generator()
+        mark = 2**60 + len(self.made)
+        super().manual_seed(mark)
+        self.made[mark] = self
 
     @property
     def device(self) -> torch.device:
@@ -284,6 +293,7 @@ def run_operator(func, args: tuple, kwargs: dict):
         if isinstance(value, torch.Tensor):
             cpu.append(value)
         elif isinstance(value, _Generator):
+            value = PretendGenerator.made.get(value.initial_seed(), value)
             generators.append(value)
             return getattr(value, "held", value)
         elif kind is torch.device and value.type == NAME:
@@ -435,7 +445,7 @@ def install(*, has_float64: bool = True) -> torch.device:
     # a backward pass stays in its thread: a fork after one would not be allowed otherwise
     torch.autograd.set_multithreading_enabled(False)
     register_optimizer_step_post_hook(counts.step)
-    torch.inference_mode = torch.no_grad  # wrappers cannot be inference tensors
+    torch.inference_mode = inference_mode
     _patch_modules()
     _patch_makers()
     _patch_autocast()
@@ -446,6 +456,13 @@ def install(*, has_float64: bool = True) -> torch.device:
         torch.backends.mps.is_available = lambda: True
     OnPretendGPU().__enter__()
     return _device
+
+
+def inference_mode(mode=True):
+    """As torch's, but for the tensors of inference, which wrappers cannot be."""
+    if callable(mode):  # a decorator without arguments
+        return torch.no_grad()(mode)
+    return torch.no_grad() if mode else torch.enable_grad()
 
 
 def _patch_modules() -> None:
