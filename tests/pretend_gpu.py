@@ -30,6 +30,7 @@ import argparse
 import importlib
 import json
 import multiprocessing
+import multiprocessing.context
 import os
 import sys
 import tempfile
@@ -37,6 +38,7 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -243,13 +245,21 @@ _Generator = torch.Generator  # the name in torch is replaced later
 
 
 class PretendGenerator(_Generator):
-    """A generator of the pretend GPU."""
+    """A generator of the pretend GPU.
+
+    Torch hands operators a copy of another class: it is known by the seed that nobody sets.
+    """
+
+    made: ClassVar[dict[int, PretendGenerator]] = {}
 
     def __new__(cls):
         return super().__new__(cls)
 
     def __init__(self) -> None:
         self.held = _Generator()
+        mark = 2**60 + len(self.made)
+        super().manual_seed(mark)
+        self.made[mark] = self
 
     @property
     def device(self) -> torch.device:
@@ -283,6 +293,7 @@ def run_operator(func, args: tuple, kwargs: dict):
         if isinstance(value, torch.Tensor):
             cpu.append(value)
         elif isinstance(value, _Generator):
+            value = PretendGenerator.made.get(value.initial_seed(), value)
             generators.append(value)
             return getattr(value, "held", value)
         elif kind is torch.device and value.type == NAME:
@@ -434,7 +445,7 @@ def install(*, has_float64: bool = True) -> torch.device:
     # a backward pass stays in its thread: a fork after one would not be allowed otherwise
     torch.autograd.set_multithreading_enabled(False)
     register_optimizer_step_post_hook(counts.step)
-    torch.inference_mode = torch.no_grad  # wrappers cannot be inference tensors
+    torch.inference_mode = inference_mode
     _patch_modules()
     _patch_makers()
     _patch_autocast()
@@ -445,6 +456,13 @@ def install(*, has_float64: bool = True) -> torch.device:
         torch.backends.mps.is_available = lambda: True
     OnPretendGPU().__enter__()
     return _device
+
+
+def inference_mode(mode=True):
+    """As torch's, but for the tensors of inference, which wrappers cannot be."""
+    if callable(mode):  # a decorator without arguments
+        return torch.no_grad()(mode)
+    return torch.no_grad() if mode else torch.enable_grad()
 
 
 def _patch_modules() -> None:
@@ -564,15 +582,28 @@ def _prepare_chapters(device: torch.device) -> None:
     from companion.papers.visual_compiler import raster
 
     raster._draw_with_warp = raster._draw_with_torch
-    # workers are spawned where a GPU is in use; a server that has torch in memory forks them
-    # in a moment, and they start from an empty main module just the same
-    context = multiprocessing.get_context
-
-    def get_context(method: str | None = None):
-        return context("forkserver" if method == "spawn" else method)
-
+    # workers are spawned where a GPU is in use: a server that has torch in memory is faster
     multiprocessing.set_forkserver_preload(["companion.papers.data_parallelism"])
-    multiprocessing.get_context = get_context
+    context = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: (
+        ServerContext() if method == "spawn" else context(method)
+    )
+
+
+class ServerContext(multiprocessing.context.ForkServerContext):
+    """Processes that a server forks, and that take the one that asked for their parent."""
+
+    def Process(self, *, target, args=(), **options):
+        wrapped = (os.getpid(), target, args)
+        return super().Process(target=_as_child_of, args=wrapped, **options)
+
+
+def _as_child_of(parent: int, target, args: tuple) -> None:
+    os.getppid = lambda: parent
+    target(*args)
+
+
+_as_child_of.__module__ = HERE.stem  # where a worker finds it, whatever its main module is
 
 
 def run_script(path: Path) -> dict[str, object]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pretend_gpu
 import pytest
+import torch
 
 from companion import notebooks
 
@@ -33,7 +34,7 @@ TINY = {
     },
     "masked_kd": {
         "teacher_dim": 8, "student_dim": 8, "teacher_steps": 30, "student_steps": 4, "n_test": 60,
-        "n_seeds": 1, "speed_models": ["Ti"], "speed_batch": 1,
+        "n_seeds": 1, "speed_models": ["S"], "speed_batch": 1,
     },
     "signal_propagation": {
         "depth": 3, "width": 10, "sparsities": [0.0, 0.9], "isometry_steps": 2, "n_seeds": 1,
@@ -71,7 +72,7 @@ WAITS = {
     # who is there and who is near whom decides how much there is to compute
     "desire": {"draw", "losses", "_descend", "encode", "at", "find", "forward", "_present_only"},
     # pictures and labels are kept on the CPU: a batch of them follows the network
-    "visual_compiler": {"batch"},
+    "visual_compiler": {"batch", "<genexpr>"},
 }
 OTHERWISE = 0.01  # waits a step: one in a hundred
 
@@ -167,6 +168,31 @@ assert torch.allclose(other.grad.cpu(), x.grad, atol=1e-5)
 """
 
 
+# Loops without an optimiser of torch.optim: code whose waits and uploads do not grow with steps.
+LOOPS = """
+from companion.data import load_images
+from companion.models import lenet_300_100
+from companion.papers import data_parallelism as dp, signal_propagation as sp
+
+def stacked(steps):
+    workload = dp.load_workload("digits", device=gpu)
+    first = dp.initial_networks(workload, [0.0, 0.9], 2)
+    flat = [{n: t.flatten(0, 1) for n, t in part.items()} for part in (first.params, first.masks)]
+    dp.train_batched(workload.model, *flat, 0.1, 0.9, workload.batches(16), steps=steps)
+
+def isometry(steps):
+    sp.enforce_isometry(lenet_300_100(64, 10).to(gpu), {}, steps=steps)
+
+for run, per_hundred in ((stacked, 2), (isometry, 0)):
+    totals = []
+    for steps in (100, 300):
+        pg.counts.waits.clear(), pg.counts.uploads.clear()
+        run(steps)
+        totals.append(sum((pg.counts.waits + pg.counts.uploads).values()))
+    assert totals[1] - totals[0] <= 2 * per_hundred, (run, totals, pg.counts.report())
+"""
+
+
 def small_scripts():
     """Name -> script, of everything but the chapters."""
     scripts = {f"raises {name}": code for name, (code, _) in RAISES.items()}
@@ -175,7 +201,7 @@ def small_scripts():
             f"x = torch.ones(1 if '.item()' in {code!r} else 3).to(gpu)\n"
             f"pg.counts.waits.clear(), pg.counts.uploads.clear()\n{code}"
         )
-    return scripts | {"training": TRAINING, "recurrent": RECURRENT}
+    return scripts | {"training": TRAINING, "recurrent": RECURRENT, "loops": LOOPS}
 
 
 def run(folder: Path, scripts: dict[str, str], *flags: str) -> dict[str, dict]:
@@ -198,9 +224,13 @@ def run(folder: Path, scripts: dict[str, str], *flags: str) -> dict[str, dict]:
 
 
 def chapters(given: dict[str, dict], device: str) -> dict[str, str]:
-    return {
+    scripts = {
         stem: notebooks.script(notebooks.find(stem), values | {"device": device})
         for stem, values in given.items()
+    }
+    # what chapters do on CUDA only, they do here
+    return {
+        stem: text.replace('.type == "cuda"', '.type != "cpu"') for stem, text in scripts.items()
     }
 
 
@@ -268,7 +298,54 @@ def test_it_computes_what_the_cpu_computes(name, on_cuda):
     assert not on_cuda[name]["error"], on_cuda[name]
 
 
+def test_loops_without_an_optimiser_of_torchs_seldom_wait_either(on_cuda):
+    assert not on_cuda["loops"]["error"], on_cuda["loops"]
+
+
 def test_it_refuses_double_precision_where_there_is_none(on_mps):
     for name in ("float64", "double"):
         assert "TypeError: Cannot convert a MPS Tensor to float64" in on_mps[name]["error"]
     assert not on_mps["on the CPU"]["error"]
+
+
+# ---------------------------------------------------------------- what it cannot see
+
+
+def test_a_step_of_each_network_of_the_paper_in_bf16():
+    """Autocast is off on the pretend GPU; the CPU has it."""
+    from companion.papers import learn_to_pay_attention as lpa
+    from companion.papers import masked_kd as mkd
+
+    images, labels = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    network = lpa.vgg_att((2, 3))
+    options = {"steps": 1, "lr": 0.01, "batch_size": 2, "recipe": "sgd", "amp": "bf16"}
+    lpa.fit(network, images, labels, generator=torch.Generator().manual_seed(0), **options)
+    student, teacher = (mkd.ViT(32, 8, dim=8, depth=1) for _ in range(2))
+    with mkd.MaskedDistiller(student, teacher, 8, amp=torch.bfloat16) as distiller:
+        step = distiller(torch.rand(2, 1, 32, 32), labels)
+    step.loss.backward()
+    assert step.loss.dtype == torch.float32
+    for model in (network, student):
+        assert all(p.isfinite().all() and p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_timing_on_cuda_waits_for_the_gpu_and_reads_its_memory(monkeypatch):
+    from companion.papers.masked_kd.timing import timed_in_turns
+
+    asked = []
+    for name, answer in (
+        ("synchronize", 0),
+        ("reset_peak_memory_stats", 0),
+        ("max_memory_allocated", 5e6),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, n=name, a=answer: asked.append(n) or a)
+    found = timed_in_turns({"call": lambda: asked.append("call")}, torch.device("cuda"), rounds=1)
+    turn = [
+        "synchronize",
+        "reset_peak_memory_stats",
+        "call",
+        "synchronize",
+        "max_memory_allocated",
+    ]
+    assert asked == 2 * turn
+    assert found["call"]["MB"] == 5
