@@ -38,7 +38,8 @@ DONE, FAILED, CUT, RUNNING = "done", "failed", "cut off", "running"
 WAITING, NOT_STARTED = "waiting", "not started"
 CLOSING = 3.0  # seconds of the budget kept for the end
 GRACE = 2.0  # seconds that a job has to clean up after SIGTERM
-LONGEST = {"cuda": 3, "cpu": 30}  # times its estimate, then a job is cut off (60 s at least)
+LONGEST = {"cuda": 3, "cpu": 30}  # times its estimate, then a job is cut off
+LEAST = 60.0  # seconds that each may take
 
 # A job is a group of processes that ends with this one, however this one ends.
 CHILD = """
@@ -171,7 +172,7 @@ class Lease:
                 self.running.remove(item)
                 self.ended(item)
         longest = LONGEST.get(self.device.partition(":")[0], 3)
-        late = [r for r in self.running if now - r.start > max(60, longest * r.job.seconds)]
+        late = [r for r in self.running if now - r.start > max(LEAST, longest * r.job.seconds)]
         self.stop(late, f"took more than {longest} times its estimate")
         if now >= self.deadline:
             self.stop(self.running, "the budget was spent")
@@ -355,12 +356,16 @@ def _data(archives: Path | None) -> Iterator[tuple[Callable, dict[str, str]]]:
 
     Archives are unpacked beside the first jobs, into a folder that goes with the block.
     """
-    from companion.data import data_root
-    from companion.data.catalogue import catalogue
-
     if archives is None:
-        root = data_root()
-        yield lambda: ({n for n, s in catalogue().items() if s.state(root) == "there"}, ""), {}
+
+        def there() -> tuple[set[str], str]:
+            from companion.data import data_root
+            from companion.data.catalogue import catalogue
+
+            root = data_root()
+            return {name for name, set_ in catalogue().items() if set_.state(root) == "there"}, ""
+
+        yield there, {}
         return
     from companion.carry import unpack
 
@@ -405,3 +410,14 @@ def listing(jobs: Sequence[Job]) -> str:
         told = f"{job.shows}{f' ({chr(44).join(more)})' if more else ''}"
         lines.append(f"{job.name:{wide}}  {job.seconds:4.0f}  {job.gpu_gb:3.0f}  {told}")
     return "\n".join(lines)
+
+
+def keep_result(
+    out: Path, script: str, device: str, content: dict[str, object], status: str = "complete"
+) -> None:
+    """Write the result of a script, whole; `finished` knows it if its status is "complete"."""
+    from companion.runtime import peak_memory
+
+    head = {"status": status, "device": device, "fingerprint": code_fingerprint(script)}
+    head |= {"provenance": provenance(device), "peak_memory": peak_memory()}
+    write_whole(out, to_json(head | content))

@@ -106,7 +106,8 @@ def peak_memory() -> dict[str, int]:
 class Progress:
     """A progress bar: tqdm in a terminal, one line that updates itself in a notebook.
 
-    The notebook's line ends as "<done> <what>", so a stored output is the same every time.
+    Where tqdm is absent nothing is shown. The notebook's line ends as "<done> <what>", so a
+    stored output is the same every time.
 
     >>> with Progress(2, "steps") as bar:
     ...     bar.update()
@@ -124,9 +125,10 @@ class Progress:
 
             self.line = display(self, display_id=True)
         else:
-            from tqdm import tqdm
+            with suppress(ImportError):  # a GPU machine may lack it
+                from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=what, mininterval=1.0)
+                self.bar = tqdm(total=total, desc=what, mininterval=1.0)
 
     def update(self, steps: int = 1) -> None:
         """Count some steps as done."""
