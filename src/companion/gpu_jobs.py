@@ -93,7 +93,7 @@ def tiny_jobs() -> Iterable[Job]:
     for stem, given in TINY.items():
         yield Job(
             f"{stem}-tiny", "the chapter ends on this device (tiny: its claims mean nothing)",
-            25, 2, stem, given, folder="tiny",
+            15, 2, stem, given, folder="tiny",
         )  # fmt: skip
 
 
