@@ -79,7 +79,8 @@ class Job:
     @property
     def record(self) -> str:
         """The name of its record: that on a CPU may be called the same without "-gpu"."""
-        return f"{self.name.removeprefix(self.stem + '-').replace('_', '-')}-gpu"
+        name = self.name.removeprefix(f"{self.stem}-").replace("_", "-")
+        return name if name == "gpu" else f"{name}-gpu"
 
     @property
     def result(self) -> str:
@@ -188,3 +189,49 @@ JOBS: tuple[Job, ...] = (
 def jobs_of(stem: str) -> list[Job]:
     """The jobs whose records are for a chapter's page, most valuable first."""
     return [job for job in JOBS if job.stem == stem and job.folder == "recorded"]
+
+
+MIN, HOUR, DAY = 60, 3600, 86400
+# Chapter -> profile -> seconds on one core of a CPU and on an H100, both estimated. The book
+# shows what was measured instead where there is a record.
+COSTS: dict[str, dict[str, tuple[float, float]]] = {
+    "data_parallelism": {
+        "quick": (90, 30), "mnist": (5 * MIN, 60), "cifar10": (140, 30),
+        "paper": (DAY, HOUR), "paper_cifar10": (60 * DAY, 10 * HOUR),
+    },
+    "desire": {
+        "quick": (90, 60), "sdd": (6 * MIN, 90), "trajnet": (10 * MIN, 2 * MIN),
+        "ethucy": (10 * MIN, 150), "paper": (4 * HOUR, HOUR),
+    },
+    "fictitious_play": {
+        "quick": (40, 90), "real": (5 * MIN, 3 * MIN), "paper": (3 * HOUR, 20 * MIN),
+    },
+    "learn_to_pay_attention": {
+        "quick": (90, 30), "seeds": (5 * MIN, 90), "cifar10": (5 * MIN, 60),
+        "paper": (125 * DAY, 70 * MIN),
+    },
+    "masked_kd": {
+        "quick": (100, 60), "seeds": (5 * MIN, 2 * MIN), "cifar10": (5 * MIN, 60),
+        "gpu": (2 * HOUR, 150), "paper": (200 * DAY, 30 * HOUR),
+    },
+    "signal_propagation": {
+        "quick": (90, 30), "mnist": (8 * MIN, 60), "cifar10": (4 * MIN, 30),
+        "paper": (46 * MIN, 4 * MIN), "paper_resnet32": (25 * DAY, 4.5 * HOUR),
+        "paper_vgg16": (37 * DAY, 5 * HOUR),
+    },
+    "snip": {
+        "quick": (70, 30), "mnist": (20 * MIN, 2 * MIN), "cifar10": (7 * MIN, 30),
+        "paper": (21 * MIN, 4 * MIN), "paper_lenet5": (6 * HOUR, 5 * MIN),
+        "paper_vgg_d": (14 * DAY, HOUR),
+    },
+    "sparse_inr": {
+        "quick": (110, 60), "mnist": (3 * MIN, 60), "cifar10": (7 * MIN, 90),
+        "orl_faces": (7 * MIN, 90), "seeds": (11 * MIN, 2 * MIN), "sweep": (17 * MIN, 3 * MIN),
+        "paper": (20 * DAY, 1.5 * HOUR),
+    },
+    "spreme": {"quick": (60, 30), "copies": (4 * MIN, 60), "paper": (15 * MIN, 150)},
+    "visual_compiler": {
+        "quick": (100, 40), "seeds": (5 * MIN, 60), "pets": (12 * MIN, 2 * MIN),
+        "town_centre": (130, 45), "paper": (150 * DAY, 8 * HOUR),
+    },
+}  # fmt: skip
