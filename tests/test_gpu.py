@@ -415,6 +415,12 @@ def test_jobs_without_data_go_on_while_the_archives_are_damaged(
     assert states["free"].state == gpu.DONE
 
 
+def test_data_are_unpacked_into_memory_where_there_is_room(tmp_path):
+    assert gpu._roomy(str(tmp_path), 1) == str(tmp_path)
+    assert gpu._roomy(str(tmp_path), 2**80) == ""
+    assert gpu._roomy(str(tmp_path / "none"), 1) == ""
+
+
 # --- the checks of a GPU themselves
 
 

@@ -320,7 +320,6 @@ def _gpu(options: argparse.Namespace) -> int:
     states = gpu.run(
         jobs, options.out, budget_s=budget_s, device=options.device, data=options.data
     )
-    print(gpu.table(states))
     print(f"the results are in {options.out}; for the book: cp -r {options.out}/recorded book/")
     return 1 if any(state.state == gpu.FAILED for state in states.values()) else 0
 

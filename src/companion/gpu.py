@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -341,6 +342,7 @@ def run(
             gpu_gb=0.9 * _card_gb(place) if on_gpu else float("inf"),
         )  # fmt: skip
         lease.run()
+        print(table(lease.states), flush=True)  # before anything is cleaned up
     return lease.states
 
 
@@ -371,7 +373,7 @@ def _data(archives: Path | None) -> Iterator[tuple[Callable, dict[str, str]]]:
 
     found: set[str] = set()
     errors: list[str] = []
-    with scratch() as root:
+    with scratch(_roomy()) as root:
 
         def work() -> None:
             try:
@@ -386,6 +388,14 @@ def _data(archives: Path | None) -> Iterator[tuple[Callable, dict[str, str]]]:
             return None if thread.is_alive() else (found, "; ".join(errors))
 
         yield unpacked, {"COMPANION_DATA": str(root)}
+
+
+def _roomy(memory: str = "/dev/shm", needed: int = 2**30) -> str:
+    """A file system in memory with room for the data sets, or "": a disk takes minutes for them."""
+    try:
+        return memory if shutil.disk_usage(memory).free > needed else ""
+    except OSError:
+        return ""
 
 
 def table(states: dict[str, State]) -> str:

@@ -253,13 +253,17 @@ def sweep_up(folder: Path | str) -> None:
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """A temporary folder that goes with the block; those of killed processes go first."""
-    for left in Path(tempfile.gettempdir()).glob("companion-scratch-*"):
+def scratch(where: str = "") -> Iterator[Path]:
+    """A temporary folder that goes with the block; those of killed processes go first.
+
+    where: the folder around it; that of the system if empty.
+    """
+    where = where or tempfile.gettempdir()
+    for left in Path(where).glob("companion-scratch-*"):
         _remove_unheld(left)
 
     def make() -> tuple[int, str]:
-        folder = tempfile.mkdtemp(prefix="companion-scratch-")
+        folder = tempfile.mkdtemp(prefix="companion-scratch-", dir=where)
         return os.open(folder, os.O_RDONLY), folder
 
     with _own(make) as folder:
