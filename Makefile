@@ -1,4 +1,4 @@
-# make book | test | test-data | notebooks | bench | lock | clean        (see README.md)
+# make book | test | test-data | notebooks | bench | gpu | lock | clean        (see README.md)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,13 +10,14 @@ export PYTHONDONTWRITEBYTECODE :=
 # one kernel a core: without this every worker takes all cores and they fight
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help book test test-data checks notebooks bench lock clean environment
+.PHONY: help book test test-data checks notebooks bench gpu lock clean environment
 help:
 	@echo "make book       rerun what changed, build the book strictly into _build/html"
 	@echo "make test       style, unit tests, every notebook against its stored outputs, strict build"
 	@echo "make test-data  the tests that read real data, from COMPANION_DATA"
 	@echo "make notebooks  rerun and store the notebooks that changed   (NB=snip: that one, whatever changed)"
 	@echo "make bench      the benchmarks behind the performance page"
+	@echo "make gpu        what a GPU machine should show, within BUDGET=540 seconds, into OUT=runs/gpu"
 	@echo "make lock       resolve requirements.lock anew from pyproject.toml"
 
 environment: $(STAMP)
@@ -74,6 +75,12 @@ bench: $(STAMP)
 	@mkdir -p _build
 	$(BIN)/pytest tests/benchmarks -o python_files='bench_*.py' -p no:xdist \
 	  --benchmark-only --benchmark-timer time.process_time --benchmark-json=_build/benchmarks.json
+
+# with whatever Python is there: a GPU machine has its own torch, and may have no network
+BUDGET ?= 540
+OUT    ?= runs/gpu
+gpu:
+	PYTHONPATH=src $(PYTHON) -m companion gpu --budget $(BUDGET) --out $(OUT) $(if $(DATA),--data $(DATA))
 
 lock: $(UV)
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

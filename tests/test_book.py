@@ -12,10 +12,11 @@ import time
 import pytest
 import yaml
 
-from companion import book, claims
+from companion import book, claims, gpu, notebooks
 from companion.book import curves, runs
 from companion.book.building import ROOT
 from companion.book.docstrings import tidy_docstring
+from companion.gpu_jobs import COSTS, jobs_of
 from companion.records import RecordError
 from companion.runtime import BusyError, locked, seal
 
@@ -341,6 +342,42 @@ def test_only_a_finished_run_on_a_gpu_counts_as_one(device, status, said):
     told = tables.gpu_note("snip", [run("paper", device=device, status=status)])
     assert bool(told) is said
     assert not said or told[1].astext() == runs.gpu_command("snip")
+    assert (
+        not said or "about 7 min on an H100, estimated; it needs the data sets" in told[0].astext()
+    )
+
+
+@pytest.mark.parametrize("stem", notebooks.stems())
+def test_the_command_for_a_gpu_can_work_within_its_budget(stem):
+    program, command, only, *names = runs.gpu_command(stem).split()
+    assert (program, command, only) == ("companion", "gpu", "--only")
+    jobs = gpu.chosen(names)
+    assert [job.name for job in jobs] == names
+    assert all(job.stem == stem and job.folder == "recorded" for job in jobs)
+    assert sum(job.seconds for job in jobs) < 540 - gpu.CLOSING - 20  # the default, and a start
+
+
+@pytest.mark.parametrize("stem", notebooks.stems())
+def test_every_profile_has_its_cost(stem):
+    presets = notebooks.presets(notebooks.find(stem))
+    assert COSTS[stem].keys() == presets.keys()
+    for job in jobs_of(stem):
+        if list(job.given) in ([], ["profile"]):
+            assert COSTS[stem][job.given.get("profile", "quick")][1] == job.seconds
+
+
+def test_a_measured_time_takes_the_place_of_an_estimate():
+    mine = [
+        run("a", profile="quick", seconds=80.0, device="cpu"),
+        run("b", profile="quick", seconds=70.0, device="cpu"),
+        run("c", profile="quick", seconds=9.0, device="cpu", status="failed"),
+        run("d", profile="mnist", seconds=500.0, device="cuda"),
+    ]
+    rows = {profile: more for profile, *more in runs.costs("snip", mine)}
+    assert rows["quick"] == ["digits", "70 s", "about 30 s, estimated"]
+    assert rows["mnist"] == ["mnist", "about 20 min, estimated", "8.3 min"]
+    assert rows["paper_vgg_d"][1:] == ["about 14 days, estimated", "about 60 min, estimated"]
+    assert cells(tables.cost_table("snip", mine)[1])[1][0] == "quick"
 
 
 def test_a_claim_that_is_known_not_to_reproduce_is_told_from_a_surprise():

@@ -155,6 +155,14 @@ def test_peak_memory_is_in_megabytes():
     assert 50 < peak_memory()["process_mb"] < 64_000
 
 
+def test_progress_needs_no_tqdm(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tqdm", None)  # as where it is not installed
+    with Progress(2, "steps") as bar:
+        bar.update(2)
+    assert repr(bar) == "2 steps"
+    assert capsys.readouterr().err == ""
+
+
 def test_progress_ends_in_a_line_that_is_the_same_every_time():
     with Progress(3, "steps", show=False) as bar:
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""The command line: list, run, record, sweep, data, refresh, build."""
+"""The command line: list, run, record, sweep, gpu, data, refresh, build."""
 
 from __future__ import annotations
 
@@ -116,6 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--time-limit", default="0", metavar="SECONDS", help="a run that takes longer has failed; default: none")  # fmt: skip
     add.add_argument("--keep", metavar="NAME", help="keep the table in book/recorded/STEM/sweeps for the book")  # fmt: skip
     add.add_argument("--values", action="append", default=[], metavar="PATTERN", help="with --keep: also the recorded lists and mappings of such a name")  # fmt: skip
+
+    add = commands.add_parser("gpu", help="run what a GPU machine should show, within a budget")
+    add.set_defaults(command=_gpu)
+    add.add_argument("--budget", default="540", metavar="SECONDS", help="default: 540")
+    add.add_argument("--out", type=Path, default=Path("runs/gpu"), metavar="DIR", help="folder of the results; what is done there is not repeated; default: runs/gpu")  # fmt: skip
+    add.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these jobs, or those of a chapter, or tiny")  # fmt: skip
+    add.add_argument("--device", default="cuda", help="default: cuda; cpu, to try it")
+    add.add_argument("--data", type=Path, metavar="DIR", help="what --prepare made; default: the data root")  # fmt: skip
+    add.add_argument("--list", action="store_true", help="only print the jobs")
+    add.add_argument("--prepare", type=Path, metavar="DIR", help="only pack the data sets that the jobs need, to carry them to a machine without a network")  # fmt: skip
 
     add = commands.add_parser("data", help="which data sets are there, and where the others go")
     add.set_defaults(command=_data)
@@ -291,6 +301,38 @@ def _sweep(options: argparse.Namespace) -> int:
         kept = sweep.keep(options.keep, path, rows, shlex.join(asked), values=options.values)
         print(f"kept in {os.path.relpath(kept)}")
     return 1 if failed else 0
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    from companion import gpu
+
+    jobs = gpu.chosen(options.only)
+    if options.list:
+        print(gpu.listing(jobs))
+        return 0
+    if options.prepare:
+        return _prepare(options.prepare, {name for job in jobs for name in job.data})
+    budget_s = _number("budget", options.budget, float, 10, 1e6)
+    _writable("--out", options.out, "new folder")
+    if options.data and not options.data.is_dir():
+        raise ValueError(f"--data {options.data}: expected a folder that --prepare made")
+    states = gpu.run(
+        jobs, options.out, budget_s=budget_s, device=options.device, data=options.data
+    )
+    print(f"the results are in {options.out}; for the book: cp -r {options.out}/recorded book/")
+    return 1 if any(state.state == gpu.FAILED for state in states.values()) else 0
+
+
+def _prepare(folder: Path, names: set[str]) -> int:
+    from companion.carry import prepare
+    from companion.data import data_root
+
+    _writable("--prepare", folder, "new folder")
+    for name, size in (sizes := prepare(names, data_root(), folder)).items():
+        print(f"  {name:14} {size / 1e6:6.1f} MB")
+    print(f"{sum(sizes.values()) / 1e6:.1f} MB in {folder}. Carry it with the project, and run there:")  # fmt: skip
+    print(f"  PYTHONPATH=src python -m companion gpu --data {folder} --out results")
+    return 0
 
 
 def _number(name: str, text: str, kind: type, least: float, most: float) -> float:

@@ -117,7 +117,8 @@ def peak_memory() -> dict[str, int]:
 class Progress:
     """A progress bar: tqdm in a terminal, one line that updates itself in a notebook.
 
-    The notebook's line ends as "<done> <what>", so a stored output is the same every time.
+    Where tqdm is absent nothing is shown. The notebook's line ends as "<done> <what>", so a
+    stored output is the same every time.
 
     >>> with Progress(2, "steps") as bar:
     ...     bar.update()
@@ -135,9 +136,10 @@ class Progress:
 
             self.line = display(self, display_id=True)
         else:
-            from tqdm import tqdm
+            with suppress(ImportError):  # a GPU machine may lack it
+                from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=what, mininterval=1.0)
+                self.bar = tqdm(total=total, desc=what, mininterval=1.0)
 
     def update(self, steps: int = 1) -> None:
         """Count some steps as done."""
@@ -271,13 +273,17 @@ def sweep_up(folder: Path | str) -> None:
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """A temporary folder that goes with the block; those of killed processes go first."""
-    for left in Path(tempfile.gettempdir()).glob("companion-scratch-*"):
+def scratch(where: str = "") -> Iterator[Path]:
+    """A temporary folder that goes with the block; those of killed processes go first.
+
+    where: the folder around it; that of the system if empty.
+    """
+    where = where or tempfile.gettempdir()
+    for left in Path(where).glob("companion-scratch-*"):
         _remove_unheld(left)
 
     def make() -> tuple[int, str]:
-        folder = tempfile.mkdtemp(prefix="companion-scratch-")
+        folder = tempfile.mkdtemp(prefix="companion-scratch-", dir=where)
         return os.open(folder, os.O_RDONLY), folder
 
     with _own(make) as folder:

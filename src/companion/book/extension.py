@@ -73,7 +73,7 @@ class Scoreboard(SphinxDirective):
 
 
 class Recorded(SphinxDirective):
-    """The recorded runs of one chapter."""
+    """What the profiles of one chapter cost, and its recorded runs."""
 
     required_arguments = 1
 
@@ -82,6 +82,7 @@ class Recorded(SphinxDirective):
         runs = recorded_runs(stem)
         document = self.state.document
         return [
+            *tables.cost_table(stem, [stored_run(stem), *runs]),
             *(node for run in runs for node in tables.record_nodes(document, stem, run)),
             *tables.gpu_note(stem, runs),
         ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from companion import notebooks
+from companion.gpu_jobs import COSTS, jobs_of
 from companion.records import load_records
 from companion.runtime import ROOT, seal
 from companion.sweep import kept
@@ -123,8 +124,40 @@ def is_unexpected(claim: dict) -> bool:
 
 
 def gpu_command(stem: str) -> str:
-    """The command that records a chapter at the paper's size on a GPU."""
-    return f"companion record {stem} --name paper -p profile paper -p device cuda"
+    """The command that makes the records of a chapter that a GPU machine should show."""
+    return f"companion gpu --only {' '.join(job.name for job in jobs_of(stem))}"
+
+
+def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
+    """Each profile of a chapter: its name, its data set, its time on a CPU and on a GPU.
+
+    runs: of the chapter; the shortest that took a profile whole gives its time. Others are
+    estimates, and say so.
+    """
+    presets = notebooks.presets(notebooks.find(stem))
+    usual = next(iter(presets.values()), {})
+    rows = []
+    for profile, preset in presets.items():
+        times = []
+        for device, estimate in zip(("cpu", "cuda"), COSTS[stem][profile], strict=True):
+            measured = [
+                run.seconds
+                for run in runs
+                if (run.profile, run.device, run.status) == (profile, device, "complete")
+                and run.seconds is not None
+            ]
+            shown = shown_time(min(measured, default=estimate))
+            times.append(shown if measured else f"about {shown}, estimated")
+        rows.append((profile, str(preset.get("dataset", usual.get("dataset", "made"))), *times))
+    return rows
+
+
+def shown_time(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def shown_seconds(seconds: float | None) -> str:

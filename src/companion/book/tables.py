@@ -12,13 +12,16 @@ from companion import claims
 from companion.book.runs import (
     RECORDED,
     Run,
+    costs,
     gpu_command,
     is_unexpected,
     papers,
     shown_seconds,
+    shown_time,
     verdict_counts,
 )
 from companion.claims import natural, paper_figure, verdict_class, verdict_text
+from companion.gpu_jobs import jobs_of
 
 
 def paragraph(*parts) -> nodes.paragraph:
@@ -318,11 +321,26 @@ def held_sentence(held: dict[str, dict]) -> str:
     return f"{rest}{', '.join(others)}."
 
 
+def cost_table(stem: str, runs: list[Run]) -> list:
+    """What each profile of a chapter costs on a CPU and on a GPU."""
+    rows = [[code(profile), *more] for profile, *more in costs(stem, runs)]
+    head = ["Profile", "Data", "On a CPU (one or two cores)", "On a GPU (H100)"]
+    return [paragraph("What the profiles cost:"), table(head, rows, "runs")]
+
+
 def gpu_note(stem: str, runs: list[Run]) -> list:
-    """That no run on a GPU is recorded yet, and the command; nothing where there is one."""
+    """That no run on a GPU is recorded yet, the command, its cost and the data that it needs;
+    nothing where there is one."""
     if any(run.device == "cuda" and run.status == "complete" for run in runs):
         return []
-    said = paragraph("No run on a GPU is recorded yet. This makes one:")
+    jobs = jobs_of(stem)
+    needs = sorted({name for job in jobs for name in job.data})
+    data = f"it needs the data sets {', '.join(needs)}" if needs else "it needs no data"
+    cost = shown_time(sum(job.seconds for job in jobs))
+    said = paragraph(
+        "No run on a GPU is recorded yet. This makes one: about ", cost,
+        f" on an H100, estimated; {data}. ", "; ".join(job.shows for job in jobs), ".",
+    )  # fmt: skip
     return [said, shell(gpu_command(stem))]
 
 
