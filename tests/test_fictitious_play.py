@@ -821,7 +821,7 @@ def test_a_filmed_scene_in_pixels_is_refused(tmp_path):
         ({"cell_m": float("nan")}, "cell_m = nan"),
         (
             {"cell_m": 1e-6},
-            r"cell_m = 1e-06: \d+ by \d+ cells for 'eth', expected at most 1000000",
+            r"cell_m = 1e-06: \d+ x \d+ m in such cells, expected at most 10,000,000",
         ),
         ({"dt_s": 1e9}, "dt_s = 1000000000.0"),
         ({"horizon": 500}, "no window of"),

@@ -22,7 +22,6 @@ from companion.runtime import has_float64
 
 SEEN_S = 1.2  # seconds before the start from which a filmed person's speed is taken
 MARGIN_M = 1.0  # of the grid around everything that was filmed
-MOST_CELLS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,11 +157,6 @@ def filmed(
     low, high = (tracks.position.aminmax(dim=0)[i] for i in (0, 1))
     (xmin, ymin), (xmax, ymax) = (low - MARGIN_M).tolist(), (high + MARGIN_M).tolist()
     grid = Grid(xmin, xmax, ymin, ymax, cell_m)
-    if math.prod(grid.shape) > MOST_CELLS:
-        raise ValueError(
-            f"cell_m = {cell_m!r}: {grid.shape[0]} by {grid.shape[1]} cells for {name!r}, "
-            f"expected at most {MOST_CELLS}"
-        )
     middle = int(tracks.step.min() + tracks.step.max()) // 2
     halves = tracks.between(int(tracks.step.min()), middle), tracks.between(middle, 10**9)
     log_map = log_occupancy(grid, halves[0].position)
