@@ -219,6 +219,22 @@ def test_killed_at_any_second_it_keeps_what_was_finished_and_goes_on(
     assert not [p for p in out.rglob("*") if ".part" in p.name]
 
 
+def test_no_job_outlives_a_command_that_was_killed(make, tmp_path):
+    scripts = [(job.name, job.script) for job in [make("a", BRANCHES), make("b", BRANCHES)]]
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", DRIVER.format(scripts=scripts, out=str(out))]
+    environment = os.environ | {"PYTHONPATH": python_path()}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    files = [out / f"{name}.json.pids" for name, _ in scripts]
+    end = time.monotonic() + 60
+    while not all(file.exists() and file.read_text().strip() for file in files):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert all(is_gone(pid) for file in files for pid in file.read_text().split())
+
+
 def test_what_is_done_is_not_repeated_unless_the_code_changed(make, journal, tmp_path):
     jobs, out = [make("a"), make("b")], tmp_path / "out"
     lease(jobs, out)

@@ -28,7 +28,7 @@ TINY: dict[str, dict[str, object]] = {
     },
     "masked_kd": {
         "teacher_dim": 8, "student_dim": 8, "teacher_steps": 30, "student_steps": 4, "n_test": 60,
-        "n_seeds": 1, "speed_models": ["Ti"], "speed_batch": 1,
+        "n_seeds": 1, "speed_models": ["S"], "speed_batch": 1,
     },
     "signal_propagation": {
         "depth": 3, "width": 10, "sparsities": [0.0, 0.9], "isometry_steps": 2, "n_seeds": 1,
