@@ -642,7 +642,7 @@ def test_what_is_no_file_is_refused(nothing_starts, capsys, tmp_path):
         nothing_starts(capsys, ["run", "snip", "-f", str(place)], f"-f {place}")
     nothing_starts(capsys, ["run", "snip", "-p", "seed", "1", "-p", "seed", "2"], "given twice")
     for place in ("/dev/null/x.ipynb", str(tmp_path), "x" * 300):
-        nothing_starts(capsys, ["run", "snip", "-o", place], f"--output {place}")
+        nothing_starts(capsys, ["run", "snip", "-o", place], f"-o {place}")
     nothing_starts(capsys, ["record", "snip", "--name", "x", "--out", "/dev/null/x"], "--out")
     for grid in ("7", "[]", "[1, 1]", "[1, 0x1]", "{a: 1}", "[", "[" * 20_000):
         nothing_starts(capsys, ["sweep", "snip", "-g", "seed", grid], "seed")
