@@ -13,6 +13,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background of a script
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what the tests start is to stop
 
 
 def pytest_collection_modifyitems(items):

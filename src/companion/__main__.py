@@ -217,12 +217,12 @@ def _check_output(output: Path, notebook: Path) -> None:
     from companion import notebooks
     from companion.runtime import check_writable
 
-    if output.is_dir() or output.suffix != ".ipynb":
-        raise ValueError(f"-o {output}: expected a file that ends in .ipynb")
     chapters = [notebook, *notebooks.FOLDER.glob("*.ipynb")]
-    if output.exists() and any(output.samefile(chapter) for chapter in chapters):
-        raise ValueError(f"-o {output}: is a chapter itself, and a run is written beside it")
     try:
+        if output.is_dir() or output.suffix != ".ipynb":
+            raise ValueError(f"-o {output}: expected a file that ends in .ipynb")
+        if output.exists() and any(output.samefile(chapter) for chapter in chapters):
+            raise ValueError(f"-o {output}: is a chapter itself, and a run is written beside it")
         output.parent.mkdir(parents=True, exist_ok=True)
         check_writable(output.parent)
         if output.exists() and not os.access(output, os.W_OK):
