@@ -11,52 +11,12 @@ import pytest
 import torch
 
 from companion import notebooks
+from companion.gpu_jobs import TINY
 
 pytestmark = pytest.mark.skipif(
     not pretend_gpu.AVAILABLE, reason="this torch lacks what the pretend GPU is made of"
 )
 
-TINY = {
-    "data_parallelism": {
-        "batch_sizes": [4, 16], "sparsities": [0.0, 0.9], "n_trials": 8, "max_steps": 100,
-        "check_every": 10, "n_seeds": 1, "unraced": [16], "lipschitz_seeds": 1,
-    },
-    "desire": {
-        "n_scenes": 100, "hidden": 16, "latent": 4, "n_samples": 5, "epochs_sgm": 1,
-        "epochs_rank": 1,
-    },
-    "fictitious_play": {
-        "n_scenes": 2, "n_test": 2, "horizon": 5, "crossing_horizon": 6, "fp_iters": 2,
-        "ioc_iters": 2, "ioc_rounds": 1, "n_samples": 2,
-    },
-    "learn_to_pay_attention": {
-        "width": 12, "steps": 4, "batch_size": 8, "train_examples": 64, "test_examples": 50,
-    },
-    "masked_kd": {
-        "teacher_dim": 8, "student_dim": 8, "teacher_steps": 30, "student_steps": 4, "n_test": 60,
-        "n_seeds": 1, "speed_models": ["S"], "speed_batch": 1,
-    },
-    "signal_propagation": {
-        "depth": 3, "width": 10, "sparsities": [0.0, 0.9], "isometry_steps": 2, "n_seeds": 1,
-        "n_jacobian_examples": 4, "train_iterations": 4, "train_examples": 200,
-    },
-    "snip": {
-        "sparsities": [0.9], "n_seeds": 1, "train_iterations": 60, "train_examples": 300,
-        "ablations": False,
-    },
-    "sparse_inr": {
-        "n_train": 4, "n_test": 2, "width": 16, "depth": 2, "dense_steps": 2, "round_steps": 1,
-        "prune_rounds": 1, "fit_steps": 3, "compare_rounds": [1], "n_seeds": 1,
-    },
-    "spreme": {
-        "noise_levels": [0.0, 0.05], "degree": 3, "max_terms": 2, "loop_epochs": 3, "n_seeds": 1,
-        "thresholds": [0.1, 0.3],
-    },
-    "visual_compiler": {
-        "width": 96, "n_train": 50, "n_test": 50, "trunk_width": 4, "head_width": 4, "steps": 10,
-        "batch_size": 4, "n_places": 2, "hog_pictures": 2,
-    },
-}  # fmt: skip
 # On a device without float64: the chapters whose tensors of double precision may meet it. The
 # others keep theirs on the CPU anyway (and cost as much again).
 WITHOUT_FLOAT64 = {
