@@ -540,7 +540,7 @@ def test_kernels_end_with_a_command_that_is_stopped(tmp_path, is_alive, command,
     options = ["-o", str(tmp_path / "out.ipynb")] if command == "run" else []
     process = subprocess.Popen(
         [sys.executable, "-m", "companion", command, str(path), *options],
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)}, cwd=tmp_path,
     )  # fmt: skip
     wait(lambda: (tmp_path / "begun").exists())
     kernel, child, folder = (tmp_path / "begun").read_text().split()
@@ -580,6 +580,36 @@ def test_figures_are_stored_whatever_backend_is_set_outside_and_without_a_home(
     )
     notebooks.refresh(path)
     assert "image/png" in outputs(notebooks.read(path))[0]["data"]
+
+
+def test_a_path_among_the_parameters_is_the_callers(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    code = ["name: str = ''  # a file", "x = 1", "open(name, 'w').close()"]
+    path = tiny_notebook(tmp_path / "notebooks", code)
+    monkeypatch.chdir(tmp_path)
+    _, failure = notebooks.run(path, {"name": "mine"}, show=False)
+    assert not failure
+    assert (tmp_path / "mine").is_file()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        ["%matplotlib inline", "x = 1"],
+        ["x: int = 1  # x", "1 / 0"],
+        ["x: int = 1  # x", "raise SystemExit(3)"],
+        ["x: Foo = 1  # x", "y = 1"],
+        ["x: int  # x\ny: int  # y", "z = 1"],
+        ["import types; f = types.SimpleNamespace(); f.y: int = 2", "y = 1"],
+    ],
+)
+def test_a_notebook_that_is_no_chapter_is_one_line(tmp_path, capsys, code):
+    path = tiny_notebook(tmp_path, code)
+    status = main(["run", str(path), "-o", str(tmp_path / "out.ipynb"), "-p", "x", "1"])
+    said = capsys.readouterr().err
+    assert status == 2
+    assert len(said.splitlines()) == 1
+    assert said.startswith("companion: ")
 
 
 def test_unknown_chapters_are_named_with_what_there_is():

@@ -399,9 +399,11 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(toy, tmp_path):
     first.send_signal(signal.SIGKILL)
     first.wait(30)
     kept = {file.name: file.read_bytes() for file in (out / "runs").glob("*.json")}
-    half = out / "runs" / ".0123456789abcdef.json.abc_1234.part"
+    half = out / "runs" / ".0123456789abcdef.json.abc_1234.companion.part"
     half.write_text('{"status": "do')
-    foreign = [out / ".mine.part", out / "runs" / ".half.json.abc.part", out / "x" / half.name]
+    foreign = [
+        out / ".mine.part", out / "runs" / ".0123456789abcdef.json.abc.part", out / "x" / half.name
+    ]  # fmt: skip
     foreign[-1].parent.mkdir()
     for file in foreign:
         file.write_text("not a sweep's")

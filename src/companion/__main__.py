@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     input, 128 plus the signal's number (130, 143) if it was interrupted or terminated.
     """
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a locale that lacks a letter is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _terminable():
             return options.command(options) or 0
@@ -240,12 +243,14 @@ def _record(options: argparse.Namespace) -> None:
         path = notebooks.find(options.notebook)
         with redirect_stdout(sys.stderr):  # what the check says is not of the script
             notebooks.validate(path, given)
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(encoding="utf-8")  # as Python reads it
         print(notebooks.script(path, given))
         return
     if options.out:
         _writable("--out", options.out, "new folder")
     result = record_run(options.name, options.notebook, given, options.out)
-    folder = options.out or FOLDER / options.notebook
+    folder = options.out or FOLDER / notebooks.find(options.notebook).stem
     print(f"{result['seconds']} s, kept in {os.path.relpath(folder / (options.name + '.json'))}")
 
 
@@ -375,7 +380,7 @@ def _data(options: argparse.Namespace) -> None:
     from companion.data.catalogue import catalogue
 
     root, sets = data_root(options.root), catalogue()
-    if options.fetch:
+    if options.fetch is not None:
         if options.fetch not in sets:
             raise ValueError(f"--fetch {options.fetch}: expected one of {', '.join(sets)}")
         source = sets[options.fetch]

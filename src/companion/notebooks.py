@@ -15,7 +15,7 @@ import io
 import json
 import os
 import tokenize
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from companion import parameters
@@ -260,14 +260,28 @@ def is_untouched(path: Path) -> bool:
 def declared(path: Path) -> dict[str, object]:
     """Type by parameter, as the first code cell states them, without running it."""
     cells = code_cells(read(path))
-    statements = ast.parse(cells[0]["source"]).body if cells else []
-    return parameters.declared(
-        {
-            statement.target.id: ast.unparse(statement.annotation)
-            for statement in statements
-            if isinstance(statement, ast.AnnAssign)
-        }
-    )
+    with _readable(path):
+        statements = ast.parse(cells[0]["source"]).body if cells else []
+        return parameters.declared(
+            {
+                statement.target.id: ast.unparse(statement.annotation)
+                for statement in statements
+                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+            }
+        )
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Make one line of whatever goes wrong in the first cells of a notebook that is no chapter."""
+    try:
+        yield
+    except (ValueError, ImportError):  # ours, which say what is wrong
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"{path}: its parameters cannot be read: {type(error).__name__}: {error}"
+        ) from None
 
 
 def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dict[str, object]:
@@ -290,7 +304,8 @@ def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dic
 
     def run(source: str) -> None:
         space["In"].append(source)
-        exec(compile(source, path.name, "exec", dont_inherit=True), space)
+        with _readable(path):
+            exec(compile(source, path.name, "exec", dont_inherit=True), space)
 
     run(cells[0])
     usual = space.get("dataset")
@@ -303,7 +318,8 @@ def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dic
         problems.append(str(error))
     if problems:
         raise parameters.ParameterError("; ".join(problems))
-    values = {name: space[name] for name in known}
+    with _readable(path):
+        values = {name: space[name] for name in known}
     if here:
         _check_place(values, usual)
     print(said.getvalue(), end="")
@@ -391,7 +407,8 @@ def run(path: Path, given: dict[str, object], show: bool = True) -> tuple[str, s
     failure = ""
     with tqdm(total=len(notebook.cells), unit="cell", disable=not show) as bar:
         try:
-            asyncio.run(kernels.execute(notebook, path.parent, tell=bar.update))
+            # here: a path among the parameters is the caller's
+            asyncio.run(kernels.execute(notebook, Path.cwd(), tell=bar.update))
         except CellExecutionError as error:
             failure = f"{error.ename}: {error.evalue}"
         except DeadKernelError:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -86,12 +87,12 @@ def record_run(name: str, stem: str, given: dict[str, object], folder: Path | No
     BusyError if this record is being made, by whichever chapter, and RecordError for a run that
     did not finish.
     """
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(f"name = {name!r}: expected letters, digits, '-' and '_'")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
+        raise ValueError(f"name = {name!r}: expected letters, digits, '-' and '_', 80 at most")
     path = notebooks.find(stem)
     values = notebooks.validate(path, given, here=True)
     device = pick_device(str(values.get("device", "cpu")))
-    folder = folder or FOLDER / stem
+    folder = folder or FOLDER / path.stem
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"name = {name!r}: {{holder}} is writing this record; wait, or take another name"
     with locked(folder / f".{name}.lock", busy):
@@ -162,6 +163,7 @@ def _run_script(path: Path, given: dict[str, object], part: Path) -> tuple[int, 
             TARGET: str(part.resolve()),
             PARENT: str(os.getpid()),
             "PYTHONPATH": python_path(),
+            "PYTHONIOENCODING": "utf-8",  # the locale may not know what a chapter prints
             "MPLBACKEND": "Agg",
         }
         with subprocess.Popen(
@@ -183,17 +185,18 @@ def _part_of(file: Path) -> Path:
 
 def _drop_figures(record: Path, new: dict) -> None:
     """Remove the figures of the record that is about to be replaced, but for those of the new."""
+    name = record.name.removesuffix(".json").removesuffix(".part")
+    kept = {figure["file"] for figure in new.get("figures", [])}
     try:
         old = json.loads(record.read_text(encoding="utf-8")).get("figures", [])
-    except (OSError, ValueError):
-        return
-    kept = {figure["file"] for figure in new.get("figures", [])}
-    for figure in old:
-        if figure["file"] not in kept:
-            file = record.with_name(figure["file"])
-            (_part_of(file) if record.name.endswith(".part.json") else file).unlink(
-                missing_ok=True
-            )
+        files = {figure["file"] for figure in old} - kept
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return  # there is none, or it is not one of our records
+    for file in files:
+        if re.fullmatch(rf"{name}-[\w-]+\.png", str(file)):
+            path = record.with_name(file)
+            path = _part_of(path) if record.name.endswith(".part.json") else path
+            path.unlink(missing_ok=True)
 
 
 def keep_figure(name: str, caption: str, alt: str) -> None:

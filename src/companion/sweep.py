@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from companion import notebooks, sweep_local
-from companion.runtime import seal, to_json, write_whole
+from companion.runtime import seal, sweep_up, to_json, write_whole
 
 CONNECT_S = 10  # to find a scheduler, and a worker on it
 LOST_S = 60  # without any worker of a cluster, then the sweep ends
@@ -255,31 +255,30 @@ def _execute(notebook, order: Order) -> str:
 
     from companion.kernels import Kernel
 
-    with tempfile.TemporaryDirectory(prefix="companion-") as folder:
-        client = NotebookClient(
-            notebook,
-            timeout=None,
-            kernel_manager_class=Kernel,
-            record_timing=False,
-            resources={"metadata": {"path": folder}},
-        )
-        error = ""
-        with _killed_after(client, order.time_limit_s) as too_long:
-            try:
-                # what the kernel itself says, such as that its worker died, is told by the row
-                client.execute(
-                    env=os.environ | dict.fromkeys(THREADS, str(order.threads)),
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-            except CellExecutionError as raised:
-                # claims that came out otherwise are a result
-                if raised.ename != "ClaimError":
-                    error = f"{raised.ename}: {raised.evalue}"
-            except DeadKernelError:
-                error = "the kernel died (killed, or out of memory)"
-            except Exception as raised:  # a kernel that does not start, a full disk
-                error = f"{type(raised).__name__}: {raised}"
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_manager_class=Kernel,
+        record_timing=False,
+        resources={"metadata": {"path": os.getcwd()}},
+    )
+    error = ""
+    with _killed_after(client, order.time_limit_s) as too_long:
+        try:
+            # what the kernel itself says, such as that its worker died, is told by the row
+            client.execute(
+                env=os.environ | dict.fromkeys(THREADS, str(order.threads)),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        except CellExecutionError as raised:
+            # claims that came out otherwise are a result
+            if raised.ename != "ClaimError":
+                error = f"{raised.ename}: {raised.evalue}"
+        except DeadKernelError:
+            error = "the kernel died (killed, or out of memory)"
+        except Exception as raised:  # a kernel that does not start, a full disk
+            error = f"{type(raised).__name__}: {raised}"
     return f"ran past its time limit of {order.time_limit_s:g} s" if too_long.is_set() else error
 
 
@@ -531,14 +530,8 @@ def _alone(out: Path) -> Iterator[None]:
 
 def _sweep_up(out: Path) -> None:
     """Remove what an interrupted writer left, and nothing that is not ours."""
-    for folder, ours in ((out, "|".join(map(re.escape, TABLES))), *_run_folders(out)):
-        for file in folder.glob(".*.part"):
-            if re.fullmatch(rf"\.({ours})\.[^.]+\.part", file.name) and not file.is_dir():
-                file.unlink(missing_ok=True)
-
-
-def _run_folders(out: Path) -> list[tuple[Path, str]]:
-    return [(out / name, r"[0-9a-f]{16}\.(ipynb|json)") for name in ("runs", "failed")]
+    for folder in (out, out / "runs", out / "failed"):
+        sweep_up(folder)
 
 
 @contextlib.contextmanager
@@ -724,8 +717,8 @@ def keep(
 
 def check_name(name: str) -> None:
     """Raise ValueError if a sweep cannot be kept under this name."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
-        shown = name if name and name.isprintable() else repr(name)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
+        shown = name if isinstance(name, str) and name.isprintable() and name else repr(name)
         raise ValueError(f"--keep {shown}: expected letters, digits, '-' and '_', 80 at most")
 
 
