@@ -153,15 +153,16 @@ _device = CPU  # the pretend GPU, once it is there
 
 
 def call_site() -> str:
-    """The innermost line outside torch and this file, "papers/snip.py:12 score"."""
-    frame = sys._getframe(1)
+    """The innermost line outside torch and this file, and who called: "snip.py:12 score < run"."""
+    frame, line, callers = sys._getframe(1), "", []
     while frame is not None:
         file = frame.f_code.co_filename
         if "site-packages" not in file and not file.startswith("<") and file != str(HERE):
             name = file.partition("/src/companion/")[2] or Path(file).name
-            return f"{name}:{frame.f_lineno} {frame.f_code.co_name}"
+            line = line or f"{name}:{frame.f_lineno} "
+            callers.append(frame.f_code.co_name)
         frame = frame.f_back
-    return "?"
+    return line + " < ".join(callers)
 
 
 class PretendTensor(torch.Tensor):

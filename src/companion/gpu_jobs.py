@@ -28,14 +28,14 @@ TINY: dict[str, dict[str, object]] = {
     },
     "masked_kd": {
         "teacher_dim": 8, "student_dim": 8, "teacher_steps": 30, "student_steps": 4, "n_test": 60,
-        "n_seeds": 1, "speed_models": ["S"], "speed_batch": 1,
+        "n_seeds": 1, "speed_models": ["Ti"], "speed_batch": 1,
     },
     "signal_propagation": {
         "depth": 3, "width": 10, "sparsities": [0.0, 0.9], "isometry_steps": 2, "n_seeds": 1,
         "n_jacobian_examples": 4, "train_iterations": 4, "train_examples": 200,
     },
     "snip": {
-        "sparsities": [0.9], "n_seeds": 1, "train_iterations": 60, "train_examples": 300,
+        "sparsities": [0.9], "n_seeds": 1, "train_iterations": 20, "train_examples": 300,
         "ablations": False,
     },
     "sparse_inr": {
