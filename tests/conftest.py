@@ -13,8 +13,13 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background of a script
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what the tests start is to stop
+# started in the background of a script, or by nohup: what the tests start is to stop all the same
+for ignored, usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(ignored) == signal.SIG_IGN:
+        signal.signal(ignored, usual)
 
 
 def pytest_collection_modifyitems(items):

@@ -171,7 +171,7 @@ def test_the_command_refuses_before_anything_starts(toy, tmp_path, capsys):
         ([], "-g: expected at least one parameter"),
         (["-g", "x", "[1]", "-g", "x", "[2]"], "each only once"),
         (["-g", "x", "[1, 1.0]"], "x = 1.0"),  # of a whole number
-        (["-g", "rate", "[1, 1.0]"], "-g rate: [1, 1.0] holds a value twice"),
+        (["-g", "rate", "[1, 1.0]"], "-g rate: [1.0, 1.0] holds a value twice"),
         (["-g", "x", str(list(range(400))), "-g", "seed", str(list(range(300)))], "120,000"),
         (["--threads", "0"], "--threads 0: expected a whole number from 1"),
         (["--threads", "1.5"], "--threads 1.5: expected a whole number"),
@@ -213,9 +213,9 @@ def test_a_large_grid_is_checked_from_the_first_two_cells_only(toy, monkeypatch)
     seen = []
     validate = rooms.notebooks.validate
 
-    def spy(path, given):
+    def spy(path, given, **options):
         seen.append(len(rooms.notebooks.read(path)["cells"]))
-        return validate(path, given)
+        return validate(path, given, **options)
 
     monkeypatch.setattr(rooms.notebooks, "validate", spy)
     expand(toy, {"x": [1, 2, 3]})
