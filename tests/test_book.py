@@ -299,6 +299,11 @@ def test_curves_are_drawn_at_their_means_and_over_their_range(monkeypatch):
     assert [label.get_text() for label in dots.get_yticklabels()] == ["a", "b"]
 
 
+def test_a_time_is_shown_in_the_unit_that_suits_it():
+    times = {45: "45 s", 150: "2.5 min", 7200: "2 h", 200 * 86400: "200 days"}
+    assert {seconds: runs.shown_time(seconds) for seconds in times} == times
+
+
 def test_recorded_measures_become_a_table():
     measures = {"eth": {"ADE": [0.678149, 1.34425], "missed": 0.04}, "hotel": {"ADE": [0.5, 1]}}
     assert cells(tables.measures_table(measures)) == [

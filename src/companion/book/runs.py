@@ -156,7 +156,8 @@ def shown_time(seconds: float) -> str:
     """A time in the unit that suits it."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {unit}"
+            count = seconds / size
+            return f"{count:,.0f} {unit}" if count >= 10 else f"{count:.2g} {unit}"
     return f"{seconds:.0f} s"
 
 
