@@ -19,7 +19,7 @@ from companion.__main__ import main
 from companion.data.catalogue import catalogue
 from companion.data.root import CorruptDataError, DataSource, MissingDataError
 from companion.gpu_jobs import JOBS, TINY, Job, jobs_of
-from companion.outside import OUTSIDE
+from companion.notebook.outside import OUTSIDE
 from companion.runtime import ROOT, BusyError, python_path
 
 # A job that takes a while, notes in a journal when it ran, and writes its result in one go.

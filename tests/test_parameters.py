@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from companion import given, notebooks, records, sweep
 from companion.__main__ import _parameters, _parser, main
-from companion.parameters import ALWAYS, ParameterError, check_parameters, require
+from companion.notebook.parameters import ALWAYS, ParameterError, check_parameters, require
 
 CELL = """
 profile: str = "quick"          # preset
@@ -36,7 +36,7 @@ data_root: str = ""             # where data lies
 seed: int = 0
 """
 PROFILES = {
-    "quick": {"dataset": "digits", "steps": 300, "rate": 0.1},
+    "quick": {},
     "mnist": {"dataset": "mnist", "steps": 1000},
     "paper": {"dataset": "mnist", "steps": 25_000, "rate": 0.01},
 }
@@ -46,7 +46,7 @@ def run(given="", cell=CELL, **checks):
     """What the cells leave behind: parameters, papermill's injected cell, then the check."""
     space = {"In": [""], "check_parameters": check_parameters, "checks": checks}
     sources = [cell] + (["# Parameters\n" + given] if given else [])
-    for source in [*sources, "settings = check_parameters(**checks)"]:
+    for source in [*sources, "settings = check_parameters(globals(), **checks)"]:
         space["In"].append(source)
         exec(compile(source, "cell", "exec", dont_inherit=True), space)
     return space
@@ -179,7 +179,7 @@ def test_nothing_is_written_back_when_a_value_is_bad():
     space = {"In": [""], "check_parameters": check_parameters, "PROFILES": PROFILES}
     exec(CELL.replace('"quick"', '"mnist"').replace("seed: int = 0", "seed: int = -1"), space)
     with pytest.raises(ParameterError):
-        exec("check_parameters(profiles=PROFILES, seed=(0, None))", space)
+        exec("check_parameters(globals(), profiles=PROFILES, seed=(0, None))", space)
     assert space["steps"] == 300
 
 
@@ -215,11 +215,12 @@ def test_an_explicit_value_equal_to_the_profiles_is_no_change():
     assert run("profile = 'mnist'\nsteps = 1000\n", profiles=PROFILES)["settings"].changed == set()
 
 
-def test_a_value_edited_in_the_cell_overrides_the_profile():
+def test_a_profile_chosen_in_the_cell_itself_is_applied_and_told(capsys):
     cell = CELL.replace('"quick"', '"mnist"').replace("300 ", "77 ")
     space = run(cell=cell, profiles=PROFILES)
-    assert (space["dataset"], space["steps"]) == ("mnist", 77)
-    assert space["settings"].changed == {"steps"}
+    assert (space["dataset"], space["steps"]) == ("mnist", 1000)
+    assert space["settings"].changed == set()
+    assert "  steps = 1000\n" in capsys.readouterr().out
 
 
 def test_a_value_without_a_preset_is_changed_against_its_cell():
@@ -241,8 +242,6 @@ def test_an_unknown_profile_is_an_error_with_a_suggestion():
 
 
 def test_profiles_that_do_not_fit_the_cell_are_named():
-    missing = {"quick": {}, "big": {"steps": 9}}
-    assert problems(profiles=missing) == "the first profile does not give 'steps'"
     unknown = {"quick": {"stpes": 1}}
     assert problems(profiles=unknown) == "the profiles set 'stpes', which is no parameter"
 
@@ -256,7 +255,7 @@ def test_where_a_run_happens_is_set_like_any_other_parameter():
 def test_checking_twice_gives_the_same_settings():
     space = run("profile = 'mnist'\n", profiles=PROFILES)
     first = space["settings"]
-    exec("settings = check_parameters(**checks)", space)
+    exec("settings = check_parameters(globals(), **checks)", space)
     assert space["settings"] == first
 
 
@@ -267,7 +266,7 @@ def test_papermill_ends_in_the_message(tmp_path):
     cells = [
         nbformat.v4.new_code_cell(CELL.strip(), metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            "from companion.parameters import check_parameters\n\ncheck_parameters(steps=(1, None))"
+            "from companion.notebook.parameters import check_parameters\n\ncheck_parameters(globals(), steps=(1, None))"
         ),
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -20,7 +20,7 @@ import pytest
 
 from companion import notebooks, records
 from companion.__main__ import main
-from companion.parameters import ParameterError
+from companion.notebook.parameters import ParameterError
 from companion.runtime import ROOT, BusyError
 
 META = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -28,8 +28,8 @@ PARAMETERS = """profile: str = "quick"  # preset
 steps: int = 3  # number of steps, 1 to 9
 sizes: list[int] = [1, 2]  # sizes
 device: str = "cpu"  # device"""
-CHECK = """from companion.parameters import check_parameters
-settings = check_parameters(profiles={"quick": {"steps": 3}, "long": {"steps": 5}}, steps=(1, 9))"""
+CHECK = """from companion.notebook.parameters import check_parameters
+settings = check_parameters(globals(), profiles={"quick": {}, "long": {"steps": 5}}, steps=(1, 9))"""
 BODY = """from companion.claims import Claims, record
 claims = Claims("tiny", settings)
 record("tiny.first", steps * sum(sizes))"""

@@ -23,7 +23,7 @@ import yaml
 from companion import sweep as rooms
 from companion import sweep_local
 from companion.__main__ import main
-from companion.parameters import ParameterError
+from companion.notebook.parameters import ParameterError
 from companion.runtime import ROOT
 from companion.sweep import Order, Run, SweepError, carry_out, expand, sweep
 from companion.sweep_page import claim_counts, page, swept
@@ -37,8 +37,8 @@ device: str = "cpu"  # a device
 where: str = ""  # a file that counts the runs
 """
 CHECK = """\
-from companion.parameters import check_parameters
-settings = check_parameters(x=(0, 9), mode=["ok", "raise", "die", "kill", "sleep", "claim"])
+from companion.notebook.parameters import check_parameters
+settings = check_parameters(globals(), x=(0, 9), mode=["ok", "raise", "die", "kill", "sleep", "claim"])
 """
 BODY = """\
 import os, signal, time

@@ -185,7 +185,7 @@ def _list(_: argparse.Namespace) -> None:
         notebook = notebooks.read(path)
         title = next(line for cell in notebook["cells"] for line in cell["source"].splitlines())
         claims = notebooks.recorded_values(notebook).get(f"{stem}.claims", [])
-        counts = Counter(claim["verdict"] for claim in claims)
+        counts = Counter(claim["outcome"] for claim in claims)
         told = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
         stale = (
             "" if notebooks.is_current(path) else "  (outputs older than the code: make notebooks)"
@@ -208,10 +208,12 @@ def _run(options: argparse.Namespace) -> None:
     write_whole(output, text)
     if failure:
         raise RuntimeError(f"{failure} (see {output})")
-    for claim in notebooks.recorded_values(notebooks.read(output)).get(f"{path.stem}.claims", []):
-        print(
-            f"{claim['id']:5} {claim['verdict']:24} ours {claim['ours']} (paper {claim['paper'] or '-'})"
-        )
+    from companion.notebook.checking import Table, Verdict
+    from companion.notebook.claims import load_claims
+
+    found = notebooks.recorded_values(notebooks.read(output)).get(f"{path.stem}.claims", [])
+    if found:
+        print(Table(load_claims(path.stem), [Verdict(**fields) for fields in found]))
     print(f"written to {output}")
 
 
@@ -369,7 +371,7 @@ def _axis(path: Path, name: str, text: str) -> object:
 
 
 def _writable(option: str, path: Path, what: str) -> None:
-    from companion.parameters import OUTSIDE
+    from companion.notebook.parameters import OUTSIDE
 
     if wrong := OUTSIDE[what](str(path)):
         raise ValueError(f"{option} {path}: {wrong}")

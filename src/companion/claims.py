@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from companion.parameters import PLACES, Settings
+from companion.notebook.parameters import PLACES, Settings
 from companion.runtime import to_json, write_whole
 
 HOLDS = "holds"

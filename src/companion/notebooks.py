@@ -18,7 +18,7 @@ import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from companion import parameters
+from companion.notebook import parameters
 from companion.runtime import ROOT, pick_device, seal, sweep_up, write_whole
 
 FOLDER = ROOT / "notebooks"
@@ -290,7 +290,7 @@ def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dic
     here: the run would be on this machine; also refuse a device, a data set, a folder or a file
     that is not there.
 
-    Raises companion.parameters.ParameterError as the notebook itself would, before a kernel is
+    Raises companion.notebook.parameters.ParameterError as the notebook itself would, before a kernel is
     started. A name that is not one of the notebook's parameters is never executed.
     """
     known = declared(path)
@@ -361,8 +361,13 @@ def _check_place(values: dict[str, object], usual: object) -> None:
             )
 
 
+def defaults(path: Path) -> dict[str, object]:
+    """Value by parameter, as the first code cell states them, without running it."""
+    return parameters.literals(code_cells(read(path))[0]["source"])
+
+
 def presets(path: Path) -> dict[str, dict[str, object]]:
-    """The profiles that the check cell states, by name; the first holds the defaults."""
+    """The profiles that the check cell states, by name; the first changes nothing."""
     check = ast.parse(code_cells(read(path))[1]["source"])
     for node in ast.walk(check):
         if isinstance(node, ast.keyword) and node.arg == "profiles":
@@ -384,7 +389,7 @@ def write_preset_files(path: Path) -> None:
 def injected(given: dict[str, object]) -> str:
     """The cell of values that papermill would put after the parameters cell.
 
-    Raises companion.parameters.ParameterError for what is no name or no literal: nothing that
+    Raises companion.notebook.parameters.ParameterError for what is no name or no literal: nothing that
     was given is executed.
     """
     lines = [f"{name} = {parameters.literal(name, value)}" for name, value in given.items()]
@@ -542,7 +547,7 @@ def script(path: Path, given: dict[str, object] | None = None) -> str:
             parts.append(_script_cell(injected(given or {}), "values set by hand"))
     # before the last cell: that one may raise, to say that a claim failed
     closing = (
-        "from companion.claims import record\n"
+        "from companion.notebook import record\n"
         "from companion.runtime import peak_memory\n"
         'record("peak_memory", peak_memory())\n'
     )

@@ -29,7 +29,7 @@ STAND_IN_S = 2.0  # what a stand-in takes
 
 TRIVIAL = [
     "seed: int = 0  # a seed",
-    "from companion.parameters import check_parameters\nsettings = check_parameters()",
+    "from companion.notebook.parameters import check_parameters\nsettings = check_parameters(globals())",
     "from companion.claims import record\nrecord('trivial.double', 2 * seed)",
 ]
 # many workers in one process: they sleep, and a hundred processes would not fit two cores

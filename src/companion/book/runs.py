@@ -135,7 +135,7 @@ def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
     estimates, and say so.
     """
     presets = notebooks.presets(notebooks.find(stem))
-    usual = next(iter(presets.values()), {})
+    usual = notebooks.defaults(notebooks.find(stem)).get("dataset", "made")
     rows = []
     for profile, preset in presets.items():
         times = []
@@ -148,7 +148,7 @@ def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
             ]
             shown = shown_time(min(measured, default=estimate))
             times.append(shown if measured else f"about {shown}, estimated")
-        rows.append((profile, str(preset.get("dataset", usual.get("dataset", "made"))), *times))
+        rows.append((profile, str(preset.get("dataset", usual)), *times))
     return rows
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import keyword
 import math
 import re
-import sys
 import typing
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from companion.outside import OUTSIDE
+from companion.notebook.outside import OUTSIDE
 
 # Parameters that change where a run happens, not what it computes.
 PLACES = frozenset({"device", "data_root"})
@@ -55,60 +56,54 @@ class Settings:
 
 
 def check_parameters(
+    space: dict[str, object],
     *,
     profiles: dict[str, dict[str, object]] | None = None,
     may_be_empty: Iterable[str] = (),
     **rules: object,
 ) -> Settings:
-    """Validate the caller's parameters, apply its profile, print and return the result.
+    """Validate a notebook's parameters, apply its profile, print and return the result.
 
-    Reads the annotated assignments of the calling notebook (``name: type = value``) and writes
-    the resolved values back to them. A rule is a list of choices, an inclusive ``(low, high)``
-    pair with None for no bound, an interval such as ``"[0, 1)"`` or ``"(0, inf)"``, or, for a
-    name outside the notebook, a key of `OUTSIDE`. For a list parameter it holds for every
-    element. `ALWAYS` holds the rules of names that mean the same everywhere.
+    Args:
+        space: the notebook's `globals()`. Its annotated assignments (``name: type = value``) are
+            the parameters; the resolved values are written back to it.
+        profiles: presets by name, each with what it changes; the first changes nothing. A value
+            that papermill set (or a cell that begins with ``# Parameters``) wins over a
+            profile's; one that was edited in the parameters cell does not, as nobody can tell
+            it from a default.
+        may_be_empty: list parameters that may be ``[]``. No list holds a value twice.
+        rules: by parameter a list of choices, an inclusive ``(low, high)`` pair with None for no
+            bound, an interval such as ``"[0, 1)"`` or ``"(0, inf)"``, or, for a name outside the
+            notebook, a key of `OUTSIDE`. For a list parameter it holds for every element.
+            `ALWAYS` holds the rules of names that mean the same everywhere.
 
-    profiles: presets by name. The first must repeat the defaults of every parameter that any
-      other preset changes; a parameter that was set by hand (a papermill value, or anything
-      that differs from the default) keeps its value whatever the profile says.
-    may_be_empty: list parameters that may be ``[]``. No list holds a value twice.
-
-    Raises ParameterError naming every bad parameter, its value and what is allowed. What
-    depends on several parameters is for `require`, after this.
+    Raises:
+        ParameterError: naming every bad parameter, its value and what is allowed. What depends
+            on several parameters is for `require`, after this.
     """
-    space = sys._getframe(1).f_globals
     types = declared(space.get("__annotations__", {}))
     values = {name: space[name] for name in types if name in space}
-    given = _set_by_hand(space)
-    problems = unknown(sorted(given - {n for n in given if n.startswith("PAPERMILL_")}), types)
+    cells = space.get("In", [])  # IPython's sources of the cells run so far, or a script's
+    given = _set_by_hand(cells)
+    problems = unknown(sorted(n for n in given if not n.startswith("PAPERMILL_")), types)
     problems += [
         f"check_parameters has a rule for {name!r}, which is no parameter"
         for name in sorted((rules.keys() | set(may_be_empty)) - types.keys())
     ]
 
-    defaults = dict(values)
+    stated = values | _stated(cells)
+    defaults = {name: stated[name] for name in values}
     profile = str(values.get("profile", ""))
-    base = next(iter(profiles.values())) if profiles else {}
-    if profiles:
-        if profile not in profiles:
-            hint = _did_you_mean(profile, profiles)
-            problems.append(
-                f"profile = {_told(profile)}: expected one of {_listed(profiles)}{hint}"
-            )
-        elif others := {name for preset in profiles.values() for name in preset} - base.keys():
-            problems.append(f"the first profile does not give {_listed(sorted(others))}")
-        elif others := base.keys() - values.keys():
+    if profiles and profile not in profiles:
+        hint = _did_you_mean(profile, profiles)
+        problems.append(f"profile = {_told(profile)}: expected one of {_listed(profiles)}{hint}")
+    elif profiles:
+        preset = {"profile": profile} | profiles[profile]
+        if others := preset.keys() - values.keys():
             problems.append(f"the profiles set {_listed(sorted(others))}, which is no parameter")
         else:
-            preset = base | profiles[profile]
             defaults |= preset
-            for name, value in preset.items():
-                if name not in given and values[name] == base[name]:
-                    values[name] = value
-    # what a preset gives is the default even where the value was set by hand, and a profile is
-    # never a change to itself; any other value is one unless it is the annotated cell's own
-    for name in (given & types.keys()) - {"profile"} - base.keys():
-        defaults[name] = _annotated_default(space, name, defaults[name])
+            values |= {name: value for name, value in preset.items() if name not in given}
 
     rules = ALWAYS | rules
     here = space.get("HERE", True)  # False: checked on another machine than the run's
@@ -124,7 +119,7 @@ def check_parameters(
     for name, value in values.items():  # an int given for a float is one
         values[name] = space[name] = float(value) if types[name] is float else value
     settings = Settings(values, defaults, profile)
-    print(_summary(settings, space))
+    print(_summary(settings, stated))
     return settings
 
 
@@ -171,28 +166,26 @@ def unknown(names: Iterable[object], known: Iterable[str]) -> list[str]:
     ]
 
 
-def _summary(settings: Settings, space: dict) -> str:
+def _summary(settings: Settings, stated: dict[str, object]) -> str:
     """The values in use, as far as they differ from what the parameters cell shows."""
     head = f"profile {settings.profile!r}: " if settings.profile else ""
     lines = [
         f"  {name} = {value!r}" + ("   (changed)" if name in settings.changed else "")
         for name, value in settings.values.items()
-        if name != "profile" and value != _annotated_default(space, name, None)
+        if name != "profile" and value != stated[name]
     ]
     return "\n".join([head + ("all values as above" if not lines else "as above, but"), *lines])
 
 
-def _cells(space: dict) -> list[str]:
-    """Sources of the cells run so far (IPython's ``In``, or that of an exported script)."""
-    return space.get("In", [])
+INJECTED = "# Parameters\n"  # begins the cell that papermill injects
 
 
-def _set_by_hand(space: dict) -> set[str]:
-    """Names that papermill's injected cell sets (it always begins with this comment)."""
+def _set_by_hand(cells: list[str]) -> set[str]:
+    """Names that papermill's injected cell sets."""
     return {
         target.id
-        for source in _cells(space)
-        if source.startswith("# Parameters\n")
+        for source in cells
+        if source.startswith(INJECTED)
         for statement in ast.parse(source).body
         if isinstance(statement, ast.Assign)
         for target in statement.targets
@@ -200,14 +193,24 @@ def _set_by_hand(space: dict) -> set[str]:
     }
 
 
-def _annotated_default(space: dict, name: str, otherwise: object) -> object:
-    """The literal that the annotated cell gives a name, before papermill replaced it."""
-    for source in _cells(space):
-        if f"{name}:" in source:
-            for statement in ast.parse(source).body:
-                if isinstance(statement, ast.AnnAssign) and statement.target.id == name:
-                    return ast.literal_eval(statement.value)
-    return otherwise
+def _stated(cells: list[str]) -> dict[str, object]:
+    """The defaults: literals of the annotated assignments, before papermill replaced them."""
+    return {name: value for source in cells for name, value in literals(source).items()}
+
+
+@functools.lru_cache(maxsize=64)  # a sweep reads the same cell for every combination
+def literals(source: str) -> dict[str, object]:
+    """The value of each annotated assignment of a cell that has a literal one."""
+    found: dict[str, object] = {}
+    try:
+        statements = ast.parse(source).body if ": " in source else []
+    except SyntaxError:  # a cell with a magic
+        return found
+    for statement in statements:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            with suppress(ValueError, TypeError):  # no literal: no parameter
+                found[statement.target.id] = ast.literal_eval(statement.value)
+    return found
 
 
 def _wrong(
