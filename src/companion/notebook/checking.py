@@ -41,7 +41,8 @@ class Verdict:
 
     id: of the claim. outcome: one of OUTCOMES. asserted: whether a miss was an error, because
     the run had the settings that the bounds were fixed for. profile: of the run; the bounds may
-    differ. measured: each quantity's value or values. why: it was not run.
+    differ. measured: each quantity's value or values. why: it was not run. said: ours in words, of
+    runs that were made before quantities were kept.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Verdict:
     profile: str = ""
     measured: dict[str, object] = field(default_factory=dict)
     why: str = ""
+    said: str = ""
 
     def failed(self, claim: Claim) -> bool:
         """Whether it was asserted and is not what was expected."""
@@ -284,7 +286,7 @@ def measured_lines(claim: Claim, verdict: Verdict) -> list[str]:
     return [
         f"{claim.quantities[name].means}: {claim.quantities[name].shown(_shown(value))}"
         for name, value in verdict.measured.items()
-    ]
+    ] or [verdict.said] * bool(verdict.said)
 
 
 def bound_lines(claim: Claim, profile: str) -> list[str]:
