@@ -21,7 +21,7 @@ from companion.claims import (
     verdict_class,
     verdict_text,
 )
-from companion.parameters import Settings
+from companion.notebook.parameters import Settings
 
 
 def settings(profile="quick", **changed):

@@ -39,7 +39,7 @@ from companion.data.files import open_picture
 from companion.data.growth import load_growth
 from companion.data.images import CIFAR10_SHA256, MNIST_SHA256
 from companion.data.surveillance import load_pets, load_town_centre
-from companion.runtime import ROOT
+from companion.files import ROOT
 
 
 def generator(seed=0):

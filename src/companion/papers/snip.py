@@ -24,7 +24,7 @@ from companion.models import (
     wide_resnet,
 )
 from companion.models.initialisers import TRUNCATED_STD
-from companion.runtime import Progress
+from companion.progress import Progress
 from companion.sparsity import (
     Batches,
     apply_masks,

@@ -17,7 +17,7 @@ from companion.papers.signal_propagation.isometry import (
     residual_floor,
 )
 from companion.papers.signal_propagation.spectra import jacobian_singular_values, summary
-from companion.runtime import Progress
+from companion.progress import Progress
 from companion.sparsity import (
     Loss,
     connection_sensitivity,

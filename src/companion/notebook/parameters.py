@@ -17,7 +17,7 @@ import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from companion.outside import OUTSIDE
+from companion.notebook.outside import OUTSIDE
 
 # Parameters that change where a run happens, not what it computes.
 PLACES = frozenset({"device", "data_root"})
