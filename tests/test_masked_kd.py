@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, scaled_dot_product_attention, softmax
 
-from companion.data import MissingDataError
+from companion.data.root import MissingDataError
 from companion.papers import masked_kd as mkd
 from companion.runs import chapters, executor
 from companion.training import DivergenceError

@@ -131,7 +131,7 @@ assert torch.allclose(other.grad.cpu(), x.grad, atol=1e-5)
 
 # Loops without an optimiser of torch.optim: code whose waits and uploads do not grow with steps.
 LOOPS = """
-from companion.data import load_images
+from companion.data.images import load_images
 from companion.models import lenet_300_100
 from companion.papers import data_parallelism as dp, signal_propagation as sp
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, cross_entropy, pad
 
-from companion.data import load_images, standardise
+from companion.data.images import load_images, standardise
 from companion.papers import signal_propagation as sp
 from companion.runs import chapters, executor
 

@@ -329,7 +329,7 @@ def _gpu(options: argparse.Namespace) -> int:
 
 
 def _prepare(folder: Path, names: set[str]) -> int:
-    from companion.data import data_root
+    from companion.data.root import data_root
     from companion.runs.carry import prepare
 
     _writable("--prepare", folder, "new folder")
@@ -376,8 +376,8 @@ def _writable(option: str, path: Path, what: str) -> None:
 
 
 def _data(options: argparse.Namespace) -> None:
-    from companion.data import data_root
     from companion.data.catalogue import catalogue
+    from companion.data.root import data_root
 
     root, sets = data_root(options.root), catalogue()
     if options.fetch is not None:

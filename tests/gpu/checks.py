@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from companion.data import load_images
+from companion.data.images import load_images
 from companion.device import pick_device
 from companion.models import lenet_5_caffe, lenet_300_100, mlp, truncated_variance_scaling_, vgg
 from companion.papers import data_parallelism as dp

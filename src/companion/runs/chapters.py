@@ -194,7 +194,7 @@ def _check_place(values: dict[str, object], usual: object) -> None:
         raise parameters.ParameterError(f"data_root = {root!r}: {wrong}")
     if name == usual:
         return
-    from companion.data import data_root
+    from companion.data.root import data_root
     from companion.data.catalogue import catalogue
 
     place, sets = data_root(root), catalogue()

@@ -354,7 +354,7 @@ def _data(archives: Path | None) -> Iterator[tuple[Callable, dict[str, str]]]:
     if archives is None:
 
         def there() -> tuple[set[str], str]:
-            from companion.data import data_root
+            from companion.data.root import data_root
             from companion.data.catalogue import catalogue
 
             root = data_root()

@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 
 from companion import sparsity as pruning
 from companion.checks import whole
-from companion.data import hold_out, load_images, standardise
+from companion.data.images import hold_out, load_images, standardise
 from companion.files import to_json, write_whole
 from companion.models import truncated_variance_scaling_
 from companion.papers.data_parallelism.networks import build_network

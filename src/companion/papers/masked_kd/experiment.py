@@ -21,8 +21,7 @@ from companion.papers.masked_kd.attention import cls_attention
 from companion.papers.masked_kd.distillation import MaskedDistiller
 from companion.papers.masked_kd.tokens import resize_scores, select_tokens, token_drop
 from companion.progress import Progress
-from companion.sparsity import evaluation_mode
-from companion.training import DivergenceError, shuffled_batches
+from companion.training import DivergenceError, evaluation_mode, shuffled_batches
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as timm uses
