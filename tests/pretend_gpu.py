@@ -570,14 +570,15 @@ def _prepare_chapters(device: torch.device) -> None:
     """Let `device = "cuda"` (or "mps") mean the pretend GPU, and draw without Warp."""
     from matplotlib import pyplot
 
-    from companion import records, runtime
+    from companion import device as devices
+    from companion.runs import records
 
-    pick = runtime.pick_device
+    pick = devices.pick_device
 
     def pick_device(name: str = "auto") -> torch.device:
         return device if name in ("auto", "cuda", "mps") else pick(name)
 
-    runtime.pick_device = pick_device
+    devices.pick_device = pick_device
     # figures are made, of values that have left the GPU by then, but not drawn
     records.keep_figure = lambda *_: pyplot.close("all")
     from companion.papers.visual_compiler import raster
@@ -638,9 +639,9 @@ def run_all(paths: list[Path], *, has_float64: bool) -> list[dict[str, object]]:
     sys.modules["pretend_gpu"] = sys.modules[__name__]  # a script may import this module
     for name in SHARED:
         importlib.import_module(name)
-    from companion import notebooks, records
+    from companion.runs import chapters, records
 
-    for stem in notebooks.stems():
+    for stem in chapters.stems():
         importlib.import_module(f"companion.papers.{stem}")
 
     reports = []

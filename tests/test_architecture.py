@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import companion
-from companion.runtime import ROOT
+from companion.files import ROOT
 
 LINT = Path(sys.executable).with_name("lint-imports")
 TINY = {
@@ -20,6 +20,12 @@ TINY = {
     "sparsity.py": "",
     "models/__init__.py": "",
     "models/nets.py": "from companion import sparsity",
+    "book/__init__.py": "",
+    "book/d.py": "from companion.runs import b",
+    "runs/__init__.py": "",
+    "runs/b.py": "from companion.notebook import c",
+    "notebook/__init__.py": "",
+    "notebook/c.py": "from companion import sparsity",
     "papers/__init__.py": "",
     "papers/one.py": "from companion.models import nets",
     "papers/two/__init__.py": "from companion.papers.two.parts import x",
@@ -46,7 +52,7 @@ def tiny(folder, **changes):
 def test_the_library_keeps_its_contracts():
     done = lint(ROOT)
     assert done.returncode == 0, done.stdout
-    assert "Contracts: 2 kept, 0 broken." in done.stdout
+    assert "Contracts: 3 kept, 0 broken." in done.stdout
 
 
 def test_a_library_without_faults_passes(tmp_path):
@@ -59,8 +65,18 @@ def test_a_library_without_faults_passes(tmp_path):
     [
         ("papers/one.py", "from companion.papers.two import x", "A paper never imports a paper"),
         ("papers/two/parts.py", "import companion.papers.one", "A paper never imports a paper"),
-        ("sparsity.py", "from companion.papers import one", "Nothing of the library"),
-        ("models/nets.py", "def f():\n    import companion.papers.one", "Nothing of the library"),
+        ("runs/a.py", "def f():\n    import companion.papers.one", "Nothing of the library"),
+        ("sparsity.py", "from companion.runs import b", "Command line, book, runs"),
+        (
+            "models/nets.py",
+            "def f():\n    import companion.notebook.c",
+            "Command line, book, runs",
+        ),
+        ("papers/one.py", "from companion.notebook import c", "Command line, book, runs"),
+        ("papers/two/parts.py", "import companion.runs.b", "Command line, book, runs"),
+        ("notebook/c.py", "from companion.runs import b", "Command line, book, runs"),
+        ("runs/b.py", "from companion.book import d", "Command line, book, runs"),
+        ("extra.py", "x = 1", "Command line, book, runs"),
     ],
 )
 def test_a_planted_fault_is_caught(tmp_path, room, source, contract):

@@ -12,13 +12,14 @@ import time
 import pytest
 import yaml
 
-from companion import book, claims, gpu, notebooks
+from companion import book, claims
 from companion.book import curves, runs
 from companion.book.building import ROOT
 from companion.book.docstrings import tidy_docstring
-from companion.gpu_jobs import COSTS, jobs_of
-from companion.records import RecordError
-from companion.runtime import BusyError, locked, seal
+from companion.files import BusyError, locked, seal
+from companion.runs import chapters, fingerprint, gpu
+from companion.runs.gpu_jobs import COSTS, jobs_of
+from companion.runs.records import RecordError
 
 tables = pytest.importorskip("companion.book.tables", reason="needs the book's dependencies")
 extension = pytest.importorskip("companion.book.extension")
@@ -352,7 +353,7 @@ def test_only_a_finished_run_on_a_gpu_counts_as_one(device, status, said):
     )
 
 
-@pytest.mark.parametrize("stem", notebooks.stems())
+@pytest.mark.parametrize("stem", chapters.stems())
 def test_the_command_for_a_gpu_can_work_within_its_budget(stem):
     program, command, only, *names = runs.gpu_command(stem).split()
     assert (program, command, only) == ("companion", "gpu", "--only")
@@ -362,9 +363,9 @@ def test_the_command_for_a_gpu_can_work_within_its_budget(stem):
     assert sum(job.seconds for job in jobs) < 540 - gpu.CLOSING - 20  # the default, and a start
 
 
-@pytest.mark.parametrize("stem", notebooks.stems())
+@pytest.mark.parametrize("stem", chapters.stems())
 def test_every_profile_has_its_cost(stem):
-    presets = notebooks.presets(notebooks.find(stem))
+    presets = chapters.presets(chapters.find(stem))
     assert COSTS[stem].keys() == presets.keys()
     for job in jobs_of(stem):
         if list(job.given) in ([], ["profile"]):
@@ -426,21 +427,21 @@ def test_every_chapter_is_a_known_paper_and_in_the_table_of_contents():
 @pytest.fixture
 def chapter(tmp_path, monkeypatch):
     """A chapter and its folder of records, apart from the real ones."""
-    from companion import notebooks, records
+    from companion.runs import chapters, records
 
     cells = [
         {"cell_type": "code", "source": "a: int = 1", "outputs": [], "metadata": {}},
     ]
     path = tmp_path / "tiny.ipynb"
     path.write_text(json.dumps({"cells": cells, "metadata": {}}))
-    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    monkeypatch.setattr(chapters, "FOLDER", tmp_path)
     monkeypatch.setattr(records, "FOLDER", tmp_path / "recorded")
     (tmp_path / "recorded" / "tiny").mkdir(parents=True)
 
     def keep(name, **fields):
         record = {
             "stem": "tiny", "name": name, "command": f"companion record tiny --name {name}",
-            "profile": "quick", "fingerprint": notebooks.fingerprint(path), "status": "complete",
+            "profile": "quick", "fingerprint": fingerprint.fingerprint(path), "status": "complete",
             "seconds": 5, "peak_memory": {"process_mb": 1234},
             "provenance": {"device": "cpu", "hardware": "Some CPU", "date": "2026-01-02", "commit": "abc"},
             "values": {"tiny.claims": [claim("C1", claims.HOLDS)], "tiny.data": {"digits": "f" * 64}},

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from companion.data import load_images
 from companion.data.clutter import DIGIT, INK, PARTS, cluttered_digits
+from companion.data.images import load_images
 
 
 def sources(part):

@@ -21,25 +21,23 @@ import torch
 from PIL import Image
 
 from companion.__main__ import main
-from companion.data import (
+from companion.data.catalogue import catalogue
+from companion.data.fetch import fetch
+from companion.data.files import open_picture
+from companion.data.growth import load_growth
+from companion.data.images import (
+    CIFAR10_SHA256,
     IMAGE_SETS,
-    CorruptDataError,
-    IncompleteDataError,
-    MissingDataError,
+    MNIST_SHA256,
     crop_pad_flip,
-    data_root,
     hold_out,
     load_image_folder,
     load_images,
     standardise,
 )
-from companion.data.catalogue import catalogue
-from companion.data.fetch import fetch
-from companion.data.files import open_picture
-from companion.data.growth import load_growth
-from companion.data.images import CIFAR10_SHA256, MNIST_SHA256
+from companion.data.root import CorruptDataError, IncompleteDataError, MissingDataError, data_root
 from companion.data.surveillance import load_pets, load_town_centre
-from companion.runtime import ROOT
+from companion.files import ROOT
 
 
 def generator(seed=0):
@@ -463,7 +461,7 @@ def test_data_needs_no_downloader_where_nothing_is_fetched():
     """Not even the default data root; a GPU box may lack the packages."""
     code = (
         "import sys; sys.modules.update(pooch=None, requests=None, platformdirs=None)\n"
-        "from companion.data import data_root\n"
+        "from companion.data.root import data_root\n"
         "from companion.data.catalogue import catalogue\n"
         "assert len(catalogue()) > 5\n"
         "print(data_root())"

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from companion import notebooks
+from companion.files import ROOT
 from companion.models import mlp, truncated_variance_scaling_
 from companion.papers import data_parallelism as dp
 from companion.papers.data_parallelism import distributed, stacked
-from companion.runtime import ROOT
+from companion.runs import chapters, executor
 from companion.sparsity import apply_masks, count_kept
 
 
@@ -827,7 +827,7 @@ def test_the_notebook_runs_with_tiny_parameters(tmp_path):
         "goal_error": 0.3, "max_steps": 200, "unraced": [16], "lipschitz_seeds": 0,
     }  # fmt: skip
     code = tmp_path / "tiny.py"
-    code.write_text(notebooks.script(notebooks.find("data_parallelism"), given))
+    code.write_text(executor.script(chapters.find("data_parallelism"), given))
     target = tmp_path / "kept.json"
     target.write_text("{}")
     environment = os.environ | {"COMPANION_RECORD": str(target), "MPLBACKEND": "Agg"}

@@ -10,8 +10,9 @@ import sympy as sp
 import torch
 from torch import nn
 
-from companion.data import IncompleteDataError, MissingDataError, trajectories
+from companion.data import trajectories
 from companion.data.crowds import Repulsion
+from companion.data.root import IncompleteDataError, MissingDataError
 from companion.data.trajectories import FOLDER, Tracks, TrajectoryWindows
 from companion.forecasting import constant_velocity
 from companion.papers import desire as de

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from companion import notebooks
 from companion.papers import fictitious_play as fp
 from companion.papers.fictitious_play import planning
+from companion.runs import chapters, executor
 
 F64 = torch.float64
 TRUE = fp.Weights(2.0, 3.0, (4.0, 1.0))
@@ -866,7 +866,7 @@ def test_the_chapter_runs_with_other_parameters(tmp_path):
     tiny = {"n_scenes": 2, "n_test": 2, "fp_iters": 2, "ioc_iters": 3, "n_samples": 4, "radius_cells": 1, "cell_m": 0.8,
             "horizon": 5, "crossing_horizon": 5, "fp_update": "sequential", "speed_source": "mean"}  # fmt: skip
     code = tmp_path / "chapter.py"
-    code.write_text(notebooks.script(notebooks.find("fictitious_play"), tiny))
+    code.write_text(executor.script(chapters.find("fictitious_play"), tiny))
     done = subprocess.run([sys.executable, str(code)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "C1 holds" in done.stdout

@@ -14,19 +14,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from companion import carry, gpu, notebooks
 from companion.__main__ import main
 from companion.data.catalogue import catalogue
 from companion.data.root import CorruptDataError, DataSource, MissingDataError
-from companion.gpu_jobs import JOBS, TINY, Job, jobs_of
+from companion.files import ROOT, BusyError
 from companion.notebook.outside import OUTSIDE
-from companion.runtime import ROOT, BusyError, python_path
+from companion.runs import carry, chapters, fingerprint, gpu
+from companion.runs.gpu_jobs import JOBS, TINY, Job, jobs_of
+from companion.runs.processes import python_path
 
 # A job that takes a while, notes in a journal when it ran, and writes its result in one go.
 WORK = """
 import argparse, json, os, sys, time
-from companion.gpu import code_fingerprint
-from companion.runtime import write_whole
+from companion.runs.gpu import code_fingerprint
+from companion.files import write_whole
 parser = argparse.ArgumentParser()
 parser.add_argument("--device"), parser.add_argument("--out")
 options = parser.parse_args()
@@ -178,8 +179,8 @@ def test_a_job_that_hangs_does_not_hold_up_the_others(make, monkeypatch, tmp_pat
 
 DRIVER = """
 import sys
-from companion import gpu
-from companion.gpu_jobs import Job
+from companion.runs import gpu
+from companion.runs.gpu_jobs import Job
 from types import SimpleNamespace
 gpu.pick_device, gpu.provenance = lambda name: SimpleNamespace(type="cpu"), lambda place: {{}}
 from pathlib import Path
@@ -251,7 +252,7 @@ def test_a_record_counts_only_for_its_own_parameters_and_device(tmp_path):
     good = {
         "status": "complete",
         "parameters": {"profile": "paper", "device": "cuda", "seed": 0},
-        "fingerprint": notebooks.fingerprint(notebooks.find("snip")),
+        "fingerprint": fingerprint.fingerprint(chapters.find("snip")),
     }
     for change, found in [
         ({}, True),
@@ -285,7 +286,7 @@ def test_what_a_chapter_left_when_it_broke_off_goes_to_the_logs(make, tmp_path):
 
 def test_two_at_once_in_one_folder_are_refused(make, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "provenance", lambda place: {})
-    from companion.runtime import locked
+    from companion.files import locked
 
     with locked(tmp_path / ".lock", ""), pytest.raises(BusyError, match="--out"):
         gpu.run([make("a")], tmp_path, budget_s=20, device="cpu")
@@ -325,8 +326,8 @@ def test_the_list_of_jobs_runs_nothing(tmp_path, capsys):
 
 
 def test_every_chapter_is_made_tiny_and_has_a_job_for_its_page():
-    assert sorted(TINY) == notebooks.stems()
-    assert all(jobs_of(stem) for stem in notebooks.stems())
+    assert sorted(TINY) == chapters.stems()
+    assert all(jobs_of(stem) for stem in chapters.stems())
     names = [job.name for job in JOBS]
     assert len({job.result for job in JOBS}) == len(set(names)) == len(names)
     assert {name for job in JOBS for name in job.data} <= set(catalogue())
@@ -345,10 +346,10 @@ def test_a_job_can_be_run_as_its_command_says(job, tmp_path, monkeypatch):
     given = _parameters(options)
     assert given == job.given | {"device": "cuda"}
     assert options.out / f"{options.name}.json" == tmp_path / job.result
-    path = notebooks.find(job.stem)
-    values = notebooks.validate(path, given)
+    path = chapters.find(job.stem)
+    values = chapters.validate(path, given)
     assert values.get("dataset") not in catalogue() or values["dataset"] in {
-        *job.data, next(iter(notebooks.presets(path).values())).get("dataset"),
+        *job.data, next(iter(chapters.presets(path).values())).get("dataset"),
     }, "it needs data that it does not name"  # fmt: skip
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from companion import notebooks
 from companion.data.clutter import cluttered_digits
 from companion.papers import learn_to_pay_attention as att
+from companion.runs import chapters, executor
 from companion.training import DivergenceError, error_rate
 
 BOX = torch.zeros(1, 24, 24, dtype=torch.bool)
@@ -714,7 +714,7 @@ def test_the_notebook_runs_with_few_networks_and_without_some_claims(networks, t
         "test_examples": 40, "fgsm_eps": [0.05], "levels": [2], "head": "indep", "compat": "tanh",
     }  # fmt: skip
     code = tmp_path / "page.py"
-    code.write_text(notebooks.script(notebooks.find("learn_to_pay_attention"), tiny))
+    code.write_text(executor.script(chapters.find("learn_to_pay_attention"), tiny))
     done = subprocess.run([sys.executable, str(code)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "C8 holds" in done.stdout

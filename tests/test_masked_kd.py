@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, scaled_dot_product_attention, softmax
 
-from companion import notebooks
-from companion.data import MissingDataError
+from companion.data.root import MissingDataError
 from companion.papers import masked_kd as mkd
+from companion.runs import chapters, executor
 from companion.training import DivergenceError
 
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
@@ -1001,7 +1001,7 @@ def test_costs_are_measured_at_every_keep_count():
 )
 def test_the_notebook_refuses_bad_parameters_before_it_starts(given, message):
     with pytest.raises(ValueError, match=message):
-        notebooks.validate(notebooks.find("masked_kd"), given)
+        chapters.validate(chapters.find("masked_kd"), given)
 
 
 def run_notebook(folder, **given):
@@ -1009,7 +1009,7 @@ def run_notebook(folder, **given):
     tiny = {"teacher_steps": 2, "student_steps": 3, "n_test": 60, "batch_size": 8, "n_seeds": 1,
             "speed_models": [], "warmup_unmasked": 2, "device": "cpu"}  # fmt: skip
     code, kept = folder / "run.py", folder / "record.part.json"
-    code.write_text(notebooks.script(notebooks.find("masked_kd"), tiny | given))
+    code.write_text(executor.script(chapters.find("masked_kd"), tiny | given))
     kept.write_text("{}")
     done = subprocess.run(
         [sys.executable, str(code)], env=os.environ | {"COMPANION_RECORD": str(kept)},

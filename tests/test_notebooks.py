@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from companion import notebooks
 from companion.__main__ import _parameters, _parser, main
 from companion.claims import CERTAINTY, FAILS, HOLDS, Claim, Table, natural
-from companion.runtime import ROOT
+from companion.files import ROOT
+from companion.runs import chapters, executor, fingerprint
 
-ALL = [notebooks.find(stem) for stem in notebooks.stems()]
+ALL = [chapters.find(stem) for stem in chapters.stems()]
 SHARED = {
     "profile": "str", "dataset": "str", "data_root": "str", "seed": "int", "n_seeds": "int", "device": "str",
 }  # fmt: skip
@@ -31,16 +31,16 @@ SHARED = {
 
 @pytest.fixture(params=ALL, ids=lambda path: path.stem)
 def chapter(request):
-    return request.param, notebooks.read(request.param)
+    return request.param, chapters.read(request.param)
 
 
 def outputs(notebook):
-    return [output for cell in notebooks.code_cells(notebook) for output in cell["outputs"]]
+    return [output for cell in chapters.code_cells(notebook) for output in cell["outputs"]]
 
 
 def test_cells_ran_in_order_without_error_or_stderr(chapter):
     path, notebook = chapter
-    counts = [cell["execution_count"] for cell in notebooks.code_cells(notebook)]
+    counts = [cell["execution_count"] for cell in chapters.code_cells(notebook)]
     assert counts == list(range(1, len(counts) + 1)), f"make notebooks NB={path.stem}"
     assert not [o for o in outputs(notebook) if o["output_type"] == "error"]
     assert not [o for o in outputs(notebook) if o.get("name") == "stderr"]
@@ -48,17 +48,19 @@ def test_cells_ran_in_order_without_error_or_stderr(chapter):
 
 def test_outputs_belong_to_the_code_as_it_is(chapter):
     path, _ = chapter
-    assert notebooks.is_current(path), f"the code changed since: make notebooks NB={path.stem}"
+    assert fingerprint.is_current(path), f"the code changed since: make notebooks NB={path.stem}"
 
 
 def test_outputs_are_as_they_were_stored(chapter):
     path, _ = chapter
-    assert notebooks.is_untouched(path), f"its outputs were edited: make notebooks NB={path.stem}"
+    assert fingerprint.is_untouched(path), (
+        f"its outputs were edited: make notebooks NB={path.stem}"
+    )
 
 
 def test_the_claims_table_shows_what_was_recorded(chapter):
     path, notebook = chapter
-    claims = [Claim(**c) for c in notebooks.recorded_values(notebook)[f"{path.stem}.claims"]]
+    claims = [Claim(**c) for c in chapters.recorded_values(notebook)[f"{path.stem}.claims"]]
     shown = [
         html
         for output in outputs(notebook)
@@ -72,7 +74,7 @@ def test_the_claims_table_shows_what_was_recorded(chapter):
 def test_checked_cells_say_something_exact(chapter):
     _, notebook = chapter
     checked = [
-        c for c in notebooks.code_cells(notebook) if "nbval-check-output" in notebooks.tags(c)
+        c for c in chapters.code_cells(notebook) if "nbval-check-output" in chapters.tags(c)
     ]
     assert checked
     for cell in checked:
@@ -84,9 +86,9 @@ def test_checked_cells_say_something_exact(chapter):
 
 def test_every_claim_is_checked_by_nbval(chapter):
     path, notebook = chapter
-    claims = notebooks.recorded_values(notebook)[f"{path.stem}.claims"]
+    claims = chapters.recorded_values(notebook)[f"{path.stem}.claims"]
     checked = [
-        c for c in notebooks.code_cells(notebook) if "nbval-check-output" in notebooks.tags(c)
+        c for c in chapters.code_cells(notebook) if "nbval-check-output" in chapters.tags(c)
     ]
     said = "".join("".join(o.get("text", "")) for c in checked for o in c["outputs"])
     for claim in claims:
@@ -99,15 +101,15 @@ def test_every_claim_is_checked_by_nbval(chapter):
 
 def test_tags_are_known(chapter):
     _, notebook = chapter
-    used = {tag for cell in notebook["cells"] for tag in notebooks.tags(cell)}
-    assert used <= notebooks.TAGS
+    used = {tag for cell in notebook["cells"] for tag in chapters.tags(cell)}
+    assert used <= chapters.TAGS
 
 
 def test_parameters_are_annotated_documented_and_named_as_everywhere(chapter):
     path, notebook = chapter
-    first, second = notebooks.code_cells(notebook)[:2]
-    assert notebooks.tags(first) == ["parameters"]
-    assert "remove-input" in notebooks.tags(second)
+    first, second = chapters.code_cells(notebook)[:2]
+    assert chapters.tags(first) == ["parameters"]
+    assert "remove-input" in chapters.tags(second)
     assert "check_parameters(" in second["source"]
     names = {}
     for line, statement in zip(
@@ -126,13 +128,13 @@ def test_parameters_are_annotated_documented_and_named_as_everywhere(chapter):
 
 def test_defaults_are_those_of_the_first_profile(chapter):
     path, _ = chapter
-    values = notebooks.validate(path, {})
+    values = chapters.validate(path, {})
     assert values["profile"] == "quick"
-    assert values == notebooks.validate(path, {"profile": "quick"})
-    stored = notebooks.recorded_values(notebooks.read(path))[f"{path.stem}.settings"]
+    assert values == chapters.validate(path, {"profile": "quick"})
+    stored = chapters.recorded_values(chapters.read(path))[f"{path.stem}.settings"]
     assert stored == {k: v for k, v in values.items() if k != "data_root"}
-    first = next(iter(notebooks.presets(path).values()))
-    cell = ast.parse(notebooks.code_cells(notebooks.read(path))[0]["source"]).body
+    first = next(iter(chapters.presets(path).values()))
+    cell = ast.parse(chapters.code_cells(chapters.read(path))[0]["source"]).body
     stated = {s.target.id: ast.literal_eval(s.value) for s in cell}
     assert first.items() <= stated.items()  # else every claim would count as changed
 
@@ -161,13 +163,13 @@ def test_the_commands_it_shows_are_taken(chapter):
     for line in shown:
         options = _parser().parse_args(shlex.split(line)[1:])
         if hasattr(options, "p"):
-            notebooks.validate(notebooks.find(options.notebook), _parameters(options))
+            chapters.validate(chapters.find(options.notebook), _parameters(options))
 
 
 def test_figures_have_names_captions_and_alternative_text(chapter):
     path, notebook = chapter
     named = []
-    for cell in notebooks.code_cells(notebook):
+    for cell in chapters.code_cells(notebook):
         pictures = [
             o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {})
         ]
@@ -205,11 +207,11 @@ def test_it_is_in_the_table_of_contents_and_the_bibliography(chapter):
 
 def test_preset_files_say_what_the_presets_say(chapter):
     path, _ = chapter
-    for name, preset in list(notebooks.presets(path).items())[1:]:
+    for name, preset in list(chapters.presets(path).items())[1:]:
         file = ROOT / "notebooks" / "params" / f"{path.stem}-{name.replace('_', '-')}.yaml"
         stated = yaml.safe_load(file.read_text())
         assert stated == {"profile": name} | preset, f"make notebooks NB={path.stem}"
-        assert stated.items() <= notebooks.validate(path, stated).items()
+        assert stated.items() <= chapters.validate(path, stated).items()
 
 
 def tiny_notebook(folder, code):
@@ -286,8 +288,7 @@ NO_CHANGES = [
 def library(tmp_path, monkeypatch):
     """A library and a notebook of our own; gives a function that writes both, changed or not."""
     package = tmp_path / "src" / "companion"
-    monkeypatch.setattr(notebooks, "__file__", str(package / "notebooks.py"))
-    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(fingerprint, "PACKAGE", package)
 
     def write(where=None, old="", new="", cells=CELLS):
         for name, text in PACKAGE.items():
@@ -316,7 +317,7 @@ def faults(fingerprint, library):
 
 
 def test_the_fingerprint_follows_all_that_changes_an_outcome_and_nothing_else(library):
-    assert list(faults(notebooks.fingerprint, library)) == []
+    assert list(faults(fingerprint.fingerprint, library)) == []
 
 
 @pytest.mark.parametrize(
@@ -338,16 +339,16 @@ def test_the_fingerprint_follows_all_that_changes_an_outcome_and_nothing_else(li
     ],
 )
 def test_a_fault_planted_in_the_fingerprint_is_noticed(library, old, new):
-    source = inspect.getsource(notebooks.fingerprint)
+    source = inspect.getsource(fingerprint.fingerprint)
     assert source.count(old) == 1
-    space = dict(vars(notebooks))
+    space = dict(vars(fingerprint))
     exec("from __future__ import annotations\n" + source.replace(old, new), space)
     assert list(faults(space["fingerprint"], library))
 
 
 def test_every_data_file_of_the_library_is_in_the_fingerprint_of_what_reaches_it():
-    files = notebooks.library_files(["from companion.papers.visual_compiler import bodies"])
-    names = {file.name for file in notebooks.data_files(files)}
+    files = fingerprint.library_files(["from companion.papers.visual_compiler import bodies"])
+    names = {file.name for file in fingerprint.data_files(files)}
     assert {"bodies.npz", "growth.csv"} <= names  # the chapter's own, and those of companion.data
     assert not {name for name in names if name.endswith((".py", ".pyc", ".md", ".part"))}
 
@@ -358,8 +359,9 @@ OTHERS = [shutil.which(f"python3.{minor}") for minor in (11, 12, 13)]
 @pytest.mark.parametrize("python", OTHERS, ids=["3.11", "3.12", "3.13"])
 def test_the_fingerprint_is_the_same_on_every_python(python):
     code = (
-        "from companion import notebooks as n\n"
-        "print([n.fingerprint(n.find(stem)) for stem in n.stems()])"
+        "from companion.runs.chapters import find, stems\n"
+        "from companion.runs.fingerprint import fingerprint\n"
+        "print([fingerprint(find(stem)) for stem in stems()])"
     )
     if not python or subprocess.run([python, "-V"], capture_output=True).returncode:
         pytest.skip("this Python is not here")
@@ -368,13 +370,13 @@ def test_the_fingerprint_is_the_same_on_every_python(python):
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{[notebooks.fingerprint(path) for path in ALL]}\n"
+    assert done.stdout == f"{[fingerprint.fingerprint(path) for path in ALL]}\n"
 
 
 def test_what_is_no_python_is_named(tmp_path):
     path = tiny_notebook(tmp_path, ["x = (1"])
     with pytest.raises(ValueError, match=r"tiny\.ipynb: not Python"):
-        notebooks.fingerprint(path)
+        fingerprint.fingerprint(path)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +390,7 @@ def test_what_is_no_python_is_named(tmp_path):
 )  # fmt: skip
 def test_a_damaged_notebook_is_named_in_one_line(tmp_path, monkeypatch, capsys, text):
     (tmp_path / "bad.ipynb").write_bytes(text.encode(errors="surrogateescape"))
-    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    monkeypatch.setattr(chapters, "FOLDER", tmp_path)
     for command in (["list"], ["refresh"], ["refresh", "bad"], ["run", "bad"]):
         assert main(command) == 2
         err = capsys.readouterr().err
@@ -397,7 +399,7 @@ def test_a_damaged_notebook_is_named_in_one_line(tmp_path, monkeypatch, capsys, 
 
 
 def test_outside_a_checkout_commands_say_so_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(notebooks, "FOLDER", tmp_path / "notebooks")
+    monkeypatch.setattr(chapters, "FOLDER", tmp_path / "notebooks")
     for command in (["list"], ["refresh"], ["run", "snip"], ["record", "snip", "--name", "x"]):
         assert main(command) == 2
         assert re.fullmatch(
@@ -406,14 +408,13 @@ def test_outside_a_checkout_commands_say_so_in_one_line(tmp_path, monkeypatch, c
 
 
 def test_refresh_gives_the_same_bytes_twice_and_refuses_stderr(tmp_path, monkeypatch):
-    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
     path = tiny_notebook(tmp_path, ["x = 2", "print(x); x + 1"])
-    notebooks.refresh(path)
+    executor.refresh(path)
     first = path.read_bytes()
-    notebooks.refresh(path)
+    executor.refresh(path)
     assert path.read_bytes() == first
-    stored = notebooks.read(path)
-    assert [c["execution_count"] for c in notebooks.code_cells(stored)] == [1, 2]
+    stored = chapters.read(path)
+    assert [c["execution_count"] for c in chapters.code_cells(stored)] == [1, 2]
     assert [c["id"] for c in stored["cells"]] == ["tiny-00", "tiny-01"]
 
     notebook = json.loads(first)
@@ -421,7 +422,7 @@ def test_refresh_gives_the_same_bytes_twice_and_refuses_stderr(tmp_path, monkeyp
     path.write_text(json.dumps(notebook))
     before = path.read_bytes()
     with pytest.raises(RuntimeError, match="cell 0 wrote to stderr"):
-        notebooks.refresh(path)
+        executor.refresh(path)
     assert path.read_bytes() == before
 
 
@@ -430,8 +431,8 @@ def test_outputs_that_were_edited_are_noticed(tmp_path, monkeypatch):
     draw = "import matplotlib.pyplot as plt; plt.plot([{}]); plt.show()"
     show = "from companion.claims import record; record('x', 0.25); print('ours: 3 %')"
     path = tiny_notebook(tmp_path, ["x = 2", draw.format("1, 2"), draw.format("2, 1"), show])
-    notebooks.refresh(path)
-    assert notebooks.is_untouched(path)
+    executor.refresh(path)
+    assert fingerprint.is_untouched(path)
     text = path.read_text()
 
     def edited(change=None, old="", new=""):
@@ -439,7 +440,7 @@ def test_outputs_that_were_edited_are_noticed(tmp_path, monkeypatch):
         if change:
             change(*notebook["cells"])
         path.write_text(json.dumps(notebook, indent=1))
-        return not notebooks.is_untouched(path)
+        return not fingerprint.is_untouched(path)
 
     def strip(_, first, second, last):
         first["outputs"] = []
@@ -490,11 +491,11 @@ def poisoned(tmp_path, monkeypatch):
 def test_the_kernel_has_this_interpreter_and_library_whatever_else_there_is(poisoned, tmp_path):
     path = tiny_notebook(tmp_path, SHOW_WHERE)
     before = set(poisoned.rglob("*"))  # matplotlib's cache of fonts lies elsewhere
-    notebooks.refresh(path)
+    executor.refresh(path)
     assert main(["run", str(path), "-o", str(tmp_path / "out.ipynb")]) == 0
     expected = f"{sys.executable} {ROOT / 'src' / 'companion'} False 1.5\n"
     for file in (path, tmp_path / "out.ipynb"):
-        assert "".join(outputs(notebooks.read(file))[-1]["text"]) == expected
+        assert "".join(outputs(chapters.read(file))[-1]["text"]) == expected
     assert set(poisoned.rglob("*")) == before  # and the home is left alone
 
 
@@ -508,7 +509,7 @@ SHOW_WHERE = [
 
 
 def test_a_kernel_with_another_library_does_not_start(tmp_path, monkeypatch, capfd):
-    from companion import kernels
+    from companion.runs import kernels
 
     other = kernels.START.replace(
         f"serve({str(kernels.LIBRARY)!r})", "serve('/another/companion')"
@@ -518,7 +519,7 @@ def test_a_kernel_with_another_library_does_not_start(tmp_path, monkeypatch, cap
     path = tiny_notebook(tmp_path, ["1"])
     before = path.read_bytes()
     with pytest.raises(RuntimeError, match="Kernel died"):
-        notebooks.refresh(path)
+        executor.refresh(path)
     assert "not that in /another/companion" in capfd.readouterr().err
     assert path.read_bytes() == before
 
@@ -572,14 +573,13 @@ def wait(condition, seconds=120):
 def test_figures_are_stored_whatever_backend_is_set_outside_and_without_a_home(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
     monkeypatch.setenv("HOME", "/dev/null/home")  # where nothing can be made, as if read-only
     monkeypatch.setenv("MPLBACKEND", "Agg")
     path = tiny_notebook(
         tmp_path, ["x = 2", "import matplotlib.pyplot as plt; plt.plot([x]); plt.show()"]
     )
-    notebooks.refresh(path)
-    assert "image/png" in outputs(notebooks.read(path))[0]["data"]
+    executor.refresh(path)
+    assert "image/png" in outputs(chapters.read(path))[0]["data"]
 
 
 def test_a_path_among_the_parameters_is_the_callers(tmp_path, monkeypatch):
@@ -587,7 +587,7 @@ def test_a_path_among_the_parameters_is_the_callers(tmp_path, monkeypatch):
     code = ["name: str = ''  # a file", "x = 1", "open(name, 'w').close()"]
     path = tiny_notebook(tmp_path / "notebooks", code)
     monkeypatch.chdir(tmp_path)
-    _, failure = notebooks.run(path, {"name": "mine"}, show=False)
+    _, failure = executor.run(path, {"name": "mine"}, show=False)
     assert not failure
     assert (tmp_path / "mine").is_file()
 
@@ -614,4 +614,4 @@ def test_a_notebook_that_is_no_chapter_is_one_line(tmp_path, capsys, code):
 
 def test_unknown_chapters_are_named_with_what_there_is():
     with pytest.raises(ValueError, match=r"notebook = 'snp': expected one of .*snip"):
-        notebooks.find("snp")
+        chapters.find("snp")

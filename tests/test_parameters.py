@@ -19,9 +19,9 @@ from hypothesis import Phase, settings
 from hypothesis import given as given_
 from hypothesis import strategies as st
 
-from companion import given, notebooks, records, sweep
 from companion.__main__ import _parameters, _parser, main
 from companion.notebook.parameters import ALWAYS, ParameterError, check_parameters, require
+from companion.runs import chapters, executor, given, records, sweep
 
 CELL = """
 profile: str = "quick"          # preset
@@ -266,7 +266,7 @@ def test_papermill_ends_in_the_message(tmp_path):
     cells = [
         nbformat.v4.new_code_cell(CELL.strip(), metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            "from companion.notebook.parameters import check_parameters\n\ncheck_parameters(globals(), steps=(1, None))"
+            "from companion.notebook import check_parameters\n\ncheck_parameters(globals(), steps=(1, None))"
         ),
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -330,13 +330,13 @@ def test_only_literals_are_written_into_a_cell(value):
     if value == 0:
         value = type("Code", (int,), {"__repr__": lambda self: "print('run')"})()
     with pytest.raises(ParameterError, match=r"seed = .*expected a finite number, a text"):
-        notebooks.injected({"seed": value})
+        chapters.injected({"seed": value})
 
 
 @pytest.mark.parametrize("name", ["class", "a b", "", "1", "seed; x", "seed = 1\nx", None, 3])
 def test_only_names_are_written_into_a_cell(name):
     with pytest.raises(ParameterError, match="is no parameter: expected a name"):
-        notebooks.injected({name: 3})
+        chapters.injected({name: 3})
 
 
 # ---------------------------------------------------------------- text by declared type
@@ -401,7 +401,7 @@ def test_without_pyyaml_values_are_json(monkeypatch):
 
 # ---------------------------------------------------------------- all parameters of all chapters
 
-CHAPTERS = {stem: notebooks.read(notebooks.find(stem)) for stem in notebooks.stems()}
+CHAPTERS = {stem: chapters.read(chapters.find(stem)) for stem in chapters.stems()}
 NASTY = [
     "", "~", "null", "on", "off", "no", "yes", "y", "true", "1", "0", "-1", "1.5", "3.0", "1e-3", "1e3", "1e400",
     "-1e400", ".inf", "-.Inf", ".nan", "nan", "inf", "0x10", "0o7", "010", "0b1", "1_000", "1:30", "1:", "12:30:45",
@@ -429,7 +429,7 @@ def documented(notebook):
     """Name -> rule, and the lists that may be empty, as the check cell's source states them."""
     call = next(
         node
-        for node in ast.walk(ast.parse(notebooks.code_cells(notebook)[1]["source"]))
+        for node in ast.walk(ast.parse(chapters.code_cells(notebook)[1]["source"]))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "check_parameters"
     )
     stated = {k.arg: eval(ast.unparse(k.value), {"range": range}) for k in call.keywords}
@@ -455,7 +455,7 @@ def fits(value, kind, rule):
 @pytest.mark.parametrize("stem", CHAPTERS)
 def test_every_number_of_a_chapter_has_two_bounds(stem):
     rules, may_be_empty = documented(CHAPTERS[stem])
-    for name, kind in notebooks.declared(notebooks.find(stem)).items():
+    for name, kind in chapters.declared(chapters.find(stem)).items():
         inner = (*typing.get_args(kind), kind)[0]
         rule = (ALWAYS | rules).get(name)
         if inner in (int, float):
@@ -471,12 +471,12 @@ def test_every_number_of_a_chapter_has_two_bounds(stem):
 @given_(data=st.data())
 def test_any_value_is_taken_or_named(stem, data):
     """Every parameter in turn: a value inside its rule, or an error that names it; no code runs."""
-    path, notebook = notebooks.find(stem), CHAPTERS[stem]
+    path, notebook = chapters.find(stem), CHAPTERS[stem]
     rules, may_be_empty = documented(notebook)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(notebooks, "read", lambda _: notebook)
+        patch.setattr(chapters, "read", lambda _: notebook)
         patch.chdir(folder)
-        for name, kind in notebooks.declared(path).items():
+        for name, kind in chapters.declared(path).items():
             if data.draw(st.booleans()):
                 value = data.draw(VALUES)
             else:
@@ -484,7 +484,7 @@ def test_any_value_is_taken_or_named(stem, data):
             start, message = time.process_time(), ""
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
-                    found = notebooks.validate(path, {name: value})[name]
+                    found = chapters.validate(path, {name: value})[name]
             except ParameterError as error:
                 message = str(error)
             if message:
@@ -509,9 +509,9 @@ def test_any_value_is_taken_or_named(stem, data):
 def test_no_name_is_executed(name, value):
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.chdir(folder)
-        patch.setattr(notebooks, "read", lambda _: CHAPTERS["snip"])
+        patch.setattr(chapters, "read", lambda _: CHAPTERS["snip"])
         with pytest.raises(ParameterError, match="unknown parameter"):
-            notebooks.validate(notebooks.find("snip"), {name: value})
+            chapters.validate(chapters.find("snip"), {name: value})
         assert not os.listdir(folder)
 
 
@@ -588,7 +588,7 @@ def nothing_starts(monkeypatch, tmp_path):
     monkeypatch.setattr(papermill, "execute_notebook", started)
     monkeypatch.setattr(records, "write_whole", started)
     monkeypatch.setattr(sweep, "sweep", started)
-    monkeypatch.setattr(notebooks, "script", started)
+    monkeypatch.setattr(executor, "script", started)
     folder = tmp_path / "empty"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -677,7 +677,7 @@ def test_a_run_elsewhere_is_not_judged_by_this_machine(capsys, tmp_path):
     printed = capsys.readouterr().out
     compile(printed, "script", "exec")  # nothing but the script
     assert "device = 'cuda:99'" in printed
-    path = notebooks.find("visual_compiler")
-    notebooks.validate(path, {"out_dir": "/dev/null/x", "device": "cuda:99"})
+    path = chapters.find("visual_compiler")
+    chapters.validate(path, {"out_dir": "/dev/null/x", "device": "cuda:99"})
     with pytest.raises(ParameterError, match="out_dir = '/dev/null/x': expected a folder"):
-        notebooks.validate(path, {"out_dir": "/dev/null/x"}, here=True)
+        chapters.validate(path, {"out_dir": "/dev/null/x"}, here=True)

@@ -10,8 +10,9 @@ import pretend_gpu
 import pytest
 import torch
 
-from companion import notebooks
-from companion.gpu_jobs import TINY
+from companion.runs import chapters as notebooks
+from companion.runs import executor
+from companion.runs.gpu_jobs import TINY
 
 pytestmark = pytest.mark.skipif(
     not pretend_gpu.AVAILABLE, reason="this torch lacks what the pretend GPU is made of"
@@ -84,7 +85,7 @@ COSTS = {
 HEAD = """
 import numpy as np, torch
 import pretend_gpu as pg
-from companion.runtime import pick_device
+from companion.device import pick_device
 gpu = pick_device("cuda")
 """
 TRAINING = """
@@ -130,7 +131,7 @@ assert torch.allclose(other.grad.cpu(), x.grad, atol=1e-5)
 
 # Loops without an optimiser of torch.optim: code whose waits and uploads do not grow with steps.
 LOOPS = """
-from companion.data import load_images
+from companion.data.images import load_images
 from companion.models import lenet_300_100
 from companion.papers import data_parallelism as dp, signal_propagation as sp
 
@@ -185,7 +186,7 @@ def run(folder: Path, scripts: dict[str, str], *flags: str) -> dict[str, dict]:
 
 def chapters(given: dict[str, dict], device: str) -> dict[str, str]:
     return {
-        stem: notebooks.script(notebooks.find(stem), values | {"device": device})
+        stem: executor.script(notebooks.find(stem), values | {"device": device})
         for stem, values in given.items()
     }
 

@@ -18,17 +18,17 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from companion import notebooks, records
 from companion.__main__ import main
-from companion.notebook.parameters import ParameterError
-from companion.runtime import ROOT, BusyError
+from companion.files import ROOT, BusyError
+from companion.notebook import ParameterError
+from companion.runs import chapters, executor, fingerprint, records
 
 META = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 PARAMETERS = """profile: str = "quick"  # preset
 steps: int = 3  # number of steps, 1 to 9
 sizes: list[int] = [1, 2]  # sizes
 device: str = "cpu"  # device"""
-CHECK = """from companion.notebook.parameters import check_parameters
+CHECK = """from companion.notebook import check_parameters
 settings = check_parameters(globals(), profiles={"quick": {}, "long": {"steps": 5}}, steps=(1, 9))"""
 BODY = """from companion.claims import Claims, record
 claims = Claims("tiny", settings)
@@ -44,7 +44,7 @@ def tiny(tmp_path, monkeypatch):
     """A chapter of five cells in a folder of its own; returns a function that writes it."""
     folder, kept = tmp_path / "notebooks", tmp_path / "recorded"
     folder.mkdir()
-    monkeypatch.setattr(notebooks, "FOLDER", folder)
+    monkeypatch.setattr(chapters, "FOLDER", folder)
     monkeypatch.setattr(records, "FOLDER", kept)
 
     def write(body=BODY, figure=FIGURE):
@@ -91,7 +91,7 @@ def test_a_record_keeps_parameters_claims_values_figures_and_provenance(tiny):
     }
     assert stored["values"]["tiny.claims"][0]["verdict"] == "holds"
     assert stored["command"] == "companion record tiny --name one -p sizes '[2, 3]'"
-    assert stored["fingerprint"] == notebooks.fingerprint(notebooks.find("tiny"))
+    assert stored["fingerprint"] == fingerprint.fingerprint(chapters.find("tiny"))
     assert {"commit", "packages", "device", "hardware", "python", "date"} <= stored[
         "provenance"
     ].keys()
@@ -200,7 +200,7 @@ def test_two_records_of_one_name_are_not_made_at_once_whatever_the_chapters(tiny
         f"import os, time\nopen({str(begun)!r}, 'w').close()\n"
         f"while not os.path.exists({str(go)!r}): time.sleep(0.05)\n"
     )
-    source = notebooks.FOLDER / "tiny.ipynb"
+    source = chapters.FOLDER / "tiny.ipynb"
     tiny(wait + BODY)
     shutil.copy(source, source.with_name("other.ipynb"))
     tiny()
@@ -234,7 +234,7 @@ def test_a_record_that_is_stopped_ends_its_script_and_all_that_this_started(
     temporary.mkdir()
     tiny(BODY + "\n" + BUSY.format(begun))
     process = subprocess.Popen(
-        [sys.executable, "-m", "companion", "record", str(notebooks.FOLDER / "tiny.ipynb"),
+        [sys.executable, "-m", "companion", "record", str(chapters.FOLDER / "tiny.ipynb"),
          "--name", "one", "--out", str(out)],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)},
     )  # fmt: skip
@@ -307,13 +307,13 @@ def test_papermill_runs_a_chapter_and_shows_its_claims(tiny, tmp_path, capsys):
     tiny()
     out = tmp_path / "deep" / "out.ipynb"
     assert main(["run", "tiny", "-p", "sizes", "[4]", "-o", str(out)]) == 0
-    assert notebooks.recorded_values(notebooks.read(out))["tiny.first"] == 12
+    assert chapters.recorded_values(chapters.read(out))["tiny.first"] == 12
     assert "C1    holds" in capsys.readouterr().out
     tiny("raise RuntimeError('out of luck')")
     assert main(["run", "tiny", "-o", str(out)]) == 1
     assert "out of luck" in capsys.readouterr().err
     assert os.listdir(out.parent) == ["out.ipynb"]
-    cells = notebooks.code_cells(notebooks.read(out))
+    cells = chapters.code_cells(chapters.read(out))
     assert (
         cells[-2]["outputs"][-1]["ename"] == "RuntimeError"
     )  # the failing cell and all before it
@@ -326,7 +326,7 @@ def test_papermill_runs_a_chapter_and_shows_its_claims(tiny, tmp_path, capsys):
     tiny()
     assert main(["run", "tiny", "-p", "sizes", "[4]", "-o", str(out)]) == 0
     notebook = nbformat.read(out, as_version=4)
-    notebooks.put_values(notebook, {"sizes": [5]})
+    executor.put_values(notebook, {"sizes": [5]})
     assert [c.source for c in notebook.cells if "sizes = " in c.source] == [
         "# Parameters\nsizes = [5]\n"
     ]
@@ -335,16 +335,16 @@ def test_papermill_runs_a_chapter_and_shows_its_claims(tiny, tmp_path, capsys):
 
 def test_an_output_that_cannot_be_is_refused_before_the_run(tiny, tmp_path, monkeypatch, capsys):
     tiny()
-    chapter = notebooks.FOLDER / "tiny.ipynb"
-    other = notebooks.FOLDER / "other.ipynb"
+    chapter = chapters.FOLDER / "tiny.ipynb"
+    other = chapters.FOLDER / "other.ipynb"
     shutil.copy(chapter, other)
-    before = files(notebooks.FOLDER)
+    before = files(chapters.FOLDER)
     (tmp_path / "link.ipynb").symlink_to(chapter)
     os.link(chapter, tmp_path / "hard.ipynb")
     (tmp_path / "folder.ipynb").mkdir()
     (tmp_path / "file").touch()
-    monkeypatch.setattr(notebooks, "run", None)  # nothing is run
-    monkeypatch.chdir(notebooks.FOLDER)
+    monkeypatch.setattr(executor, "run", None)  # nothing is run
+    monkeypatch.chdir(chapters.FOLDER)
     for output, said in [
         (chapter, "is a chapter itself"),
         ("tiny.ipynb", "is a chapter itself"),
@@ -362,7 +362,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_run(tiny, tmp_path, monk
         err = capsys.readouterr().err
         assert err.startswith(f"companion: -o {output}: {said}")
         assert len(err.splitlines()) == 1
-    assert files(notebooks.FOLDER) == before
+    assert files(chapters.FOLDER) == before
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, error, status
     def stems():
         raise error
 
-    monkeypatch.setattr(notebooks, "stems", stems)
+    monkeypatch.setattr(chapters, "stems", stems)
     assert main(["list"]) == status
     assert capsys.readouterr().err == f"companion: {said}\n"
 
@@ -394,7 +394,7 @@ def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, error, status
 def test_a_folder_that_is_read_only_is_one_line(tiny, tmp_path, monkeypatch, capsys, command):
     """As on a read-only mount: every attempt to make a file fails."""
     tiny()
-    before = files(notebooks.FOLDER)
+    before = files(chapters.FOLDER)
 
     def refuse(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system", str(tmp_path))
@@ -407,7 +407,7 @@ def test_a_folder_that_is_read_only_is_one_line(tiny, tmp_path, monkeypatch, cap
     said = capsys.readouterr().err
     assert "Read-only file system" in said
     assert len(said.splitlines()) == 1
-    assert files(notebooks.FOLDER) == before
+    assert files(chapters.FOLDER) == before
 
 
 def test_a_pipe_that_nobody_reads_is_no_error():
@@ -448,7 +448,7 @@ def test_committed_records_are_whole_small_and_say_where_they_ran():
 
 def test_the_script_form_runs_without_ipython(tiny):
     tiny()
-    code = notebooks.script(notebooks.find("tiny"), {"steps": 2})
+    code = executor.script(chapters.find("tiny"), {"steps": 2})
     blocked = "import sys; sys.modules['IPython'] = None\n" + code
     done = subprocess.run(
         [sys.executable, "-c", blocked], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, cross_entropy, pad
 
-from companion import notebooks
-from companion.data import load_images, standardise
+from companion.data.images import load_images, standardise
 from companion.papers import signal_propagation as sp
+from companion.runs import chapters, executor
 
 
 def seeded(seed=0):
@@ -545,9 +545,9 @@ def test_spectra_are_taken_before_and_after_repair(digits):
 
 
 def test_the_notebook_refuses_bad_parameters_before_it_starts():
-    path = notebooks.find("signal_propagation")
+    path = chapters.find("signal_propagation")
     with pytest.raises(ValueError, match=r"depth = 2: .*inits = \['kaiming'\]"):
-        notebooks.validate(path, {"depth": 2, "inits": ["kaiming"]})
+        chapters.validate(path, {"depth": 2, "inits": ["kaiming"]})
 
 
 def test_the_notebook_runs_with_small_parameters(tmp_path):
@@ -558,7 +558,7 @@ def test_the_notebook_runs_with_small_parameters(tmp_path):
         "train_examples": 200, "device": "cpu",
     }  # fmt: skip
     code = tmp_path / "run.py"
-    code.write_text(notebooks.script(notebooks.find("signal_propagation"), given))
+    code.write_text(executor.script(chapters.find("signal_propagation"), given))
     environment = os.environ | {"COMPANION_RECORD": str(tmp_path / "record.part.json")}
     (tmp_path / "record.part.json").write_text("{}")
     done = subprocess.run(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from companion.data import CorruptDataError, IncompleteDataError, MissingDataError
+from companion.data.root import CorruptDataError, IncompleteDataError, MissingDataError
 from companion.data.signals import (
     SIGNAL_SETS,
     load_pictures,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from companion.data import ImageSet, load_images, standardise
+from companion.data.images import ImageSet, load_images, standardise
 from companion.papers import snip
 from companion.training import error_rate
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from companion import notebooks
 from companion.papers import sparse_inr as inr
+from companion.runs import chapters, executor
 from companion.training import DivergenceError
 
 
@@ -644,7 +644,7 @@ def test_the_chapter_runs_with_other_parameters(tmp_path):
         "fit_steps": 4, "n_seeds": 1, "w0_sweep": [30.0], "narrow_rates": [1e-3], "tasks_per_step": 2,
     }  # fmt: skip
     code = tmp_path / "chapter.py"
-    code.write_text(notebooks.script(notebooks.find("sparse_inr"), tiny))
+    code.write_text(executor.script(chapters.find("sparse_inr"), tiny))
     done = subprocess.run([sys.executable, str(code)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "C4 holds" in done.stdout

@@ -12,7 +12,6 @@ import sympy
 import torch
 from scipy.integrate import solve_ivp
 
-from companion import notebooks
 from companion.data.growth import (
     bundled_header,
     load_growth,
@@ -22,6 +21,7 @@ from companion.data.growth import (
 from companion.data.root import CorruptDataError, MissingDataError
 from companion.papers import spreme as sp
 from companion.papers.spreme import mask as loop
+from companion.runs import chapters, executor
 
 WINDOWS = {name: s.window for name, s in sp.SYSTEMS.items()}
 
@@ -841,7 +841,7 @@ def test_the_chapter_runs_with_other_parameters(tmp_path):
         "horizon_factor": 1.0, "n_seeds": 1, "window": 9,
     }  # fmt: skip
     code = tmp_path / "chapter.py"
-    code.write_text(notebooks.script(notebooks.find("spreme"), tiny))
+    code.write_text(executor.script(chapters.find("spreme"), tiny))
     done = subprocess.run(
         [sys.executable, str(code)], capture_output=True, text=True, timeout=300, cwd=tmp_path
     )

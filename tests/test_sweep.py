@@ -20,13 +20,16 @@ import psutil
 import pytest
 import yaml
 
-from companion import sweep as rooms
-from companion import sweep_local
 from companion.__main__ import main
-from companion.notebook.parameters import ParameterError
-from companion.runtime import ROOT
-from companion.sweep import Order, Run, SweepError, carry_out, expand, sweep
-from companion.sweep_page import claim_counts, page, swept
+from companion.files import ROOT
+from companion.notebook import ParameterError
+from companion.runs import chapters, fingerprint, local, store
+from companion.runs import sweep as rooms
+from companion.runs.grid import Run, expand
+from companion.runs.report import claim_counts, page, swept
+from companion.runs.store import SweepError
+from companion.runs.sweep import sweep
+from companion.runs.worker import Order, carry_out
 
 PARAMETERS = """\
 x: int = 1  # a number
@@ -37,7 +40,7 @@ device: str = "cpu"  # a device
 where: str = ""  # a file that counts the runs
 """
 CHECK = """\
-from companion.notebook.parameters import check_parameters
+from companion.notebook import check_parameters
 settings = check_parameters(globals(), x=(0, 9), mode=["ok", "raise", "die", "kill", "sleep", "claim"])
 """
 BODY = """\
@@ -211,13 +214,13 @@ def test_equal_values_are_one_run(toy):
 
 def test_a_large_grid_is_checked_from_the_first_two_cells_only(toy, monkeypatch):
     seen = []
-    validate = rooms.notebooks.validate
+    validate = chapters.validate
 
     def spy(path, given, **options):
-        seen.append(len(rooms.notebooks.read(path)["cells"]))
+        seen.append(len(chapters.read(path)["cells"]))
         return validate(path, given, **options)
 
-    monkeypatch.setattr(rooms.notebooks, "validate", spy)
+    monkeypatch.setattr(chapters, "validate", spy)
     expand(toy, {"x": [1, 2, 3]})
     assert seen == [2, 2, 2]
 
@@ -284,12 +287,12 @@ def test_no_column_is_lost_to_another_of_its_name(toy, tmp_path):
     row = fake({"device": "cpu", "seconds": 7, "C1": 3, "v": 2}, v=5)
     row["values"] |= {"a.b": 1, "a": {"b": 2}, "status": 9, "device": 4}
     row |= {"device": "gpu 0 of here", "fingerprint": "f"}
-    cells = rooms.table([row]).iloc[0].to_dict()
+    cells = store.table([row]).iloc[0].to_dict()
     assert (cells["device"], cells["seconds"], cells["C1"], cells["v"]) == ("cpu", 7, 3, 2)
     assert (cells["ran_on"], cells["run seconds"]) == ("gpu 0 of here", 1.0)
     assert (cells["recorded device"], cells["recorded v"], cells["claim C1"]) == (4, 5, True)
     assert (cells["status"], cells["recorded status"]) == ("done", 9)
-    file = rooms.keep("all", toy, [row], "", tmp_path, values=["a"])
+    file = store.keep("all", toy, [row], "", tmp_path, values=["a"])
     kept = pandas.read_csv(file).iloc[0].to_dict()
     assert (kept["device"], kept["ran_on"], kept["seconds"]) == ("cpu", "gpu 0", 7)
     assert {kept["a.b"], kept["recorded a.b"]} == {1, 2}
@@ -305,8 +308,8 @@ def test_text_in_a_table_is_no_formula_and_numbers_stay(toy, tmp_path):
     rows.append(fake({"text": "1-1", "n": "mixed"}, v=-2, **{"=name": "a\r=1"}))
     for row in rows:
         row |= {"fingerprint": "f", "error": "=error"}
-    rooms.write_table(rows, tmp_path)
-    kept = rooms.keep("seeds", toy, rows, "", tmp_path / "kept")
+    store.write_table(rows, tmp_path)
+    kept = store.keep("seeds", toy, rows, "", tmp_path / "kept")
     for file in (tmp_path / "table.csv", kept):
         with file.open(encoding="utf-8", newline="") as lines:
             table = list(csv.reader(lines))
@@ -365,7 +368,7 @@ def test_a_kernel_that_does_not_start_is_started_again(toy, monkeypatch, failure
         return await start(self, **options)
 
     monkeypatch.setattr(NotebookClient, "async_start_new_kernel_client", start_or_not)
-    order = Order(Run("toy", {"x": 2}), rooms.notebooks.fingerprint(toy))
+    order = Order(Run("toy", {"x": 2}), fingerprint.fingerprint(toy))
     result = carry_out(order, toy.read_text())
     assert (result.status, left) == (status, [0])
     assert ("Kernel died before" in result.error) == (status == "failed")
@@ -484,7 +487,7 @@ def test_a_sweep_that_is_ended_takes_workers_and_kernels_with_it(toy, tmp_path, 
     running = command(toy, out, "-g", "x", "[2, 3]", "-p", "mode", "sleep", "--workers", "2")
     try:
         wait_for(lambda: len(list((out / "runs").glob("*.json"))) == 1)
-        wait_for(lambda: named("companion.kernels", running))
+        wait_for(lambda: named("companion.runs.kernels", running))
         started = below(running)
         running.send_signal(number)
         _, told = running.communicate(timeout=60)
@@ -524,7 +527,7 @@ def test_a_sweep_goes_on_after_its_only_worker_was_killed(toy, tmp_path, waits):
 
 
 def test_workers_that_cannot_live_end_the_sweep(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_local, "WORKER", "raise SystemExit('no memory')")
+    monkeypatch.setattr(local, "WORKER", "raise SystemExit('no memory')")
     with pytest.raises(SweepError, match=r"die again and again .*no memory.*is kept"):
         go(toy, tmp_path / "out", {"x": [1]})
 
@@ -539,7 +542,7 @@ def test_a_cluster_that_goes_away_ends_the_sweep(
         scheduler, worker = processes
 
         def strike():
-            wait_for(lambda: named("companion.kernels", worker))
+            wait_for(lambda: named("companion.runs.kernels", worker))
             monkeypatch.setattr(rooms, "CONNECT_S", 3)
             if fault == "workers":
                 for process in [worker, *below(worker)]:
@@ -654,7 +657,7 @@ def test_a_folder_that_cannot_be_made_is_named(toy, tmp_path, monkeypatch):
 
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(SweepError, match=r"--out .*out: Permission denied"):
-        rooms._alone(tmp_path / "out").__enter__()
+        store.alone(tmp_path / "out").__enter__()
 
 
 def test_files_of_other_origin_stay(toy, tmp_path):
@@ -692,7 +695,7 @@ def test_a_local_sweep_listens_on_loopback_only(toy, tmp_path):
     seen = set()
     try:
         wait_for(lambda: list((tmp_path / "out" / "runs").glob("*.json")))
-        wait_for(lambda: named("companion.kernels", running))
+        wait_for(lambda: named("companion.runs.kernels", running))
         for _ in range(20):
             seen |= addresses([psutil.Process(running.pid), *below(running)])
             time.sleep(0.1)
@@ -700,7 +703,7 @@ def test_a_local_sweep_listens_on_loopback_only(toy, tmp_path):
         running.kill()
         running.wait(20)
     names = {name for name, _ in seen}
-    assert any("companion.kernels" in name for name in names)
+    assert any("companion.runs.kernels" in name for name in names)
     assert len(names) >= 3
     assert {ip for _, ip in seen} == {"127.0.0.1"}
 
@@ -723,8 +726,8 @@ def tls(tmp_path_factory):
 def test_a_local_sweep_takes_work_from_nobody_else(tls):
     from distributed import Client
 
-    others = sweep_local.security(*map(str, tls[1]))
-    with sweep_local.local_cluster([{}]) as (client, _):
+    others = local.security(*map(str, tls[1]))
+    with local.local_cluster([{}]) as (client, _):
         address = client.scheduler.address
         assert address.startswith("tls://127.0.0.1:")
         for where, security in ((address, others), (address.replace("tls", "tcp"), None)):
@@ -804,14 +807,14 @@ def test_a_kept_sweep_is_a_small_table_and_counts_of_claims(toy, tmp_path):
     for row in rows:
         row["fingerprint"] = "f"
     folder = tmp_path / "kept"
-    file = rooms.keep("seeds", toy, rows, "companion sweep toy", folder)
+    file = store.keep("seeds", toy, rows, "companion sweep toy", folder)
     frame = pandas.read_csv(file)
     assert frame.columns.tolist() == ["x", "seed", "seconds", "ran_on", "v", "C1"]
     assert frame["C1"].tolist() == [False, True, True]
     about = json.loads((folder / "seeds.json").read_text())
     assert about["claims"]["C1"]["held"] == 2
     assert (about["runs"], about["command"]) == (3, "companion sweep toy")
-    file = rooms.keep("curves", toy, rows, "", folder, values=["ma*"])
+    file = store.keep("curves", toy, rows, "", folder, values=["ma*"])
     kept = pandas.read_csv(file)
     assert kept.columns.tolist() == [
         "x",
@@ -825,23 +828,23 @@ def test_a_kept_sweep_is_a_small_table_and_counts_of_claims(toy, tmp_path):
     ]
     assert kept["many.1"].tolist() == [2, 2, 2]
     with pytest.raises(ValueError, match=r"--values few: matches no .* there are many"):
-        rooms.keep("more", toy, rows, "", folder, values=["few"])
+        store.keep("more", toy, rows, "", folder, values=["few"])
     with pytest.raises(ValueError, match="--keep a/b"):
-        rooms.keep("a/b", toy, rows, "", folder)
+        store.keep("a/b", toy, rows, "", folder)
     with pytest.raises(SweepError, match="1 of 4 runs failed"):
-        rooms.keep("more", toy, [*rows, fake({"x": 9}, status="failed")], "", folder)
+        store.keep("more", toy, [*rows, fake({"x": 9}, status="failed")], "", folder)
     names = [f"{name}.{kind}" for name in ("curves", "seeds") for kind in ("csv", "json")]
     assert sorted(f.name for f in folder.iterdir()) == names
 
 
 def test_a_kept_table_that_was_edited_is_not_shown(toy, tmp_path, monkeypatch):
-    from companion import notebooks, records
+    from companion.runs import records
 
-    monkeypatch.setattr(notebooks, "FOLDER", toy.parent)
+    monkeypatch.setattr(chapters, "FOLDER", toy.parent)
     monkeypatch.setattr(records, "FOLDER", tmp_path)
     rows = [fake({"x": x}, v=x / 8) | {"fingerprint": "f"} for x in (1, 2)]
-    file = rooms.keep("seeds", toy, rows, "companion sweep toy")
-    (about,) = rooms.kept("toy")
+    file = store.keep("seeds", toy, rows, "companion sweep toy")
+    (about,) = store.kept("toy")
     assert about["runs"] == 2
     table, text = file.read_text(), file.with_suffix(".json").read_text()
     assert "0.125" in table
@@ -851,9 +854,9 @@ def test_a_kept_table_that_was_edited_is_not_shown(toy, tmp_path, monkeypatch):
     ):
         path.write_text(path.read_text().replace(old, new))
         with pytest.raises(SweepError, match="its table is not as it was written"):
-            rooms.kept("toy")
+            store.kept("toy")
         file.write_text(table), file.with_suffix(".json").write_text(text)
-    assert rooms.kept("toy")
+    assert store.kept("toy")
 
 
 # ---------------------------------------------------------------- the page
@@ -911,7 +914,7 @@ def test_a_claim_that_was_not_computed_does_not_count():
 
 def test_mixed_values_become_text_in_the_table():
     rows = [fake({"x": 1, "m": "a"}, v=1), fake({"x": [1], "m": 2}, v=2.5)]
-    frame = rooms.table(rows)
+    frame = store.table(rows)
     assert frame["m"].tolist() == ["a", "2"]
     assert frame["v"].tolist() == [1.0, 2.5]
     assert frame["x"].tolist() == ["1", "[1]"]

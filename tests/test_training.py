@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from companion.sparsity import apply_masks
 from companion.training import (
     LOOK_EVERY,
     DivergenceError,
@@ -141,7 +142,8 @@ def test_masked_training_equals_training_a_net_without_those_weights():
         "2.weight": unit[None].expand(3, 7),
     }
     options = {"steps": 60, "batch_size": 8, "lr": 0.1, "weight_decay": 1e-3, "milestones": [40]}
-    train(wide, x, y, masks=masks, generator=generator(1), **options)
+    with apply_masks(wide, masks):
+        train(wide, x, y, generator=generator(1), **options)
     train(narrow, x, y, generator=generator(1), **options)
     torch.testing.assert_close(wide[0].weight[kept], narrow[0].weight, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(wide[2].weight[:, kept], narrow[2].weight, rtol=1e-9, atol=1e-12)
@@ -207,10 +209,10 @@ def test_a_run_that_stops_still_keeps_to_its_mask():
     x[0] = math.nan
     model = net()
     mask = torch.rand(5, 4, generator=generator()) < 0.5
-    train(
-        model, x, y, steps=3, masks={"0.weight": mask}, generator=generator(), batch_size=40,
-        on_divergence="stop",
-    )  # fmt: skip
+    with apply_masks(model, {"0.weight": mask}):
+        train(
+            model, x, y, steps=3, generator=generator(), batch_size=40, on_divergence="stop",
+        )  # fmt: skip
     assert (model[0].weight[~mask] == 0).all()
 
 
@@ -236,9 +238,8 @@ def test_no_steps_leave_the_model_as_it_was_but_masked():
     model = net()
     before = model[0].weight.detach().clone()
     mask = torch.arange(20).view(5, 4) % 2 == 0
-    history = train(
-        model, x, y, steps=0, generator=generator(), batch_size=8, masks={"0.weight": mask}
-    )
+    with apply_masks(model, {"0.weight": mask}):
+        history = train(model, x, y, steps=0, generator=generator(), batch_size=8)
     assert history.loss == []
     assert torch.equal(model[0].weight, before * mask)
 

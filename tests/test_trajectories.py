@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from companion.data import CorruptDataError, MissingDataError, trajectories
+from companion.data import trajectories
+from companion.data.root import CorruptDataError, MissingDataError
 from companion.data.trajectories import (
     FOLDER,
     Tracks,

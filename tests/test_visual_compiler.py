@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from companion import notebooks
 from companion.data.root import CorruptDataError
+from companion.files import ROOT
 from companion.papers import visual_compiler as vc
 from companion.papers.visual_compiler import raster as rasters
-from companion.runtime import ROOT
+from companion.runs import chapters, executor
 
 BACKENDS = ("warp", "torch")
 
@@ -1757,7 +1757,7 @@ def run_chapter(folder, given, *, without=()):
     code = folder / "chapter.py"
     absent = f"import sys\nsys.modules.update(dict.fromkeys({list(without)!r}))\n"
     code.write_text(
-        absent + notebooks.script(notebooks.find("visual_compiler"), given), encoding="utf-8"
+        absent + executor.script(chapters.find("visual_compiler"), given), encoding="utf-8"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COMPANION")}
     return subprocess.run(

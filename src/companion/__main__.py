@@ -160,9 +160,9 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
 
 def _parameters(options: argparse.Namespace) -> dict[str, object]:
     """The values of -f and -p, each read by the type that the notebook declares."""
-    from companion import given, notebooks
+    from companion.runs import chapters, given
 
-    kinds = notebooks.declared(notebooks.find(options.notebook))
+    kinds = chapters.declared(chapters.find(options.notebook))
     values = {
         name: given.typed(value, kinds.get(name, object))
         for name, value in (given.read_file(options.f) if options.f else {}).items()
@@ -178,40 +178,39 @@ def _parameters(options: argparse.Namespace) -> dict[str, object]:
 def _list(_: argparse.Namespace) -> None:
     from collections import Counter
 
-    from companion import notebooks
+    from companion.runs import chapters
+    from companion.runs.fingerprint import is_current
 
-    for stem in notebooks.stems():
-        path = notebooks.find(stem)
-        notebook = notebooks.read(path)
+    for stem in chapters.stems():
+        path = chapters.find(stem)
+        notebook = chapters.read(path)
         title = next(line for cell in notebook["cells"] for line in cell["source"].splitlines())
-        claims = notebooks.recorded_values(notebook).get(f"{stem}.claims", [])
+        claims = chapters.recorded_values(notebook).get(f"{stem}.claims", [])
         counts = Counter(claim["outcome"] for claim in claims)
         told = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
-        stale = (
-            "" if notebooks.is_current(path) else "  (outputs older than the code: make notebooks)"
-        )
+        stale = "" if is_current(path) else "  (outputs older than the code: make notebooks)"
         print(f"{stem:24} {title.lstrip('# ')}\n{'':24} {told or 'no claims'}{stale}")
 
 
 def _run(options: argparse.Namespace) -> None:
-    from companion import notebooks
-    from companion.runtime import sweep_up, write_whole
+    from companion.files import sweep_up, write_whole
+    from companion.runs import chapters, executor
 
-    path = notebooks.find(options.notebook)
+    path = chapters.find(options.notebook)
     given = _parameters(options)
-    notebooks.validate(path, given, here=True)
+    chapters.validate(path, given, here=True)
     output = options.output or Path("runs") / path.name
     _check_output(output, path)
 
     sweep_up(output.parent)
-    text, failure = notebooks.run(path, given)
+    text, failure = executor.run(path, given)
     write_whole(output, text)
     if failure:
         raise RuntimeError(f"{failure} (see {output})")
     from companion.notebook.checking import Table, Verdict
     from companion.notebook.claims import load_claims
 
-    found = notebooks.recorded_values(notebooks.read(output)).get(f"{path.stem}.claims", [])
+    found = chapters.recorded_values(chapters.read(output)).get(f"{path.stem}.claims", [])
     if found:
         print(Table(load_claims(path.stem), [Verdict(**fields) for fields in found]))
     print(f"written to {output}")
@@ -219,14 +218,14 @@ def _run(options: argparse.Namespace) -> None:
 
 def _check_output(output: Path, notebook: Path) -> None:
     """Refuse an output, before the run, that cannot be written or would replace a chapter."""
-    from companion import notebooks
-    from companion.runtime import check_writable
+    from companion.files import check_writable
+    from companion.runs import chapters
 
-    chapters = [notebook, *notebooks.FOLDER.glob("*.ipynb")]
+    stored = [notebook, *chapters.FOLDER.glob("*.ipynb")]
     try:
         if output.is_dir() or output.suffix != ".ipynb":
             raise ValueError(f"-o {output}: expected a file that ends in .ipynb")
-        if output.exists() and any(output.samefile(chapter) for chapter in chapters):
+        if output.exists() and any(output.samefile(chapter) for chapter in stored):
             raise ValueError(f"-o {output}: is a chapter itself, and a run is written beside it")
         output.parent.mkdir(parents=True, exist_ok=True)
         check_writable(output.parent)
@@ -237,27 +236,28 @@ def _check_output(output: Path, notebook: Path) -> None:
 
 
 def _record(options: argparse.Namespace) -> None:
-    from companion import notebooks
-    from companion.records import FOLDER, record_run
+    from companion.runs import chapters
+    from companion.runs.executor import script
+    from companion.runs.records import FOLDER, record_run
 
     given = _parameters(options)
     if options.script:  # for another machine
-        path = notebooks.find(options.notebook)
+        path = chapters.find(options.notebook)
         with redirect_stdout(sys.stderr):  # what the check says is not of the script
-            notebooks.validate(path, given)
+            chapters.validate(path, given)
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(encoding="utf-8")  # as Python reads it
-        print(notebooks.script(path, given))
+        print(script(path, given))
         return
     if options.out:
         _writable("--out", options.out, "new folder")
     result = record_run(options.name, options.notebook, given, options.out)
-    folder = options.out or FOLDER / notebooks.find(options.notebook).stem
+    folder = options.out or FOLDER / chapters.find(options.notebook).stem
     print(f"{result['seconds']} s, kept in {os.path.relpath(folder / (options.name + '.json'))}")
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from companion import notebooks
+    from companion.runs import chapters
 
     try:
         import distributed  # noqa: F401
@@ -265,7 +265,7 @@ def _sweep(options: argparse.Namespace) -> int:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise ValueError(f"{error}; a sweep needs: pip install 'paper-companion[sweep]'") from None
-    from companion import sweep
+    from companion.runs import grid, store, sweep
 
     workers = _number("workers", options.workers, int, 0, 1000)
     threads = _number("threads", options.threads, int, 1, 1000)
@@ -275,17 +275,17 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.scheduler and workers:
         raise ValueError(f"--workers {workers}: the scheduler at --scheduler has its own workers")
     if options.keep is not None:
-        sweep.check_name(options.keep)
+        store.check_name(options.keep)
     if options.values and not options.keep:
         raise ValueError("--values: says what --keep keeps; give --keep NAME as well")
     if "" in options.values:
         raise ValueError("--values '': expected the name of a recorded value, * for any text")
-    path = notebooks.find(options.notebook)
-    grid = {name: _axis(path, name, text) for name, text in options.g}
-    if len(grid) < len(options.g) or not grid:
+    path = chapters.find(options.notebook)
+    axes = {name: _axis(path, name, text) for name, text in options.g}
+    if len(axes) < len(options.g) or not axes:
         raise ValueError("-g: expected at least one parameter, and each only once")
     here = not options.scheduler  # the workers of a cluster have their own devices and data
-    runs = sweep.expand(path, grid, _parameters(options), here=here)
+    runs = grid.expand(path, axes, _parameters(options), here=here)
     out = options.out or Path("runs") / path.stem
     rows = sweep.sweep(
         path, runs, out,
@@ -305,13 +305,13 @@ def _sweep(options: argparse.Namespace) -> int:
         asked += [part for name, text in options.p for part in ("-p", name, text)]
         asked += ["-f", options.f.as_posix()] if options.f else []
         asked += [part for pattern in options.values for part in ("--values", pattern)]
-        kept = sweep.keep(options.keep, path, rows, shlex.join(asked), values=options.values)
+        kept = store.keep(options.keep, path, rows, shlex.join(asked), values=options.values)
         print(f"kept in {os.path.relpath(kept)}")
     return 1 if failed else 0
 
 
 def _gpu(options: argparse.Namespace) -> int:
-    from companion import gpu
+    from companion.runs import gpu
 
     jobs = gpu.chosen(options.only)
     if options.list:
@@ -331,8 +331,8 @@ def _gpu(options: argparse.Namespace) -> int:
 
 
 def _prepare(folder: Path, names: set[str]) -> int:
-    from companion.carry import prepare
-    from companion.data import data_root
+    from companion.data.root import data_root
+    from companion.runs.carry import prepare
 
     _writable("--prepare", folder, "new folder")
     for name, size in (sizes := prepare(names, data_root(), folder)).items():
@@ -356,9 +356,9 @@ def _number(name: str, text: str, kind: type, least: float, most: float) -> floa
 
 def _axis(path: Path, name: str, text: str) -> object:
     """The list of values of -g, each read by the type that the notebook declares."""
-    from companion import given, notebooks
+    from companion.runs import chapters, given
 
-    kind = notebooks.declared(path).get(name, object)
+    kind = chapters.declared(path).get(name, object)
     try:
         values = given.read(text)
     except ValueError:
@@ -371,15 +371,15 @@ def _axis(path: Path, name: str, text: str) -> object:
 
 
 def _writable(option: str, path: Path, what: str) -> None:
-    from companion.notebook.parameters import OUTSIDE
+    from companion.notebook.outside import OUTSIDE
 
     if wrong := OUTSIDE[what](str(path)):
         raise ValueError(f"{option} {path}: {wrong}")
 
 
 def _data(options: argparse.Namespace) -> None:
-    from companion.data import data_root
     from companion.data.catalogue import catalogue
+    from companion.data.root import data_root
 
     root, sets = data_root(options.root), catalogue()
     if options.fetch is not None:
@@ -403,18 +403,20 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _refresh(options: argparse.Namespace) -> None:
-    from companion import notebooks
-    from companion.runtime import check_writable
+    from companion.files import check_writable
+    from companion.runs import chapters
+    from companion.runs.executor import refresh_all
+    from companion.runs.fingerprint import is_current
 
     if options.notebooks:
-        waiting = [notebooks.find(name) for name in options.notebooks]
+        waiting = [chapters.find(name) for name in options.notebooks]
     else:
-        every = [notebooks.find(stem) for stem in notebooks.stems()]
-        waiting = [path for path in every if not notebooks.is_current(path)]
+        every = [chapters.find(stem) for stem in chapters.stems()]
+        waiting = [path for path in every if not is_current(path)]
         print(f"{len(every) - len(waiting)} notebooks are current, {len(waiting)} to run")
     for path in waiting:
         check_writable(path.parent)
-        notebooks.write_preset_files(path)
+        chapters.write_preset_files(path)
     failures: list[str] = []
     ended = 0
 
@@ -428,7 +430,7 @@ def _refresh(options: argparse.Namespace) -> None:
         else:
             print(f"{head}: {outcome:.0f} s", flush=True)
 
-    notebooks.refresh_all(waiting, max(1, options.jobs), tell)
+    refresh_all(waiting, max(1, options.jobs), tell)
     if failures:
         raise RuntimeError(f"{', '.join(failures)} failed")
 

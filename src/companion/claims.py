@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from companion.files import to_json, write_whole
 from companion.notebook.parameters import PLACES, Settings
-from companion.runtime import to_json, write_whole
 
 HOLDS = "holds"
 FAILS = "does not hold"

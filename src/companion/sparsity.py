@@ -25,6 +25,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from companion.training import evaluation_mode
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -264,18 +266,6 @@ def connection_sensitivity(
         model, loss_fn, batches, params=params, bn_mode=bn_mode, reduction=reduction
     )
     return {name: g.abs_() for name, g in gradients.items()}
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in inference mode inside the block; every module's own mode comes back."""
-    was = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in was.items():
-            module.training = training
 
 
 @contextmanager

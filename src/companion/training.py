@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-
-from companion.sparsity import apply_masks, evaluation_mode
 
 # Steps between two looks at the loss: a GPU has to be waited for.
 LOOK_EVERY = 100
@@ -73,7 +72,6 @@ def train(
     *,
     steps: int,
     generator: torch.Generator,
-    masks: Mapping[str, Tensor] | None = None,
     batch_size: int = 100,
     lr: float = 0.1,
     momentum: float = 0.9,
@@ -86,7 +84,9 @@ def train(
     monitor_every: int = 0,
     on_divergence: str = "raise",
 ) -> History:
-    """Minimise the mean cross-entropy by SGD, keeping to the masks.
+    """Minimise the mean cross-entropy by SGD.
+
+    A masked model keeps to its masks: train it inside `companion.sparsity.apply_masks`.
 
     inputs, targets: tensors on the model's device, (n, ...) and (n,) class indices.
     generator: CPU generator of the batch order (and of the augmentation).
@@ -113,30 +113,41 @@ def train(
     order = shuffled_batches(len(inputs), batch_size, generator, inputs.device)
     losses: list[Tensor] = []
     model.train()
-    with apply_masks(model, masks or {}):
-        for step in range(1, steps + 1):
-            index = next(order)
-            batch = inputs[index] if augment is None else augment(inputs[index], generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss = cross_entropy(model(batch), targets[index])
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
-            if step % LOOK_EVERY == 0 or step == steps:
-                history.loss += torch.stack(losses).tolist()
-                losses.clear()
-                if not torch.isfinite(torch.tensor(history.loss[-LOOK_EVERY:])).all():
-                    history.diverged = True
-                    if on_divergence == "raise":
-                        raise DivergenceError(
-                            f"the training loss is not finite by step {step}: lower lr = {lr}"
-                        )
-                    return history
-            if monitor is not None and monitor_every and step % monitor_every == 0:
-                history.checks.append((step, monitor()))
-                model.train()
+    for step in range(1, steps + 1):
+        index = next(order)
+        batch = inputs[index] if augment is None else augment(inputs[index], generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss = cross_entropy(model(batch), targets[index])
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+        if step % LOOK_EVERY == 0 or step == steps:
+            history.loss += torch.stack(losses).tolist()
+            losses.clear()
+            if not torch.isfinite(torch.tensor(history.loss[-LOOK_EVERY:])).all():
+                history.diverged = True
+                if on_divergence == "raise":
+                    raise DivergenceError(
+                        f"the training loss is not finite by step {step}: lower lr = {lr}"
+                    )
+                return history
+        if monitor is not None and monitor_every and step % monitor_every == 0:
+            history.checks.append((step, monitor()))
+            model.train()
     return history
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model in inference mode inside the block; every module's own mode comes back."""
+    was = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in was.items():
+            module.training = training
 
 
 @torch.no_grad()

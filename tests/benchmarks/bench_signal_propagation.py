@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from companion.data import load_images, standardise
+from companion.data.images import load_images, standardise
 from companion.papers import signal_propagation as sp
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.functional import conv2d, cross_entropy, linear
 
-from companion.data import load_images
+from companion.data.images import load_images
 from companion.models import lenet_5_caffe, lenet_300_100, truncated_variance_scaling_, vgg
 from companion.sparsity import (
     connection_gradients,

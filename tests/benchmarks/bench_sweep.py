@@ -17,9 +17,11 @@ from itertools import pairwise
 import nbformat
 import pytest
 
-from companion import notebooks
-from companion import sweep as rooms
-from companion.sweep import Result, Run, expand, sweep
+from companion.runs import chapters
+from companion.runs import sweep as rooms
+from companion.runs.grid import Run, expand
+from companion.runs.sweep import sweep
+from companion.runs.worker import Result
 
 FULL = os.environ.get("COMPANION_BENCH_RECORD") == "1"
 MANY = 1000 if FULL else 100  # trivial runs
@@ -29,7 +31,7 @@ STAND_IN_S = 2.0  # what a stand-in takes
 
 TRIVIAL = [
     "seed: int = 0  # a seed",
-    "from companion.notebook.parameters import check_parameters\nsettings = check_parameters(globals())",
+    "from companion.notebook import check_parameters\nsettings = check_parameters(globals())",
     "from companion.claims import record\nrecord('trivial.double', 2 * seed)",
 ]
 # many workers in one process: they sleep, and a hundred processes would not fit two cores
@@ -46,7 +48,7 @@ asyncio.run(main())
 
 @cache
 def chapter_text():
-    return notebooks.find("snip").read_text(encoding="utf-8")
+    return chapters.find("snip").read_text(encoding="utf-8")
 
 
 def stand_in(order, source):
@@ -192,7 +194,7 @@ def test_a_hundred_workers(
     monkeypatch.setenv(
         "PYTHONPATH", os.path.dirname(__file__)
     )  # where scheduler and workers find it
-    path = notebooks.find("snip")
+    path = chapters.find("snip")
     start = time.perf_counter()
     runs = expand(
         path, {"seed": list(range(STAND_INS // 100)), "weight_decay": [n / 1e5 for n in range(100)]},
@@ -220,8 +222,8 @@ def test_a_hundred_workers(
         + ("; missed, and why was not looked into" if seconds > 1.25 * ideal else ""),
     )  # fmt: skip
     took = statistics.median(
-        notebooks.read(notebooks.find(stem))["metadata"]["companion"]["seconds"]
-        for stem in notebooks.stems()
+        chapters.read(chapters.find(stem))["metadata"]["companion"]["seconds"]
+        for stem in chapters.stems()
     )
     size = sum((out / "runs" / f"{runs[0].id}{end}").stat().st_size for end in (".ipynb", ".json"))
     conclude(

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from companion.runtime import ROOT, provenance, seal, to_json, write_whole
+from companion.files import ROOT, seal, to_json, write_whole
+from companion.runs.provenance import provenance
 
 RECORD = ROOT / "book" / "recorded" / "benchmarks.json"
 

@@ -23,14 +23,16 @@ import torch
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.functional import cross_entropy
 
-from companion import gpu
+from companion.device import pick_device
+from companion.files import seal
 from companion.models import mlp, truncated_variance_scaling_, vgg
 from companion.papers import data_parallelism as dp
 from companion.papers import learn_to_pay_attention as att
 from companion.papers import masked_kd as mkd
 from companion.papers import signal_propagation as sp
 from companion.papers import sparse_inr as inr
-from companion.runtime import pick_device, provenance, seal
+from companion.runs import gpu
+from companion.runs.provenance import provenance
 from companion.sparsity import connection_sensitivity, global_topk_mask
 
 SCRIPT = "tests/gpu/benchmarks.py"

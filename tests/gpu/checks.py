@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from companion import gpu
-from companion.data import load_images
+from companion.data.images import load_images
+from companion.device import pick_device
 from companion.models import lenet_5_caffe, lenet_300_100, mlp, truncated_variance_scaling_, vgg
 from companion.papers import data_parallelism as dp
 from companion.papers import learn_to_pay_attention as att
@@ -27,7 +27,7 @@ from companion.papers import masked_kd as mkd
 from companion.papers import signal_propagation as sp
 from companion.papers import sparse_inr as inr
 from companion.papers import visual_compiler as vc
-from companion.runtime import pick_device
+from companion.runs import gpu
 from companion.sparsity import connection_sensitivity, global_topk_mask, mask_overlap
 from companion.training import train
 

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from companion.runtime import locked, write_whole
+from companion.files import locked, write_whole
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = ("_config.yml", "_toc.yml", "index.md", "book", "notebooks", "src/companion")

@@ -12,7 +12,6 @@ from docutils.parsers.rst import directives
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from companion import notebooks
 from companion.book import tables
 from companion.book.curves import draw, read_curves
 from companion.book.docstrings import tidy_docstring
@@ -26,7 +25,9 @@ from companion.book.runs import (
 )
 from companion.claims import Claim, Table, natural
 from companion.data.catalogue import catalogue
-from companion.runtime import ROOT
+from companion.files import ROOT
+from companion.runs import chapters
+from companion.runs.fingerprint import is_untouched
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Scoreboard(SphinxDirective):
     """Every claim of every chapter under every run."""
 
     def run(self):
-        runs = {stem: [stored_run(stem), *recorded_runs(stem)] for stem in notebooks.stems()}
+        runs = {stem: [stored_run(stem), *recorded_runs(stem)] for stem in chapters.stems()}
         titles = {paper["stem"]: paper["title"] for paper in papers()}
         order = [stem for stem in titles if stem in runs]
         sweeps = {stem: kept_sweeps(stem) for stem in runs}
@@ -193,7 +194,7 @@ def register(app) -> dict[str, bool]:
 def _derive_tables(app, docname: str, source: list[str]) -> None:
     folder, _, stem = docname.rpartition("/")
     if folder == "notebooks":
-        if not notebooks.is_untouched(notebooks.find(stem)):
+        if not is_untouched(chapters.find(stem)):
             logger.warning("its outputs were edited: make notebooks NB=%s", stem, location=docname)
         source[0] = derive_tables(source[0], stem)
 
@@ -201,9 +202,9 @@ def _derive_tables(app, docname: str, source: list[str]) -> None:
 def derive_tables(text: str, stem: str) -> str:
     """A notebook whose claims table is made anew from the claims that it recorded."""
     notebook = json.loads(text)
-    found = notebooks.recorded_values(notebook).get(f"{stem}.claims", [])
+    found = chapters.recorded_values(notebook).get(f"{stem}.claims", [])
     claims = sorted((Claim(**fields) for fields in found), key=lambda claim: natural(claim.id))
-    for cell in notebooks.code_cells(notebook):
+    for cell in chapters.code_cells(notebook):
         for output in cell["outputs"]:
             shown = "".join(output.get("data", {}).get("text/html", ""))
             if shown.startswith('<table class="claims">'):

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from companion import notebooks
-from companion.gpu_jobs import COSTS, jobs_of
-from companion.records import load_records
-from companion.runtime import ROOT, seal
-from companion.sweep import kept
+from companion.files import ROOT, seal
+from companion.runs import chapters
+from companion.runs.fingerprint import fingerprint
+from companion.runs.gpu_jobs import COSTS, jobs_of
+from companion.runs.records import load_records
+from companion.runs.store import kept
 
 RECORDED = "book/recorded"  # below ROOT, as Sphinx names files
 
@@ -49,9 +50,9 @@ def papers() -> list[dict]:
 
 def stored_run(stem: str) -> Run:
     """The run whose outputs the chapter's notebook holds."""
-    path = notebooks.find(stem)
-    notebook = notebooks.read(path)
-    values = notebooks.recorded_values(notebook)
+    path = chapters.find(stem)
+    notebook = chapters.read(path)
+    values = chapters.recorded_values(notebook)
     about = notebook["metadata"].get("companion", {})
     return Run(
         name="stored",
@@ -59,7 +60,7 @@ def stored_run(stem: str) -> Run:
         claims=_by_id(values.get(f"{stem}.claims", [])),
         command=f"companion run {stem}",
         seconds=about.get("seconds"),
-        stale=about.get("fingerprint") != notebooks.fingerprint(path),
+        stale=about.get("fingerprint") != fingerprint(path),
         machine="a CPU",
         device="cpu",
     )
@@ -134,8 +135,8 @@ def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
     runs: of the chapter; the shortest that took a profile whole gives its time. Others are
     estimates, and say so.
     """
-    presets = notebooks.presets(notebooks.find(stem))
-    usual = notebooks.defaults(notebooks.find(stem)).get("dataset", "made")
+    presets = chapters.presets(chapters.find(stem))
+    usual = chapters.defaults(chapters.find(stem)).get("dataset", "made")
     rows = []
     for profile, preset in presets.items():
         times = []

@@ -21,7 +21,7 @@ from companion.book.runs import (
     verdict_counts,
 )
 from companion.claims import natural, paper_figure, verdict_class, verdict_text
-from companion.gpu_jobs import jobs_of
+from companion.runs.gpu_jobs import jobs_of
 
 
 def paragraph(*parts) -> nodes.paragraph:

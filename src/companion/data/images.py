@@ -22,7 +22,7 @@ from companion.data.root import (
     data_root,
     verify,
 )
-from companion.runtime import Progress
+from companion.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from companion.data.files import Row, read_rows, read_table, read_text, to_numbers
 from companion.data.root import ELSEWHERE, CorruptDataError, DataSource, data_root
-from companion.runtime import has_float64
+from companion.device import has_float64
 
 FOLDER = Path("trajectories", "datasets")
 FRAMES_PER_SECOND = {"vsp": 25, "sdd": 30}

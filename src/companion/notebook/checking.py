@@ -21,7 +21,7 @@ from numbers import Real
 from companion.notebook.claims import Claim, Quantity, load_claims
 from companion.notebook.parameters import PLACES, Settings
 from companion.notebook.recording import display, record
-from companion.runtime import to_json
+from companion.files import to_json
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from companion.runtime import to_json, write_whole
+from companion.files import to_json, write_whole
 
 TARGET = "COMPANION_RECORD"  # names the file of the record that is being made, if there is one
 

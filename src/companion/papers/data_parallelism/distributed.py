@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from companion.runtime import starting_workers
+from companion.device import starting_workers
 
 REDUCTIONS = ("sum", "mean_of_means")
 

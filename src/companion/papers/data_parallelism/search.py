@@ -15,7 +15,8 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 
 from companion import sparsity as pruning
 from companion.checks import whole
-from companion.data import hold_out, load_images, standardise
+from companion.data.images import hold_out, load_images, standardise
+from companion.files import to_json, write_whole
 from companion.models import truncated_variance_scaling_
 from companion.papers.data_parallelism.networks import build_network
 from companion.papers.data_parallelism.stacked import (
@@ -25,7 +26,7 @@ from companion.papers.data_parallelism.stacked import (
     train_batched,
 )
 from companion.papers.data_parallelism.trials import OPTIMIZERS, search_space, sobol_trials
-from companion.runtime import Progress, to_json, write_whole
+from companion.progress import Progress
 from companion.training import shuffled_batches
 
 # Status of a trial, and the entry of `steps` where there is no hit (the official code's numbers).

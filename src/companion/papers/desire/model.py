@@ -19,7 +19,7 @@ from companion.papers.desire.ranking import (
     refinement_loss,
     target_distribution,
 )
-from companion.runtime import Progress
+from companion.progress import Progress
 from companion.training import DivergenceError, shuffled_batches, upload
 
 CLIP = 1.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from companion.runtime import has_float64
+from companion.device import has_float64
 
 MOST_CELLS = 10_000_000
 

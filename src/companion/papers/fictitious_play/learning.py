@@ -22,7 +22,7 @@ from companion.papers.fictitious_play.crowd import SIGMAS_M, Crowd, Weights
 from companion.papers.fictitious_play.planning import Policy, _correlate, start_value
 from companion.papers.fictitious_play.play import UPDATES, FictitiousPlay
 from companion.papers.fictitious_play.social import at_cells, social_features
-from companion.runtime import Progress
+from companion.progress import Progress
 
 SOCIAL = ("forecast", "observed", "none")
 AT_ONCE = 64  # agents whose backward passes are kept in memory together

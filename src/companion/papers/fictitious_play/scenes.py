@@ -13,12 +13,12 @@ from torch import Tensor
 from companion.checks import whole
 from companion.data.crowds import simulate_crossing
 from companion.data.trajectories import Tracks, cut_windows, load_tracks
+from companion.device import has_float64
 from companion.papers.fictitious_play.crowd import Crowd, Weights, self_play_crowd
 from companion.papers.fictitious_play.grid import Grid
 from companion.papers.fictitious_play.learning import feasible
 from companion.papers.fictitious_play.play import FictitiousPlay, Forecast
 from companion.papers.fictitious_play.social import smooth
-from companion.runtime import has_float64
 
 SEEN_S = 1.2  # seconds before the start from which a filmed person's speed is taken
 MARGIN_M = 1.0  # of the grid around everything that was filmed

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from companion.checks import at_least, whole
-from companion.sparsity import evaluation_mode
+from companion.training import evaluation_mode
 
 
 def _slope(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

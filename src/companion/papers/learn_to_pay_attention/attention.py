@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.checks import whole
-from companion.sparsity import evaluation_mode
+from companion.training import evaluation_mode
 
 COMPATS = ("pc", "dp", "tanh", "mean")
 SCALES = ("sqrt", "none")

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from companion.checks import whole
 from companion.papers.learn_to_pay_attention.attention import AttentionClassifier, one_of
 from companion.papers.learn_to_pay_attention.networks import GapClassifier
-from companion.sparsity import evaluation_mode
+from companion.training import evaluation_mode
 
 THRESHOLDS = ("otsu", "area", "mean")
 

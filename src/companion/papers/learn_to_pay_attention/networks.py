@@ -20,7 +20,7 @@ from companion.papers.learn_to_pay_attention.attention import (
     SpatialAttention,
     one_of,
 )
-from companion.sparsity import evaluation_mode
+from companion.training import evaluation_mode
 
 VGG_BLOCKS = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 NETWORKS = ("gap", "att", "dp", "dp_unscaled", "plain", "mean", "pan")

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from companion.checks import whole
 from companion.papers.learn_to_pay_attention.attention import one_of
-from companion.runtime import Progress
+from companion.progress import Progress
 from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches, upload
 
 AMP = ("off", "bf16")

@@ -14,7 +14,7 @@ from companion.papers.masked_kd.architecture import (
     attention_module,
     token_grid,
 )
-from companion.sparsity import evaluation_mode
+from companion.training import evaluation_mode
 
 
 class ClsAttention:

@@ -23,8 +23,7 @@ from companion.papers.masked_kd.tokens import (
     select_tokens,
     token_drop,
 )
-from companion.sparsity import evaluation_mode
-from companion.training import LOOK_EVERY
+from companion.training import LOOK_EVERY, evaluation_mode
 
 KINDS = ("soft", "hard")
 SELECTORS = ("full", "student", "random", "bottom", "teacher", "saliency")

@@ -15,13 +15,13 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from companion.checks import whole
 from companion.data.files import open_picture
 from companion.data.root import MissingDataError
+from companion.device import starting_workers
 from companion.papers.masked_kd.architecture import token_grid
 from companion.papers.masked_kd.attention import cls_attention
 from companion.papers.masked_kd.distillation import MaskedDistiller
 from companion.papers.masked_kd.tokens import resize_scores, select_tokens, token_drop
-from companion.runtime import Progress, starting_workers
-from companion.sparsity import evaluation_mode
-from companion.training import DivergenceError, shuffled_batches
+from companion.progress import Progress
+from companion.training import DivergenceError, evaluation_mode, shuffled_batches
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as timm uses

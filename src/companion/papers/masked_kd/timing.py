@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from companion.papers.masked_kd.architecture import token_grid
 from companion.papers.masked_kd.distillation import MaskedDistiller
 from companion.papers.masked_kd.tokens import check_keep, select_tokens, token_drop
-from companion.sparsity import evaluation_mode
+from companion.training import evaluation_mode
 
 
 def timed_in_turns(

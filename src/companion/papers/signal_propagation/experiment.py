@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from companion.data import ImageSet
+from companion.data.images import ImageSet
 from companion.papers.signal_propagation.initialisers import init_weights
 from companion.papers.signal_propagation.isometry import (
     enforce_isometry,
@@ -17,9 +17,10 @@ from companion.papers.signal_propagation.isometry import (
     residual_floor,
 )
 from companion.papers.signal_propagation.spectra import jacobian_singular_values, summary
-from companion.runtime import Progress
+from companion.progress import Progress
 from companion.sparsity import (
     Loss,
+    apply_masks,
     connection_sensitivity,
     global_topk_mask,
     magnitude_scores,
@@ -304,9 +305,10 @@ def train_cases(
 def _trained(model, data, masks, case, seed, look_at, augment, training) -> Run:
     x = look_at[:1] if case.activation == "linear" else look_at
     spectrum = summary(jacobian_singular_values(model, x, masks=masks))
-    history = train(
-        model, data.train_x, data.train_y, masks=masks, augment=augment, on_divergence="stop",
-        generator=torch.Generator().manual_seed(seed + 2000), **training,
-    )  # fmt: skip
+    with apply_masks(model, masks):
+        history = train(
+            model, data.train_x, data.train_y, augment=augment, on_divergence="stop",
+            generator=torch.Generator().manual_seed(seed + 2000), **training,
+        )  # fmt: skip
     error = error_rate(model, data.test_x, data.test_y)
     return Run(case, seed, error, history.loss, spectrum, masks, history.diverged)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad, relu
 
-from companion.data import ImageSet
+from companion.data.images import ImageSet
 from companion.models import mlp, vgg, wide_resnet
 from companion.models.classifiers import ACTIVATIONS, BN
 

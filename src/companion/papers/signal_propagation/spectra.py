@@ -11,12 +11,12 @@ from torch.func import functional_call, jacrev
 
 from companion.sparsity import (
     apply_masks,
-    evaluation_mode,
     full_precision,
     mask_report,
     prunable_parameters,
     remove_masks,
 )
+from companion.training import evaluation_mode
 
 CHUNK = 64  # examples whose Jacobians are taken at once
 # Condition number beyond which a Jacobian that was computed in float32 is computed again in

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from companion.data import ImageSet
+from companion.data.images import ImageSet
 from companion.models import (
     alexnet,
     lenet_5_caffe,
@@ -24,7 +24,7 @@ from companion.models import (
     wide_resnet,
 )
 from companion.models.initialisers import TRUNCATED_STD
-from companion.runtime import Progress
+from companion.progress import Progress
 from companion.sparsity import (
     Batches,
     apply_masks,
@@ -289,18 +289,18 @@ def _trained(model, data, masks, criterion, sparsity, seed, validation, augment,
         )
         return checks[-1][0]
 
-    history = train(
-        model,
-        data.train_x,
-        data.train_y,
-        generator=torch.Generator().manual_seed(seed + 4000),
-        masks=masks,
-        augment=augment,
-        monitor=look if validation else None,
-        monitor_every=max(1, training["steps"] // 20),
-        on_divergence="stop",
-        **training,
-    )
+    with apply_masks(model, masks):
+        history = train(
+            model,
+            data.train_x,
+            data.train_y,
+            generator=torch.Generator().manual_seed(seed + 4000),
+            augment=augment,
+            monitor=look if validation else None,
+            monitor_every=max(1, training["steps"] // 20),
+            on_divergence="stop",
+            **training,
+        )
     error = error_rate(model, data.test_x, data.test_y)
     return Run(
         criterion,
@@ -452,7 +452,6 @@ def fit_labels(
             sparsity,
             warn=False,
         )
-    train(
-        model, x, y, steps=steps, generator=generator, masks=masks, lr=lr, momentum=0.0, on_divergence="stop"
-    )  # fmt: skip
+    with apply_masks(model, masks):
+        train(model, x, y, steps=steps, generator=generator, lr=lr, momentum=0.0, on_divergence="stop")  # fmt: skip
     return 100.0 - error_rate(model, x, y)

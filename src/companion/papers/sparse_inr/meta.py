@@ -19,7 +19,7 @@ from companion.papers.sparse_inr.masks import (
     zero_masked,
 )
 from companion.papers.sparse_inr.network import Params, checked, signals_at, siren, strict_float32
-from companion.runtime import Progress
+from companion.progress import Progress
 from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
 
 

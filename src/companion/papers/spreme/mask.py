@@ -20,7 +20,7 @@ from companion.checks import above, whole
 from companion.papers.spreme.derivative import ORDER, operators
 from companion.papers.spreme.group_stlsq import ROUNDS
 from companion.papers.spreme.library import Library
-from companion.runtime import Progress
+from companion.progress import Progress
 
 LARGE = 5000.0  # a state beyond this anywhere, and every derivative becomes x / 100
 FIRST_GATE = 0.7  # of a term that is in every environment's first fit

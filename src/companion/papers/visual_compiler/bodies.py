@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from companion.data.root import CorruptDataError
-from companion.runtime import write_whole
+from companion.files import write_whole
 
 BANK = Path(__file__).with_name("bodies.npz")
 PARTS = ("skin", "hair", "torso", "forearm", "hips", "shin", "shoe")

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from companion.files import write_whole
 from companion.papers.visual_compiler.bodies import KEYPOINTS, BodyBank
 from companion.papers.visual_compiler.coco import encode_mask
 from companion.papers.visual_compiler.raster import drawing_device
@@ -24,7 +25,7 @@ from companion.papers.visual_compiler.render import (
     render_people,
 )
 from companion.papers.visual_compiler.scene import STRIDE, Scene
-from companion.runtime import Progress, write_whole
+from companion.progress import Progress
 
 LEAST_SHARE = 0.3  # people who show less of themselves are neither asked for nor punished
 LEAST_PIXELS = 12

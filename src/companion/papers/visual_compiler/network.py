@@ -13,7 +13,7 @@ from companion.papers.visual_compiler.bodies import KEYPOINTS
 from companion.papers.visual_compiler.camera import Camera
 from companion.papers.visual_compiler.labels import TrainingSet
 from companion.papers.visual_compiler.scene import EYE, STRIDE, Scene
-from companion.runtime import Progress
+from companion.progress import Progress
 from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
 
 # channels of a cell: centre, offset, log size, keypoints, mask

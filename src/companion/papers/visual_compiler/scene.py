@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from companion.data.root import CorruptDataError
+from companion.files import write_whole
 from companion.papers.visual_compiler.camera import Camera
-from companion.runtime import write_whole
 
 STRIDE = 4  # pixels a cell of the network's maps
 EYE = 1.75  # metres: the person by whom sizes in a scene are told

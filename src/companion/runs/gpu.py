@@ -1,4 +1,4 @@
-"""One command for a GPU machine: runs `companion.gpu_jobs` within a budget of seconds.
+"""One command for a GPU machine: runs `companion.runs.gpu_jobs` within a budget of seconds.
 
 It may be cut off at any second: what has finished lies in files that are whole, and a second
 call with the same folder goes on from there.
@@ -20,20 +20,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from companion import notebooks
-from companion.gpu_jobs import JOBS, Job
-from companion.runtime import (
-    PARENT,
-    ROOT,
-    locked,
-    pick_device,
-    provenance,
-    python_path,
-    scratch,
-    sweep_up,
-    to_json,
-    write_whole,
-)
+from companion.runs.gpu_jobs import JOBS, Job
+from companion.device import peak_memory, pick_device
+from companion.files import ROOT, locked, scratch, sweep_up, to_json, write_whole
+from companion.runs import chapters
+from companion.runs.fingerprint import fingerprint
+from companion.runs.processes import PARENT, python_path
+from companion.runs.provenance import provenance
 
 DONE, FAILED, CUT, RUNNING = "done", "failed", "cut off", "running"
 WAITING, NOT_STARTED = "waiting", "not started"
@@ -45,7 +38,7 @@ LEAST = 60.0  # seconds that each may take
 # A job is a group of processes that ends with this one, however this one ends.
 CHILD = """
 import runpy, sys
-from companion.runtime import end_with_parent
+from companion.runs.processes import end_with_parent
 end_with_parent()
 sys.argv = sys.argv[1:]
 if sys.argv[0].endswith(".py"):
@@ -268,7 +261,7 @@ def finished(job: Job, out: Path, device: str) -> dict | None:
     if not isinstance(result, dict) or result.get("status") != "complete":
         return None
     if job.stem:
-        current = notebooks.fingerprint(notebooks.find(job.stem))
+        current = fingerprint(chapters.find(job.stem))
         used, wanted = result.get("parameters", {}), job.given | {"device": device}
         same = all(used.get(name) == value for name, value in wanted.items())
     else:
@@ -361,7 +354,7 @@ def _data(archives: Path | None) -> Iterator[tuple[Callable, dict[str, str]]]:
     if archives is None:
 
         def there() -> tuple[set[str], str]:
-            from companion.data import data_root
+            from companion.data.root import data_root
             from companion.data.catalogue import catalogue
 
             root = data_root()
@@ -369,7 +362,7 @@ def _data(archives: Path | None) -> Iterator[tuple[Callable, dict[str, str]]]:
 
         yield there, {}
         return
-    from companion.carry import unpack
+    from companion.runs.carry import unpack
 
     found: set[str] = set()
     errors: list[str] = []
@@ -426,8 +419,6 @@ def keep_result(
     out: Path, script: str, device: str, content: dict[str, object], status: str = "complete"
 ) -> None:
     """Write the result of a script, whole; `finished` knows it if its status is "complete"."""
-    from companion.runtime import peak_memory
-
     head = {"status": status, "device": device, "fingerprint": code_fingerprint(script)}
     head |= {"provenance": provenance(device), "peak_memory": peak_memory()}
     write_whole(out, to_json(head | content))

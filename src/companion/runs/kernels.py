@@ -19,16 +19,17 @@ from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
-from companion.runtime import PARENT, end_with_parent, python_path, scratch
+from companion.files import scratch
+from companion.runs.processes import PARENT, end_with_parent, python_path
 
-LIBRARY = Path(__file__).parent
+LIBRARY = Path(__file__).parents[1]
 # the working folder comes first otherwise, and another `companion` may lie there
 START = f"""import sys
 sys.path[:] = [{str(LIBRARY.parent)!r}, *filter(None, sys.path)]
-from companion.kernels import serve
+from companion.runs.kernels import serve
 serve({str(LIBRARY)!r})"""
 
-QUIET = logging.getLogger("companion.kernels")  # what goes wrong is raised
+QUIET = logging.getLogger("companion.runs.kernels")  # what goes wrong is raised
 QUIET.addHandler(logging.NullHandler())
 QUIET.propagate = False
 
@@ -87,7 +88,7 @@ def serve(library: str) -> None:
     """In the kernel's process: check whose library it has, then be a kernel."""
     from ipykernel.kernelapp import IPKernelApp
 
-    if Path(__file__).parent != Path(library):
+    if Path(library) != LIBRARY:
         sys.exit(f"the kernel would run the library in {LIBRARY}, not that in {library}")
 
     class Server(IPKernelApp):

@@ -15,20 +15,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from companion import notebooks
-from companion.runtime import (
-    PARENT,
-    ROOT,
-    locked,
-    pick_device,
-    provenance,
-    python_path,
-    scratch,
-    seal,
-    sweep_up,
-    to_json,
-    write_whole,
-)
+from companion.device import pick_device
+from companion.files import ROOT, locked, scratch, seal, sweep_up, to_json, write_whole
+from companion.runs import chapters
+from companion.runs.executor import script
+from companion.runs.fingerprint import fingerprint
+from companion.runs.processes import PARENT, python_path
+from companion.runs.provenance import provenance
 
 FOLDER = ROOT / "book" / "recorded"
 LIMIT = 100_000  # bytes of a record
@@ -45,7 +38,7 @@ def load_records(stem: str) -> list[dict]:
 
     A record is stale if the chapter's code has changed since.
     """
-    current = notebooks.fingerprint(notebooks.find(stem))
+    current = fingerprint(chapters.find(stem))
     records = [
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((FOLDER / stem).glob("*.json"))
@@ -89,8 +82,8 @@ def record_run(name: str, stem: str, given: dict[str, object], folder: Path | No
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
         raise ValueError(f"name = {name!r}: expected letters, digits, '-' and '_', 80 at most")
-    path = notebooks.find(stem)
-    values = notebooks.validate(path, given, here=True)
+    path = chapters.find(stem)
+    values = chapters.validate(path, given, here=True)
     device = pick_device(str(values.get("device", "cpu")))
     folder = folder or FOLDER / path.stem
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +109,7 @@ def _record(
         "command": " ".join(["companion record", path.stem, "--name", whole.stem, *options]),
         "profile": values.get("profile", ""),
         "parameters": {key: value for key, value in values.items() if key != "data_root"},
-        "fingerprint": notebooks.fingerprint(path),
+        "fingerprint": fingerprint(path),
         "status": "unfinished",
         "provenance": provenance(device),
     }
@@ -158,7 +151,7 @@ def _run_script(path: Path, given: dict[str, object], part: Path) -> tuple[int, 
     """
     with scratch() as folder:
         code = folder / f"{path.stem}.py"
-        code.write_text(notebooks.script(path, given), encoding="utf-8")
+        code.write_text(script(path, given), encoding="utf-8")
         environment = os.environ | {
             TARGET: str(part.resolve()),
             PARENT: str(os.getpid()),

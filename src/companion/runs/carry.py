@@ -11,7 +11,7 @@ from pathlib import Path
 
 from companion.data.catalogue import catalogue
 from companion.data.root import CorruptDataError, MissingDataError, verify
-from companion.runtime import to_json, write_whole
+from companion.files import to_json, write_whole
 
 LIMIT = 45_000_000  # bytes of all archives
 LIST = "archives.json"

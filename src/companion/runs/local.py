@@ -27,7 +27,7 @@ END_S = 5  # for a worker to end by itself
 WORKER = """\
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from companion.sweep_local import work
+from companion.runs.local import work
 work()
 """
 

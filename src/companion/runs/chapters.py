@@ -1,0 +1,241 @@
+"""The chapters as files: find, read, check their parameters.
+
+Reading needs only the standard library, so that a machine without Jupyter can run a chapter's
+code cells (`companion record`).
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from companion.device import pick_device
+from companion.files import ROOT, write_whole
+from companion.notebook import parameters
+
+FOLDER = ROOT / "notebooks"
+TAGS = frozenset(
+    {
+        "parameters",
+        "remove-input",
+        "remove-cell",
+        "hide-input",
+        "hide-cell",
+        "nbval-check-output",
+        "raises-exception",
+    }
+)
+
+
+def stems() -> list[str]:
+    """Stems of the chapters that exist, in alphabetical order.
+
+    Raises ValueError where there are no notebooks: outside a checkout.
+    """
+    if not FOLDER.is_dir():
+        raise ValueError(
+            f"{FOLDER}: no such folder; the chapters are in a checkout of the project, "
+            "and its own .venv/bin/companion finds them"
+        )
+    return sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+
+
+def find(name: str | os.PathLike) -> Path:
+    """The notebook of a stem, or of a path to it.
+
+    Raises ValueError for a chapter that does not exist, with what there is.
+    """
+    path = Path(name)
+    if path.suffix == ".ipynb" and path.is_file():
+        return path.resolve()
+    path = FOLDER / f"{name}.ipynb"
+    if not path.is_file():
+        raise ValueError(
+            f"notebook = {str(name)!r}: expected one of {', '.join(stems()) or 'none yet'}"
+        )
+    return path
+
+
+def read(path: Path) -> dict:
+    """A notebook as a dictionary, every source a single string.
+
+    Raises ValueError for a file that is no notebook of format 4.
+    """
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a notebook: {error}") from None
+    try:
+        for cell in notebook["cells"]:
+            cell["source"] = "".join(cell["source"])
+            wanted = {"metadata", "outputs"} if cell["cell_type"] == "code" else {"metadata"}
+            if not wanted <= cell.keys():
+                raise KeyError(*wanted)
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: not a notebook of format 4, or a damaged one") from None
+    return notebook
+
+
+def code_cells(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def tags(cell: dict) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def recorded_values(notebook: dict) -> dict[str, object]:
+    """What the stored cells recorded, by name."""
+    values: dict[str, object] = {}
+    for cell in code_cells(notebook):
+        for output in cell["outputs"]:
+            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+            if name:
+                data = output["data"]
+                if "application/json" in data:
+                    values[name] = data["application/json"]
+                else:
+                    values[name] = ast.literal_eval("".join(data["text/plain"]))
+    return values
+
+
+def declared(path: Path) -> dict[str, object]:
+    """Type by parameter, as the first code cell states them, without running it."""
+    cells = code_cells(read(path))
+    with _readable(path):
+        statements = ast.parse(cells[0]["source"]).body if cells else []
+        return parameters.declared(
+            {
+                statement.target.id: ast.unparse(statement.annotation)
+                for statement in statements
+                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+            }
+        )
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Make one line of whatever goes wrong in the first cells of a notebook that is no chapter."""
+    try:
+        yield
+    except (ValueError, ImportError):  # ours, which say what is wrong
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"{path}: its parameters cannot be read: {type(error).__name__}: {error}"
+        ) from None
+
+
+def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dict[str, object]:
+    """Run only the parameters cell and the check cell with these values; return all values.
+
+    here: the run would be on this machine; also refuse a device, a data set, a folder or a file
+    that is not there.
+
+    Raises companion.notebook.ParameterError as the notebook itself would, before a kernel is
+    started. A name that is not one of the notebook's parameters is never executed.
+    """
+    known = declared(path)
+    problems = parameters.unknown(given, known)
+    # of an earlier run's output, too, the cell that checks comes after what was set
+    stated = [cell for cell in code_cells(read(path)) if "injected-parameters" not in tags(cell)]
+    cells = [cell["source"] for cell in stated[:2]]
+    if len(cells) < 2:
+        raise ValueError(f"{path}: expected a cell of parameters and one that checks them")
+    space: dict[str, object] = {"In": [], "__name__": "parameters", "HERE": here}
+
+    def run(source: str) -> None:
+        space["In"].append(source)
+        with _readable(path):
+            exec(compile(source, path.name, "exec", dont_inherit=True), space)
+
+    run(cells[0])
+    usual = space.get("dataset")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            run(injected({name: value for name, value in given.items() if name in known}))
+            run(cells[1])
+    except parameters.ParameterError as error:
+        problems.append(str(error))
+    if problems:
+        raise parameters.ParameterError("; ".join(problems))
+    with _readable(path):
+        values = {name: space[name] for name in known}
+    if here:
+        _check_place(values, usual)
+    print(said.getvalue(), end="")
+    return values
+# data sets that the catalogue has under the name of a family
+FAMILIES = {
+    "hotel": ("eth",),
+    "zara01": ("ucy",),
+    "zara02": ("ucy",),
+    "students03": ("ucy",),
+    "ethucy": ("eth", "ucy"),
+}
+
+
+def _check_place(values: dict[str, object], usual: object) -> None:
+    """Raise ValueError for a device, a data root or a data set that this machine lacks.
+
+    usual: the data set that needs no download. It and the usual devices are not looked up:
+    importing torch takes seconds.
+    """
+    if values.get("device", "auto") not in ("auto", "cpu"):
+        pick_device(str(values["device"]))
+    root, name = str(values.get("data_root", "")), values.get("dataset", usual)
+    if wrong := parameters.OUTSIDE["folder"](root) if root else None:
+        raise parameters.ParameterError(f"data_root = {root!r}: {wrong}")
+    if name == usual:
+        return
+    from companion.data.root import data_root
+    from companion.data.catalogue import catalogue
+
+    place, sets = data_root(root), catalogue()
+    for source in (sets[family] for family in FAMILIES.get(name, (name,)) if family in sets):
+        if source.where and not (place / source.where).is_dir():
+            raise parameters.ParameterError(
+                f"dataset = {name!r}: not in {place}: expected the folder {source.where}/ there. "
+                f"{source.get} Another place: -p data_root PATH, or the variable COMPANION_DATA."
+            )
+
+
+def defaults(path: Path) -> dict[str, object]:
+    """Value by parameter, as the first code cell states them, without running it."""
+    return parameters.literals(code_cells(read(path))[0]["source"])
+
+
+def presets(path: Path) -> dict[str, dict[str, object]]:
+    """The profiles that the check cell states, by name; the first changes nothing."""
+    check = ast.parse(code_cells(read(path))[1]["source"])
+    for node in ast.walk(check):
+        if isinstance(node, ast.keyword) and node.arg == "profiles":
+            return ast.literal_eval(node.value)
+    return {}
+
+
+def write_preset_files(path: Path) -> None:
+    """Write each preset but the default one as a YAML file for ``papermill -f``."""
+    import yaml
+
+    folder = path.parent / "params"
+    for name, preset in list(presets(path).items())[1:]:
+        values = yaml.safe_dump({"profile": name} | preset, sort_keys=False)
+        head = f"# preset {name!r} of {path.name}: written by make notebooks, not by hand\n"
+        write_whole(folder / f"{path.stem}-{name.replace('_', '-')}.yaml", head + values)
+
+
+def injected(given: dict[str, object]) -> str:
+    """The cell of values that papermill would put after the parameters cell.
+
+    Raises companion.notebook.ParameterError for what is no name or no literal: nothing that
+    was given is executed.
+    """
+    lines = [f"{name} = {parameters.literal(name, value)}" for name, value in given.items()]
+    return "\n".join(["# Parameters", *lines]) + "\n"
