@@ -18,16 +18,19 @@ from companion.book.docstrings import tidy_docstring
 from companion.book.runs import (
     RECORDED,
     benchmarks,
+    everything,
     kept_sweeps,
     papers,
     recorded_runs,
     stored_run,
 )
-from companion.claims import Claim, Table, natural
 from companion.data.catalogue import catalogue
-from companion.files import ROOT
+from companion.files import ROOT, to_json, write_whole
+from companion.notebook.checking import Table
+from companion.notebook.claims import load_claims
 from companion.runs import chapters
 from companion.runs.fingerprint import is_untouched
+from companion.runs.record import Run
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ class Scoreboard(SphinxDirective):
         for stem in order + sorted(runs.keys() - titles.keys()):
             shown = [*runs[stem], *sweeps[stem]]
             told = [
-                tables.scoreboard_table(shown),
+                tables.scoreboard_table(stem, shown),
                 tables.paragraph("What reproduces these runs, and what it costs:"),
                 tables.runs_table(shown),
                 *tables.gpu_note(stem, runs[stem]),
@@ -186,6 +189,7 @@ def register(app) -> dict[str, bool]:
         app.add_directive(directive.__name__.lower(), directive)
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("build-finished", _copy_mathjax)
+    app.connect("build-finished", _write_claims)
     app.connect("autodoc-process-docstring", _tidy)
     app.connect("source-read", _derive_tables)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -202,14 +206,20 @@ def _derive_tables(app, docname: str, source: list[str]) -> None:
 def derive_tables(text: str, stem: str) -> str:
     """A notebook whose claims table is made anew from the claims that it recorded."""
     notebook = json.loads(text)
-    found = chapters.recorded_values(notebook).get(f"{stem}.claims", [])
-    claims = sorted((Claim(**fields) for fields in found), key=lambda claim: natural(claim.id))
+    run = Run.of_values(stem, "stored", chapters.recorded_values(notebook))
+    shown = Table(load_claims(stem), run.claims.values())._repr_html_()
     for cell in chapters.code_cells(notebook):
         for output in cell["outputs"]:
-            shown = "".join(output.get("data", {}).get("text/html", ""))
-            if shown.startswith('<table class="claims">'):
-                output["data"]["text/html"] = Table(claims)._repr_html_()
+            stored = "".join(output.get("data", {}).get("text/html", ""))
+            if stored.startswith('<table class="claims">'):
+                output["data"]["text/html"] = shown
     return json.dumps(notebook)
+
+
+def _write_claims(app, exception) -> None:
+    """Every claim, run and measured quantity beside the pages, as `claims.json`."""
+    if exception is None and app.builder.format == "html":
+        write_whole(Path(app.outdir) / "claims.json", to_json(everything()))
 
 
 def _tidy(app, what, name, obj, options, lines) -> None:

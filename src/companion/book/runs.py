@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
 
 import yaml
 
 from companion.files import ROOT, seal
+from companion.notebook.claims import Claim, load_claims
 from companion.runs import chapters
 from companion.runs.fingerprint import fingerprint
 from companion.runs.gpu_jobs import COSTS, jobs_of
-from companion.runs.records import load_records
-from companion.runs.store import kept
+from companion.runs.record import COMPLETE, Run, Sweep, load
 
 RECORDED = "book/recorded"  # below ROOT, as Sphinx names files
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a chapter, stored in its notebook or recorded, as the book shows it.
-
-    name: its column in the scoreboard. claims: fields of `companion.claims.Claim`, by id.
-    seconds: None where it is not known. record: the whole record; empty for the stored run.
-    stale: whether the chapter's code has changed since. data: sha256 by data set.
-    held: of a sweep instead of claims: in how many of its runs each claim held.
-    """
-
-    name: str
-    profile: str
-    claims: dict[str, dict]
-    command: str
-    seconds: float | None
-    stale: bool
-    machine: str = ""
-    device: str = ""
-    date: str = ""
-    status: str = "complete"
-    data: dict[str, str] = field(default_factory=dict)
-    record: dict = field(default_factory=dict, repr=False)
-    held: dict[str, dict] = field(default_factory=dict)
 
 
 def papers() -> list[dict]:
@@ -52,76 +29,105 @@ def stored_run(stem: str) -> Run:
     """The run whose outputs the chapter's notebook holds."""
     path = chapters.find(stem)
     notebook = chapters.read(path)
-    values = chapters.recorded_values(notebook)
     about = notebook["metadata"].get("companion", {})
-    return Run(
-        name="stored",
-        profile=str(values.get(f"{stem}.settings", {}).get("profile", "")),
-        claims=_by_id(values.get(f"{stem}.claims", [])),
+    return Run.of_values(
+        stem,
+        "stored",
+        chapters.recorded_values(notebook),
         command=f"companion run {stem}",
         seconds=about.get("seconds"),
+        fingerprint=about.get("fingerprint", ""),
+        provenance={"hardware": "a CPU", "device": "cpu"},
         stale=about.get("fingerprint") != fingerprint(path),
-        machine="a CPU",
-        device="cpu",
     )
 
 
 def recorded_runs(stem: str) -> list[Run]:
-    """Every recorded run of a chapter, oldest first."""
+    """The recorded runs of a chapter, oldest first.
+
+    Raises:
+        ValueError: for a record, or a figure of one, that was changed by hand.
+    """
+    folder, current = ROOT / RECORDED / stem, fingerprint(chapters.find(stem))
     runs = []
-    for record in load_records(stem):
-        where, values = record.get("provenance", {}), record.get("values", {})
-        runs.append(
-            Run(
-                name=record["name"],
-                profile=str(record.get("profile", "")),
-                claims=_by_id(values.get(f"{stem}.claims", [])),
-                command=record.get("command", ""),
-                seconds=record.get("seconds"),
-                stale=record["stale"],
-                machine=where.get("hardware", ""),
-                device=where.get("device", ""),
-                date=where.get("date", ""),
-                status=record.get("status", "unfinished"),
-                data=record.get("data") or values.get(f"{stem}.data", {}),
-                record=record,
-            )
-        )
-    return runs
+    for path in folder.glob("*.json"):
+        if path.name.endswith(".part.json"):  # of a run that broke off, or goes on
+            continue
+        run = load(path)
+        for figure in run.figures:
+            if _sha256(folder / figure["file"]) != figure["sha256"]:
+                raise ValueError(f"{folder / figure['file']}: not as it was written: record again")
+        runs.append(replace(run, stale=run.fingerprint != current))
+    return sorted(runs, key=lambda run: (run.provenance.get("date", ""), run.name))
 
 
-def kept_sweeps(stem: str) -> list[Run]:
-    """Every kept sweep of a chapter, by name."""
-    return [
-        Run(
-            name=about["name"],
-            profile="",
-            claims={},
-            command=about["command"],
-            seconds=about["seconds"],
-            stale=about["stale"],
-            machine=about["provenance"].get("hardware", ""),
-            device=about["provenance"].get("device", ""),
-            date=about["provenance"].get("date", ""),
-            status=f"{about['runs']} runs",
-            held=about["claims"],
-        )
-        for about in kept(stem)
-    ]
+def kept_sweeps(stem: str) -> list[Sweep]:
+    """The kept sweeps of a chapter, by name.
+
+    Raises:
+        ValueError: for a sweep, or its table, that was changed by hand.
+    """
+    current = fingerprint(chapters.find(stem))
+    sweeps = []
+    for path in sorted((ROOT / RECORDED / stem / "sweeps").glob("*.json")):
+        sweep = load(path, Sweep)
+        if _sha256(path.with_suffix(".csv")) != sweep.table:
+            raise ValueError(f"{path.with_suffix('.csv')}: not as it was written: sweep again")
+        sweeps.append(replace(sweep, stale=sweep.fingerprint != current))
+    return sweeps
 
 
-def _by_id(claims: list[dict]) -> dict[str, dict]:
-    return {claim["id"]: claim for claim in claims}
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def verdict_counts(run: Run) -> Counter:
-    """How many claims of a run have each verdict."""
-    return Counter(claim["verdict"] for claim in run.claims.values())
+def outcomes(run: Run) -> Counter:
+    """How many claims of a run came out in each way."""
+    return Counter(verdict.outcome for verdict in run.claims.values())
 
 
-def is_unexpected(claim: dict) -> bool:
-    """Whether an asserted claim came out otherwise than specified (as `Claim.failed`)."""
-    return claim["asserted"] and claim["holds"] is not claim["expected"]
+def everything() -> dict[str, object]:
+    """All claims, runs and sweeps of the book as JSON, for other people's tools."""
+    return {
+        stem: {
+            "claims": {id: _statement(claim) for id, claim in load_claims(stem).items()},
+            "runs": [
+                _public(run) | {"stale": run.stale}
+                for run in [stored_run(stem), *recorded_runs(stem)]
+            ],
+            "sweeps": [_public(sweep) | {"stale": sweep.stale} for sweep in kept_sweeps(stem)],
+        }
+        for stem in chapters.stems()
+    }
+
+
+def _public(kept: Run | Sweep) -> dict[str, object]:
+    return {k: v for k, v in kept.as_json().items() if k not in ("values", "figures", "seal")}
+
+
+def _statement(claim: Claim) -> dict[str, object]:
+    return {
+        "says": claim.says,
+        "kind": claim.kind,
+        "where": claim.where,
+        "expected": claim.expected,
+        "reported": [
+            {key: value for key, value in vars(reported).items() if value not in ("", None)}
+            for reported in claim.reported
+        ],
+        "quantities": {
+            name: {
+                "is": quantity.means,
+                "unit": quantity.unit,
+                "within": {profile: str(bound) for profile, bound in quantity.bounds.items()},
+            }
+            for name, quantity in claim.quantities.items()
+        },
+        "settled": [
+            {"on": str(settled.on), "before_looking": settled.before_looking, "why": settled.why}
+            for settled in claim.settled
+        ],
+    }
 
 
 def gpu_command(stem: str) -> str:
@@ -144,7 +150,8 @@ def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
             measured = [
                 run.seconds
                 for run in runs
-                if (run.profile, run.device, run.status) == (profile, device, "complete")
+                if (run.profile, run.provenance.get("device"), run.status)
+                == (profile, device, COMPLETE)
                 and run.seconds is not None
             ]
             shown = shown_time(min(measured, default=estimate))

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
+from collections.abc import Mapping
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 
-from companion import claims
 from companion.book.runs import (
     RECORDED,
-    Run,
     costs,
     gpu_command,
-    is_unexpected,
+    outcomes,
     papers,
     shown_seconds,
     shown_time,
-    verdict_counts,
 )
-from companion.claims import natural, paper_figure, verdict_class, verdict_text
+from companion.notebook.checking import (
+    NOT_RUN,
+    OUTCOMES,
+    SIGNS,
+    Table,
+    Verdict,
+    css,
+    measured_lines,
+    table_row,
+)
+from companion.notebook.claims import Claim, load_claims
 from companion.runs.gpu_jobs import jobs_of
+from companion.runs.record import COMPLETE, Held, Run, Sweep
 
 
 def paragraph(*parts) -> nodes.paragraph:
@@ -95,112 +104,98 @@ def _entry(cell) -> nodes.entry:
     return nodes.entry("", *blocks)
 
 
-def _verdict(claim: dict) -> list:
-    """The verdict in words, with what makes it surprising or not."""
-    text = verdict_text(claim["verdict"], claim["holds"])
-    parts = [pill(text, verdict_class(claim["verdict"]))]
-    if is_unexpected(claim):
-        parts.append("not as specified")
-    elif not claim["expected"] and claim["holds"] is False:
-        parts.append("known not to reproduce")
-    return parts
+def _claim_row(claim: Claim, verdict: Verdict) -> list:
+    """A claim of one run: each entry on a line of its own, the verdict as a pill."""
+    *cells, told = table_row(claim, verdict)
+    return [*(cell.split("\n") for cell in cells), pill(told, css(verdict.outcome))]
 
 
 def claim_table(run: Run) -> nodes.table:
-    """The claims of one run: paper, ours, tolerance, verdict."""
-    head = ["", "Claim", "Paper", "Ours", "Tolerance", "Verdict"]
-    rows = [
-        [
-            claim["id"],
-            f"{claim['sentence']} ({claim['source']})",
-            paper_figure(claim["paper"], claim["certainty"]),
-            claim["ours"],
-            claim["tolerance"],
-            _verdict(claim),
-        ]
-        for claim in run.claims.values()
-    ]
-    return table(head, rows, "claims")
+    """The claims of one run: paper, ours, bound, verdict."""
+    stated = load_claims(run.paper)
+    rows = [_claim_row(stated[id], verdict) for id, verdict in run.claims.items() if id in stated]
+    return table([name or "No." for name in Table.COLUMNS], rows, "claims")
 
 
-def scoreboard_table(runs: list[Run]) -> nodes.table:
+def scoreboard_table(stem: str, runs: list[Run | Sweep]) -> nodes.table:
     """All claims of a chapter, the verdicts of its runs beside each other."""
-    head: list = ["", "Claim", "Paper"]
+    head: list = ["No.", "Claim", "Paper"]
     for run in runs:
-        told = f"profile {run.profile}" if run.profile else "sweep" if run.held else ""
+        told = "sweep" if isinstance(run, Sweep) else run.profile and f"profile {run.profile}"
         head.append([strong(run.name), told, *([_stale()] if run.stale else [])])
-    known: dict[str, dict] = {}
-    for run in runs:
-        known = run.claims | known  # the first run that has a claim gives its sentence
-    order = sorted(known, key=natural)
     rows = []
-    for id in order:
-        claim = known[id]
+    for id, claim in load_claims(stem).items():
         row: list = [
-            id,
-            f"{claim['sentence']} ({claim['source']})",
-            paper_figure(claim["paper"], claim["certainty"]),
+            cell.split("\n") for cell in table_row(claim, Verdict(id, NOT_RUN, False))[:3]
         ]
         for run in runs:
-            if count := run.held.get(id):
-                row.append(f"held in {count['held']} of {count['of']} runs")
-            elif here := run.claims.get(id):
-                row.append([*_verdict(here), *([f"ours: {here['ours']}"] if here["ours"] else [])])
-            else:
+            found = run.claims.get(id)
+            if found is None:
                 row.append("not in this run")
+            elif isinstance(run, Sweep):
+                row.append(f"held in {found.held} of {found.of} runs")
+            else:
+                words = f"{SIGNS[found.outcome]} {found.words(claim)}"
+                row.append([pill(words, css(found.outcome)), *measured_lines(claim, found)])
         rows.append(row)
     return table(head, rows, "claims scores")
 
 
-def runs_table(runs: list[Run]) -> nodes.table:
+def runs_table(runs: list[Run | Sweep]) -> nodes.table:
     """What reproduces each run, and what it costs."""
     rows = []
     for run in runs:
-        state = [run.status] + (["the code has changed since", _stale()] if run.stale else [])
-        where = [run.machine, f"{run.device}, {run.date}" if run.date else ""]
+        state = [_status(run)] + (["the code has changed since", _stale()] if run.stale else [])
+        at = run.provenance
+        where = [
+            at.get("hardware", ""),
+            f"{at.get('device')}, {at['date']}" if "date" in at else "",
+        ]
         rows.append(
             [strong(run.name), [code(run.command)], shown_seconds(run.seconds), where, state]
         )
     return table(["Run", "Command", "Cost", "Machine", "State"], rows, "runs")
 
 
+def _status(run: Run | Sweep) -> str:
+    return f"{run.runs} runs" if isinstance(run, Sweep) else run.status
+
+
 def summary_table(
-    env, runs_by_stem: dict[str, list[Run]], sweeps_by_stem: dict[str, list[Run]]
+    env, runs_by_stem: dict[str, list[Run]], sweeps_by_stem: dict[str, list[Sweep]]
 ) -> nodes.table:
-    """The ten papers: verdicts of the stored run, other starts, recorded runs."""
-    verdicts = (claims.HOLDS, claims.FAILS, claims.REPORTED, claims.NEEDS_PAPER)
+    """The papers: outcomes of the stored run, other starts, recorded runs."""
     rows: list = []
     total: Counter = Counter()
     for paper in papers():
         stem = paper["stem"]
         if stem not in runs_by_stem:
-            rows.append([paper["title"], "no chapter yet", *["–"] * (len(verdicts) + 2)])
+            rows.append([paper["title"], "no chapter yet", *["–"] * (len(OUTCOMES) + 2)])
             continue
         stored, *recorded = runs_by_stem[stem]
-        counts = verdict_counts(stored)
+        counts = outcomes(stored)
         total += counts
         chapter = [chapter_link(env, stem, stem) or code(stem)]
         if stored.stale:
             chapter.append(_stale())
-        others = [_steadiness(run) for run in sweeps_by_stem.get(stem, [])] or "–"
+        others = [_steadiness(sweep) for sweep in sweeps_by_stem.get(stem, [])] or "–"
         told = [_counted(run) for run in recorded] or "none"
-        rows.append([paper["title"], chapter, *(str(counts[v]) for v in verdicts), others, told])
-    rows.append([strong("all"), "", *(strong(str(total[v])) for v in verdicts), "", ""])
-    head = ["Paper", "Chapter", *verdicts, "Held in every run of a sweep", "Recorded runs"]
+        rows.append([paper["title"], chapter, *(str(counts[o]) for o in OUTCOMES), others, told])
+    rows.append([strong("all"), "", *(strong(str(total[o])) for o in OUTCOMES), "", ""])
+    head = ["Paper", "Chapter", *OUTCOMES, "Held in every run of a sweep", "Recorded runs"]
     return table(head, rows, "summary")
 
 
-def _steadiness(run: Run) -> nodes.paragraph:
+def _steadiness(sweep: Sweep) -> nodes.paragraph:
     """How many of the claims that a sweep computed held in all of its runs."""
-    always = sum(count["held"] == count["of"] for count in run.held.values())
-    marks = [" ", _stale()] if run.stale else []
-    return paragraph(
-        strong(run.name), f": {always} of {len(run.held)} claims ({run.status})", *marks
-    )
+    always = sum(claim.held == claim.of for claim in sweep.claims.values())
+    marks = [" ", _stale()] if sweep.stale else []
+    told = f": {always} of {len(sweep.claims)} claims ({_status(sweep)})"
+    return paragraph(strong(sweep.name), told, *marks)
 
 
 def _counted(run: Run) -> nodes.paragraph:
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in verdict_counts(run).items())
+    counts = ", ".join(f"{n} {outcome}" for outcome, n in outcomes(run).items())
     marks = [" ", _stale()] if run.stale else []
     return paragraph(strong(run.name), f": {counts or 'no claims'}", *marks)
 
@@ -216,14 +211,14 @@ def record_nodes(document, stem: str, run: Run) -> list:
     title = nodes.rubric("", "", nodes.Text(f"Recorded run: {run.name}"))
     if run.stale:
         title += [nodes.Text(" "), _stale()]
-    record, where = run.record, run.record.get("provenance", {})
+    where = run.provenance
     commit = where.get("commit", "")
     packages = where.get("packages", {})
     facts: list = [
-        ["Machine", [f"{run.machine} ({run.device})"]],
-        ["Date", run.date],
+        ["Machine", [f"{where.get('hardware', '')} ({where.get('device', '')})"]],
+        ["Date", where.get("date", "")],
         ["Time", shown_seconds(run.seconds)],
-        ["Peak memory", _shown_memory(record.get("peak_memory", {}))],
+        ["Peak memory", _shown_memory(run.peak_memory)],
         [
             "Code",
             [
@@ -243,8 +238,8 @@ def record_nodes(document, stem: str, run: Run) -> list:
         ["Command", [code(run.command)]],
     ]
     out: list = [title]
-    if run.status != "complete":
-        why = f": {record['error']}" if record.get("error") else ""
+    if run.status != COMPLETE:
+        why = f": {run.error}" if run.error else ""
         out.append(
             nodes.warning("", paragraph(f"This run is {run.status}{why}. It is no evidence."))
         )
@@ -261,9 +256,9 @@ def record_nodes(document, stem: str, run: Run) -> list:
     out.append(table(["Run", run.name], facts, "facts"))
     if run.claims:
         out.append(claim_table(run))
-    if measures := run.record.get("values", {}).get(f"{stem}.measures"):
+    if measures := run.values.get(f"{stem}.measures"):
         out.append(measures_table(measures))
-    out += [_record_figure(document, stem, figure) for figure in run.record.get("figures", [])]
+    out += [_record_figure(document, stem, figure) for figure in run.figures]
     return out
 
 
@@ -295,25 +290,25 @@ def _record_figure(document, stem: str, about: dict) -> nodes.figure:
     return figure
 
 
-def sweep_nodes(run: Run, picture: bytes, caption: str, alt: str) -> list:
+def sweep_nodes(sweep: Sweep, picture: bytes, caption: str, alt: str) -> list:
     """A kept sweep: its figure, how often its claims held, its command and what it cost."""
     uri = "data:image/png;base64," + base64.b64encode(picture).decode()
     figure = nodes.figure("", nodes.image(uri=uri, alt=alt), classes=["recorded"])
-    figure += nodes.caption("", f"{caption} Mean and range of {run.status}.")
-    said = [held_sentence(run.held), " This makes it again"]
-    said += [f" ({shown_seconds(run.seconds)} of runs on {run.machine}, {run.date}):"]
-    if run.stale:
+    figure += nodes.caption("", f"{caption} Mean and range of {_status(sweep)}.")
+    at = sweep.provenance
+    where = f"{at.get('hardware', 'a machine not known')}, {at.get('date', 'no date')}"
+    said = [held_sentence(sweep.claims), " This makes it again"]
+    said += [f" ({shown_seconds(sweep.seconds)} of runs on {where}):"]
+    if sweep.stale:
         said = [_stale(), " The chapter's code has changed since this sweep. ", *said]
-    return [figure, paragraph(*said), shell(run.command)]
+    return [figure, paragraph(*said), shell(sweep.command)]
 
 
-def held_sentence(held: dict[str, dict]) -> str:
+def held_sentence(claims: Mapping[str, Held]) -> str:
     """In how many runs of a sweep the claims held; those that held in all, in one word."""
-    always = [id for id, count in held.items() if count["held"] == count["of"]]
+    always = [id for id, claim in claims.items() if claim.held == claim.of]
     others = [
-        f"{id} in {count['held']} of {count['of']}"
-        for id, count in held.items()
-        if id not in always
+        f"{id} in {claim.held} of {claim.of}" for id, claim in claims.items() if id not in always
     ]
     if not others:
         return f"All {len(always)} claims that were checked held in every run."
@@ -331,7 +326,7 @@ def cost_table(stem: str, runs: list[Run]) -> list:
 def gpu_note(stem: str, runs: list[Run]) -> list:
     """That no run on a GPU is recorded yet, the command, its cost and the data that it needs;
     nothing where there is one."""
-    if any(run.device == "cuda" and run.status == "complete" for run in runs):
+    if any((run.provenance.get("device"), run.status) == ("cuda", COMPLETE) for run in runs):
         return []
     jobs = jobs_of(stem)
     needs = sorted({name for job in jobs for name in job.data})

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from numbers import Real
 
+from companion.files import to_json
 from companion.notebook.claims import Claim, Quantity, load_claims
 from companion.notebook.parameters import PLACES, Settings
 from companion.notebook.recording import display, record
-from companion.files import to_json
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"

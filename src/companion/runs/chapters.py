@@ -171,6 +171,8 @@ def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dic
         _check_place(values, usual)
     print(said.getvalue(), end="")
     return values
+
+
 # data sets that the catalogue has under the name of a family
 FAMILIES = {
     "hotel": ("eth",),
@@ -194,8 +196,8 @@ def _check_place(values: dict[str, object], usual: object) -> None:
         raise parameters.ParameterError(f"data_root = {root!r}: {wrong}")
     if name == usual:
         return
-    from companion.data.root import data_root
     from companion.data.catalogue import catalogue
+    from companion.data.root import data_root
 
     place, sets = data_root(root), catalogue()
     for source in (sets[family] for family in FAMILIES.get(name, (name,)) if family in sets):

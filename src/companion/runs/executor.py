@@ -165,7 +165,7 @@ def script(path: Path, given: dict[str, object] | None = None) -> str:
             parts.append(_script_cell(injected(given or {}), "values set by hand"))
     # before the last cell: that one may raise, to say that a claim failed
     closing = (
-        "from companion.claims import record\n"
+        "from companion.notebook import record\n"
         "from companion.device import peak_memory\n"
         'record("peak_memory", peak_memory())\n'
     )

@@ -13,7 +13,6 @@ from pathlib import Path
 from companion.files import seal
 from companion.runs.chapters import code_cells, read
 
-
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -67,6 +66,8 @@ def _tokens(source: str, name: str, is_cell: bool = False) -> tuple[str, ...]:
     except (SyntaxError, tokenize.TokenError) as error:
         raise ValueError(f"{name}: not Python: {error}") from None
     return tuple(tokens)
+
+
 SKIPPED = {tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER}
 # no other token begins with a line's end
 LAYOUT = {tokenize.NEWLINE: "\n", tokenize.INDENT: "\n>", tokenize.DEDENT: "\n<"}

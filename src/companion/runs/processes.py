@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 
-
 def python_path() -> str:
     """$PYTHONPATH for a child process, this library first."""
     src = str(Path(__file__).parents[2])
     return os.pathsep.join([src, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 PARENT = "COMPANION_PARENT"  # the process that a child is not to outlive
 
 

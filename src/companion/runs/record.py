@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from companion.files import seal, to_json, write_whole
 from companion.notebook.checking import NOT_RUN, REPRODUCED, Verdict, judge
 from companion.notebook.claims import Claim, load_claims, natural, papers
-from companion.files import seal, to_json, write_whole
 
 COMPLETE, FAILED, UNFINISHED = "complete", "failed", "unfinished"
 SCHEMA = Path(__file__).with_suffix(".schema.json")
@@ -75,7 +75,9 @@ class Run:
     def as_json(self) -> dict[str, object]:
         """All but what is empty or depends on the code as it is now, with its seal."""
         fields = asdict(self) | {"claims": [asdict(claim) for claim in self.claims.values()]}
-        fields["claims"] = [_filled(claim, {"id", "outcome", "asserted"}) for claim in fields["claims"]]
+        fields["claims"] = [
+            _filled(claim, {"id", "outcome", "asserted"}) for claim in fields["claims"]
+        ]
         del fields["stale"]
         return _sealed(_filled(fields, {"paper", "name", "status"}))
 

@@ -12,7 +12,7 @@ import json
 import statistics
 from collections import defaultdict
 
-from companion.claims import natural
+from companion.notebook.claims import natural
 
 MOST_FIGURES = 24
 STYLE = """

@@ -142,8 +142,8 @@ def keep(
     Raises ValueError for a bad name, a pattern that matches no list or mapping, or a table of
     more than 100 kB, SweepError if a run failed.
     """
-    from companion.runs.records import FOLDER, LIMIT
     from companion.runs.provenance import provenance
+    from companion.runs.records import FOLDER, LIMIT
     from companion.runs.report import claim_counts
 
     check_name(name)
