@@ -8,18 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
 
-from companion import book, claims
+from companion import book
 from companion.book import curves, runs
 from companion.book.building import ROOT
 from companion.book.docstrings import tidy_docstring
 from companion.files import BusyError, locked, seal
-from companion.runs import chapters, fingerprint, gpu
+from companion.notebook import claims
+from companion.notebook.bounds import Bound
+from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Table, Verdict
+from companion.runs import chapters, fingerprint, gpu, record
 from companion.runs.gpu_jobs import COSTS, jobs_of
-from companion.runs.records import RecordError
+from companion.runs.record import Held, Run, Sweep
 
 tables = pytest.importorskip("companion.book.tables", reason="needs the book's dependencies")
 extension = pytest.importorskip("companion.book.extension")
@@ -184,19 +188,49 @@ def test_without_jupyter_book_the_message_says_what_to_install(root):
 # ---------------------------------------------------------------- tables
 
 
-def claim(id, verdict, **other):
-    return {
-        "id": id, "sentence": f"Sentence of {id}.", "source": "§1", "paper": "2 %",
-        "certainty": "unverified", "ours": "3 %", "tolerance": "± 1", "holds": True,
-        "expected": True, "asserted": True, "verdict": verdict,
-    } | other  # fmt: skip
+STATED = """
+C1:
+  says: Sentence of C1.
+  kind: paper
+  where: §1
+  reported:
+    - {what: error, value: 2, unit: "%", at: "memory", certainty: memory}
+  quantities:
+    error: {is: our error, unit: "%", within: "<= 3"}
+  settled: {on: 2026-01-01, before_looking: true}
+"""
 
 
-def run(name, *items, **other):
-    return runs.Run(**{
-            "name": name, "profile": "quick", "claims": {c["id"]: c for c in items},
-            "command": f"run {name}", "seconds": 7, "stale": False,
-    } | other)  # fmt: skip
+@pytest.fixture
+def stated(monkeypatch):
+    """The claims of every paper are C1, C2 and C10."""
+    found = claims.parse_claims("".join(STATED.replace("C1", id) for id in ("C1", "C2", "C10")))
+    for module in (tables, extension, runs):
+        monkeypatch.setattr(module, "load_claims", lambda paper: found)
+    monkeypatch.setattr(record, "load_claims", lambda paper: found)
+    monkeypatch.setattr(record, "papers", lambda: ["a", "snip", "tiny"])
+    return found
+
+
+def verdict(id, error=3.0, **other):
+    outcome = NOT_RUN if error is None else REPRODUCED if error <= 3 else NOT_REPRODUCED
+    measured = {} if error is None else {"error": error}
+    return Verdict(
+        id, outcome, **({"asserted": True, "profile": "quick", "measured": measured} | other)
+    )
+
+
+def run(name, *verdicts, device="cpu", **other):
+    fields = {
+        "profile": "quick", "claims": {v.id: v for v in verdicts}, "command": f"run {name}", "seconds": 7,
+        "provenance": {"device": device},
+    }  # fmt: skip
+    return Run("snip", name, **(fields | other))
+
+
+def sweep(name, **held):
+    counts = {id: Held(*count) for id, count in held.items()}
+    return Sweep("snip", name, f"sweep {name}", "", 4, 7, counts, {}, "")
 
 
 def cells(table):
@@ -205,37 +239,37 @@ def cells(table):
     ]
 
 
-def test_the_scoreboard_puts_the_runs_beside_each_other():
+def test_the_scoreboard_puts_the_runs_beside_each_other(stated):
     table = tables.scoreboard_table(
+        "snip",
         [
-            run("stored", claim("C1", claims.HOLDS), claim("C10", claims.NEEDS_PAPER, holds=None)),
-            run("paper", claim("C10", claims.HOLDS), claim("C2", claims.FAILS, holds=False)),
-        ]
+            run("stored", verdict("C1"), verdict("C10", None, asserted=False, why="needs time")),
+            run("paper", verdict("C10"), verdict("C2", 3.5)),
+        ],
     )
     head, *rows = cells(table)
     assert [row[0] for row in rows] == ["C1", "C2", "C10"]
-    assert "holds" in rows[0][3]
+    assert "✓ reproduced" in rows[0][3]
     assert rows[0][4] == "not in this run"
     assert rows[1][3] == "not in this run"
-    assert "does not hold" in rows[1][4]
-    assert "not as specified" in rows[1][4]
-    assert "needs the paper profile" in rows[2][3]
-    assert "ours: 3 %" in rows[2][4]
-    assert rows[2][2] == "2 % (unverified)"
+    assert "✗ not reproduced, against expectation" in rows[1][4]
+    assert "our error: 3.5 %" in rows[1][4]
+    assert "not run here: needs time" in rows[2][3]
+    assert "our error: 3 %" in rows[2][4]
+    assert rows[2][2] == "error: 2 % (memory; unverified)"
     assert "stale" not in " ".join(head)
 
 
-def test_the_scoreboard_says_in_how_many_runs_of_a_sweep_a_claim_held():
-    swept = run("seeds", profile="", held={"C2": {"sentence": "", "held": 3, "of": 4}})
-    both = [run("stored", claim("C1", claims.HOLDS), claim("C2", claims.HOLDS)), swept]
-    head, first, second = cells(tables.scoreboard_table(both))
+def test_the_scoreboard_says_in_how_many_runs_of_a_sweep_a_claim_held(stated):
+    both = [run("stored", verdict("C1"), verdict("C2")), sweep("seeds", C2=(3, 4))]
+    head, first, second, _ = cells(tables.scoreboard_table("snip", both))
     assert "sweep" in head[4]
     assert first[4] == "not in this run"
     assert second[4] == "held in 3 of 4 runs"
 
 
 def test_a_sweep_tells_which_claims_did_not_hold_in_every_run():
-    held = {"C1": {"held": 5, "of": 5}, "C2": {"held": 3, "of": 5}}
+    held = {"C1": Held(5, 5), "C2": Held(3, 5)}
     assert tables.held_sentence(held) == "Held in every run: C1; C2 in 3 of 5."
     assert "All 1 claims" in tables.held_sentence({"C1": held["C1"]})
     assert tables.held_sentence({"C2": held["C2"]}) == "Held: C2 in 3 of 5."
@@ -314,30 +348,26 @@ def test_recorded_measures_become_a_table():
     ]
 
 
-def test_a_stale_run_is_marked_in_every_table():
-    both = [
-        run("stored", claim("C1", claims.HOLDS)),
-        run("old", claim("C1", claims.HOLDS), stale=True),
-    ]
-    head = cells(tables.scoreboard_table(both))[0]
+def test_a_stale_run_is_marked_in_every_table(stated):
+    both = [run("stored", verdict("C1")), run("old", verdict("C1"), stale=True)]
+    head = cells(tables.scoreboard_table("snip", both))[0]
     assert "stale" not in head[3]
     assert "stale" in head[4]
     assert "stale" in cells(tables.runs_table(both))[2][4]
 
 
 def test_the_summary_counts_the_stored_run_and_names_the_papers_without_a_chapter():
-    stored = run("stored", claim("C1", claims.HOLDS), claim("C2", claims.HOLDS))
-    other = run("mnist", claim("C1", claims.FAILS, holds=False), stale=True)
+    stored = run("stored", verdict("C1"), verdict("C2"))
+    other = run("mnist", verdict("C1", 3.5), stale=True)
     environment = type("Environment", (), {"found_docs": set(), "docname": "x"})
-    held = {"C1": {"sentence": "", "held": 3, "of": 4}, "C2": {"sentence": "", "held": 4, "of": 4}}
-    sweeps = {"snip": [run("seeds", profile="", held=held, status="4 runs")]}
+    sweeps = {"snip": [sweep("seeds", C1=(3, 4), C2=(4, 4))]}
     _, *rows, last = cells(tables.summary_table(environment, {"snip": [stored, other]}, sweeps))
     snip = next(row for row in rows if row[1] == "snip")
-    assert snip[2:6] == ["2", "0", "0", "0"]
-    assert snip[6] == "seeds: 1 of 2 claims (4 runs)"
-    assert snip[7] == "mnist: 1 does not hold stale"
+    assert snip[2:5] == ["2", "0", "0"]
+    assert snip[5] == "seeds: 1 of 2 claims (4 runs)"
+    assert snip[6] == "mnist: 1 not reproduced stale"
     assert sum(row[1] == "no chapter yet" for row in rows) == len(runs.papers()) - 1
-    assert last[2:6] == ["2", "0", "0", "0"]
+    assert last[2:5] == ["2", "0", "0"]
 
 
 @pytest.mark.parametrize(
@@ -386,25 +416,15 @@ def test_a_measured_time_takes_the_place_of_an_estimate():
     assert cells(tables.cost_table("snip", mine)[1])[1][0] == "quick"
 
 
-def test_a_claim_that_is_known_not_to_reproduce_is_told_from_a_surprise():
-    known = cells(
-        tables.claim_table(run("a", claim("C1", claims.FAILS, holds=False, expected=False)))
-    )
-    surprise = cells(tables.claim_table(run("a", claim("C1", claims.FAILS, holds=False))))
-    turned = cells(tables.claim_table(run("a", claim("C1", claims.HOLDS, expected=False))))
-    assert "known not to reproduce" in known[1][5]
-    assert "not as specified" in surprise[1][5]
-    assert "not as specified" in turned[1][5]
+def test_a_claim_that_is_known_not_to_reproduce_is_told_from_a_surprise(stated):
+    def told(**other):
+        return cells(tables.claim_table(run("a", verdict("C1", **other))))[1][5]
 
-
-def test_a_claim_fails_here_exactly_when_it_fails_in_the_notebook():
-    for asserted in (True, False):
-        for holds in (True, False, None):
-            for expected in (True, False):
-                fields = claim(
-                    "C1", claims.HOLDS, asserted=asserted, holds=holds, expected=expected
-                )
-                assert runs.is_unexpected(fields) == claims.Claim(**fields).failed
+    assert told(error=4.0) == "✗ not reproduced, against expectation"
+    stated["C1"] = replace(stated["C1"], expected=False)
+    assert told(error=4.0) == "✗ not reproduced, as known"
+    assert told(error=3.0) == "✓ reproduced, against expectation"
+    assert told(error=3.0, asserted=False) == "✓ reproduced (not asserted in this run)"
 
 
 def test_every_paper_has_its_entry_in_the_bibliography():
@@ -425,9 +445,9 @@ def test_every_chapter_is_a_known_paper_and_in_the_table_of_contents():
 
 
 @pytest.fixture
-def chapter(tmp_path, monkeypatch):
+def chapter(tmp_path, monkeypatch, stated):
     """A chapter and its folder of records, apart from the real ones."""
-    from companion.runs import chapters, records
+    from companion.runs import chapters
 
     cells = [
         {"cell_type": "code", "source": "a: int = 1", "outputs": [], "metadata": {}},
@@ -435,24 +455,21 @@ def chapter(tmp_path, monkeypatch):
     path = tmp_path / "tiny.ipynb"
     path.write_text(json.dumps({"cells": cells, "metadata": {}}))
     monkeypatch.setattr(chapters, "FOLDER", tmp_path)
-    monkeypatch.setattr(records, "FOLDER", tmp_path / "recorded")
-    (tmp_path / "recorded" / "tiny").mkdir(parents=True)
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    folder = tmp_path / runs.RECORDED / "tiny"
+    folder.mkdir(parents=True)
 
-    def keep(name, **fields):
-        record = {
-            "stem": "tiny", "name": name, "command": f"companion record tiny --name {name}",
-            "profile": "quick", "fingerprint": fingerprint.fingerprint(path), "status": "complete",
-            "seconds": 5, "peak_memory": {"process_mb": 1234},
-            "provenance": {"device": "cpu", "hardware": "Some CPU", "date": "2026-01-02", "commit": "abc"},
-            "values": {"tiny.claims": [claim("C1", claims.HOLDS)], "tiny.data": {"digits": "f" * 64}},
-            "figures": [{"file": "f.png", "name": f"fig-{name}", "caption": "A.", "alt": "B."}],
-        } | fields  # fmt: skip
-        folder = tmp_path / "recorded" / "tiny"
+    def keep(name, **other):
         (folder / "f.png").write_bytes(b"a picture")
-        for figure in record["figures"]:
-            figure["sha256"] = hashlib.sha256(b"a picture").hexdigest()
-        record["seal"] = seal(record)
-        (folder / f"{name}.json").write_text(json.dumps(record))
+        figure = {"file": "f.png", "name": f"fig-{name}", "caption": "A.", "alt": "B."}
+        figure["sha256"] = hashlib.sha256(b"a picture").hexdigest()
+        fields = {
+            "profile": "quick", "fingerprint": fingerprint.fingerprint(path), "seconds": 5, "figures": [figure],
+            "command": f"companion record tiny --name {name}", "peak_memory": {"process_mb": 1234},
+            "provenance": {"device": "cpu", "hardware": "Some CPU", "date": "2026-01-02", "commit": "abc"},
+            "claims": {"C1": verdict("C1")}, "data": {"digits": "f" * 64},
+        }  # fmt: skip
+        record.save(Run("tiny", name, **(fields | other)), folder / f"{name}.json")
 
     return keep
 
@@ -506,45 +523,77 @@ def test_code_of_unknown_state_is_never_shown_as_unchanged(chapter, known, shown
 
 
 def test_a_record_of_other_code_is_shown_and_called_stale(chapter):
-    chapter("old", fingerprint="of yesterday")
+    chapter("old", fingerprint="0" * 64)
     assert "stale" in shown("tiny").astext()
     assert "Sentence of C1." in shown("tiny").astext()
 
 
-@pytest.mark.parametrize("where", ["ours", "seconds", "caption", "picture", "no picture"])
+@pytest.mark.parametrize("where", ["measured", "seconds", "caption", "picture", "no picture"])
 def test_a_record_that_was_edited_is_not_shown(chapter, tmp_path, where):
     chapter("mnist")
-    file = tmp_path / "recorded" / "tiny" / "mnist.json"
-    record = json.loads(file.read_text())
-    if where == "ours":
-        record["values"]["tiny.claims"][0]["ours"] = "2 %"
+    file = tmp_path / runs.RECORDED / "tiny" / "mnist.json"
+    kept = json.loads(file.read_text())
+    if where == "measured":
+        kept["claims"][0]["measured"]["error"] = 2
     elif where == "seconds":
-        record["seconds"] = 4
+        kept["seconds"] = 4
     elif where == "caption":
-        record["figures"][0]["caption"] = "B."
+        kept["figures"][0]["caption"] = "B."
     elif where == "picture":
         file.with_name("f.png").write_bytes(b"another")
     else:
         file.with_name("f.png").unlink()
-    file.write_text(json.dumps(record))
-    with pytest.raises(RecordError, match=r"(mnist\.json|f\.png) is not as"):
+    file.write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=r"(mnist\.json|f\.png): not as"):
         shown("tiny")
 
 
-def test_a_claims_table_is_made_from_what_the_run_recorded():
-    items = [claim("C2", claims.HOLDS), claim("C1", claims.FAILS, holds=False)]
-    output = {"data": {"application/json": items}, "metadata": {"scrapbook": {"name": "a.claims"}}}
+def test_a_claims_table_is_made_from_what_the_run_recorded(stated):
+    items = [verdict("C2"), verdict("C1", 3.5)]
+    recorded = {
+        "data": {"application/json": [asdict(item) for item in items]},
+        "metadata": {"scrapbook": {"name": "a.claims"}},
+    }
     edited = {"data": {"text/html": ['<table class="claims">', "2 %</table>"]}}
     other = {"data": {"text/html": "<table>another</table>"}}
     cells = [
         {"cell_type": "code", "source": "", "outputs": found}
-        for found in ([edited, other], [output])
+        for found in ([edited, other], [recorded])
     ]
     text = extension.derive_tables(json.dumps({"cells": cells}), "a")
     first, second = json.loads(text)["cells"][0]["outputs"]
-    wanted = claims.Table([claims.Claim(**items[1]), claims.Claim(**items[0])])
-    assert first["data"]["text/html"] == wanted._repr_html_()
+    assert first["data"]["text/html"] == Table(stated, reversed(items))._repr_html_()
     assert second == other
+
+
+def test_a_record_is_judged_by_the_bounds_as_they_are_now(stated):
+    """Text and verdict on a page cannot disagree, whenever the bound was changed."""
+    kept = run("old", verdict("C1", 2.0), verdict("C2", None)).as_json()
+    assert Run.of_json(kept).claims["C1"].outcome == REPRODUCED
+    stated["C1"] = replace(
+        stated["C1"],
+        quantities={
+            "error": replace(
+                stated["C1"].quantities["error"], bounds={"else": Bound.parse("<= 1")}
+            )
+        },
+    )
+    assert Run.of_json(kept).claims["C1"].outcome == NOT_REPRODUCED
+    assert Run.of_json(kept).claims["C2"].outcome == NOT_RUN
+
+
+def test_a_sweep_keeps_what_each_run_measured(stated):
+    runs_ = [run("a", verdict("C1", 2.0)), run("b", verdict("C1", 4.0), verdict("C2", None))]
+    assert record.held(runs_) == {"C1": Held(1, 2, {"error": [2.0, 4.0]})}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seconds": -1}, {"status": "done"}, {"fingerprint": "x"}, {"claims": {"C1": Verdict("C1", "so so", True)}}]
+)  # fmt: skip
+def test_what_the_schema_does_not_allow_is_not_kept(tmp_path, stated, wrong):
+    with pytest.raises((ValueError, TypeError)):
+        record.save(run("a", **wrong), tmp_path / "a.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_record_that_did_not_finish_says_so(chapter):

@@ -19,8 +19,9 @@ import pytest
 import yaml
 
 from companion.__main__ import _parameters, _parser, main
-from companion.claims import CERTAINTY, FAILS, HOLDS, Claim, Table, natural
 from companion.files import ROOT
+from companion.notebook.checking import Badge, Table, Verdict, judge
+from companion.notebook.claims import load_claims
 from companion.runs import chapters, executor, fingerprint
 
 ALL = [chapters.find(stem) for stem in chapters.stems()]
@@ -58,9 +59,13 @@ def test_outputs_are_as_they_were_stored(chapter):
     )
 
 
+def verdicts(path, notebook):
+    found = chapters.recorded_values(notebook)[f"{path.stem}.claims"]
+    return [Verdict(**fields) for fields in found]
+
+
 def test_the_claims_table_shows_what_was_recorded(chapter):
     path, notebook = chapter
-    claims = [Claim(**c) for c in chapters.recorded_values(notebook)[f"{path.stem}.claims"]]
     shown = [
         html
         for output in outputs(notebook)
@@ -68,35 +73,47 @@ def test_the_claims_table_shows_what_was_recorded(chapter):
             '<table class="claims">'
         )
     ]
-    assert shown == [Table(sorted(claims, key=lambda c: natural(c.id)))._repr_html_()]
+    assert shown == [Table(load_claims(path.stem), verdicts(path, notebook))._repr_html_()]
 
 
 def test_checked_cells_say_something_exact(chapter):
+    """Numbers stand in the HTML, which `nbval.cfg` leaves out of the comparison."""
     _, notebook = chapter
     checked = [
         c for c in chapters.code_cells(notebook) if "nbval-check-output" in chapters.tags(c)
     ]
     assert checked
     for cell in checked:
-        said = "".join("".join(o.get("text", "")) for o in cell["outputs"])
-        assert said, f"a checked cell without output passes vacuously: {cell['source'][:80]}"
-        assert not re.search(r"\d\.\d{2}", said), f"a measured float is compared as text: {said}"
-        assert all(o["output_type"] == "stream" for o in cell["outputs"])
+        assert cell["outputs"], (
+            f"a checked cell without output passes vacuously: {cell['source'][:80]}"
+        )
+        for output in cell["outputs"]:
+            said = "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
+            assert said
+            assert not re.search(r"\d\.\d{2}", said), (
+                f"a measured float is compared as text: {said}"
+            )
+            assert output["output_type"] == "stream" or "claim-badge" in "".join(
+                output["data"]["text/html"]
+            )
 
 
-def test_every_claim_is_checked_by_nbval(chapter):
+def test_every_claim_of_the_file_is_settled_and_checked_by_nbval(chapter):
     path, notebook = chapter
-    claims = chapters.recorded_values(notebook)[f"{path.stem}.claims"]
+    stated, found = load_claims(path.stem), verdicts(path, notebook)
     checked = [
         c for c in chapters.code_cells(notebook) if "nbval-check-output" in chapters.tags(c)
     ]
-    said = "".join("".join(o.get("text", "")) for c in checked for o in c["outputs"])
-    for claim in claims:
-        assert f"{claim['id']} {claim['verdict']}: {claim['sentence']}\n" in said
-        assert claim["certainty"] in CERTAINTY
-        assert not claim["asserted"] or claim["holds"] is claim["expected"]
-        assert (claim["verdict"] in (HOLDS, FAILS)) is claim["asserted"]
-        assert claim["verdict"] != HOLDS or claim["holds"]
+    said = [
+        "".join(o.get("data", {}).get("text/plain", "")) for c in checked for o in c["outputs"]
+    ]
+    assert [verdict.id for verdict in found] == list(stated)
+    for verdict in found:
+        claim = stated[verdict.id]
+        assert not verdict.failed(claim)
+        if verdict.measured:
+            assert repr(Badge(claim, verdict)) in said
+            assert judge(claim, verdict.measured, verdict.profile) == verdict.outcome
 
 
 def test_tags_are_known(chapter):
@@ -133,10 +150,11 @@ def test_defaults_are_those_of_the_first_profile(chapter):
     assert values == chapters.validate(path, {"profile": "quick"})
     stored = chapters.recorded_values(chapters.read(path))[f"{path.stem}.settings"]
     assert stored == {k: v for k, v in values.items() if k != "data_root"}
-    first = next(iter(chapters.presets(path).values()))
-    cell = ast.parse(chapters.code_cells(chapters.read(path))[0]["source"]).body
-    stated = {s.target.id: ast.literal_eval(s.value) for s in cell}
-    assert first.items() <= stated.items()  # else every claim would count as changed
+    usual = chapters.defaults(path)
+    (name, first), *others = chapters.presets(path).items()
+    assert (name, first) == ("quick", {})
+    for name, preset in others:
+        assert not {key for key, value in preset.items() if value == usual[key]}, name
 
 
 def test_it_has_the_parts_that_readers_expect(chapter):
@@ -429,7 +447,7 @@ def test_refresh_gives_the_same_bytes_twice_and_refuses_stderr(tmp_path, monkeyp
 def test_outputs_that_were_edited_are_noticed(tmp_path, monkeypatch):
     monkeypatch.delenv("COMPANION_RECORD", raising=False)
     draw = "import matplotlib.pyplot as plt; plt.plot([{}]); plt.show()"
-    show = "from companion.claims import record; record('x', 0.25); print('ours: 3 %')"
+    show = "from companion.notebook import record; record('x', 0.25); print('ours: 3 %')"
     path = tiny_notebook(tmp_path, ["x = 2", draw.format("1, 2"), draw.format("2, 1"), show])
     executor.refresh(path)
     assert fingerprint.is_untouched(path)

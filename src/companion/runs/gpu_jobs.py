@@ -114,7 +114,7 @@ JOBS: tuple[Job, ...] = (
     ),
     Job(
         "snip-paper", "Table 1 and Fig. 1 on MNIST: LeNet-300-100, five seeds, 75,000 steps",
-        240, 2, "snip", {"profile": "paper"}, data=("mnist",),
+        480, 2, "snip", {"profile": "paper"}, data=("mnist",),
     ),
     Job(
         "signal_propagation-paper", "Tables 1 and 4 on MNIST: dense networks, five seeds",
