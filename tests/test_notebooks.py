@@ -21,6 +21,7 @@ import yaml
 from companion import notebooks
 from companion.__main__ import _parameters, _parser, main
 from companion.claims import CERTAINTY, FAILS, HOLDS, Claim, Table, natural
+from companion.notebook.claims import load_claims, papers
 from companion.runtime import ROOT
 
 ALL = [notebooks.find(stem) for stem in notebooks.stems()]
@@ -615,3 +616,17 @@ def test_a_notebook_that_is_no_chapter_is_one_line(tmp_path, capsys, code):
 def test_unknown_chapters_are_named_with_what_there_is():
     with pytest.raises(ValueError, match=r"notebook = 'snp': expected one of .*snip"):
         notebooks.find("snp")
+
+
+@pytest.mark.parametrize("paper", papers())
+def test_a_claim_can_be_measured_in_every_profile_that_asserts_it(paper, capsys):
+    path = notebooks.find(paper)
+    asserting = {name for claim in load_claims(paper).values() for name in claim.asserted or ()}
+    values = {name: notebooks.validate(path, {"profile": name}) for name in asserting}
+    missing = [
+        (claim.id, name, claim.missing(values[name]))
+        for claim in load_claims(paper).values()
+        for name in claim.asserted or ()
+        if claim.missing(values[name])
+    ]
+    assert missing == []
