@@ -1016,7 +1016,7 @@ def run_notebook(folder, **given):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "all came out as specified" in done.stdout
+    assert "all came out as expected" in done.stdout
     return done.stdout
 
 

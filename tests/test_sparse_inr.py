@@ -647,7 +647,7 @@ def test_the_chapter_runs_with_other_parameters(tmp_path):
     code.write_text(executor.script(chapters.find("sparse_inr"), tiny))
     done = subprocess.run([sys.executable, str(code)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "C4 holds" in done.stdout
+    assert "C4 reproduced" in done.stdout
 
 
 # ---------------------------------------------------------------- pictures that are not square

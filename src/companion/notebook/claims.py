@@ -211,6 +211,23 @@ def _loader() -> type:
     return Loader
 
 
+def what_decides(claims: Mapping[str, Claim]) -> dict[str, object]:
+    """Of claims what a verdict depends on: no sentence, no value of the paper, no date."""
+    return {
+        id: {
+            "bounds": {
+                name: {profile: str(bound) for profile, bound in quantity.bounds.items()}
+                for name, quantity in claim.quantities.items()
+            },
+            "asserted": claim.asserted,
+            "needs": claim.needs,
+            "depends": claim.depends,
+            "expected": claim.expected,
+        }
+        for id, claim in claims.items()
+    }
+
+
 def natural(id: str) -> list:
     """Sort key by which C2 comes before C10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", id)]
