@@ -193,7 +193,6 @@ def _list(_: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from companion.files import sweep_up, write_whole
     from companion.runs import chapters, executor
 
     path = chapters.find(options.notebook)
@@ -202,11 +201,9 @@ def _run(options: argparse.Namespace) -> None:
     output = options.output or Path("runs") / path.name
     _check_output(output, path)
 
-    sweep_up(output.parent)
-    text, failure = executor.run(path, given)
-    write_whole(output, text)
-    if failure:
-        raise RuntimeError(f"{failure} (see {output})")
+    outcome = executor.run(path, given, output)
+    if outcome.error:
+        raise RuntimeError(f"{outcome.error} (see {output})")
     for claim in chapters.recorded_values(chapters.read(output)).get(f"{path.stem}.claims", []):
         print(
             f"{claim['id']:5} {claim['verdict']:24} ours {claim['ours']} (paper {claim['paper'] or '-'})"
@@ -403,8 +400,8 @@ def _data(options: argparse.Namespace) -> None:
 def _refresh(options: argparse.Namespace) -> None:
     from companion.files import check_writable
     from companion.runs import chapters
-    from companion.runs.executor import refresh_all
     from companion.runs.fingerprint import is_current
+    from companion.runs.refresh import refresh_all
 
     if options.notebooks:
         waiting = [chapters.find(name) for name in options.notebooks]

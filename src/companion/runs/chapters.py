@@ -67,9 +67,18 @@ def read(path: Path) -> dict:
     Raises ValueError for a file that is no notebook of format 4.
     """
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except ValueError as error:
         raise ValueError(f"{path}: not a notebook: {error}") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str) -> dict:
+    """As `read`, of a notebook's text; errors call it by this name."""
+    try:
+        notebook = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: not a notebook: {error}") from None
     try:
         for cell in notebook["cells"]:
             cell["source"] = "".join(cell["source"])
@@ -77,7 +86,7 @@ def read(path: Path) -> dict:
             if not wanted <= cell.keys():
                 raise KeyError(*wanted)
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: not a notebook of format 4, or a damaged one") from None
+        raise ValueError(f"{name}: not a notebook of format 4, or a damaged one") from None
     return notebook
 
 
@@ -106,8 +115,11 @@ def recorded_values(notebook: dict) -> dict[str, object]:
 
 def declared(path: Path) -> dict[str, object]:
     """Type by parameter, as the first code cell states them, without running it."""
-    cells = code_cells(read(path))
-    with _readable(path):
+    return _declared(code_cells(read(path)), str(path))
+
+
+def _declared(cells: list[dict], name: str) -> dict[str, object]:
+    with _readable(name):
         statements = ast.parse(cells[0]["source"]).body if cells else []
         return parameters.declared(
             {
@@ -119,7 +131,7 @@ def declared(path: Path) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(name: str) -> Iterator[None]:
     """Make one line of whatever goes wrong in the first cells of a notebook that is no chapter."""
     try:
         yield
@@ -127,7 +139,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         raise ValueError(
-            f"{path}: its parameters cannot be read: {type(error).__name__}: {error}"
+            f"{name}: its parameters cannot be read: {type(error).__name__}: {error}"
         ) from None
 
 
@@ -140,37 +152,45 @@ def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dic
     Raises companion.notebook.ParameterError as the notebook itself would, before a kernel is
     started. A name that is not one of the notebook's parameters is never executed.
     """
-    known = declared(path)
-    problems = parameters.unknown(given, known)
+    return check(read(path), str(path), given, here=here)
+
+
+def check(
+    notebook: dict, name: str, given: dict[str, object], *, here: bool = False
+) -> dict[str, object]:
+    """As `validate`, of a notebook that was read from the file of this name."""
     # of an earlier run's output, too, the cell that checks comes after what was set
-    stated = [cell for cell in code_cells(read(path)) if "injected-parameters" not in tags(cell)]
-    cells = [cell["source"] for cell in stated[:2]]
-    if len(cells) < 2:
-        raise ValueError(f"{path}: expected a cell of parameters and one that checks them")
+    stated = [cell for cell in code_cells(notebook) if "injected-parameters" not in tags(cell)]
+    known = _declared(stated, name)
+    problems = parameters.unknown(given, known)
+    if len(stated) < 2:
+        raise ValueError(f"{name}: expected a cell of parameters and one that checks them")
     space: dict[str, object] = {"In": [], "__name__": "parameters", "HERE": here}
 
     def run(source: str) -> None:
         space["In"].append(source)
-        with _readable(path):
-            exec(compile(source, path.name, "exec", dont_inherit=True), space)
+        with _readable(name):
+            exec(compile(source, name, "exec", dont_inherit=True), space)
 
-    run(cells[0])
+    run(stated[0]["source"])
     usual = space.get("dataset")
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
             run(injected({name: value for name, value in given.items() if name in known}))
-            run(cells[1])
+            run(stated[1]["source"])
     except parameters.ParameterError as error:
         problems.append(str(error))
     if problems:
         raise parameters.ParameterError("; ".join(problems))
-    with _readable(path):
+    with _readable(name):
         values = {name: space[name] for name in known}
     if here:
         _check_place(values, usual)
     print(said.getvalue(), end="")
     return values
+
+
 # data sets that the catalogue has under the name of a family
 FAMILIES = {
     "hotel": ("eth",),
@@ -194,8 +214,8 @@ def _check_place(values: dict[str, object], usual: object) -> None:
         raise parameters.ParameterError(f"data_root = {root!r}: {wrong}")
     if name == usual:
         return
-    from companion.data.root import data_root
     from companion.data.catalogue import catalogue
+    from companion.data.root import data_root
 
     place, sets = data_root(root), catalogue()
     for source in (sets[family] for family in FAMILIES.get(name, (name,)) if family in sets):

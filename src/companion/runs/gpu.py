@@ -20,11 +20,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from companion.runs.gpu_jobs import JOBS, Job
 from companion.device import peak_memory, pick_device
 from companion.files import ROOT, locked, scratch, sweep_up, to_json, write_whole
 from companion.runs import chapters
 from companion.runs.fingerprint import fingerprint
+from companion.runs.gpu_jobs import JOBS, Job
 from companion.runs.processes import PARENT, python_path
 from companion.runs.provenance import provenance
 
@@ -354,8 +354,8 @@ def _data(archives: Path | None) -> Iterator[tuple[Callable, dict[str, str]]]:
     if archives is None:
 
         def there() -> tuple[set[str], str]:
-            from companion.data.root import data_root
             from companion.data.catalogue import catalogue
+            from companion.data.root import data_root
 
             root = data_root()
             return {name for name, set_ in catalogue().items() if set_.state(root) == "there"}, ""

@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # importing torch takes seconds: only where a function needs 
     import torch
 
 
-
 def provenance(device: torch.device | str = "cpu") -> dict[str, object]:
     """What a reader needs to judge or repeat a run: code, packages, machine.
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from companion.files import seal, sweep_up, to_json, write_whole
 from companion.runs import chapters
 from companion.runs.fingerprint import fingerprint
-from companion.runs.grid import Run
+from companion.runs.grid import Point
 from companion.runs.worker import Result
 
 LOCK = ".lock"
@@ -40,15 +40,15 @@ def keep_result(result: Result, runs_dir: Path, failed_dir: Path) -> dict:
     row = result.row()
     with disk(folder.parent):
         if result.notebook:
-            write_whole(folder / f"{result.run.id}.ipynb", result.notebook)
-        write_whole(folder / f"{result.run.id}.json", to_json(row))
+            write_whole(folder / f"{result.point.id}.ipynb", result.notebook)
+        write_whole(folder / f"{result.point.id}.json", to_json(row))
         if result.status == "done":  # an earlier try may have failed
-            for file in failed_dir.glob(f"{result.run.id}.*"):
+            for file in failed_dir.glob(f"{result.point.id}.*"):
                 file.unlink()
     return json.loads(to_json(row))
 
 
-def finished(runs_dir: Path, run: Run, fingerprint: str) -> dict | None:
+def finished(runs_dir: Path, run: Point, fingerprint: str) -> dict | None:
     """The row of a run that is done by the code as it is now."""
     try:
         row = json.loads((runs_dir / f"{run.id}.json").read_text(encoding="utf-8"))
@@ -142,8 +142,8 @@ def keep(
     Raises ValueError for a bad name, a pattern that matches no list or mapping, or a table of
     more than 100 kB, SweepError if a run failed.
     """
-    from companion.runs.records import FOLDER, LIMIT
     from companion.runs.provenance import provenance
+    from companion.runs.records import FOLDER, LIMIT
     from companion.runs.report import claim_counts
 
     check_name(name)
