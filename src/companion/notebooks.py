@@ -54,15 +54,16 @@ def find(name: str | os.PathLike) -> Path:
 
     Raises ValueError for a chapter that does not exist, with what there is.
     """
-    path = Path(name)
-    if path.suffix == ".ipynb" and path.is_file():
-        return path.resolve()
-    path = FOLDER / f"{name}.ipynb"
-    if not path.is_file():
-        raise ValueError(
-            f"notebook = {str(name)!r}: expected one of {', '.join(stems()) or 'none yet'}"
-        )
-    return path
+    path, chapter = Path(name), FOLDER / f"{name}.ipynb"
+    with contextlib.suppress(OSError, ValueError):  # too long, or what no file can be called
+        if path.suffix == ".ipynb" and path.is_file():
+            return path.resolve()
+        if chapter.is_file():
+            return chapter
+    raise ValueError(
+        f"notebook = {parameters.told(str(name))}: "
+        f"expected one of {', '.join(stems()) or 'none yet'}"
+    )
 
 
 def read(path: Path) -> dict:
