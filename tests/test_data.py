@@ -38,6 +38,7 @@ from companion.data.fetch import fetch
 from companion.data.files import open_picture
 from companion.data.growth import load_growth
 from companion.data.images import CIFAR10_SHA256, MNIST_SHA256
+from companion.data.root import verify
 from companion.data.surveillance import load_pets, load_town_centre
 from companion.runtime import ROOT
 
@@ -389,6 +390,39 @@ def test_a_download_that_fails_says_so_in_a_line_and_leaves_nothing(served, tmp_
     if fault in ("absent", "no network"):
         assert f"put the unpacked a, b into {root / 'here'} by hand" in message
     assert not list(root.iterdir())
+
+
+def test_two_downloads_of_a_set_at_once_do_not_meet(served, tmp_path, monkeypatch):
+    """Each waits, before it checks what it unpacked, until the other has unpacked as well."""
+    archives, root = archives_of(served, CONTENT, "gz"), tmp_path / "root"
+    foreign = root / ".some.part" / "notes.txt"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("somebody's")
+    gate, failed = threading.Barrier(2, timeout=20), []
+
+    def verified(path, sha256):
+        if "here" not in path.parts:  # not in its place yet
+            gate.wait()
+        verify(path, sha256)
+
+    monkeypatch.setattr("companion.data.fetch.verify", verified)
+
+    def work():
+        try:
+            fetch("some", archives, WANTED, root)
+        except Exception as error:
+            failed.append(error)
+            gate.abort()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert {name: (root / "here" / name).read_bytes() for name in CONTENT} == CONTENT
+    assert foreign.read_text() == "somebody's"
+    assert {f.name for f in root.iterdir()} == {"here", ".some.part"}
 
 
 def test_an_interrupted_download_leaves_nothing(served, tmp_path, monkeypatch):
