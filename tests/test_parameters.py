@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from companion import given, notebooks, records, sweep
 from companion.__main__ import _parameters, _parser, main
+from companion.data.images import IMAGE_SETS
 from companion.outside import OUTSIDE
 from companion.parameters import ALWAYS, ParameterError, check_parameters, require
 
@@ -692,6 +693,16 @@ def test_data_that_are_not_there_are_refused(nothing_starts, capsys, tmp_path, m
             nothing_starts(capsys, ["run", *asked], f"dataset = {dataset!r}: not in {tmp_path}")
             nothing_starts(capsys, ["record", "--name", "x", *asked], f"dataset = {dataset!r}")
             nothing_starts(capsys, ["sweep", "-g", "seed", "[1]", *asked], f"dataset = {dataset!r}")  # fmt: skip
+
+
+def test_half_a_set_that_is_used_whole_is_refused(nothing_starts, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    for path in IMAGE_SETS["mnist"].files:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"cut short")
+    for stem in ("snip", "sparse_inr"):
+        asked = ["run", stem, "-p", "dataset", "mnist"]
+        nothing_starts(capsys, asked, "dataset = 'mnist': in ", "lacks", "(9 of 10008 bytes)")
 
 
 def test_a_run_elsewhere_is_not_judged_by_this_machine(capsys, tmp_path):

@@ -350,16 +350,17 @@ def _check_place(values: dict[str, object], usual: object) -> None:
         raise parameters.ParameterError(f"data_root = {root!r}: {wrong}")
     if name == usual:
         return
-    from companion.data import data_root
+    from companion.data import MissingDataError, data_root
     from companion.data.catalogue import catalogue
 
     place, sets = data_root(root), catalogue()
     for source in (sets[family] for family in FAMILIES.get(name, (name,)) if family in sets):
-        if source.where and not (place / source.where).is_dir():
-            raise parameters.ParameterError(
-                f"dataset = {name!r}: not in {place}: expected the folder {source.where}/ there. "
-                f"{source.get} Another place: -p data_root PATH, or the variable COMPANION_DATA."
-            )
+        try:
+            # of a set whose files are not known one by one, chapters take what is there
+            source.require(name, place, whole=bool(source.sizes))
+        except MissingDataError as error:
+            said = str(error).removeprefix(f"dataset {name!r} ").removeprefix("is ")
+            raise parameters.ParameterError(f"dataset = {name!r}: {said}") from None
 
 
 def presets(path: Path) -> dict[str, dict[str, object]]:
