@@ -660,9 +660,19 @@ def test_files_of_other_origin_stay(toy, tmp_path):
         out = tmp_path / name.strip(".")
         out.mkdir()
         (out / name).write_text("mine")
+        (out / "runs").mkdir()
+        (out / "runs" / "mine.json").write_text("{}")
         with pytest.raises(SweepError, match=rf"--out .*{re.escape(name)} there is of no sweep"):
             go(toy, out, {"x": [1]})
         assert (out / name).read_text() == "mine"
+
+
+def test_a_sweep_goes_on_in_its_own_folder_and_leaves_no_lock(toy, tmp_path, scheduler):
+    out = tmp_path / "out"
+    go(toy, out, {"x": [1]}, scheduler=scheduler)
+    assert not (out / ".lock").exists()
+    (out / ".lock").write_text("process 7 on a machine")  # as one that was killed leaves it
+    assert len(go(toy, out, {"x": [1, 3]}, scheduler=scheduler)) == 2
 
 
 # ---------------------------------------------------------------- who may send work

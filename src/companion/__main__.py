@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import shlex
 import signal
@@ -217,17 +216,23 @@ def _check_output(output: Path, notebook: Path) -> None:
     from companion.runs import chapters
 
     stored = [notebook, *chapters.FOLDER.glob("*.ipynb")]
+    wrong = ""
     try:
-        if output.is_dir() or output.suffix != ".ipynb":
-            raise ValueError(f"-o {output}: expected a file that ends in .ipynb")
-        if output.exists() and any(output.samefile(chapter) for chapter in stored):
-            raise ValueError(f"-o {output}: is a chapter itself, and a run is written beside it")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(output.parent)
-        if output.exists() and not os.access(output, os.W_OK):
-            raise PermissionError(errno.EACCES, "it is write-protected")
-    except OSError as error:
-        raise ValueError(f"-o {output}: cannot be written: {error.strerror or error}") from None
+        if "\0" in str(output):  # which to pathlib is a file that is not there
+            wrong = "no file can be called that"
+        elif output.is_dir() or output.suffix != ".ipynb":
+            wrong = "expected a file that ends in .ipynb"
+        elif output.exists() and any(output.samefile(chapter) for chapter in stored):
+            wrong = "is a chapter itself, and a run is written beside it"
+        else:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            check_writable(output.parent)
+            if output.exists() and not os.access(output, os.W_OK):
+                wrong = "cannot be written: it is write-protected"
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        wrong = f"cannot be written: {getattr(error, 'strerror', None) or error}"
+    if wrong:
+        raise ValueError(f"-o {output}: {wrong}")
 
 
 def _record(options: argparse.Namespace) -> None:
@@ -275,6 +280,8 @@ def _sweep(options: argparse.Namespace) -> int:
         raise ValueError("--values: says what --keep keeps; give --keep NAME as well")
     if "" in options.values:
         raise ValueError("--values '': expected the name of a recorded value, * for any text")
+    if options.out:
+        _writable("--out", options.out, "new folder")
     path = chapters.find(options.notebook)
     axes = {name: _axis(path, name, text) for name, text in options.g}
     if len(axes) < len(options.g) or not axes:

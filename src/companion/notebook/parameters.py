@@ -93,7 +93,7 @@ def check_parameters(
         if profile not in profiles:
             hint = _did_you_mean(profile, profiles)
             problems.append(
-                f"profile = {_told(profile)}: expected one of {_listed(profiles)}{hint}"
+                f"profile = {told(profile)}: expected one of {_listed(profiles)}{hint}"
             )
         elif others := {name for preset in profiles.values() for name in preset} - base.keys():
             problems.append(f"the first profile does not give {_listed(sorted(others))}")
@@ -117,7 +117,7 @@ def check_parameters(
         if isinstance(rule, str) and rule in OUTSIDE and not here:
             rule = None
         if wrong := _wrong(name, value, types[name], rule, name in set(may_be_empty)):
-            problems.append(f"{name} = {_told(value)}: {wrong}")
+            problems.append(f"{name} = {told(value)}: {wrong}")
     if problems:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ParameterError("; ".join(problems[:20]) + more)
@@ -141,9 +141,9 @@ def literal(name: str, value: object) -> str:
     Raises ParameterError for a name that is no identifier and for a value that Python has no
     literal for: neither may be code.
     """
-    problem = f"{_told(name)} is no parameter: expected a name"
+    problem = f"{told(name)} is no parameter: expected a name"
     if isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name):
-        problem = f"{name} = {_told(value)}: expected a finite number, a text, true, false or a list of these"
+        problem = f"{name} = {told(value)}: expected a finite number, a text, true, false or a list of these"
         try:
             if ast.literal_eval(repr(value)) == value:
                 return repr(value)
@@ -165,7 +165,7 @@ def declared(annotations: dict[str, object]) -> dict[str, object]:
 def unknown(names: Iterable[object], known: Iterable[str]) -> list[str]:
     """A line for each name that is not known."""
     return [
-        f"unknown parameter {_told(name)}{_did_you_mean(name, known)}"
+        f"unknown parameter {told(name)}{_did_you_mean(name, known)}"
         for name in names
         if name not in known
     ]
@@ -221,12 +221,12 @@ def _wrong(
         (inner,) = typing.get_args(kind) or (object,)
         for item in value:
             if wrong := _wrong(name, item, inner, rule):
-                return f"element {_told(item)}: {wrong}"
+                return f"element {told(item)}: {wrong}"
         if not value and not may_be_empty:
             return "expected at least one element"
         if len(set(value)) < len(value):
             twice = next(item for item in value if value.count(item) > 1)
-            return f"holds {_told(twice)} twice"
+            return f"holds {told(twice)} twice"
         return None
     ok = isinstance(value, origin) or (origin is float and isinstance(value, int))
     if origin is not object and (not ok or (isinstance(value, bool) and origin is not bool)):
@@ -279,7 +279,7 @@ def _shown(bounds: tuple[float, float, bool, bool]) -> str:
     return f"{opening}{low:.10g}, {high:.10g}{closing}"
 
 
-def _told(value: object) -> str:
+def told(value: object) -> str:
     """A value for a message of one line: no longer than is of use."""
     try:
         text = repr(value)

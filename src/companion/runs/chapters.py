@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import io
 import json
 import os
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,15 +52,16 @@ def find(name: str | os.PathLike) -> Path:
 
     Raises ValueError for a chapter that does not exist, with what there is.
     """
-    path = Path(name)
-    if path.suffix == ".ipynb" and path.is_file():
-        return path.resolve()
-    path = FOLDER / f"{name}.ipynb"
-    if not path.is_file():
-        raise ValueError(
-            f"notebook = {str(name)!r}: expected one of {', '.join(stems()) or 'none yet'}"
-        )
-    return path
+    path, chapter = Path(name), FOLDER / f"{name}.ipynb"
+    with contextlib.suppress(OSError, ValueError):  # too long, or what no file can be called
+        if path.suffix == ".ipynb" and path.is_file():
+            return path.resolve()
+        if chapter.is_file():
+            return chapter
+    raise ValueError(
+        f"notebook = {parameters.told(str(name))}: "
+        f"expected one of {', '.join(stems()) or 'none yet'}"
+    )
 
 
 def read(path: Path) -> dict:
@@ -120,14 +123,22 @@ def declared(path: Path) -> dict[str, object]:
 
 def _declared(cells: list[dict], name: str) -> dict[str, object]:
     with _readable(name):
-        statements = ast.parse(cells[0]["source"]).body if cells else []
-        return parameters.declared(
-            {
-                statement.target.id: ast.unparse(statement.annotation)
-                for statement in statements
-                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-            }
-        )
+        return parameters.declared(_annotations(cells[0]["source"] if cells else ""))
+
+
+@functools.lru_cache(maxsize=64)  # as for the next: a sweep checks one notebook thousands of times
+def _annotations(source: str) -> dict[str, str]:
+    """The annotation of each name in a source, as text."""
+    return {
+        statement.target.id: ast.unparse(statement.annotation)
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(source: str, name: str) -> types.CodeType:
+    return compile(source, name, "exec", dont_inherit=True)
 
 
 @contextlib.contextmanager
@@ -170,7 +181,7 @@ def check(
     def run(source: str) -> None:
         space["In"].append(source)
         with _readable(name):
-            exec(compile(source, name, "exec", dont_inherit=True), space)
+            exec(_compiled(source, name), space)
 
     run(stated[0]["source"])
     usual = space.get("dataset")
@@ -215,15 +226,16 @@ def _check_place(values: dict[str, object], usual: object) -> None:
     if name == usual:
         return
     from companion.data.catalogue import catalogue
-    from companion.data.root import data_root
+    from companion.data.root import MissingDataError, data_root
 
     place, sets = data_root(root), catalogue()
     for source in (sets[family] for family in FAMILIES.get(name, (name,)) if family in sets):
-        if source.where and not (place / source.where).is_dir():
-            raise parameters.ParameterError(
-                f"dataset = {name!r}: not in {place}: expected the folder {source.where}/ there. "
-                f"{source.get} Another place: -p data_root PATH, or the variable COMPANION_DATA."
-            )
+        try:
+            # of a set whose files are not known one by one, chapters take what is there
+            source.require(name, place, whole=bool(source.sizes))
+        except MissingDataError as error:
+            said = str(error).removeprefix(f"dataset {name!r} ").removeprefix("is ")
+            raise parameters.ParameterError(f"dataset = {name!r}: {said}") from None
 
 
 def presets(path: Path) -> dict[str, dict[str, object]]:

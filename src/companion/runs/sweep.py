@@ -175,8 +175,9 @@ def check_tls(scheduler: str, tls: Sequence[str | os.PathLike]) -> None:
         try:
             with open(file, "rb"):
                 pass
-        except OSError as error:
-            raise ValueError(f"{option} {file}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: no name of a file
+            what = getattr(error, "strerror", None) or error
+            raise ValueError(f"{option} {file}: {what}") from error
     ca, cert, key = map(os.fspath, tls)
     try:
         context = ssl.create_default_context(cafile=ca)
