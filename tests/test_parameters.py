@@ -315,6 +315,28 @@ def test_a_text_is_one_line_that_a_file_can_hold(text):
     assert len(message) < 300
 
 
+def test_a_grid_reads_the_parameters_cell_once_and_not_once_a_combination(monkeypatch):
+    path = notebooks.find("snip")
+    cell = notebooks.code_cells(notebooks.read(path))[0]["source"]
+    read, parse = [], ast.parse
+
+    def counted(source, *arguments, **options):
+        read.append(source)
+        return parse(source, *arguments, **options)
+
+    monkeypatch.setattr(ast, "parse", counted)
+    runs = sweep.expand(path, {"seed": list(range(30)), "lr": [0.1, 0.2]})
+    assert len(runs) == 60
+    assert read.count(cell) <= 3
+
+
+def test_a_default_that_is_a_list_is_new_each_time():
+    for _ in range(2):
+        space = run("sizes = [1]")
+        assert space["settings"].defaults["sizes"] == [8, 16]
+        space["settings"].defaults["sizes"].append(3)
+
+
 def test_many_problems_are_told_shortly():
     message = problems("".join(f"wrong_{n} = 0\n" for n in range(1000)))
     assert message.endswith("; and 980 more")

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import tokenize
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -262,14 +263,22 @@ def declared(path: Path) -> dict[str, object]:
     """Type by parameter, as the first code cell states them, without running it."""
     cells = code_cells(read(path))
     with _readable(path):
-        statements = ast.parse(cells[0]["source"]).body if cells else []
-        return parameters.declared(
-            {
-                statement.target.id: ast.unparse(statement.annotation)
-                for statement in statements
-                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-            }
-        )
+        return parameters.declared(_annotations(cells[0]["source"] if cells else ""))
+
+
+@functools.lru_cache(maxsize=64)  # as for the next: a sweep checks one notebook thousands of times
+def _annotations(source: str) -> dict[str, str]:
+    """The annotation of each name in a source, as text."""
+    return {
+        statement.target.id: ast.unparse(statement.annotation)
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(source: str, name: str) -> types.CodeType:
+    return compile(source, name, "exec", dont_inherit=True)
 
 
 @contextlib.contextmanager
@@ -306,7 +315,7 @@ def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dic
     def run(source: str) -> None:
         space["In"].append(source)
         with _readable(path):
-            exec(compile(source, path.name, "exec", dont_inherit=True), space)
+            exec(_compiled(source, path.name), space)
 
     run(cells[0])
     usual = space.get("dataset")
