@@ -22,6 +22,7 @@ from companion import runtime
 from companion.runtime import (
     BusyError,
     Progress,
+    has_float64,
     locked,
     peak_memory,
     pick_device,
@@ -68,6 +69,23 @@ def test_one_gpu_of_several_can_be_named(monkeypatch):
     assert pick_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(ValueError, match="device = 'cuda:2': this machine has cuda, cpu"):
         pick_device("cuda:2")
+
+
+def test_cpu_and_cuda_have_float64_even_where_there_is_no_cuda(monkeypatch):
+    pretend(monkeypatch)
+    for name in ("cpu", "cuda", "cuda:3", torch.device("cuda")):
+        assert has_float64(name)
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("MPS has no float64"), RuntimeError("no such device")]
+)
+def test_another_device_is_asked_for_float64(monkeypatch, error):
+    def refuse(*_, device, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    assert not has_float64("mps")
 
 
 # ---------------------------------------------------------------- seeds

@@ -18,6 +18,7 @@ from companion.papers.spreme.group_stlsq import group_stlsq, solve
 from companion.papers.spreme.l0 import best_subsets, select
 from companion.papers.spreme.library import Library
 from companion.papers.spreme.mask import LoopSettings, learn_mask
+from companion.runtime import has_float64
 
 SEARCHES = ("l0", "group_stlsq", "mask")
 
@@ -247,7 +248,7 @@ def arrange(x, t, env, n: int) -> tuple[Tensor, np.ndarray | list, list]:
     if x.is_complex():
         raise ValueError(f"x: dtype {x.dtype}, expected real numbers")
     if x.dtype != torch.float64:
-        if x.device.type == "mps":
+        if not has_float64(x.device):
             raise ValueError("x: MPS has no float64; move the data to the CPU")
         x = x.double()
     if x.ndim < 4 or x.shape[-1] != n:
