@@ -315,6 +315,12 @@ def test_a_text_is_one_line_that_a_file_can_hold(text):
     assert len(message) < 300
 
 
+def test_a_value_that_is_too_long_is_told_so(nothing_starts, capsys):
+    long = f"[{', '.join(map(str, range(20_000)))}]"
+    for asked in (["run", "snip", "-p"], ["sweep", "snip", "-g"], ["sweep", "snip", "-g", "lr", "[0.1]", "-p"]):  # fmt: skip
+        nothing_starts(capsys, [*asked, "seed", long], "'seed'", "100,000 characters, got 128,890")
+
+
 def test_a_grid_reads_the_parameters_cell_once_and_not_once_a_combination(monkeypatch):
     path = notebooks.find("snip")
     cell = notebooks.code_cells(notebooks.read(path))[0]["source"]
