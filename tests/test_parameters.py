@@ -733,6 +733,20 @@ def test_half_a_set_that_is_used_whole_is_refused(nothing_starts, capsys, tmp_pa
         nothing_starts(capsys, asked, "dataset = 'mnist': in ", "lacks", "(9 of 10008 bytes)")
 
 
+def test_a_folder_without_pictures_is_refused(nothing_starts, capsys, tmp_path):
+    asked = ["masked_kd", "-p", "dataset", "folder", "-p", "data_root", str(tmp_path)]
+    nothing_starts(capsys, ["run", *asked], "data_root = ", "expected train/ there")
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "1.png").touch()
+    nothing_starts(
+        capsys, ["record", "--name", "x", *asked], "data_root = ", "expected val/ there"
+    )
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    (tmp_path / "val" / "cat" / "1.png").touch()
+    given = {"dataset": "folder", "data_root": str(tmp_path)}
+    assert notebooks.validate(notebooks.find("masked_kd"), given, here=True)["dataset"] == "folder"
+
+
 def test_a_run_elsewhere_is_not_judged_by_this_machine(capsys, tmp_path):
     asked = [
         "snip",
