@@ -315,6 +315,34 @@ def test_a_text_is_one_line_that_a_file_can_hold(text):
     assert len(message) < 300
 
 
+def test_a_value_that_is_too_long_is_told_so(nothing_starts, capsys):
+    long = f"[{', '.join(map(str, range(20_000)))}]"
+    for asked in (["run", "snip", "-p"], ["sweep", "snip", "-g"], ["sweep", "snip", "-g", "lr", "[0.1]", "-p"]):  # fmt: skip
+        nothing_starts(capsys, [*asked, "seed", long], "'seed'", "100,000 characters, got 128,890")
+
+
+def test_a_grid_reads_the_parameters_cell_once_and_not_once_a_combination(monkeypatch):
+    path = notebooks.find("snip")
+    cell = notebooks.code_cells(notebooks.read(path))[0]["source"]
+    read, parse = [], ast.parse
+
+    def counted(source, *arguments, **options):
+        read.append(source)
+        return parse(source, *arguments, **options)
+
+    monkeypatch.setattr(ast, "parse", counted)
+    runs = sweep.expand(path, {"seed": list(range(30)), "lr": [0.1, 0.2]})
+    assert len(runs) == 60
+    assert read.count(cell) <= 3
+
+
+def test_a_default_that_is_a_list_is_new_each_time():
+    for _ in range(2):
+        space = run("sizes = [1]")
+        assert space["settings"].defaults["sizes"] == [8, 16]
+        space["settings"].defaults["sizes"].append(3)
+
+
 def test_many_problems_are_told_shortly():
     message = problems("".join(f"wrong_{n} = 0\n" for n in range(1000)))
     assert message.endswith("; and 980 more")
@@ -703,6 +731,20 @@ def test_half_a_set_that_is_used_whole_is_refused(nothing_starts, capsys, tmp_pa
     for stem in ("snip", "sparse_inr"):
         asked = ["run", stem, "-p", "dataset", "mnist"]
         nothing_starts(capsys, asked, "dataset = 'mnist': in ", "lacks", "(9 of 10008 bytes)")
+
+
+def test_a_folder_without_pictures_is_refused(nothing_starts, capsys, tmp_path):
+    asked = ["masked_kd", "-p", "dataset", "folder", "-p", "data_root", str(tmp_path)]
+    nothing_starts(capsys, ["run", *asked], "data_root = ", "expected train/ there")
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "1.png").touch()
+    nothing_starts(
+        capsys, ["record", "--name", "x", *asked], "data_root = ", "expected val/ there"
+    )
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    (tmp_path / "val" / "cat" / "1.png").touch()
+    given = {"dataset": "folder", "data_root": str(tmp_path)}
+    assert chapters.validate(chapters.find("masked_kd"), given, here=True)["dataset"] == "folder"
 
 
 def test_a_run_elsewhere_is_not_judged_by_this_machine(capsys, tmp_path):

@@ -691,6 +691,15 @@ def addresses(processes):
     return found
 
 
+def test_a_sweep_without_openssl_says_that_it_is_not_encrypted(toy, tmp_path, monkeypatch, capfd):
+    go(toy, tmp_path / "with", {"x": [1]})
+    assert "encryption" not in capfd.readouterr().err
+    monkeypatch.setattr(local, "certificate", dict)
+    assert go(toy, tmp_path / "without", {"x": [1]})[0]["status"] == "done"
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "encryption" in line]
+    assert line.startswith("companion: there is no openssl")
+
+
 def test_a_local_sweep_listens_on_loopback_only(toy, tmp_path):
     """Scheduler, workers and kernels; a kernel must have been seen, or nothing was tested."""
     running = command(

@@ -170,8 +170,18 @@ def _parameters(options: argparse.Namespace) -> dict[str, object]:
     for name, text in options.p:
         if named.count(name) > 1:
             raise ValueError(f"-p {name!r}: given twice")
+        _not_too_long("-p", name, text)
         values[name] = given.argument(text, kinds.get(name, object))
     return values
+
+
+def _not_too_long(option: str, name: str, text: str) -> None:
+    from companion import given
+
+    if len(text) > given.LIMIT:
+        raise ValueError(
+            f"{option} {name[:99]!r}: expected at most {given.LIMIT:,} characters, got {len(text):,}"
+        )
 
 
 def _list(_: argparse.Namespace) -> None:
@@ -360,6 +370,7 @@ def _axis(path: Path, name: str, text: str) -> object:
     """The list of values of -g, each read by the type that the notebook declares."""
     from companion.runs import chapters, given
 
+    _not_too_long("-g", name, text)
     kind = chapters.declared(path).get(name, object)
     try:
         values = given.read(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import keyword
 import math
 import re
@@ -154,12 +155,17 @@ def literal(name: str, value: object) -> str:
 
 def declared(annotations: dict[str, object]) -> dict[str, object]:
     """Type by parameter, of annotations that are types or, as in a source, text."""
-    plain = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
     return {
-        name: eval(kind, {"__builtins__": {}} | plain) if isinstance(kind, str) else kind
+        name: _declared(kind) if isinstance(kind, str) else kind
         for name, kind in annotations.items()
         if not name.startswith("_")
     }
+
+
+@functools.lru_cache(maxsize=64)
+def _declared(text: str) -> object:
+    plain = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
+    return eval(text, {"__builtins__": {}} | plain)
 
 
 def unknown(names: Iterable[object], known: Iterable[str]) -> list[str]:
@@ -203,11 +209,20 @@ def _set_by_hand(space: dict) -> set[str]:
 def _annotated_default(space: dict, name: str, otherwise: object) -> object:
     """The literal that the annotated cell gives a name, before papermill replaced it."""
     for source in _cells(space):
-        if f"{name}:" in source:
-            for statement in ast.parse(source).body:
-                if isinstance(statement, ast.AnnAssign) and statement.target.id == name:
-                    return ast.literal_eval(statement.value)
+        if f"{name}:" in source and name in (annotated := _annotated(source)):
+            return ast.literal_eval(annotated[name])
     return otherwise
+
+
+@functools.lru_cache(maxsize=64)  # a sweep checks one cell thousands of times
+def _annotated(source: str) -> dict[str, ast.expr]:
+    """What a cell's annotated assignments give, by name. Nodes: a list that is shared may change."""
+    return {
+        statement.target.id: statement.value
+        for statement in reversed(ast.parse(source).body)  # of two, the first is the default
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        if statement.value is not None
+    }
 
 
 def _wrong(

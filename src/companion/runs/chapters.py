@@ -229,6 +229,13 @@ def _check_place(values: dict[str, object], usual: object) -> None:
     from companion.data.root import MissingDataError, data_root
 
     place, sets = data_root(root), catalogue()
+    if name == "folder" and "scene_path" not in values:  # pictures of the user's own
+        for part in ("train", "val"):
+            if not any((place / part).glob("*/*")):
+                raise parameters.ParameterError(
+                    f"dataset = 'folder', data_root = {str(place)!r}: expected {part}/ there, "
+                    "with one subfolder of pictures a class"
+                )
     for source in (sets[family] for family in FAMILIES.get(name, (name,)) if family in sets):
         try:
             # of a set whose files are not known one by one, chapters take what is there
