@@ -35,7 +35,13 @@ from companion.data.images import (
     load_images,
     standardise,
 )
-from companion.data.root import CorruptDataError, IncompleteDataError, MissingDataError, data_root
+from companion.data.root import (
+    CorruptDataError,
+    IncompleteDataError,
+    MissingDataError,
+    data_root,
+    verify,
+)
 from companion.data.surveillance import load_pets, load_town_centre
 from companion.files import ROOT
 
@@ -163,7 +169,10 @@ def as_published(monkeypatch, name, root):
         path: hashlib.sha256((root / path).read_bytes()).hexdigest()
         for path in IMAGE_SETS[name].files
     }
-    monkeypatch.setitem(IMAGE_SETS, name, dataclasses.replace(IMAGE_SETS[name], files=files))
+    sizes = {path: (root / path).stat().st_size for path in files}
+    monkeypatch.setitem(
+        IMAGE_SETS, name, dataclasses.replace(IMAGE_SETS[name], files=files, sizes=sizes)
+    )
 
 
 def test_idx_files_become_images_and_labels(tmp_path, monkeypatch):
@@ -199,7 +208,7 @@ def test_a_damaged_idx_file_is_named_as_such(damage, tmp_path, monkeypatch):
         named = labels
     with pytest.raises(CorruptDataError, match=named.name):
         load_images("fashion_mnist", tmp_path)
-    if damage in ("magic", "truncated", "empty", "labels"):  # and the reader finds it as well
+    if damage in ("magic", "truncated", "labels"):  # and the reader finds it as well
         as_published(monkeypatch, "fashion_mnist", tmp_path)
         with pytest.raises(
             CorruptDataError, match=r"'fashion_mnist' in .*FashionMNIST/raw cannot be"
@@ -208,7 +217,7 @@ def test_a_damaged_idx_file_is_named_as_such(damage, tmp_path, monkeypatch):
 
 
 def test_mnist_is_held_to_its_checksums(tmp_path):
-    raw = fake_idx_set(tmp_path / "MNIST" / "raw")
+    raw = fake_idx_set(tmp_path / "MNIST" / "raw", 60_000, 10_000)
     with pytest.raises(CorruptDataError, match=r"train-images-idx3-ubyte is damaged: sha256 "):
         load_images("mnist", tmp_path)
     (raw / "train-images-idx3-ubyte").unlink()
@@ -227,6 +236,8 @@ def test_cifar_pickles_are_refused_before_they_are_read(tmp_path):
         (folder / name).write_bytes(
             f"cos\nsystem\n(S'touch {ran}'\ntR.".encode()
         )  # a pickle that runs a command
+    for path, size in IMAGE_SETS["cifar10"].sizes.items():
+        os.truncate(tmp_path / path, size)
     with pytest.raises(CorruptDataError, match="data_batch_1 is damaged"):
         load_images("cifar10", tmp_path)
     assert not ran.exists()
@@ -260,15 +271,45 @@ def test_every_set_is_told_missing_from_incomplete_from_there(name, tmp_path):
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
+    assert source.state(tmp_path) == "incomplete"  # they are empty
+    for file in files:
+        os.truncate(file, source.sizes.get(file.relative_to(tmp_path).as_posix(), 9))
     # a pattern with [] stands for several folders, of which one was made
     whole = max(source.needs.values()) <= 3 and "[" not in "".join(source.needs)
     assert source.state(tmp_path) == ("there" if whole else "incomplete")
+    if source.sizes:
+        os.truncate(files[0], 7)
+        assert source.state(tmp_path) == "incomplete"
     files[0].unlink()
     if len(set(files)) > 1:
         assert source.state(tmp_path) == "incomplete"
         assert any(
             pattern in text for pattern in source.needs for text in source.lacking(tmp_path)
         )
+
+
+def test_an_empty_or_truncated_file_is_told(tmp_path, capsys):
+    raw, labels = tmp_path / "MNIST" / "raw", "MNIST/raw/t10k-labels-idx1-ubyte"
+    raw.mkdir(parents=True)
+    for path, size in IMAGE_SETS["mnist"].sizes.items():
+        (tmp_path / path).touch()
+        os.truncate(tmp_path / path, size)
+    assert IMAGE_SETS["mnist"].lacking(tmp_path) == []
+    os.truncate(tmp_path / labels, 10_007)
+    (raw / "train-labels-idx1-ubyte").unlink()
+    (raw / "train-labels-idx1-ubyte").mkdir()
+    assert main(["data", "--root", str(tmp_path)]) == 0
+    assert (
+        "lacks MNIST/raw/train-labels-idx1-ubyte (0 of 60008 bytes), "
+        f"{labels} (10007 of 10008 bytes)\n" in capsys.readouterr().out
+    )
+    gt, *_ = catalogue()["eth"].needs
+    for name in ("eth", "hotel"):
+        file = tmp_path / gt.replace("*", name)
+        file.parent.mkdir(parents=True)
+        file.touch()
+    file.write_text("0")
+    assert f"{gt} (1 of 2)" in catalogue()["eth"].lacking(tmp_path)
 
 
 def test_the_real_sets_are_whole_but_for_drone_videos(real_data):
@@ -387,6 +428,39 @@ def test_a_download_that_fails_says_so_in_a_line_and_leaves_nothing(served, tmp_
     if fault in ("absent", "no network"):
         assert f"put the unpacked a, b into {root / 'here'} by hand" in message
     assert not list(root.iterdir())
+
+
+def test_two_downloads_of_a_set_at_once_do_not_meet(served, tmp_path, monkeypatch):
+    """Each waits, before it checks what it unpacked, until the other has unpacked as well."""
+    archives, root = archives_of(served, CONTENT, "gz"), tmp_path / "root"
+    foreign = root / ".some.part" / "notes.txt"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("somebody's")
+    gate, failed = threading.Barrier(2, timeout=20), []
+
+    def verified(path, sha256):
+        if "here" not in path.parts:  # not in its place yet
+            gate.wait()
+        verify(path, sha256)
+
+    monkeypatch.setattr("companion.data.fetch.verify", verified)
+
+    def work():
+        try:
+            fetch("some", archives, WANTED, root)
+        except Exception as error:
+            failed.append(error)
+            gate.abort()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert {name: (root / "here" / name).read_bytes() for name in CONTENT} == CONTENT
+    assert foreign.read_text() == "somebody's"
+    assert {f.name for f in root.iterdir()} == {"here", ".some.part"}
 
 
 def test_an_interrupted_download_leaves_nothing(served, tmp_path, monkeypatch):
@@ -682,7 +756,7 @@ def town_centre(root, boxes=BOXES):
     folder = root / "trajectories" / "datasets" / "Town-Center"
     folder.mkdir(parents=True)
     picture(6, 8).save(folder / "reference.jpg")
-    (folder / "TownCentre-calibration-ci.txt").touch()
+    (folder / "TownCentre-calibration-ci.txt").write_text("any")
     extra = root / "trajectories" / "extra"
     extra.mkdir()
     (extra / "towncentre-boxes-5percent.csv").write_bytes(boxes.encode("utf-8-sig"))

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from companion.device import peak_memory, pick_device, seed_everything
+from companion.device import has_float64, peak_memory, pick_device, seed_everything
 
 
 def pretend(monkeypatch, cuda=0, mps=False):
@@ -55,3 +55,20 @@ def test_one_seed_gives_the_same_draws_everywhere():
 def test_peak_memory_is_in_megabytes():
     # a Python with torch takes more than 50 MB and this one less than 64 GB
     assert 50 < peak_memory()["process_mb"] < 64_000
+
+
+def test_cpu_and_cuda_have_float64_even_where_there_is_no_cuda(monkeypatch):
+    pretend(monkeypatch)
+    for name in ("cpu", "cuda", "cuda:3", torch.device("cuda")):
+        assert has_float64(name)
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("MPS has no float64"), RuntimeError("no such device")]
+)
+def test_another_device_is_asked_for_float64(monkeypatch, error):
+    def refuse(*_, device, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    assert not has_float64("mps")

@@ -20,14 +20,55 @@ from companion.files import BusyError, locked, scratch, sweep_up, to_json, write
 from companion.runs.processes import python_path
 
 
-def test_a_file_is_written_whole_in_new_folders_and_readable_by_all(tmp_path):
+def test_a_file_is_written_whole_in_new_folders(tmp_path):
     path = tmp_path / "a" / "b.json"
     write_whole(path, "ä\n")
     assert path.read_bytes() == "ä\n".encode()
     write_whole(str(path), b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert os.listdir(path.parent) == ["b.json"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_written_file_has_the_mode_that_open_would_give_it(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        for write in (lambda file: file.write_text("plain"), lambda file: write_whole(file, "x")):
+            write(file := tmp_path / f"new-{len(os.listdir(tmp_path))}")
+            assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~mask
+            for mode in (0o600, 0o664, 0o755):
+                file.chmod(mode)
+                write(file)
+                assert stat.S_IMODE(file.stat().st_mode) == mode
+    finally:
+        os.umask(before)
+
+
+def test_a_link_stays_and_what_it_names_is_written(tmp_path):
+    (tmp_path / "far").mkdir()
+    whole, link, loop = tmp_path / "far" / "whole", tmp_path / "link", tmp_path / "loop"
+    link.symlink_to("far/whole")  # not there yet
+    loop.symlink_to("loop")
+    for text in ("one", "two"):
+        write_whole(link, text)
+        assert link.is_symlink()
+        assert whole.read_text() == text
+    with pytest.raises(OSError, match="loop"):
+        write_whole(loop, "x")
+    assert os.listdir(tmp_path / "far") == ["whole"]
+    assert sorted(os.listdir(tmp_path)) == ["far", "link", "loop"]
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/null")
+    for path in (pipe, link, tmp_path):
+        with pytest.raises(OSError, match="not an ordinary file") as raised:
+            write_whole(path, "x")
+        assert raised.value.filename == str(path)
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()
 
 
 @pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
@@ -164,6 +205,37 @@ def test_one_of_many_has_the_lock_at_a_time(tmp_path):
     assert most == 1
     assert got
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["mine", "process of thought\n", "process 7 on a\nb", "\x00"])
+def test_a_lock_that_is_somebody_elses_file_stays(tmp_path, content):
+    file, link = tmp_path / ".x.lock", tmp_path / ".y.lock"
+    file.write_text(content)
+    link.symlink_to(file)
+    (tmp_path / ".z.lock").symlink_to("none")
+    for lock in (file, link, tmp_path / ".z.lock"):
+        with pytest.raises(FileExistsError, match="no lock of ours") as raised, locked(lock, ""):
+            pass
+        assert raised.value.filename == str(lock)
+    assert file.read_text() == content
+    assert sorted(os.listdir(tmp_path)) == [".x.lock", ".y.lock", ".z.lock"]
+
+
+@pytest.mark.parametrize("content", ["", "process 7 on a machine"])
+def test_what_a_killed_holder_left_is_taken_over(tmp_path, content):
+    file = tmp_path / ".x.lock"
+    file.write_text(content)
+    with locked(file, "busy"):
+        assert file.read_text().startswith(f"process {os.getpid()} on ")
+    assert not file.exists()
+
+
+def test_a_file_put_in_the_place_of_a_lock_stays(tmp_path):
+    file = tmp_path / ".x.lock"
+    with locked(file, "busy"):
+        file.unlink()
+        file.write_text("mine")
+    assert file.read_text() == "mine"
 
 
 def test_json_takes_numbers_of_every_library():

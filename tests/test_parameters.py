@@ -15,11 +15,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import Phase, example, settings
 from hypothesis import given as given_
 from hypothesis import strategies as st
 
 from companion.__main__ import _parameters, _parser, main
+from companion.data.images import IMAGE_SETS
+from companion.notebook.outside import OUTSIDE
 from companion.notebook.parameters import ALWAYS, ParameterError, check_parameters, require
 from companion.runs import chapters, executor, given, records, sweep
 
@@ -310,6 +312,34 @@ def test_a_text_is_one_line_that_a_file_can_hold(text):
     assert message.startswith("data_root = 'a" if text[0] == "a" else "data_root = '")
     assert message.endswith("expected one line of at most 4096 characters")
     assert len(message) < 300
+
+
+def test_a_value_that_is_too_long_is_told_so(nothing_starts, capsys):
+    long = f"[{', '.join(map(str, range(20_000)))}]"
+    for asked in (["run", "snip", "-p"], ["sweep", "snip", "-g"], ["sweep", "snip", "-g", "lr", "[0.1]", "-p"]):  # fmt: skip
+        nothing_starts(capsys, [*asked, "seed", long], "'seed'", "100,000 characters, got 128,890")
+
+
+def test_a_grid_reads_the_parameters_cell_once_and_not_once_a_combination(monkeypatch):
+    path = chapters.find("snip")
+    cell = chapters.code_cells(chapters.read(path))[0]["source"]
+    read, parse = [], ast.parse
+
+    def counted(source, *arguments, **options):
+        read.append(source)
+        return parse(source, *arguments, **options)
+
+    monkeypatch.setattr(ast, "parse", counted)
+    runs = sweep.expand(path, {"seed": list(range(30)), "lr": [0.1, 0.2]})
+    assert len(runs) == 60
+    assert read.count(cell) <= 3
+
+
+def test_a_default_that_is_a_list_is_new_each_time():
+    for _ in range(2):
+        space = run("sizes = [1]")
+        assert space["settings"].defaults["sizes"] == [8, 16]
+        space["settings"].defaults["sizes"].append(3)
 
 
 def test_many_problems_are_told_shortly():
@@ -640,11 +670,43 @@ def test_what_is_no_file_is_refused(nothing_starts, capsys, tmp_path):
     for place in (tmp_path, tmp_path / "none.yaml", Path("/dev/zero"), Path("x" * 300)):
         nothing_starts(capsys, ["run", "snip", "-f", str(place)], f"-f {place}")
     nothing_starts(capsys, ["run", "snip", "-p", "seed", "1", "-p", "seed", "2"], "given twice")
-    for place in ("/dev/null/x.ipynb", str(tmp_path), "x" * 300):
+    for place in ("/dev/null/x.ipynb", str(tmp_path), "x" * 300, "a\0.ipynb"):
         nothing_starts(capsys, ["run", "snip", "-o", place], f"-o {place}")
-    nothing_starts(capsys, ["record", "snip", "--name", "x", "--out", "/dev/null/x"], "--out")
+    for place in ("/dev/null/x", "a\0b", "a\ud800", "x" * 300):
+        nothing_starts(capsys, ["record", "snip", "--name", "x", "--out", place], "--out")
+        nothing_starts(capsys, ["sweep", "snip", "-g", "seed", "[1]", "--out", place], "--out")
+    for name in ("x" * 300, "a\0", "a\0.ipynb", "\ud800", "x" * 5000 + ".ipynb"):
+        for asked in (["run", name], ["record", name, "--name", "x"], ["sweep", name, "-g", "seed", "[1]"]):  # fmt: skip
+            nothing_starts(capsys, asked, "notebook = '", "snip")
+    nothing_starts(capsys, ["run", "snip", "-f", "a\0"], "-f a")
+    tls = [part for option in ("ca", "cert", "key") for part in (f"--tls-{option}", "a\0")]
+    nothing_starts(capsys, ["sweep", "snip", "-g", "seed", "[1]", "--scheduler", "tls://h:1", *tls], "--tls-ca a")  # fmt: skip
     for grid in ("7", "[]", "[1, 1]", "[1, 0x1]", "{a: 1}", "[", "[" * 20_000):
         nothing_starts(capsys, ["sweep", "snip", "-g", "seed", grid], "seed")
+
+
+@pytest.mark.parametrize("what", sorted({*OUTSIDE} - {"timm model"}))
+def test_no_text_makes_a_rule_for_paths_raise(what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = st.text(st.sampled_from("a/.~\0\ud800\udcff\u2028 ä"), max_size=9)
+
+    @settings(max_examples=100)
+    @example("x" * 5000)
+    @example("x/" * 5000)
+    @given_(texts)
+    def check(text):
+        assert (OUTSIDE[what](text) or "expected a f").startswith("expected a f")
+
+    check()
+
+
+def test_the_working_folder_is_a_folder(tmp_path, monkeypatch):
+    """Its name has no parts."""
+    monkeypatch.chdir(tmp_path)
+    for text in (".", "./", "", "/"):
+        assert OUTSIDE["folder"](text) is OUTSIDE["new folder"](text) is None
+        assert "file" in OUTSIDE["new file"](text)
+    assert OUTSIDE["new folder"]("a\0b") == "expected a folder that can be written"
 
 
 def test_data_that_are_not_there_are_refused(nothing_starts, capsys, tmp_path, monkeypatch):
@@ -658,6 +720,30 @@ def test_data_that_are_not_there_are_refused(nothing_starts, capsys, tmp_path, m
             nothing_starts(capsys, ["run", *asked], f"dataset = {dataset!r}: not in {tmp_path}")
             nothing_starts(capsys, ["record", "--name", "x", *asked], f"dataset = {dataset!r}")
             nothing_starts(capsys, ["sweep", "-g", "seed", "[1]", *asked], f"dataset = {dataset!r}")  # fmt: skip
+
+
+def test_half_a_set_that_is_used_whole_is_refused(nothing_starts, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    for path in IMAGE_SETS["mnist"].files:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"cut short")
+    for stem in ("snip", "sparse_inr"):
+        asked = ["run", stem, "-p", "dataset", "mnist"]
+        nothing_starts(capsys, asked, "dataset = 'mnist': in ", "lacks", "(9 of 10008 bytes)")
+
+
+def test_a_folder_without_pictures_is_refused(nothing_starts, capsys, tmp_path):
+    asked = ["masked_kd", "-p", "dataset", "folder", "-p", "data_root", str(tmp_path)]
+    nothing_starts(capsys, ["run", *asked], "data_root = ", "expected train/ there")
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "1.png").touch()
+    nothing_starts(
+        capsys, ["record", "--name", "x", *asked], "data_root = ", "expected val/ there"
+    )
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    (tmp_path / "val" / "cat" / "1.png").touch()
+    given = {"dataset": "folder", "data_root": str(tmp_path)}
+    assert chapters.validate(chapters.find("masked_kd"), given, here=True)["dataset"] == "folder"
 
 
 def test_a_run_elsewhere_is_not_judged_by_this_machine(capsys, tmp_path):

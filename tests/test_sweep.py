@@ -25,7 +25,7 @@ from companion.files import ROOT
 from companion.notebook import ParameterError
 from companion.runs import chapters, fingerprint, local, store
 from companion.runs import sweep as rooms
-from companion.runs.grid import Run, expand
+from companion.runs.grid import Point, expand
 from companion.runs.report import claim_counts, page, swept
 from companion.runs.store import SweepError
 from companion.runs.sweep import sweep
@@ -144,7 +144,7 @@ def test_a_run_keeps_its_name_in_another_grid(toy):
     small = expand(toy, {"x": [1, 2]}, {"seed": 5})
     large = expand(toy, {"seed": [4, 5], "x": [0, 1, 2, 3]})
     assert {run.id for run in small} < {run.id for run in large}
-    assert small[0].id != Run("other", small[0].given).id
+    assert small[0].id != Point("other", small[0].given).id
 
 
 @pytest.mark.parametrize(
@@ -206,23 +206,18 @@ def test_equal_values_are_one_run(toy):
     assert whole == point
     assert whole.id == point.id
     assert type(whole.given["rate"]) is float
-    assert Run("toy", {"a": [1, 2.0]}).id == Run("toy", {"a": [1.0, 2]}).id
-    assert Run("toy", {"a": 1}).id != Run("toy", {"a": True}).id
+    assert Point("toy", {"a": [1, 2.0]}).id == Point("toy", {"a": [1.0, 2]}).id
+    assert Point("toy", {"a": 1}).id != Point("toy", {"a": True}).id
     # a run that was finished before this rule is found again
-    assert Run("toy", {"x": 1, "mode": "ok"}).id == "8c071463005d8146"
+    assert Point("toy", {"x": 1, "mode": "ok"}).id == "8c071463005d8146"
 
 
-def test_a_large_grid_is_checked_from_the_first_two_cells_only(toy, monkeypatch):
-    seen = []
-    validate = chapters.validate
-
-    def spy(path, given, **options):
-        seen.append(len(chapters.read(path)["cells"]))
-        return validate(path, given, **options)
-
-    monkeypatch.setattr(chapters, "validate", spy)
-    expand(toy, {"x": [1, 2, 3]})
-    assert seen == [2, 2, 2]
+def test_a_large_grid_is_read_once(toy, monkeypatch):
+    before = len(expand(toy, {"x": [1]}))
+    seen, parse = [], chapters.parse
+    monkeypatch.setattr(chapters, "parse", lambda *given: seen.append(1) or parse(*given))
+    assert len(expand(toy, {"rate": [n / 8 for n in range(1, 200)]})) == 199 * before
+    assert len(seen) < 5
 
 
 # ---------------------------------------------------------------- what comes out
@@ -368,7 +363,7 @@ def test_a_kernel_that_does_not_start_is_started_again(toy, monkeypatch, failure
         return await start(self, **options)
 
     monkeypatch.setattr(NotebookClient, "async_start_new_kernel_client", start_or_not)
-    order = Order(Run("toy", {"x": 2}), fingerprint.fingerprint(toy))
+    order = Order(Point("toy", {"x": 2}), fingerprint.fingerprint(toy))
     result = carry_out(order, toy.read_text())
     assert (result.status, left) == (status, [0])
     assert ("Kernel died before" in result.error) == (status == "failed")
@@ -487,7 +482,7 @@ def test_a_sweep_that_is_ended_takes_workers_and_kernels_with_it(toy, tmp_path, 
     running = command(toy, out, "-g", "x", "[2, 3]", "-p", "mode", "sleep", "--workers", "2")
     try:
         wait_for(lambda: len(list((out / "runs").glob("*.json"))) == 1)
-        wait_for(lambda: named("companion.runs.kernels", running))
+        wait_for(lambda: named("companion.runs.processes", running))
         started = below(running)
         running.send_signal(number)
         _, told = running.communicate(timeout=60)
@@ -542,7 +537,7 @@ def test_a_cluster_that_goes_away_ends_the_sweep(
         scheduler, worker = processes
 
         def strike():
-            wait_for(lambda: named("companion.runs.kernels", worker))
+            wait_for(lambda: named("companion.runs.processes", worker))
             monkeypatch.setattr(rooms, "CONNECT_S", 3)
             if fault == "workers":
                 for process in [worker, *below(worker)]:
@@ -665,9 +660,19 @@ def test_files_of_other_origin_stay(toy, tmp_path):
         out = tmp_path / name.strip(".")
         out.mkdir()
         (out / name).write_text("mine")
+        (out / "runs").mkdir()
+        (out / "runs" / "mine.json").write_text("{}")
         with pytest.raises(SweepError, match=rf"--out .*{re.escape(name)} there is of no sweep"):
             go(toy, out, {"x": [1]})
         assert (out / name).read_text() == "mine"
+
+
+def test_a_sweep_goes_on_in_its_own_folder_and_leaves_no_lock(toy, tmp_path, scheduler):
+    out = tmp_path / "out"
+    go(toy, out, {"x": [1]}, scheduler=scheduler)
+    assert not (out / ".lock").exists()
+    (out / ".lock").write_text("process 7 on a machine")  # as one that was killed leaves it
+    assert len(go(toy, out, {"x": [1, 3]}, scheduler=scheduler)) == 2
 
 
 # ---------------------------------------------------------------- who may send work
@@ -686,6 +691,15 @@ def addresses(processes):
     return found
 
 
+def test_a_sweep_without_openssl_says_that_it_is_not_encrypted(toy, tmp_path, monkeypatch, capfd):
+    go(toy, tmp_path / "with", {"x": [1]})
+    assert "encryption" not in capfd.readouterr().err
+    monkeypatch.setattr(local, "certificate", dict)
+    assert go(toy, tmp_path / "without", {"x": [1]})[0]["status"] == "done"
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "encryption" in line]
+    assert line.startswith("companion: there is no openssl")
+
+
 def test_a_local_sweep_listens_on_loopback_only(toy, tmp_path):
     """Scheduler, workers and kernels; a kernel must have been seen, or nothing was tested."""
     running = command(
@@ -695,7 +709,7 @@ def test_a_local_sweep_listens_on_loopback_only(toy, tmp_path):
     seen = set()
     try:
         wait_for(lambda: list((tmp_path / "out" / "runs").glob("*.json")))
-        wait_for(lambda: named("companion.runs.kernels", running))
+        wait_for(lambda: named("companion.runs.processes", running))
         for _ in range(20):
             seen |= addresses([psutil.Process(running.pid), *below(running)])
             time.sleep(0.1)
@@ -703,7 +717,7 @@ def test_a_local_sweep_listens_on_loopback_only(toy, tmp_path):
         running.kill()
         running.wait(20)
     names = {name for name, _ in seen}
-    assert any("companion.runs.kernels" in name for name in names)
+    assert any("companion.runs.processes" in name for name in names)
     assert len(names) >= 3
     assert {ip for _, ip in seen} == {"127.0.0.1"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import shlex
 import signal
@@ -171,8 +170,18 @@ def _parameters(options: argparse.Namespace) -> dict[str, object]:
     for name, text in options.p:
         if named.count(name) > 1:
             raise ValueError(f"-p {name!r}: given twice")
+        _not_too_long("-p", name, text)
         values[name] = given.argument(text, kinds.get(name, object))
     return values
+
+
+def _not_too_long(option: str, name: str, text: str) -> None:
+    from companion import given
+
+    if len(text) > given.LIMIT:
+        raise ValueError(
+            f"{option} {name[:99]!r}: expected at most {given.LIMIT:,} characters, got {len(text):,}"
+        )
 
 
 def _list(_: argparse.Namespace) -> None:
@@ -193,7 +202,6 @@ def _list(_: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from companion.files import sweep_up, write_whole
     from companion.runs import chapters, executor
 
     path = chapters.find(options.notebook)
@@ -202,16 +210,14 @@ def _run(options: argparse.Namespace) -> None:
     output = options.output or Path("runs") / path.name
     _check_output(output, path)
 
-    sweep_up(output.parent)
-    text, failure = executor.run(path, given)
-    write_whole(output, text)
-    if failure:
-        raise RuntimeError(f"{failure} (see {output})")
-    from companion.notebook.checking import Table, Verdict
-    from companion.notebook.claims import load_claims
-
+    outcome = executor.run(path, given, output)
+    if outcome.error:
+        raise RuntimeError(f"{outcome.error} (see {output})")
     found = chapters.recorded_values(chapters.read(output)).get(f"{path.stem}.claims", [])
     if found:
+        from companion.notebook.checking import Table, Verdict
+        from companion.notebook.claims import load_claims
+
         print(Table(load_claims(path.stem), [Verdict(**fields) for fields in found]))
     print(f"written to {output}")
 
@@ -222,17 +228,23 @@ def _check_output(output: Path, notebook: Path) -> None:
     from companion.runs import chapters
 
     stored = [notebook, *chapters.FOLDER.glob("*.ipynb")]
+    wrong = ""
     try:
-        if output.is_dir() or output.suffix != ".ipynb":
-            raise ValueError(f"-o {output}: expected a file that ends in .ipynb")
-        if output.exists() and any(output.samefile(chapter) for chapter in stored):
-            raise ValueError(f"-o {output}: is a chapter itself, and a run is written beside it")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(output.parent)
-        if output.exists() and not os.access(output, os.W_OK):
-            raise PermissionError(errno.EACCES, "it is write-protected")
-    except OSError as error:
-        raise ValueError(f"-o {output}: cannot be written: {error.strerror or error}") from None
+        if "\0" in str(output):  # which to pathlib is a file that is not there
+            wrong = "no file can be called that"
+        elif output.is_dir() or output.suffix != ".ipynb":
+            wrong = "expected a file that ends in .ipynb"
+        elif output.exists() and any(output.samefile(chapter) for chapter in stored):
+            wrong = "is a chapter itself, and a run is written beside it"
+        else:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            check_writable(output.parent)
+            if output.exists() and not os.access(output, os.W_OK):
+                wrong = "cannot be written: it is write-protected"
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        wrong = f"cannot be written: {getattr(error, 'strerror', None) or error}"
+    if wrong:
+        raise ValueError(f"-o {output}: {wrong}")
 
 
 def _record(options: argparse.Namespace) -> None:
@@ -280,6 +292,8 @@ def _sweep(options: argparse.Namespace) -> int:
         raise ValueError("--values: says what --keep keeps; give --keep NAME as well")
     if "" in options.values:
         raise ValueError("--values '': expected the name of a recorded value, * for any text")
+    if options.out:
+        _writable("--out", options.out, "new folder")
     path = chapters.find(options.notebook)
     axes = {name: _axis(path, name, text) for name, text in options.g}
     if len(axes) < len(options.g) or not axes:
@@ -358,6 +372,7 @@ def _axis(path: Path, name: str, text: str) -> object:
     """The list of values of -g, each read by the type that the notebook declares."""
     from companion.runs import chapters, given
 
+    _not_too_long("-g", name, text)
     kind = chapters.declared(path).get(name, object)
     try:
         values = given.read(text)
@@ -405,8 +420,8 @@ def _data(options: argparse.Namespace) -> None:
 def _refresh(options: argparse.Namespace) -> None:
     from companion.files import check_writable
     from companion.runs import chapters
-    from companion.runs.executor import refresh_all
     from companion.runs.fingerprint import is_current
+    from companion.runs.refresh import refresh_all
 
     if options.notebooks:
         waiting = [chapters.find(name) for name in options.notebooks]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import platform
+import re
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,21 +24,42 @@ PART = ".companion.part"  # ends the name of every file that is being written
 def write_whole(path: Path | str, content: str | bytes) -> None:
     """Write a file so that readers see the old content or all of the new, never a part.
 
-    What a killed writer leaves, `sweep_up` removes. Raises OSError, which names the file.
+    A file that is there keeps its mode, a link stays and what it names is written. What a killed
+    writer leaves, `sweep_up` removes from the folder of the file.
+    Raises OSError, which names the file, also for a device or a pipe: these cannot be replaced.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
+    target = Path(os.path.realpath(path))
     try:
-        with _own(lambda: tempfile.mkstemp(PART, f".{path.name}.", path.parent)) as part:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        mode = _mode(path)
+        with _own(lambda: _new_part(target)) as part:
             with open(part, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(part, 0o644)
-            os.replace(part, path)
+            if mode is not None:
+                os.chmod(part, mode)
+            os.replace(part, target)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _mode(path: Path | str) -> int | None:
+    """The permissions of the file that a path names; None if there is none yet."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not an ordinary file")
+    return stat.S_IMODE(mode)
+
+
+def _new_part(path: Path) -> tuple[int, str]:
+    """A new file beside the path, with the permissions that the user wants new files to have."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+    return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), str(part)
 
 
 def check_writable(folder: Path | str) -> None:
@@ -133,18 +158,36 @@ def locked(file: Path | str, busy: str) -> Iterator[int]:
     file: the lock, removed afterwards. busy: the message if it is held, in which "{holder}"
       becomes the process that does.
     Gives a descriptor: a child process that inherits it holds the lock as well.
-    Raises BusyError if the lock is held.
+    Raises BusyError if the lock is held, FileExistsError for a file of that name that is no lock
+    of ours, and OSError, which names the file, where it cannot be made or locked.
     """
     import fcntl
 
+    def foreign() -> OSError:
+        return OSError(errno.EEXIST, "is no lock of ours, and stays; move it away", str(file))
+
+    def opener(name: str, flags: int) -> int:
+        if os.path.islink(name):
+            raise foreign()
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
     while True:
-        with open(file, "a+", encoding="utf-8") as lock:
+        with open(file, "a+", encoding="utf-8", errors="replace", opener=opener) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free = True
             except BlockingIOError:
-                lock.seek(0)
-                holder = lock.read().strip() or "another process"
-                raise BusyError(busy.replace("{holder}", holder)) from None
+                free = False
+            except OSError as error:
+                raise OSError(
+                    error.errno, f"cannot be locked: {error.strerror}", str(file)
+                ) from None
+            lock.seek(0)
+            holder = lock.read(300)
+            if holder and not re.fullmatch(r"process \d+ on .*", holder):
+                raise foreign()
+            if not free:
+                raise BusyError(busy.replace("{holder}", holder or "another process"))
             if not _is_open(lock.fileno(), file):
                 continue  # its holder has just removed it
             with suppress(OSError):  # only for the message above
@@ -154,7 +197,8 @@ def locked(file: Path | str, busy: str) -> Iterator[int]:
             try:
                 yield lock.fileno()
             finally:
-                _remove(file)
+                if _is_open(lock.fileno(), file):
+                    _remove(file)
             return
 
 

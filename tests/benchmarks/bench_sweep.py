@@ -19,7 +19,7 @@ import pytest
 
 from companion.runs import chapters
 from companion.runs import sweep as rooms
-from companion.runs.grid import Run, expand
+from companion.runs.grid import Point, expand
 from companion.runs.sweep import sweep
 from companion.runs.worker import Result
 
@@ -53,12 +53,12 @@ def chapter_text():
 
 def stand_in(order, source):
     """In the place of `carry_out`: no kernel, but a result of a chapter's size."""
-    time.sleep(order.run.given["lr"])
+    time.sleep(order.point.given["lr"])
     values = {"snip.error": 1.0}
     return Result(
-        order.run,
+        order.point,
         "done",
-        order.run.given["lr"],
+        order.point.given["lr"],
         "",
         values,
         order.fingerprint,
@@ -116,7 +116,7 @@ def swept(benchmark, path, runs, out, address):
 
 
 def trivial_runs(path, turn, count):
-    return [Run(path.stem, {"seed": 10_000 * turn + number}) for number in range(count)]
+    return [Point(path.stem, {"seed": 10_000 * turn + number}) for number in range(count)]
 
 
 def test_trivial_runs_against_papermill(benchmark, add_row, trivial, dask_processes, out, figures):
@@ -201,7 +201,7 @@ def test_a_hundred_workers(
         {"lr": STAND_IN_S},
     )  # fmt: skip
     checking = time.perf_counter() - start
-    at_once = [Run(run.stem, run.given | {"lr": 0.0}) for run in runs[: len(runs) // 10]]
+    at_once = [Point(run.stem, run.given | {"lr": 0.0}) for run in runs[: len(runs) // 10]]
     with dask_processes(0) as address, crowd(address, CROWD):
         with Client(address, set_as_default=False) as client:
             client.wait_for_workers(CROWD, timeout=120)

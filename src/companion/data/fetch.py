@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from companion.data.root import CorruptDataError, MissingDataError, verify
+from companion.files import scratch
 
 
 def fetch(name: str, archives: Mapping[str, str], files: Mapping[str, str], root: Path) -> None:
@@ -20,8 +21,8 @@ def fetch(name: str, archives: Mapping[str, str], files: Mapping[str, str], root
 
     archives: sha256 by address; each is a .gz of one file or a .tar.gz. files: sha256 by path
     below the data root; their names are those in the archives. Nothing is done if all are there.
-    An attempt that fails or is interrupted leaves nothing behind; one that was killed leaves a
-    hidden folder, which the next attempt takes over.
+    Each attempt works in a folder of its own, so that several at once do not meet. One that
+    fails or is interrupted leaves nothing behind; what a killed one leaves, the next removes.
 
     Raises MissingDataError, saying what to put where by hand, if there is no way to the network;
     CorruptDataError for a download that is not what it should be; ValueError for a data root
@@ -29,16 +30,16 @@ def fetch(name: str, archives: Mapping[str, str], files: Mapping[str, str], root
     """
     if _all_whole(files, root):
         return
-    part = root / f".{name}.part"
     try:
-        part.mkdir(parents=True, exist_ok=True)
-        for url, sha256 in archives.items():
-            _unpack(_download(name, url, sha256, part, _by_hand(files, root)), files, part)
-        for path, sha256 in files.items():
-            verify(part / Path(path).name, sha256)
-        for path in files:
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part / Path(path).name, root / path)
+        root.mkdir(parents=True, exist_ok=True)
+        with scratch(str(root)) as part:
+            for url, sha256 in archives.items():
+                _unpack(_download(name, url, sha256, part, _by_hand(files, root)), files, part)
+            for path, sha256 in files.items():
+                verify(part / Path(path).name, sha256)
+            for path in files:
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(part / Path(path).name, root / path)
     except (MissingDataError, CorruptDataError):
         raise
     except (EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
@@ -47,8 +48,6 @@ def fetch(name: str, archives: Mapping[str, str], files: Mapping[str, str], root
         raise ValueError(
             f"data_root = {str(root)!r}: {name} cannot be written there ({error.strerror or error})"
         ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _all_whole(files: Mapping[str, str], root: Path) -> bool:

@@ -245,6 +245,8 @@ def _digits(_: Path):
 
 
 # MNIST: the files' as computed, the archives' as in tensorflow_datasets' url_checksums
+# of the two sets of this form: a header, then a byte a pixel or label
+IDX_BYTES = (16 + 60_000 * 784, 8 + 60_000, 16 + 10_000 * 784, 8 + 10_000)
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -282,6 +284,7 @@ CIFAR10_SHA256 = {
     "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
     "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
 }
+CIFAR10_BYTES = (31035704, 31035320, 31035999, 31035696, 31035623, 31035526, 158)
 CIFAR10_ARCHIVE = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 
 
@@ -319,10 +322,17 @@ def _cifar10_jpeg(root: Path):
     return *train, *test, classes
 
 
-def _checked(folder: str, sha256: dict[str, str], archives: dict[str, str]) -> dict[str, object]:
-    """The fields of a `Source` whose files are known by their checksums."""
+def _checked(
+    folder: str, sha256: dict[str, str], sizes: tuple[int, ...], archives: dict[str, str]
+) -> dict[str, object]:
+    """The fields of a `Source` whose files are known by their checksums, in bytes `sizes`."""
     files = {f"{folder}/{name}": value for name, value in sha256.items()}
-    return {"files": files, "archives": archives, "needs": dict.fromkeys(files, 1)}
+    return {
+        "files": files,
+        "archives": archives,
+        "needs": dict.fromkeys(files, 1),
+        "sizes": dict(zip(files, sizes, strict=True)),
+    }
 
 
 def _gz(base: str, archives: dict[str, str]) -> dict[str, str]:
@@ -347,6 +357,7 @@ IMAGE_SETS: dict[str, Source] = {
         **_checked(
             "MNIST/raw",
             MNIST_SHA256,
+            IDX_BYTES,
             _gz("https://ossci-datasets.s3.amazonaws.com/mnist", MNIST_ARCHIVES),
         ),
     ),
@@ -359,6 +370,7 @@ IMAGE_SETS: dict[str, Source] = {
         **_checked(
             "FashionMNIST/raw",
             FASHION_SHA256,
+            IDX_BYTES,
             _gz(
                 "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
                 FASHION_ARCHIVES,
@@ -374,6 +386,7 @@ IMAGE_SETS: dict[str, Source] = {
         **_checked(
             "cifar-10-batches-py",
             CIFAR10_SHA256,
+            CIFAR10_BYTES,
             {"https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz": CIFAR10_ARCHIVE},
         ),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ class DataSource:
     where: its folder below the data root ("" for one that a dependency bundles).
     get: one sentence that says how to come by it.
     needs: patterns of paths below the data root, and how many files of each a whole set has.
+    sizes: bytes of the files among these that are published in one form only.
     """
 
     title: str
@@ -65,14 +67,22 @@ class DataSource:
     licence: str
     get: str
     needs: Mapping[str, int] = field(default_factory=dict, kw_only=True)
+    sizes: Mapping[str, int] = field(default_factory=dict, kw_only=True)
 
     def lacking(self, root: Path) -> list[str]:
-        """What a data root lacks of a whole set, such as "a/b.txt" or "c/*.jpg (3 of 20)"."""
+        """What a data root lacks of a whole set, such as "a/b.txt" or "c/*.jpg (3 of 20)".
+
+        An empty file is none, and one of another size than the published file not it.
+        """
         short = []
         for pattern, wanted in self.needs.items():
-            found = sum(1 for _ in root.glob(pattern))
-            if found < wanted:
-                short.append(pattern if wanted == 1 else f"{pattern} ({found} of {wanted})")
+            found = [_size(path) for path in root.glob(pattern)]
+            size = self.sizes.get(pattern)
+            if found and size and found != [size]:
+                short.append(f"{pattern} ({found[0]} of {size} bytes)")
+            elif (full := sum(bytes_ > 0 for bytes_ in found)) < wanted:
+                empty = " (empty)" if found else ""
+                short.append(pattern + empty if wanted == 1 else f"{pattern} ({full} of {wanted})")
         return short
 
     def state(self, root: Path) -> str:
@@ -102,6 +112,15 @@ class DataSource:
                 f"dataset {name!r} in {root} is incomplete, it lacks {', '.join(short)}. "
                 f"{self.get} {ELSEWHERE}"
             )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 for what is none, or cannot be looked at."""
+    try:
+        about = path.stat()
+    except OSError:  # such as a link to nothing
+        return 0
+    return about.st_size if stat.S_ISREG(about.st_mode) else 0
 
 
 def verify(path: Path, sha256: str) -> None:

@@ -354,7 +354,7 @@ _PACK = "Put the pictures there, in folders of these names."
 def _of_images(name: str, **other: object) -> SignalSource:
     """The entry of `IMAGE_SETS`, read as a family of pictures."""
     source = IMAGE_SETS[name]
-    fields = {key: getattr(source, key) for key in ("title", "where", "licence", "get", "needs")}
+    fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(DataSource)}
     return SignalSource(**({"load": _labelled(name)} | fields | other))
 
 

@@ -15,8 +15,9 @@ def _path(what: str, good: Callable[[Path], bool]) -> Callable[[str], str | None
     def check(name: str) -> str | None:
         try:
             path = Path(name).expanduser()
-            fine = max(len(os.fsencode(part)) for part in path.parts) < 256 and good(path)
-        except (OSError, RuntimeError):  # no access; a home that is not known
+            short = all(len(os.fsencode(part)) < 256 for part in path.parts)
+            fine = short and "\0" not in name and good(path)
+        except (OSError, RuntimeError, ValueError):  # no access; no such home; no name of a file
             fine = False
         return None if fine else f"expected {what}"
 

@@ -96,7 +96,7 @@ def check_parameters(
     profile = str(values.get("profile", ""))
     if profiles and profile not in profiles:
         hint = _did_you_mean(profile, profiles)
-        problems.append(f"profile = {_told(profile)}: expected one of {_listed(profiles)}{hint}")
+        problems.append(f"profile = {told(profile)}: expected one of {_listed(profiles)}{hint}")
     elif profiles:
         preset = {"profile": profile} | profiles[profile]
         if others := preset.keys() - values.keys():
@@ -112,7 +112,7 @@ def check_parameters(
         if isinstance(rule, str) and rule in OUTSIDE and not here:
             rule = None
         if wrong := _wrong(name, value, types[name], rule, name in set(may_be_empty)):
-            problems.append(f"{name} = {_told(value)}: {wrong}")
+            problems.append(f"{name} = {told(value)}: {wrong}")
     if problems:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ParameterError("; ".join(problems[:20]) + more)
@@ -136,9 +136,9 @@ def literal(name: str, value: object) -> str:
     Raises ParameterError for a name that is no identifier and for a value that Python has no
     literal for: neither may be code.
     """
-    problem = f"{_told(name)} is no parameter: expected a name"
+    problem = f"{told(name)} is no parameter: expected a name"
     if isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name):
-        problem = f"{name} = {_told(value)}: expected a finite number, a text, true, false or a list of these"
+        problem = f"{name} = {told(value)}: expected a finite number, a text, true, false or a list of these"
         try:
             if ast.literal_eval(repr(value)) == value:
                 return repr(value)
@@ -149,18 +149,23 @@ def literal(name: str, value: object) -> str:
 
 def declared(annotations: dict[str, object]) -> dict[str, object]:
     """Type by parameter, of annotations that are types or, as in a source, text."""
-    plain = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
     return {
-        name: eval(kind, {"__builtins__": {}} | plain) if isinstance(kind, str) else kind
+        name: _declared(kind) if isinstance(kind, str) else kind
         for name, kind in annotations.items()
         if not name.startswith("_")
     }
 
 
+@functools.lru_cache(maxsize=64)
+def _declared(text: str) -> object:
+    plain = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
+    return eval(text, {"__builtins__": {}} | plain)
+
+
 def unknown(names: Iterable[object], known: Iterable[str]) -> list[str]:
     """A line for each name that is not known."""
     return [
-        f"unknown parameter {_told(name)}{_did_you_mean(name, known)}"
+        f"unknown parameter {told(name)}{_did_you_mean(name, known)}"
         for name in names
         if name not in known
     ]
@@ -195,22 +200,34 @@ def _set_by_hand(cells: list[str]) -> set[str]:
 
 def _stated(cells: list[str]) -> dict[str, object]:
     """The defaults: literals of the annotated assignments, before papermill replaced them."""
-    return {name: value for source in cells for name, value in literals(source).items()}
+    found: dict[str, object] = {}
+    for source in cells:
+        found = literals(source) | found  # of two, the first is the default
+    return found
 
 
-@functools.lru_cache(maxsize=64)  # a sweep reads the same cell for every combination
 def literals(source: str) -> dict[str, object]:
     """The value of each annotated assignment of a cell that has a literal one."""
     found: dict[str, object] = {}
-    try:
-        statements = ast.parse(source).body if ": " in source else []
-    except SyntaxError:  # a cell with a magic
-        return found
-    for statement in statements:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            with suppress(ValueError, TypeError):  # no literal: no parameter
-                found[statement.target.id] = ast.literal_eval(statement.value)
+    for name, value in _annotated(source).items():
+        with suppress(ValueError, TypeError):  # no literal: no parameter
+            found[name] = ast.literal_eval(value)
     return found
+
+
+@functools.lru_cache(maxsize=64)  # a sweep checks one cell thousands of times
+def _annotated(source: str) -> dict[str, ast.expr]:
+    """What a cell's annotated assignments give, by name. Nodes: a list that is shared may change."""
+    try:
+        body = ast.parse(source).body if ": " in source else []
+    except SyntaxError:  # a cell with a magic
+        body = []
+    return {
+        statement.target.id: statement.value
+        for statement in reversed(body)  # of two, the first is the default
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        if statement.value is not None
+    }
 
 
 def _wrong(
@@ -224,12 +241,12 @@ def _wrong(
         (inner,) = typing.get_args(kind) or (object,)
         for item in value:
             if wrong := _wrong(name, item, inner, rule):
-                return f"element {_told(item)}: {wrong}"
+                return f"element {told(item)}: {wrong}"
         if not value and not may_be_empty:
             return "expected at least one element"
         if len(set(value)) < len(value):
             twice = next(item for item in value if value.count(item) > 1)
-            return f"holds {_told(twice)} twice"
+            return f"holds {told(twice)} twice"
         return None
     ok = isinstance(value, origin) or (origin is float and isinstance(value, int))
     if origin is not object and (not ok or (isinstance(value, bool) and origin is not bool)):
@@ -282,7 +299,7 @@ def _shown(bounds: tuple[float, float, bool, bool]) -> str:
     return f"{opening}{low:.10g}, {high:.10g}{closing}"
 
 
-def _told(value: object) -> str:
+def told(value: object) -> str:
     """A value for a message of one line: no longer than is of use."""
     try:
         text = repr(value)

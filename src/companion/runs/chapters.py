@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import io
 import json
 import os
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,15 +52,16 @@ def find(name: str | os.PathLike) -> Path:
 
     Raises ValueError for a chapter that does not exist, with what there is.
     """
-    path = Path(name)
-    if path.suffix == ".ipynb" and path.is_file():
-        return path.resolve()
-    path = FOLDER / f"{name}.ipynb"
-    if not path.is_file():
-        raise ValueError(
-            f"notebook = {str(name)!r}: expected one of {', '.join(stems()) or 'none yet'}"
-        )
-    return path
+    path, chapter = Path(name), FOLDER / f"{name}.ipynb"
+    with contextlib.suppress(OSError, ValueError):  # too long, or what no file can be called
+        if path.suffix == ".ipynb" and path.is_file():
+            return path.resolve()
+        if chapter.is_file():
+            return chapter
+    raise ValueError(
+        f"notebook = {parameters.told(str(name))}: "
+        f"expected one of {', '.join(stems()) or 'none yet'}"
+    )
 
 
 def read(path: Path) -> dict:
@@ -67,9 +70,18 @@ def read(path: Path) -> dict:
     Raises ValueError for a file that is no notebook of format 4.
     """
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except ValueError as error:
         raise ValueError(f"{path}: not a notebook: {error}") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str) -> dict:
+    """As `read`, of a notebook's text; errors call it by this name."""
+    try:
+        notebook = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: not a notebook: {error}") from None
     try:
         for cell in notebook["cells"]:
             cell["source"] = "".join(cell["source"])
@@ -77,7 +89,7 @@ def read(path: Path) -> dict:
             if not wanted <= cell.keys():
                 raise KeyError(*wanted)
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: not a notebook of format 4, or a damaged one") from None
+        raise ValueError(f"{name}: not a notebook of format 4, or a damaged one") from None
     return notebook
 
 
@@ -106,20 +118,31 @@ def recorded_values(notebook: dict) -> dict[str, object]:
 
 def declared(path: Path) -> dict[str, object]:
     """Type by parameter, as the first code cell states them, without running it."""
-    cells = code_cells(read(path))
-    with _readable(path):
-        statements = ast.parse(cells[0]["source"]).body if cells else []
-        return parameters.declared(
-            {
-                statement.target.id: ast.unparse(statement.annotation)
-                for statement in statements
-                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-            }
-        )
+    return _declared(code_cells(read(path)), str(path))
+
+
+def _declared(cells: list[dict], name: str) -> dict[str, object]:
+    with _readable(name):
+        return parameters.declared(_annotations(cells[0]["source"] if cells else ""))
+
+
+@functools.lru_cache(maxsize=64)  # as for the next: a sweep checks one notebook thousands of times
+def _annotations(source: str) -> dict[str, str]:
+    """The annotation of each name in a source, as text."""
+    return {
+        statement.target.id: ast.unparse(statement.annotation)
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(source: str, name: str) -> types.CodeType:
+    return compile(source, name, "exec", dont_inherit=True)
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(name: str) -> Iterator[None]:
     """Make one line of whatever goes wrong in the first cells of a notebook that is no chapter."""
     try:
         yield
@@ -127,7 +150,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         raise ValueError(
-            f"{path}: its parameters cannot be read: {type(error).__name__}: {error}"
+            f"{name}: its parameters cannot be read: {type(error).__name__}: {error}"
         ) from None
 
 
@@ -140,32 +163,38 @@ def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dic
     Raises companion.notebook.ParameterError as the notebook itself would, before a kernel is
     started. A name that is not one of the notebook's parameters is never executed.
     """
-    known = declared(path)
-    problems = parameters.unknown(given, known)
+    return check(read(path), str(path), given, here=here)
+
+
+def check(
+    notebook: dict, name: str, given: dict[str, object], *, here: bool = False
+) -> dict[str, object]:
+    """As `validate`, of a notebook that was read from the file of this name."""
     # of an earlier run's output, too, the cell that checks comes after what was set
-    stated = [cell for cell in code_cells(read(path)) if "injected-parameters" not in tags(cell)]
-    cells = [cell["source"] for cell in stated[:2]]
-    if len(cells) < 2:
-        raise ValueError(f"{path}: expected a cell of parameters and one that checks them")
+    stated = [cell for cell in code_cells(notebook) if "injected-parameters" not in tags(cell)]
+    known = _declared(stated, name)
+    problems = parameters.unknown(given, known)
+    if len(stated) < 2:
+        raise ValueError(f"{name}: expected a cell of parameters and one that checks them")
     space: dict[str, object] = {"In": [], "__name__": "parameters", "HERE": here}
 
     def run(source: str) -> None:
         space["In"].append(source)
-        with _readable(path):
-            exec(compile(source, path.name, "exec", dont_inherit=True), space)
+        with _readable(name):
+            exec(_compiled(source, name), space)
 
-    run(cells[0])
+    run(stated[0]["source"])
     usual = space.get("dataset")
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
             run(injected({name: value for name, value in given.items() if name in known}))
-            run(cells[1])
+            run(stated[1]["source"])
     except parameters.ParameterError as error:
         problems.append(str(error))
     if problems:
         raise parameters.ParameterError("; ".join(problems))
-    with _readable(path):
+    with _readable(name):
         values = {name: space[name] for name in known}
     if here:
         _check_place(values, usual)
@@ -197,15 +226,23 @@ def _check_place(values: dict[str, object], usual: object) -> None:
     if name == usual:
         return
     from companion.data.catalogue import catalogue
-    from companion.data.root import data_root
+    from companion.data.root import MissingDataError, data_root
 
     place, sets = data_root(root), catalogue()
+    if name == "folder" and "scene_path" not in values:  # pictures of the user's own
+        for part in ("train", "val"):
+            if not any((place / part).glob("*/*")):
+                raise parameters.ParameterError(
+                    f"dataset = 'folder', data_root = {str(place)!r}: expected {part}/ there, "
+                    "with one subfolder of pictures a class"
+                )
     for source in (sets[family] for family in FAMILIES.get(name, (name,)) if family in sets):
-        if source.where and not (place / source.where).is_dir():
-            raise parameters.ParameterError(
-                f"dataset = {name!r}: not in {place}: expected the folder {source.where}/ there. "
-                f"{source.get} Another place: -p data_root PATH, or the variable COMPANION_DATA."
-            )
+        try:
+            # of a set whose files are not known one by one, chapters take what is there
+            source.require(name, place, whole=bool(source.sizes))
+        except MissingDataError as error:
+            said = str(error).removeprefix(f"dataset {name!r} ").removeprefix("is ")
+            raise parameters.ParameterError(f"dataset = {name!r}: {said}") from None
 
 
 def defaults(path: Path) -> dict[str, object]:

@@ -1,138 +1,158 @@
-"""Run a chapter: in a kernel, or its code cells as a script."""
+"""Run a chapter: its notebook in a kernel, or its code cells as a script in a Python of their own.
+
+The one place where cells are run, for `companion run`, `refresh`, `record` and the workers of a
+sweep. What happens in a run is no exception here: it is the run's `Outcome`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from companion.files import sweep_up, write_whole
+from companion.files import scratch, sweep_up, write_whole
 from companion.runs.chapters import code_cells, injected, read, tags
-from companion.runs.fingerprint import fingerprint, outputs_seal
+from companion.runs.processes import PARENT, python_path
 
-CELL_TIMEOUT = 3600  # seconds
+TARGET = "COMPANION_RECORD"  # the file in which a script keeps what it records
+STARTS = 3  # tries to start a kernel: now and then two draw the same port
+# threads of the numerical libraries
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def run(path: Path, given: dict[str, object], show: bool = True) -> tuple[str, str]:
-    """Run a notebook with these values; return it as text, and what went wrong or "".
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
 
-    The text of a run that failed ends with the failing cell. show: a progress bar.
+    error: what went wrong, in one line; "" if nothing did. told: all that was said of it.
+    missed: the error is that of a whole run in which an asserted claim came out otherwise.
+    """
+
+    error: str = ""
+    told: str = ""
+    missed: bool = False
+
+
+def prepared(notebook: dict, given: dict[str, object]):
+    """A notebook to be run: without outputs, its values in a cell after the parameters cell.
+
+    As papermill does, the cell takes the place of an earlier one. Returns nbformat's node.
     """
     import nbformat
-    from nbclient.exceptions import CellExecutionError, DeadKernelError
-    from tqdm import tqdm
 
-    from companion.runs import kernels
-
-    notebook = nbformat.reads(json.dumps(read(path)), as_version=4)
-    put_values(notebook, given)
-    failure = ""
-    with tqdm(total=len(notebook.cells), unit="cell", disable=not show) as bar:
-        try:
-            # here: a path among the parameters is the caller's
-            asyncio.run(kernels.execute(notebook, Path.cwd(), tell=bar.update))
-        except CellExecutionError as error:
-            failure = f"{error.ename}: {error.evalue}"
-        except DeadKernelError:
-            failure = "the kernel died: killed, or out of memory"
-    return nbformat.writes(notebook) + "\n", failure
-
-
-def put_values(notebook, given: dict[str, object]) -> None:
-    """Put a cell of values after the parameters cell, as papermill does, for an earlier one."""
-    import nbformat
-
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in tags(cell)]
+    node = nbformat.reads(json.dumps(notebook), as_version=4)
+    node.cells = [cell for cell in node.cells if "injected-parameters" not in tags(cell)]
+    for cell in code_cells(node):
+        cell.outputs, cell.execution_count = [], None
     if given:
         cell = nbformat.v4.new_code_cell(injected(given))
         cell.metadata["tags"] = ["injected-parameters"]
-        first = next(n for n, cell in enumerate(notebook.cells) if cell.cell_type == "code")
-        notebook.cells.insert(first + 1, cell)
+        first = next(n for n, cell in enumerate(node.cells) if cell.cell_type == "code")
+        node.cells.insert(first + 1, cell)
+    return node
 
 
-def refresh(path: Path) -> float:
-    """Run a notebook with its defaults and store it with fresh outputs; return its CPU seconds.
+async def in_kernel(
+    notebook,
+    folder: Path,
+    *,
+    limit_s: float = 0.0,
+    threads: int = 0,
+    quiet: bool = False,
+    tell: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """Run what `prepared` gave in a kernel of its own, in place; the kernel ends with it.
 
-    The stored form is canonical: two runs of the same code give the same bytes. Nothing is
-    written if a cell raises or writes to stderr, or if the code changed while it ran.
+    folder: where the cells run. limit_s: for all of them; 0 for none. threads: of the numerical
+    libraries; 0 leaves them. quiet: drop what the kernel's process itself says. tell: called
+    after each cell.
     """
-    return asyncio.run(_refresh(path))
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+    from companion.runs.kernels import execute
+
+    options: dict[str, object] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    options = options if quiet else {}
+    if threads:
+        options["env"] = os.environ | dict.fromkeys(THREADS, str(threads))
+    try:
+        async with asyncio.timeout(limit_s or None):
+            for left in reversed(range(STARTS)):
+                try:
+                    await execute(notebook, folder, tell, **options)
+                    break
+                except (RuntimeError, DeadKernelError):
+                    if not left or any(cell.execution_count for cell in code_cells(notebook)):
+                        raise
+    except CellExecutionError as error:
+        said = f"{error.ename}: {error.evalue}"
+        return Outcome(said, str(error), error.ename == "ClaimError")
+    except DeadKernelError:
+        return _failed("the kernel died: killed, or out of memory")
+    except TimeoutError:
+        return _failed(f"ran past its time limit of {limit_s:g} s")
+    except Exception as error:  # a kernel that does not start, a full disk
+        return _failed(f"{type(error).__name__}: {error}")
+    return Outcome()
 
 
-def refresh_all(
-    paths: Sequence[Path], jobs: int, tell: Callable[[Path, float | Exception], None]
-) -> None:
-    """Refresh several notebooks, `jobs` at once. Interrupted, it leaves no kernel behind.
+def _failed(error: str) -> Outcome:
+    return Outcome(error, error)
 
-    tell: called as each ends, with its CPU seconds or with what went wrong.
+
+def run(path: Path, given: dict[str, object], output: Path, *, show: bool = True) -> Outcome:
+    """Run a copy of a notebook with these values, and write it, up to a cell that fails.
+
+    show: a progress bar.
     """
-    gate = asyncio.Semaphore(jobs)
-
-    async def one(path: Path) -> None:
-        async with gate:
-            try:
-                outcome = await _refresh(path)
-            except Exception as error:
-                outcome = error
-        tell(path, outcome)
-
-    async def every() -> None:
-        await asyncio.gather(*map(one, paths))
-
-    asyncio.run(every())
-
-
-async def _refresh(path: Path) -> float:
     import nbformat
+    from tqdm import tqdm
 
-    from companion.runs import kernels
+    sweep_up(output.parent)
+    notebook = prepared(read(path), given)
+    with tqdm(total=len(notebook.cells), unit="cell", disable=not show) as bar:
+        # here: a path among the parameters is the caller's
+        outcome = asyncio.run(in_kernel(notebook, Path.cwd(), tell=bar.update))
+    write_whole(output, nbformat.writes(notebook) + "\n")
+    return outcome
 
-    sweep_up(path.parent)
-    notebook = nbformat.reads(json.dumps(read(path)), as_version=4)
-    before = notebook.metadata.get("companion", {})
-    stamp = fingerprint(path)
-    # a last cell asks the kernel for its CPU seconds: wall time would depend on what else runs
-    notebook.cells.append(nbformat.v4.new_code_cell("import time; print(time.process_time())"))
-    await kernels.execute(notebook, path.parent, CELL_TIMEOUT)
-    seconds = round(float(notebook.cells.pop().outputs[0].text))
-    if fingerprint(path) != stamp:
-        raise RuntimeError(f"{path.name}: its code changed while it ran: run it again")
-    if before.get("fingerprint") == stamp:  # the same code: keep the bytes
-        seconds = before.get("seconds", seconds)
 
-    complaints = [
-        f"{path.name}, cell {number} wrote to stderr:\n{output.text}"
-        for number, cell in enumerate(notebook.cells)
-        for output in cell.get("outputs", [])
-        if output.get("name") == "stderr"
-    ]
-    if complaints:
-        raise RuntimeError("\n".join(complaints))
-    count = 0
-    for number, cell in enumerate(notebook.cells):
-        cell.id = f"{path.stem.replace('_', '-')}-{number:02d}"
-        kept = {key: cell.metadata[key] for key in ("tags", "mystnb") if key in cell.metadata}
-        cell.metadata = nbformat.from_dict(kept)
-        if cell.cell_type != "code":
-            continue
-        count += 1
-        cell.execution_count = count
-        for output in cell.outputs:
-            if output.output_type == "execute_result":
-                output.execution_count = count
-    notebook.metadata = nbformat.from_dict(
-        {
-            "companion": {"fingerprint": stamp, "seconds": seconds},
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
+def as_script(path: Path, given: dict[str, object], target: Path) -> Outcome:
+    """Run a chapter's code cells in a Python of their own, without Jupyter.
+
+    target: the file that takes what they record. It ends with this process, and so does all that
+    it started.
+    """
+    with scratch() as folder:
+        code = folder / f"{path.stem}.py"
+        code.write_text(script(path, given), encoding="utf-8")
+        environment = os.environ | {
+            TARGET: str(target.resolve()),
+            PARENT: str(os.getpid()),
+            "PYTHONPATH": python_path(),
+            "PYTHONIOENCODING": "utf-8",  # the locale may not know what a chapter prints
+            "MPLBACKEND": "Agg",
         }
-    )
-    notebook.nbformat_minor = 5
-    stored = json.loads(nbformat.writes(notebook))
-    notebook.metadata.companion.outputs = outputs_seal(stored)
-    write_whole(path, nbformat.writes(notebook) + "\n")
-    return seconds
+        with subprocess.Popen(
+            [sys.executable, str(code)], env=environment, stderr=subprocess.PIPE, text=True,
+            errors="replace", start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                said = process.communicate()[1].strip()
+            finally:
+                with suppress(OSError):  # there is none
+                    os.killpg(process.pid, signal.SIGKILL)
+    if not process.returncode:
+        return Outcome()
+    error = (said.splitlines() or [f"exit status {process.returncode}"])[-1]
+    return Outcome(error, said, error.partition(":")[0].endswith(".ClaimError"))
 
 
 def script(path: Path, given: dict[str, object] | None = None) -> str:

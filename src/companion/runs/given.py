@@ -31,6 +31,8 @@ def read_file(path: Path) -> dict[str, object]:
             data = file.read(LIMIT + 1)
     except OSError as error:
         raise ValueError(f"-f {path}: {error.strerror or error}") from None
+    except ValueError as error:  # no name of a file
+        raise ValueError(f"-f {path}: {error}") from None
     try:
         tree = read(data.decode("utf-8-sig"))
     except UnicodeDecodeError:

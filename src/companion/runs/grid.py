@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import io
 import itertools
 import json
 import math
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ MOST_RUNS = 100_000  # of one sweep
 
 
 @dataclass(frozen=True)
-class Run:
+class Point:
     """One point of the grid.
 
     given: the parameter values, as they are passed to the notebook.
@@ -40,7 +40,7 @@ def expand(
     fixed: dict[str, object] | None = None,
     *,
     here: bool = False,
-) -> list[Run]:
+) -> list[Point]:
     """All combinations of a grid, each checked by the notebook's own rules.
 
     grid: values to try, by parameter. fixed: values of other parameters, the same in all runs.
@@ -66,15 +66,19 @@ def expand(
         fixed | dict(zip(grid, values, strict=True))
         for values in itertools.product(*grid.values())
     ]
-    _inspect(path, combinations[0])
-    runs: dict[str, Run] = {}
-    with (
-        _head(path) as head,
-        contextlib.redirect_stdout(io.StringIO()),  # each check prints what it settled on
-    ):
+    notebook, known = chapters.read(path), chapters.declared(path)
+    for name in combinations[0]:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"{name!r} is no parameter of {path.name}{hint}; it has {', '.join(known)}"
+            )
+    runs: dict[str, Point] = {}
+    with contextlib.redirect_stdout(io.StringIO()):  # each check prints what it settled on
         for given in combinations:
-            settled = chapters.validate(head, given, here=here)
-            run = Run(path.stem, {name: settled.get(name, given[name]) for name in given})
+            settled = chapters.check(notebook, str(path), given, here=here)
+            run = Point(path.stem, {name: settled[name] for name in given})
             runs.setdefault(run.id, run)
     if len(runs) < count:
         for name, axis in grid.items():
@@ -82,17 +86,6 @@ def expand(
             if len(texts) < len(axis):
                 raise ValueError(f"-g {name}: {axis!r} holds a value twice")
     return list(runs.values())
-
-
-@contextlib.contextmanager
-def _head(path: Path) -> Iterator[Path]:
-    """A copy of the notebook with its first two code cells only: quick to read often."""
-    notebook = chapters.read(path)
-    cells = [cell | {"outputs": []} for cell in chapters.code_cells(notebook)[:2]]
-    with tempfile.TemporaryDirectory(prefix="companion-") as folder:
-        head = Path(folder, path.name)
-        head.write_text(json.dumps(notebook | {"cells": cells}), encoding="utf-8")
-        yield head
 
 
 def _text(value: object) -> str:
@@ -106,19 +99,3 @@ def _text(value: object) -> str:
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
     return json.dumps(plain(value), sort_keys=True, default=repr)
-
-
-def _inspect(path: Path, given: dict[str, object]) -> None:
-    """Refuse unknown names, from papermill's view of the notebook, without running anything."""
-    import difflib
-
-    import papermill
-
-    known = papermill.inspect_notebook(str(path))
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(
-                f"{name!r} is no parameter of {path.name}{hint}; it has {', '.join(known)}"
-            )

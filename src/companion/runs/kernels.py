@@ -20,13 +20,12 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
 from companion.files import scratch
-from companion.runs.processes import PARENT, end_with_parent, python_path
+from companion.runs.processes import LIBRARY, PARENT, python_path
 
-LIBRARY = Path(__file__).parents[1]
 # the working folder comes first otherwise, and another `companion` may lie there
 START = f"""import sys
 sys.path[:] = [{str(LIBRARY.parent)!r}, *filter(None, sys.path)]
-from companion.runs.kernels import serve
+from companion.runs.processes import serve
 serve({str(LIBRARY)!r})"""
 
 QUIET = logging.getLogger("companion.runs.kernels")  # what goes wrong is raised
@@ -84,42 +83,21 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
     return kept | {"PYTHONPATH": python_path(), PARENT: str(os.getpid())}
 
 
-def serve(library: str) -> None:
-    """In the kernel's process: check whose library it has, then be a kernel."""
-    from ipykernel.kernelapp import IPKernelApp
-
-    if Path(library) != LIBRARY:
-        sys.exit(f"the kernel would run the library in {LIBRARY}, not that in {library}")
-
-    class Server(IPKernelApp):
-        def load_config_file(self, *_, **__) -> None:
-            """Reads no configuration, neither the user's nor the machine's."""
-
-    end_with_parent()
-    Server.launch_instance()
-
-
 async def execute(
-    notebook,
-    folder: Path,
-    timeout: float | None = None,
-    tell: Callable[[], object] = lambda: None,
+    notebook, folder: Path, tell: Callable[[], object] = lambda: None, **options: object
 ) -> None:
     """Run a notebook's cells in a kernel of their own, in place; the kernel ends with it.
 
-    folder: where the cells run. timeout: seconds for one cell. tell: called after each cell.
-    Raises nbclient's CellExecutionError, CellTimeoutError and DeadKernelError, and RuntimeError
-    for a kernel that does not start.
+    folder: where the cells run. tell: called after each cell. options: of the kernel's process.
+    Raises nbclient's CellExecutionError and DeadKernelError, and RuntimeError for a kernel that
+    does not start.
     """
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
     kernel = Kernel()
-    client = NotebookClient(notebook, km=kernel, timeout=timeout, record_timing=False, log=QUIET)
+    client = NotebookClient(notebook, km=kernel, timeout=None, record_timing=False, log=QUIET)
     done = False
     # not client.async_execute: that takes SIGINT and SIGTERM for itself
     try:
-        await client.async_start_new_kernel(cwd=str(folder))
+        await client.async_start_new_kernel(cwd=str(folder), **options)
         await client.async_start_new_kernel_client()
         for number, cell in enumerate(notebook.cells):
             await client.async_execute_cell(cell, number)

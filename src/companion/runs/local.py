@@ -107,6 +107,12 @@ def local_cluster(environments: Sequence[dict[str, str]]) -> Iterator[tuple[obje
     from distributed import Client, Scheduler, SpecCluster
 
     secret = certificate()
+    if not secret:
+        print(
+            "companion: there is no openssl that makes a certificate: the sweep's processes talk "
+            "without encryption, and other users of this machine could send them code",
+            file=sys.stderr,
+        )
     security = _security(secret)
     options = {
         "host": HOST,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
 
+LIBRARY = Path(__file__).parents[1]
+PARENT = "COMPANION_PARENT"  # the process that a child is not to outlive
 
 def python_path() -> str:
     """$PYTHONPATH for a child process, this library first."""
-    src = str(Path(__file__).parents[2])
-    return os.pathsep.join([src, *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-PARENT = "COMPANION_PARENT"  # the process that a child is not to outlive
+    return os.pathsep.join([str(LIBRARY.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def end_with_parent() -> None:
@@ -33,3 +32,18 @@ def end_with_parent() -> None:
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def serve(library: str) -> None:
+    """In the kernel's process: check whose library it has, then be a kernel."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    if Path(library) != LIBRARY:
+        sys.exit(f"the kernel would run the library in {LIBRARY}, not that in {library}")
+
+    class Server(IPKernelApp):
+        def load_config_file(self, *_, **__) -> None:
+            """Reads no configuration, neither the user's nor the machine's."""
+
+    end_with_parent()
+    Server.launch_instance()

@@ -8,25 +8,20 @@ import json
 import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from companion.device import pick_device
-from companion.files import ROOT, locked, scratch, seal, sweep_up, to_json, write_whole
+from companion.files import ROOT, locked, seal, sweep_up, to_json, write_whole
 from companion.runs import chapters
-from companion.runs.executor import script
+from companion.runs.executor import TARGET, as_script
 from companion.runs.fingerprint import fingerprint
-from companion.runs.processes import PARENT, python_path
 from companion.runs.provenance import provenance
 
 FOLDER = ROOT / "book" / "recorded"
 LIMIT = 100_000  # bytes of a record
 FIGURE_LIMIT = 60_000  # bytes of one of its figures
-TARGET = "COMPANION_RECORD"
 
 
 class RecordError(RuntimeError):
@@ -116,19 +111,18 @@ def _record(
     _drop_figures(part, head)  # of a run that broke off
     write_whole(part, to_json(head))
     start = time.perf_counter()
-    status, said = _run_script(path, given, part)
+    outcome = as_script(path, given, part)
     result = json.loads(part.read_text(encoding="utf-8"))
-    error = (said or [f"exit status {status}"])[-1] if status else ""
-    missed = error.startswith("companion.notebook.checking.ClaimError")
     result |= {"status": "complete", "seconds": round(time.perf_counter() - start)}
     result["peak_memory"] = result["values"].pop("peak_memory", {}) if "values" in result else {}
-    if status and not missed:
-        failed = result | {"status": "failed", "error": error, "said": said}
+    if outcome.missed:
+        told = outcome.error.partition(": ")[2]
+        print(f"kept, though not every claim came out as specified: {told}")
+    elif outcome.error:
+        said = {"error": outcome.error, "said": outcome.told.splitlines()}
         with suppress(OSError):  # a full disk may be what it failed of
-            write_whole(part, to_json(failed))
-        raise RecordError(f"{path.stem} did not finish: {error}. What it had is in {part}")
-    if missed:
-        print(f"kept, though not every claim came out as specified: {error.partition(': ')[2]}")
+            write_whole(part, to_json(result | {"status": "failed"} | said))
+        raise RecordError(f"{path.stem} did not finish: {outcome.error}. What it had is in {part}")
     result["seal"] = seal(result)
     text = to_json(result)
     write_whole(part, text)
@@ -142,33 +136,6 @@ def _record(
     _drop_figures(whole, result)
     part.replace(whole)
     return result
-
-
-def _run_script(path: Path, given: dict[str, object], part: Path) -> tuple[int, list[str]]:
-    """Run a chapter's cells as a script; its exit status and what it wrote to stderr.
-
-    It ends with this process, and so does all that it started.
-    """
-    with scratch() as folder:
-        code = folder / f"{path.stem}.py"
-        code.write_text(script(path, given), encoding="utf-8")
-        environment = os.environ | {
-            TARGET: str(part.resolve()),
-            PARENT: str(os.getpid()),
-            "PYTHONPATH": python_path(),
-            "PYTHONIOENCODING": "utf-8",  # the locale may not know what a chapter prints
-            "MPLBACKEND": "Agg",
-        }
-        with subprocess.Popen(
-            [sys.executable, str(code)], env=environment, stderr=subprocess.PIPE, text=True,
-            errors="replace", start_new_session=True,
-        ) as process:  # fmt: skip
-            try:
-                said = process.communicate()[1]
-            finally:
-                with suppress(OSError):  # there is none
-                    os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, said.strip().splitlines()
 
 
 def _part_of(file: Path) -> Path:

@@ -15,15 +15,14 @@ import fnmatch
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from companion.files import seal, sweep_up, to_json, write_whole
+from companion.files import BusyError, locked, seal, sweep_up, to_json, write_whole
 from companion.runs import chapters
 from companion.runs.fingerprint import fingerprint
-from companion.runs.grid import Run
+from companion.runs.grid import Point
 from companion.runs.worker import Result
 
 LOCK = ".lock"
@@ -40,15 +39,15 @@ def keep_result(result: Result, runs_dir: Path, failed_dir: Path) -> dict:
     row = result.row()
     with disk(folder.parent):
         if result.notebook:
-            write_whole(folder / f"{result.run.id}.ipynb", result.notebook)
-        write_whole(folder / f"{result.run.id}.json", to_json(row))
+            write_whole(folder / f"{result.point.id}.ipynb", result.notebook)
+        write_whole(folder / f"{result.point.id}.json", to_json(row))
         if result.status == "done":  # an earlier try may have failed
-            for file in failed_dir.glob(f"{result.run.id}.*"):
+            for file in failed_dir.glob(f"{result.point.id}.*"):
                 file.unlink()
     return json.loads(to_json(row))
 
 
-def finished(runs_dir: Path, run: Run, fingerprint: str) -> dict | None:
+def finished(runs_dir: Path, run: Point, fingerprint: str) -> dict | None:
     """The row of a run that is done by the code as it is now."""
     try:
         row = json.loads((runs_dir / f"{run.id}.json").read_text(encoding="utf-8"))
@@ -70,7 +69,11 @@ def without_outputs(path: Path) -> str:
 
 def not_in_the_way(out: Path) -> None:
     """Refuse a folder in which a sweep would write over files that no sweep has written."""
-    ours = (out / LOCK).is_file()
+    ours = any(
+        re.fullmatch("[0-9a-f]{16}", file.stem)
+        for folder in ("runs", "failed")
+        for file in (out / folder).glob("*.json")
+    )
     theirs = [name for name in TABLES if not ours and (out / name).exists()]
     if theirs:
         raise SweepError(
@@ -80,31 +83,19 @@ def not_in_the_way(out: Path) -> None:
 
 @contextlib.contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Hold the folder; the lock goes with the process, however that ends."""
-    import fcntl
-
-    try:
-        lock = open(out / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise SweepError(f"--out {out}: {error.strerror or error}") from error
-    with lock:
-        lock.seek(0)
-        holder = lock.read(200).strip()
-        if holder and not holder.startswith("process "):
-            raise SweepError(f"--out {out}: {LOCK} there is of no sweep; take another folder")
+    """Hold the folder."""
+    busy = f"--out {out}: {{holder}} is sweeping into it; wait for it or take another folder"
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            stack.enter_context(locked(out / LOCK, busy))
+        except BusyError as error:
+            raise SweepError(str(error)) from error
+        except FileExistsError as error:
             raise SweepError(
-                f"--out {out}: {holder or 'another process'} is sweeping into it; "
-                "wait for it or take another folder"
+                f"--out {out}: {LOCK} there is of no sweep; take another folder"
             ) from error
         except OSError as error:
-            raise SweepError(f"--out {out}: cannot be locked: {error.strerror}") from error
-        with contextlib.suppress(OSError):  # only for the message above
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {os.uname().nodename}")
-            lock.flush()
+            raise SweepError(f"--out {out}: {error.strerror or error}") from error
         yield
 
 

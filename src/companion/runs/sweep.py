@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from companion.runs import local, store
+from companion.runs.executor import THREADS
 from companion.runs.fingerprint import fingerprint
-from companion.runs.grid import Run
+from companion.runs.grid import Point
 from companion.runs.store import SweepError
-from companion.runs.worker import THREADS, Order, Result, carry_out
+from companion.runs.worker import Order, Result, carry_out
 
 CONNECT_S = 10  # to find a scheduler, and a worker on it
 LOST_S = 60  # without any worker of a cluster, then the sweep ends
@@ -30,7 +31,7 @@ RESUME = "what was finished is kept: start the same sweep again"
 
 def sweep(
     path: Path,
-    runs: Sequence[Run],
+    runs: Sequence[Point],
     out: Path,
     *,
     scheduler: str = "",
@@ -76,7 +77,7 @@ def sweep(
             ):
                 orders = [Order(run, stamp, threads, time_limit_s) for run in waiting]
                 for result in _results(client, crew, orders, source):
-                    rows[result.run.id] = store.keep_result(result, runs_dir, failed_dir)
+                    rows[result.point.id] = store.keep_result(result, runs_dir, failed_dir)
                     bar.count(result.status)
         ordered = [rows[run.id] for run in runs]
         with store.disk(out):
@@ -94,7 +95,7 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
     shared = client.submit(str, source, key=f"source-{orders[0].fingerprint}", pure=False)
     futures = {
         client.submit(
-            carry_out, order, shared, key=f"run-{order.run.id}", pure=False, priority=-place
+            carry_out, order, shared, key=f"run-{order.point.id}", pure=False, priority=-place
         ): order
         for place, order in enumerate(orders)  # in their order, also where no worker is there yet
     }
@@ -112,7 +113,7 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
                 result = future.result(timeout=CONNECT_S)
             except KilledWorker:
                 error = "the worker died with it, more than once (killed, or out of memory)"
-                result = Result(order.run, "failed", 0.0, error, fingerprint=order.fingerprint)
+                result = Result(order.point, "failed", 0.0, error, fingerprint=order.fingerprint)
             except TimeoutError:  # its worker died before the result was fetched: it comes again
                 arriving.add(future)
                 continue
@@ -174,8 +175,9 @@ def check_tls(scheduler: str, tls: Sequence[str | os.PathLike]) -> None:
         try:
             with open(file, "rb"):
                 pass
-        except OSError as error:
-            raise ValueError(f"{option} {file}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: no name of a file
+            what = getattr(error, "strerror", None) or error
+            raise ValueError(f"{option} {file}: {what}") from error
     ca, cert, key = map(os.fspath, tls)
     try:
         context = ssl.create_default_context(cafile=ca)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
+from companion.device import has_float64
 from companion.sparsity import (
     apply_masks,
     full_precision,
@@ -92,7 +93,7 @@ def jacobian_singular_values(
     if dtype is None and J.dtype != torch.float64:
         ill = values[:, -1] * ILL_CONDITIONED <= values[:, 0]
         # Apple's GPUs have no float64: there the first answer stands
-        if ill.any() and x.device.type != "mps":
+        if ill.any() and has_float64(x.device):
             again = jacobian(model, x[ill.to(x.device)], masks=masks, dtype=torch.float64)
             values[ill] = _decompose(again.cpu())
     return values

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from companion.checks import above, at_least, whole
+from companion.device import has_float64
 from companion.papers.spreme import equations as told
 from companion.papers.spreme.derivative import METHODS, build_gram
 from companion.papers.spreme.group_stlsq import group_stlsq, solve
@@ -247,7 +248,7 @@ def arrange(x, t, env, n: int) -> tuple[Tensor, np.ndarray | list, list]:
     if x.is_complex():
         raise ValueError(f"x: dtype {x.dtype}, expected real numbers")
     if x.dtype != torch.float64:
-        if x.device.type == "mps":
+        if not has_float64(x.device):
             raise ValueError("x: MPS has no float64; move the data to the CPU")
         x = x.double()
     if x.ndim < 4 or x.shape[-1] != n:

@@ -21,6 +21,7 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 
 from companion.data.root import CorruptDataError
+from companion.device import has_float64
 
 ITERATIONS = 100  # of undistorting; OpenCV's five leave 0.07 px on a strong lens
 
@@ -427,11 +428,6 @@ class Camera:
         found.append((found[0][0] @ flip, -found[0][1]))
         R, t = max(found, key=lambda pose: float((-pose[0].T @ pose[1])[2]))
         return cls(K, R, t, width, height)
-
-
-def has_float64(device: torch.device | str) -> bool:
-    """Whether a device has float64: Apple's GPUs have not."""
-    return torch.device(device).type != "mps"
 
 
 def _real(name: str, values: Tensor, columns: int) -> Tensor:

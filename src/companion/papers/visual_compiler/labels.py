@@ -26,6 +26,7 @@ from companion.papers.visual_compiler.render import (
 )
 from companion.papers.visual_compiler.scene import STRIDE, Scene
 from companion.progress import Progress
+from companion.training import upload
 
 LEAST_SHARE = 0.3  # people who show less of themselves are neither asked for nor punished
 LEAST_PIXELS = 12
@@ -78,9 +79,9 @@ class TrainingSet:
         within = torch.arange(len(image))
         within = within - (counts.cumsum(0) - counts)[image]
         people = self.first[index][image] + within
-        pictures = self.images[index].to(device).float() / 255
+        pictures = upload(self.images[index], device).float() / 255
         rows = (self.boxes[people], self.keypoints[people], self.wanted[people], image)
-        rows = (part.to(device) for part in (*rows, self.masks[index]))
+        rows = (upload(part, device) for part in (*rows, self.masks[index]))
         return pictures, targets(*rows, tuple(self.masks.shape[1:]))
 
 

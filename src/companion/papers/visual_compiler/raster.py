@@ -17,6 +17,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from companion.device import has_float64
+
 SUB = 256  # steps of a corner within a sample
 NOBODY = 2**32 - 1  # low word of a key: static geometry, or nothing
 NEAR = 0.1  # metres: faces that come closer are not drawn
@@ -47,7 +49,7 @@ def drawing_device(device: torch.device | str) -> torch.device:
     Warp does not know those, and they lack float64 and minima of 64-bit keys.
     """
     device = torch.device(device)
-    return torch.device("cpu") if device.type == "mps" else device
+    return device if has_float64(device) else torch.device("cpu")
 
 
 def drawing_code() -> Callable:

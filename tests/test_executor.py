@@ -1,0 +1,194 @@
+"""Runs of notebooks: kernels, what is stored of them, and commands that are stopped."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import outputs, tiny_notebook, wait
+
+from companion.__main__ import main
+from companion.files import ROOT
+from companion.runs import chapters, executor, fingerprint
+from companion.runs.processes import LIBRARY
+from companion.runs.refresh import refresh
+
+
+def test_refresh_gives_the_same_bytes_twice_and_refuses_stderr(tmp_path, monkeypatch):
+    path = tiny_notebook(tmp_path, ["x = 2", "print(x); x + 1"])
+    refresh(path)
+    first = path.read_bytes()
+    refresh(path)
+    assert path.read_bytes() == first
+    stored = chapters.read(path)
+    assert [c["execution_count"] for c in chapters.code_cells(stored)] == [1, 2]
+    assert [c["id"] for c in stored["cells"]] == ["tiny-00", "tiny-01"]
+
+    notebook = json.loads(first)
+    notebook["cells"][0]["source"] = "import sys; x = 2; print('oh', file=sys.stderr)"
+    path.write_text(json.dumps(notebook))
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError, match="cell 0 wrote to stderr"):
+        refresh(path)
+    assert path.read_bytes() == before
+
+
+def test_outputs_that_were_edited_are_noticed(tmp_path, monkeypatch):
+    monkeypatch.delenv("COMPANION_RECORD", raising=False)
+    draw = "import matplotlib.pyplot as plt; plt.plot([{}]); plt.show()"
+    show = "from companion.claims import record; record('x', 0.25); print('ours: 3 %')"
+    path = tiny_notebook(tmp_path, ["x = 2", draw.format("1, 2"), draw.format("2, 1"), show])
+    refresh(path)
+    assert fingerprint.is_untouched(path)
+    text = path.read_text()
+
+    def edited(change=None, old="", new=""):
+        notebook = json.loads(text.replace(old, new) if old else text)
+        if change:
+            change(*notebook["cells"])
+        path.write_text(json.dumps(notebook, indent=1))
+        return not fingerprint.is_untouched(path)
+
+    def strip(_, first, second, last):
+        first["outputs"] = []
+
+    def swap(_, first, second, last):
+        first["outputs"], second["outputs"] = second["outputs"], first["outputs"]
+
+    assert not edited(lambda *_: None)  # written in another way, and the same
+    assert edited(strip)
+    assert edited(swap)
+    assert edited(old='"0.25"', new='"0.24"')
+    assert edited(old="3 %\\n", new="2 %\\n")
+
+
+@pytest.fixture
+def poisoned(tmp_path, monkeypatch):
+    """Whatever Jupyter, IPython and Python may find on a machine, set against us."""
+    home, data = tmp_path / "home", tmp_path / "jupyter"
+    poison = "import builtins; builtins.POISON = True"
+    start = home / ".ipython" / "profile_default"
+    (start / "startup").mkdir(parents=True)
+    (start / "startup" / "00.py").write_text(poison)
+    for name in ("ipython_config.py", "ipython_kernel_config.py"):
+        (start / name).write_text(f"c.InteractiveShellApp.exec_lines = [{poison!r}]")
+    (home / "start.py").write_text(poison)
+    (home / ".config" / "matplotlib").mkdir(parents=True)
+    (home / ".config" / "matplotlib" / "matplotlibrc").write_text("lines.linewidth: 77")
+    # a kernel called python3 and a library called companion, here, there and everywhere
+    for folder in (data, home / ".local" / "share" / "jupyter"):
+        (folder / "kernels" / "python3").mkdir(parents=True)
+        argv = [sys.executable, "-c", "raise SystemExit('poison')", "{connection_file}"]
+        spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
+        (folder / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    for folder in (tmp_path, home / "lib"):
+        (folder / "companion").mkdir(parents=True)
+        (folder / "companion" / "__init__.py").write_text(poison)
+    for name, value in {
+        "HOME": home, "JUPYTER_PATH": data, "IPYTHONDIR": home / ".ipython",
+        "PYTHONSTARTUP": home / "start.py", "PYTHONPATH": home / "lib",
+        "XDG_CONFIG_HOME": home / ".config", "XDG_CACHE_HOME": tmp_path / "cache",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return home
+
+
+def test_the_kernel_has_this_interpreter_and_library_whatever_else_there_is(poisoned, tmp_path):
+    path = tiny_notebook(tmp_path, SHOW_WHERE)
+    before = set(poisoned.rglob("*"))  # matplotlib's cache of fonts lies elsewhere
+    refresh(path)
+    assert main(["run", str(path), "-o", str(tmp_path / "out.ipynb")]) == 0
+    expected = f"{sys.executable} {ROOT / 'src' / 'companion'} False 1.5\n"
+    for file in (path, tmp_path / "out.ipynb"):
+        assert "".join(outputs(chapters.read(file))[-1]["text"]) == expected
+    assert set(poisoned.rglob("*")) == before  # and the home is left alone
+
+
+SHOW_WHERE = [
+    "profile: str = 'quick'  # preset",
+    "import builtins, sys\nfrom pathlib import Path",
+    "import companion\nfrom matplotlib import rcParams\n"
+    "print(sys.executable, Path(companion.__file__).parent, hasattr(builtins, 'POISON'), "
+    "rcParams['lines.linewidth'])",
+]
+
+
+def test_a_kernel_with_another_library_does_not_start(tmp_path, monkeypatch, capfd):
+    from companion.runs import kernels
+
+    other = kernels.START.replace(f"serve({str(LIBRARY)!r})", "serve('/another/companion')")
+    assert other != kernels.START
+    monkeypatch.setattr(kernels, "START", other)
+    path = tiny_notebook(tmp_path, ["1"])
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError, match="Kernel died"):
+        refresh(path)
+    assert "not that in /another/companion" in capfd.readouterr().err
+    assert path.read_bytes() == before
+
+
+BUSY = """import os, subprocess, time
+child = subprocess.Popen(["sleep", "100"])
+text = f"{os.getpid()} {child.pid} {os.environ['IPYTHONDIR']}"
+open("begun.tmp", "w").write(text); os.rename("begun.tmp", "begun")
+while True: pass"""
+
+
+@pytest.mark.parametrize("command", ["refresh", "run"])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_kernels_end_with_a_command_that_is_stopped(tmp_path, is_alive, command, sign):
+    path = tiny_notebook(tmp_path, ["seed: int = 0  # seed", "x = 1", BUSY])
+    before = path.read_bytes()
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    options = ["-o", str(tmp_path / "out.ipynb")] if command == "run" else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "companion", command, str(path), *options],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)}, cwd=tmp_path,
+    )  # fmt: skip
+    wait(lambda: (tmp_path / "begun").exists())
+    kernel, child, folder = (tmp_path / "begun").read_text().split()
+    assert is_alive(int(kernel))
+    assert Path(folder).is_relative_to(temporary)
+    process.send_signal(sign)
+    said = process.communicate(timeout=60)[1]
+    wait(lambda: not is_alive(int(kernel)) and not is_alive(int(child)))
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["begun", "tiny.ipynb", "tmp"]
+    if sign == signal.SIGKILL:
+        assert process.returncode == -sign
+        return
+    assert process.returncode == 128 + sign
+    line = said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert command == "run" or said == f"{line}\n"  # a run shows its progress before
+    assert re.match("companion: (interrupted|terminated);", line)
+    assert list(temporary.iterdir()) == []
+
+
+def test_figures_are_stored_whatever_backend_is_set_outside_and_without_a_home(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", "/dev/null/home")  # where nothing can be made, as if read-only
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    path = tiny_notebook(
+        tmp_path, ["x = 2", "import matplotlib.pyplot as plt; plt.plot([x]); plt.show()"]
+    )
+    refresh(path)
+    assert "image/png" in outputs(chapters.read(path))[0]["data"]
+
+
+def test_a_path_among_the_parameters_is_the_callers(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    code = ["name: str = ''  # a file", "x = 1", "open(name, 'w').close()"]
+    path = tiny_notebook(tmp_path / "notebooks", code)
+    monkeypatch.chdir(tmp_path)
+    outcome = executor.run(path, {"name": "mine"}, tmp_path / "out.ipynb", show=False)
+    assert outcome == executor.Outcome()
+    assert (tmp_path / "mine").is_file()
