@@ -21,7 +21,7 @@ from companion.files import BusyError, locked, seal
 from companion.notebook import claims
 from companion.notebook.bounds import Bound
 from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Table, Verdict
-from companion.runs import chapters, fingerprint, gpu, record
+from companion.runs import chapters, fingerprint, gpu, record, records
 from companion.runs.gpu_jobs import COSTS, jobs_of
 from companion.runs.record import Held, Run, Sweep
 
@@ -455,8 +455,8 @@ def chapter(tmp_path, monkeypatch, stated):
     path = tmp_path / "tiny.ipynb"
     path.write_text(json.dumps({"cells": cells, "metadata": {}}))
     monkeypatch.setattr(chapters, "FOLDER", tmp_path)
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    folder = tmp_path / runs.RECORDED / "tiny"
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "recorded")
+    folder = tmp_path / "recorded" / "tiny"
     folder.mkdir(parents=True)
 
     def keep(name, **other):
@@ -480,7 +480,7 @@ def shown(name):
     document = new_document("page")
     document += [
         node
-        for run in runs.recorded_runs(name)
+        for run in records.load_records(name)
         for node in tables.record_nodes(document, name, run)
     ]
     return document
@@ -531,7 +531,7 @@ def test_a_record_of_other_code_is_shown_and_called_stale(chapter):
 @pytest.mark.parametrize("where", ["measured", "seconds", "caption", "picture", "no picture"])
 def test_a_record_that_was_edited_is_not_shown(chapter, tmp_path, where):
     chapter("mnist")
-    file = tmp_path / runs.RECORDED / "tiny" / "mnist.json"
+    file = tmp_path / "recorded" / "tiny" / "mnist.json"
     kept = json.loads(file.read_text())
     if where == "measured":
         kept["claims"][0]["measured"]["error"] = 2
@@ -603,11 +603,11 @@ def test_a_record_that_did_not_finish_says_so(chapter):
 
 def test_what_a_broken_run_left_behind_is_no_record(chapter):
     chapter("mnist.part")
-    assert runs.recorded_runs("tiny") == []
+    assert records.load_records("tiny") == []
 
 
 def test_benchmarks_are_read_where_there_are_any(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "recorded")
     assert runs.benchmarks() == {}
     (tmp_path / runs.RECORDED).mkdir(parents=True)
     result = {"rows": []}

@@ -40,7 +40,7 @@ def test_refresh_gives_the_same_bytes_twice_and_refuses_stderr(tmp_path, monkeyp
 def test_outputs_that_were_edited_are_noticed(tmp_path, monkeypatch):
     monkeypatch.delenv("COMPANION_RECORD", raising=False)
     draw = "import matplotlib.pyplot as plt; plt.plot([{}]); plt.show()"
-    show = "from companion.claims import record; record('x', 0.25); print('ours: 3 %')"
+    show = "from companion.notebook import record; record('x', 0.25); print('ours: 3 %')"
     path = tiny_notebook(tmp_path, ["x = 2", draw.format("1, 2"), draw.format("2, 1"), show])
     refresh(path)
     assert fingerprint.is_untouched(path)

@@ -211,7 +211,10 @@ def on_mps(tmp_path_factory):
 def check_chapter(report: dict, stem: str) -> None:
     """It ended (claims of so small a run may come out otherwise), with all its claims."""
     error = report["error"]
-    assert not error or error.startswith("companion.claims.ClaimError"), (error, report["where"])
+    assert not error or error.startswith("companion.notebook.checking.ClaimError"), (
+        error,
+        report["where"],
+    )
     stored = notebooks.recorded_values(notebooks.read(notebooks.find(stem)))[f"{stem}.claims"]
     found = {claim["id"] for claim in report["values"][f"{stem}.claims"]}
     assert found == {claim["id"] for claim in stored}

@@ -30,12 +30,22 @@ sizes: list[int] = [1, 2]  # sizes
 device: str = "cpu"  # device"""
 CHECK = """from companion.notebook import check_parameters
 settings = check_parameters(globals(), profiles={"quick": {}, "long": {"steps": 5}}, steps=(1, 9))"""
-BODY = """from companion.claims import Claims, record
-claims = Claims("tiny", settings)
+STATED = """
+C1:
+  says: Steps are few.
+  kind: control
+  where: here
+  quantities: {steps: {is: steps, within: "< 4"}}
+  depends: []
+  settled: {on: 2026-01-01, before_looking: true}
+"""
+BODY = f"""from companion.notebook import Claims, record
+from companion.notebook.claims import parse_claims
+claims = Claims("tiny", settings, parse_claims({STATED!r}))
 record("tiny.first", steps * sum(sizes))"""
 FIGURE = """import matplotlib.pyplot as plt
 plt.plot([0, 1]); plt.show()"""
-END = """claims.check("C1", "Steps are few.", source="-", ours=steps, tolerance="below 4", holds=steps < 4, depends=[])
+END = """claims.check("C1", steps=steps)
 claims.settle()"""
 
 
@@ -83,13 +93,13 @@ def test_a_record_keeps_parameters_claims_values_figures_and_provenance(tiny):
     assert stored == json.loads(json.dumps(result))
     assert stored["status"] == "complete"
     assert stored["values"]["tiny.first"] == 15
-    assert stored["parameters"] == {
+    assert stored["settings"] == {
         "profile": "quick",
         "steps": 3,
         "sizes": [2, 3],
         "device": "cpu",
     }
-    assert stored["values"]["tiny.claims"][0]["verdict"] == "holds"
+    assert stored["claims"][0]["outcome"] == "reproduced"
     assert stored["command"] == "companion record tiny --name one -p sizes '[2, 3]'"
     assert stored["fingerprint"] == fingerprint.fingerprint(chapters.find("tiny"))
     assert {"commit", "packages", "device", "hardware", "python", "date"} <= stored[
@@ -98,12 +108,12 @@ def test_a_record_keeps_parameters_claims_values_figures_and_provenance(tiny):
     (figure,) = stored["figures"]
     assert (folder / figure["file"]).read_bytes().startswith(b"\x89PNG")
     assert not [name for name in os.listdir(folder) if "part" in name]
-    assert records.load_records("tiny")[0]["stale"] is False
+    assert records.load_records("tiny")[0].stale is False
 
 
 def test_a_profile_and_a_value_set_by_hand_reach_the_script(tiny):
     tiny()
-    values = records.record_run("one", "tiny", {"profile": "long", "steps": 3})["values"]
+    values = records.record_run("one", "tiny", {"profile": "long", "steps": 3}).values
     assert values["tiny.settings"]["steps"] == 3  # by hand, though equal to the quick default
 
 
@@ -112,7 +122,7 @@ def test_a_claim_that_fails_is_kept_as_a_result(tiny, capsys):
     records.record_run("long", "tiny", {"profile": "long"})
     stored = json.loads((folder / "long.json").read_text())
     assert stored["status"] == "complete"
-    assert stored["values"]["tiny.claims"][0]["verdict"] == "does not hold"
+    assert stored["claims"][0]["outcome"] == "not reproduced"
     assert "not every claim came out" in capsys.readouterr().out
 
 
@@ -149,7 +159,7 @@ def test_a_failed_run_does_not_touch_the_record_of_that_name_nor_its_figures(tin
     after = files(folder)
     assert before.items() <= after.items()
     assert set(after) - set(before) == {"one.part.json", "one-fig-tiny.part.png"}
-    assert records.load_records("tiny")[0]["stale"] is True
+    assert records.load_records("tiny")[0].stale is True
 
     # the next one sweeps up, and figures that the new record lacks go with the old record
     tiny(figure="")
@@ -181,7 +191,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_record_as_it_was(tiny, monkeypat
 
 def test_a_disk_that_fills_during_the_run_is_one_line(tiny, capfd):
     """The script's own writes fail: here by a limit on the size of a file."""
-    folder = tiny("from companion.claims import Claims, record\nrecord('a', list(range(9000)))")
+    folder = tiny("from companion.notebook import Claims, record\nrecord('a', list(range(9000)))")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limit[1]))
     try:
@@ -214,9 +224,9 @@ def test_two_records_of_one_name_are_not_made_at_once_whatever_the_chapters(tiny
             records.record_run("two", "tiny", {}, out)  # another name is free
         finally:
             go.touch()
-        assert first.result()["stem"] == "other"
+        assert first.result().paper == "other"
     assert sorted(files(out)) == ["one-fig-tiny.png", "one.json", "two-fig-tiny.png", "two.json"]
-    assert json.loads((out / "one.json").read_text())["stem"] == "other"
+    assert json.loads((out / "one.json").read_text())["paper"] == "other"
 
 
 BUSY = """import os, subprocess, sys, time
@@ -308,7 +318,7 @@ def test_papermill_runs_a_chapter_and_shows_its_claims(tiny, tmp_path, capsys):
     out = tmp_path / "deep" / "out.ipynb"
     assert main(["run", "tiny", "-p", "sizes", "[4]", "-o", str(out)]) == 0
     assert chapters.recorded_values(chapters.read(out))["tiny.first"] == 12
-    assert "C1    holds" in capsys.readouterr().out
+    assert "C1    reproduced" in capsys.readouterr().out
     tiny("raise RuntimeError('out of luck')")
     assert main(["run", "tiny", "-o", str(out)]) == 1
     assert "out of luck" in capsys.readouterr().err
@@ -439,7 +449,7 @@ def test_committed_records_are_whole_small_and_say_where_they_ran():
         stored = json.loads(text)
         assert stored["status"] == "complete"
         assert len(text) < records.LIMIT
-        assert stored["stem"] == path.parent.name
+        assert stored["paper"] == path.parent.name
         assert stored["name"] == path.stem
         for figure in stored.get("figures", []):
             assert (path.parent / figure["file"]).stat().st_size <= records.FIGURE_LIMIT
@@ -455,7 +465,7 @@ def test_the_script_form_runs_without_ipython(tiny):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "tiny.first = 6" in done.stdout
-    assert "C1 holds" in done.stdout
+    assert "C1 reproduced: Steps are few." in done.stdout
 
 
 def test_a_figure_that_shows_nothing_is_not_kept(tmp_path, monkeypatch):

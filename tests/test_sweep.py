@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import nbformat
 import pandas
@@ -23,10 +24,13 @@ import yaml
 from companion.__main__ import main
 from companion.files import ROOT
 from companion.notebook import ParameterError
-from companion.runs import chapters, fingerprint, local, store
+from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Verdict
+from companion.notebook.claims import parse_claims
+from companion.runs import chapters, fingerprint, local, report, store
 from companion.runs import sweep as rooms
 from companion.runs.grid import Point, expand
-from companion.runs.report import claim_counts, page, swept
+from companion.runs.record import DONE, FAILED, Held, Run, held
+from companion.runs.report import page, swept
 from companion.runs.store import SweepError
 from companion.runs.sweep import sweep
 from companion.runs.worker import Order, carry_out
@@ -45,7 +49,8 @@ settings = check_parameters(globals(), x=(0, 9), mode=["ok", "raise", "die", "ki
 """
 BODY = """\
 import os, signal, time
-from companion.claims import Claims, record
+from companion.notebook import Claims, record
+from companion.notebook.claims import parse_claims
 if where:
     with open(where, "a") as file:
         file.write(f"{x} {seed}\\n")
@@ -61,11 +66,24 @@ record("toy.double", 2 * x)
 record("toy.threads", os.environ["OMP_NUM_THREADS"])
 record("toy.gpu", os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
 """
-END = """\
-claims = Claims("toy", settings)
-claims.check("C1", "Twice is even.", source="none", ours=2 * x, tolerance="even", holds=True)
-claims.check("C2", "x is small.", source="none", ours=x, tolerance="below 3",
-             holds=x < 3 or mode == "ok")
+STATED = """\
+C1:
+  says: Twice is even.
+  kind: derivation
+  where: arithmetic
+  quantities: {even: {is: twice is even, within: "== true"}}
+  settled: {on: 2026-01-01, before_looking: true}
+C2:
+  says: x is small.
+  kind: control
+  where: here
+  quantities: {x: {is: x, within: "< 3"}}
+  settled: {on: 2026-01-01, before_looking: true}
+"""
+END = f"""\
+claims = Claims("toy", settings, parse_claims({STATED!r}))
+claims.check("C1", even=2 * x % 2 == 0)
+claims.check("C2", x=0 if mode == "ok" else x)
 claims.settle()
 """
 
@@ -226,14 +244,15 @@ def test_a_large_grid_is_read_once(toy, monkeypatch):
 def test_a_sweep_ends_with_a_table_and_a_page(toy, tmp_path):
     out, count = tmp_path / "out", tmp_path / "count"
     rows = go(toy, out, {"x": [1, 2, 4], "seed": [0, 1]}, {"where": str(count)}, workers=2)
-    assert [row["status"] for row in rows] == ["done"] * 6
-    assert [row["values"]["toy.double"] for row in rows] == [2, 2, 4, 4, 8, 8]
-    assert {row["values"]["toy.threads"] for row in rows} == {"1"}
+    assert [run.status for run in rows] == [DONE] * 6
+    assert [run.values["toy.double"] for run in rows] == [2, 2, 4, 4, 8, 8]
+    assert {run.values["toy.threads"] for run in rows} == {"1"}
     frame = pandas.read_parquet(out / "table.parquet")
     assert frame["x"].tolist() == [1, 1, 2, 2, 4, 4]
     assert frame["toy.double"].tolist() == [2, 2, 4, 4, 8, 8]
     assert frame["C1"].all()
-    assert set(frame["C1 verdict"]) <= {"holds", "reported"}
+    assert frame["C1.even"].all()
+    assert frame["C2.x"].tolist() == [0] * 6
     assert (frame["seconds"] > 0).all()
     assert frame["ran_on"].str.startswith("cpu of ").all()
     again = pandas.read_csv(out / "table.csv")
@@ -242,7 +261,7 @@ def test_a_sweep_ends_with_a_table_and_a_page(toy, tmp_path):
     assert "6 runs done, 0 failed" in text
     assert "6 of 6 runs" in text
     assert text.count("data:image/png") == 1  # toy.double varies, the other values do not
-    executed = nbformat.read(out / "runs" / f"{rows[0]['id']}.ipynb", as_version=4)
+    executed = nbformat.read(out / "runs" / f"{rows[0].name}.ipynb", as_version=4)
     assert executed.cells[2].outputs or executed.cells[3].outputs
 
     # a second time nothing is repeated, and a larger grid runs only what is new
@@ -253,12 +272,12 @@ def test_a_sweep_ends_with_a_table_and_a_page(toy, tmp_path):
 
 def test_every_worker_sees_one_gpu(toy, tmp_path):
     rows = go(toy, tmp_path / "out", {"x": [1, 3, 4, 5]}, workers=0, gpus=2)
-    assert {row["values"]["toy.gpu"] for row in rows} == {"0", "1"}
+    assert {run.values["toy.gpu"] for run in rows} == {"0", "1"}
 
 
 def test_threads_are_pinned_in_the_kernel(toy, tmp_path, scheduler):
     (row,) = go(toy, tmp_path / "out", {"x": [3]}, threads=3, scheduler=scheduler)
-    assert row["values"]["toy.threads"] == "3"
+    assert row.values["toy.threads"] == "3"
 
 
 def test_code_that_changed_is_run_again(toy, tmp_path, scheduler):
@@ -267,21 +286,21 @@ def test_code_that_changed_is_run_again(toy, tmp_path, scheduler):
     go(toy, out, grid, fixed, scheduler=scheduler)
     toy.write_text(toy.read_text().replace("2 * x)", "3 * x)", 1))
     (row,) = go(toy, out, grid, fixed, scheduler=scheduler)
-    assert row["values"]["toy.double"] == 3
+    assert row.values["toy.double"] == 3
     assert len(lines(count)) == 2
 
 
 def test_a_worker_with_other_code_refuses(toy):
     run = expand(toy, {"x": [1]})[0]
     result = carry_out(Order(run, "0" * 64), toy.read_text())
-    assert result.status == "failed"
-    assert "other code" in result.error
+    assert result.run.status == FAILED
+    assert "other code" in result.run.error
 
 
 def test_no_column_is_lost_to_another_of_its_name(toy, tmp_path):
     row = fake({"device": "cpu", "seconds": 7, "C1": 3, "v": 2}, v=5)
-    row["values"] |= {"a.b": 1, "a": {"b": 2}, "status": 9, "device": 4}
-    row |= {"device": "gpu 0 of here", "fingerprint": "f"}
+    row.values.update({"a.b": 1, "a": {"b": 2}, "status": 9, "device": 4})
+    row = replace(row, provenance={"device": "gpu 0", "hardware": "here"})
     cells = store.table([row]).iloc[0].to_dict()
     assert (cells["device"], cells["seconds"], cells["C1"], cells["v"]) == ("cpu", 7, 3, 2)
     assert (cells["ran_on"], cells["run seconds"]) == ("gpu 0 of here", 1.0)
@@ -329,25 +348,25 @@ def test_a_run_that_raises_is_a_row_with_its_error_and_is_tried_again(toy, tmp_p
     grid, fixed = {"x": [1, 2, 3]}, {"mode": "raise", "where": str(count)}
     for attempt in (1, 2):
         rows = go(toy, out, grid, fixed, scheduler=scheduler)
-        assert [row["status"] for row in rows] == ["done", "failed", "done"]
-        assert rows[1]["error"] == "OverflowError: x is 2"
+        assert [run.status for run in rows] == [DONE, FAILED, DONE]
+        assert rows[1].error == "OverflowError: x is 2"
         assert len(lines(count)) == 2 + attempt
     assert "OverflowError: x is 2" in (out / "index.html").read_text()
     assert pandas.read_csv(out / "table.csv")["error"].tolist()[1] == "OverflowError: x is 2"
-    assert (out / "failed" / f"{rows[1]['id']}.ipynb").exists()
-    assert not (out / "runs" / f"{rows[1]['id']}.json").exists()
+    assert (out / "failed" / f"{rows[1].name}.ipynb").exists()
+    assert not (out / "runs" / f"{rows[1].name}.json").exists()
 
 
 def test_a_claim_that_does_not_hold_is_a_result(toy, tmp_path, scheduler):
     rows = go(toy, tmp_path / "out", {"x": [1, 5]}, {"mode": "claim"}, scheduler=scheduler)
-    assert [row["status"] for row in rows] == ["done", "done"]
-    assert claim_counts(rows)["C2"] == {"sentence": "x is small.", "held": 1, "of": 2}
+    assert [run.status for run in rows] == [DONE, DONE]
+    assert held(rows)["C2"] == Held(1, 2, {"x": [1, 4]})
 
 
 def test_a_kernel_that_is_killed_is_a_row(toy, tmp_path, scheduler):
     rows = go(toy, tmp_path / "out", {"x": [1, 2, 3]}, {"mode": "die"}, scheduler=scheduler)
-    assert [row["status"] for row in rows] == ["done", "failed", "done"]
-    assert "kernel died" in rows[1]["error"]
+    assert [run.status for run in rows] == [DONE, FAILED, DONE]
+    assert "kernel died" in rows[1].error
 
 
 @pytest.mark.parametrize(("failures", "status"), [(2, "done"), (3, "failed")])
@@ -378,15 +397,15 @@ def test_a_run_past_its_limit_is_a_row_and_leaves_no_kernel(toy, tmp_path, sched
         time_limit_s=15,
         scheduler=scheduler,
     )
-    assert [row["status"] for row in rows] == ["done", "failed"]
-    assert rows[1]["error"] == "ran past its time limit of 15 s"
-    assert 14 < rows[1]["seconds"] < 60
+    assert [run.status for run in rows] == [DONE, FAILED]
+    assert rows[1].error == "ran past its time limit of 15 s"
+    assert 14 < rows[1].seconds < 60
 
 
 def test_a_worker_that_dies_takes_no_other_run_with_it(toy, tmp_path):
     rows = go(toy, tmp_path / "out", {"x": [1, 2, 3, 4]}, {"mode": "kill"}, workers=2)
-    assert [row["status"] for row in rows] == ["done", "failed", "done", "done"]
-    assert "worker died" in rows[1]["error"]
+    assert [run.status for run in rows] == [DONE, FAILED, DONE, DONE]
+    assert "worker died" in rows[1].error
 
 
 def test_a_sweep_that_is_killed_goes_on_where_it_was(toy, tmp_path):
@@ -424,11 +443,11 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(toy, tmp_path):
 def test_a_half_written_result_does_not_count(toy, tmp_path, scheduler):
     out = tmp_path / "out"
     rows = go(toy, out, {"x": [1, 3]}, scheduler=scheduler)
-    broken = out / "runs" / f"{rows[0]['id']}.json"
+    broken = out / "runs" / f"{rows[0].name}.json"
     broken.write_text(broken.read_text()[:50])
     again = go(toy, out, {"x": [1, 3]}, scheduler=scheduler)
-    assert again[0]["values"] == rows[0]["values"]
-    assert again[1]["seconds"] == rows[1]["seconds"]  # this one was kept
+    assert again[0].values == rows[0].values
+    assert again[1].seconds == rows[1].seconds  # this one was kept
 
 
 def test_two_sweeps_into_one_folder_do_not_meet(toy, tmp_path):
@@ -567,7 +586,7 @@ def test_a_scheduler_that_is_not_there_is_named(toy, tmp_path, monkeypatch):
 def test_a_scheduler_of_ones_own_is_used_and_left_alone(toy, tmp_path, scheduler):
     for x in (1, 4):  # it is there for the second sweep
         (row,) = go(toy, tmp_path / "out", {"x": [x]}, scheduler=scheduler)
-        assert row["values"]["toy.double"] == 2 * x
+        assert row.values["toy.double"] == 2 * x
 
 
 SCANCEL = """\
@@ -630,7 +649,7 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(toy, tmp_path, scheduler)
         with pytest.raises(SweepError, match=r"No space left.*what was finished is kept"):
             go(toy, out, {"x": [1, 3, 4]}, scheduler=scheduler)
         kept = list((out / "runs").glob("*.json"))
-        assert rows[0]["id"] in {file.stem for file in kept}
+        assert rows[0].name in {file.stem for file in kept}
         for file in kept:
             assert json.loads(file.read_text())["status"] == "done"
         assert not list(out.rglob(".*.part"))
@@ -773,7 +792,7 @@ def test_a_cluster_with_tls_takes_our_certificate_only(
     with dask_processes(1, of_the_book(ours)) as address:
         assert address.startswith("tls://")
         (row,) = go(toy, tmp_path / "out", {"x": [1]}, scheduler=address, tls=ours)
-        assert row["values"]["toy.double"] == 2
+        assert row.values["toy.double"] == 2
         monkeypatch.setattr(rooms, "CONNECT_S", 2)
         for files, where in (
             (theirs, address),
@@ -818,15 +837,14 @@ def test_tls_options_that_cannot_be_used_are_named(toy, tmp_path, tls, capsys):
 
 def test_a_kept_sweep_is_a_small_table_and_counts_of_claims(toy, tmp_path):
     rows = [fake({"x": x, "seed": 0}, v=x, many=[1, 2]) for x in (1, 2, 3)]
-    for row in rows:
-        row["fingerprint"] = "f"
     folder = tmp_path / "kept"
     file = store.keep("seeds", toy, rows, "companion sweep toy", folder)
     frame = pandas.read_csv(file)
-    assert frame.columns.tolist() == ["x", "seed", "seconds", "ran_on", "v", "C1"]
+    assert frame.columns.tolist() == ["x", "seed", "seconds", "ran_on", "v", "C1", "C1.v"]
+    assert frame["C1.v"].tolist() == [1, 2, 3]
     assert frame["C1"].tolist() == [False, True, True]
     about = json.loads((folder / "seeds.json").read_text())
-    assert about["claims"]["C1"]["held"] == 2
+    assert about["claims"]["C1"] == {"held": 2, "of": 3, "measured": {"v": [1, 2, 3]}}
     assert (about["runs"], about["command"]) == (3, "companion sweep toy")
     file = store.keep("curves", toy, rows, "", folder, values=["ma*"])
     kept = pandas.read_csv(file)
@@ -839,6 +857,7 @@ def test_a_kept_sweep_is_a_small_table_and_counts_of_claims(toy, tmp_path):
         "many.0",
         "many.1",
         "C1",
+        "C1.v",
     ]
     assert kept["many.1"].tolist() == [2, 2, 2]
     with pytest.raises(ValueError, match=r"--values few: matches no .* there are many"):
@@ -846,7 +865,7 @@ def test_a_kept_sweep_is_a_small_table_and_counts_of_claims(toy, tmp_path):
     with pytest.raises(ValueError, match="--keep a/b"):
         store.keep("a/b", toy, rows, "", folder)
     with pytest.raises(SweepError, match="1 of 4 runs failed"):
-        store.keep("more", toy, [*rows, fake({"x": 9}, status="failed")], "", folder)
+        store.keep("more", toy, [*rows, fake({"x": 9}, status=FAILED)], "", folder)
     names = [f"{name}.{kind}" for name in ("curves", "seeds") for kind in ("csv", "json")]
     assert sorted(f.name for f in folder.iterdir()) == names
 
@@ -856,10 +875,10 @@ def test_a_kept_table_that_was_edited_is_not_shown(toy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(chapters, "FOLDER", toy.parent)
     monkeypatch.setattr(records, "FOLDER", tmp_path)
-    rows = [fake({"x": x}, v=x / 8) | {"fingerprint": "f"} for x in (1, 2)]
+    rows = [fake({"x": x}, v=x / 8) for x in (1, 2)]
     file = store.keep("seeds", toy, rows, "companion sweep toy")
     (about,) = store.kept("toy")
-    assert about["runs"] == 2
+    assert about.runs == 2
     table, text = file.read_text(), file.with_suffix(".json").read_text()
     assert "0.125" in table
     for path, old, new in (
@@ -867,7 +886,7 @@ def test_a_kept_table_that_was_edited_is_not_shown(toy, tmp_path, monkeypatch):
         (file.with_suffix(".json"), '"runs": 2', '"runs": 3'),
     ):
         path.write_text(path.read_text().replace(old, new))
-        with pytest.raises(SweepError, match="its table is not as it was written"):
+        with pytest.raises(ValueError, match="not as it was written"):
             store.kept("toy")
         file.write_text(table), file.with_suffix(".json").write_text(text)
     assert store.kept("toy")
@@ -876,24 +895,27 @@ def test_a_kept_table_that_was_edited_is_not_shown(toy, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- the page
 
 
-def fake(given, status="done", **values):
-    holds = values.get("v", 0) > 1
-    claims = [{"id": "C1", "sentence": "<b>", "holds": holds, "verdict": "reported", "ours": "1"}]
-    return {
-        "id": "a", "stem": "toy", "given": given, "status": status, "seconds": 1.0, "error": "",
-        "device": "cpu", "values": values | {"toy.claims": claims},
-    }  # fmt: skip
+def fake(given, status=DONE, **values):
+    v = values.get("v", 0)
+    verdict = Verdict("C1", REPRODUCED if v > 1 else NOT_REPRODUCED, False, "", {"v": v})
+    return Run(
+        "toy", "a", status, claims={"C1": verdict}, values=values, given=given, seconds=1.0,
+        fingerprint="f" * 64, provenance={"device": "cpu", "hardware": "here"},
+    )  # fmt: skip
 
 
-def test_the_page_counts_claims_and_escapes_what_it_shows():
+def test_the_page_counts_claims_and_escapes_what_it_shows(monkeypatch):
+    says = replace(parse_claims(STATED)["C1"], says="<b>")
+    monkeypatch.setattr(report, "papers", lambda: ["toy"])
+    monkeypatch.setattr(report, "load_claims", lambda paper: {"C1": says})
     rows = [fake({"x": x, "seed": s}, v=x) for x in (1, 2, 3) for s in (0, 1)]
-    rows.append(fake({"x": 9, "seed": 0}, status="failed"))
+    rows.append(fake({"x": 9, "seed": 0}, status=FAILED))
     text = page(rows)
     assert "4 of 6 runs" in text
     assert "&lt;b&gt;" in text
     assert "<b>" not in text
     assert "6 runs done, 1 failed" in text
-    assert text.count("<figure>") == 1
+    assert text.count("<figure>") == 2  # the value, and the claim's quantity
     assert swept(rows) == {"x": [1, 2, 3, 9], "seed": [0, 1]}
 
 
@@ -903,12 +925,8 @@ def test_the_page_escapes_hostile_names_and_values():
         fake({bad: value, "seed": 0, "other": value}, v=n, **{f"number {bad}": n})
         for n, value in enumerate([bad, f"{bad}2", f"$x^{bad}$"])
     ]
-    for row in rows:
-        row |= {"stem": bad, "error": bad, "status": "done"}
-        row["values"][f"{bad}.claims"] = [
-            {"id": bad, "sentence": bad, "holds": True, "verdict": bad, "ours": bad}
-        ]
-    text = page(rows)
+    hostile = {bad: Verdict(bad, REPRODUCED, False, bad, {bad: 1})}
+    text = page([replace(row, paper=bad, error=bad, claims=hostile) for row in rows])
     assert "<script" not in text
     assert "alert" in text
     parser = html.parser.HTMLParser()
@@ -920,10 +938,9 @@ def test_the_page_escapes_hostile_names_and_values():
     assert not [attributes for _, attributes in tags for name in attributes if name[:2] == "on"]
 
 
-def test_a_claim_that_was_not_computed_does_not_count():
-    row = fake({"x": 1}, v=5)
-    row["values"]["toy.claims"][0]["holds"] = None
-    assert claim_counts([row]) == {}
+def test_a_claim_that_was_not_measured_does_not_count():
+    row = replace(fake({"x": 1}, v=5), claims={"C1": Verdict("C1", NOT_RUN, False)})
+    assert held([row]) == {}
 
 
 def test_mixed_values_become_text_in_the_table():

@@ -213,12 +213,16 @@ def _run(options: argparse.Namespace) -> None:
     outcome = executor.run(path, given, output)
     if outcome.error:
         raise RuntimeError(f"{outcome.error} (see {output})")
-    found = chapters.recorded_values(chapters.read(output)).get(f"{path.stem}.claims", [])
-    if found:
-        from companion.notebook.checking import Table, Verdict
-        from companion.notebook.claims import load_claims
+    from companion.notebook.checking import Table
+    from companion.notebook.claims import load_claims, papers
+    from companion.runs.record import Run
 
-        print(Table(load_claims(path.stem), [Verdict(**fields) for fields in found]))
+    done = Run.of_values(path.stem, "run", chapters.recorded_values(chapters.read(output)))
+    if path.stem in papers() and done.claims:
+        print(Table(load_claims(path.stem), done.claims.values()))
+    else:  # a notebook that states its own
+        for verdict in done.claims.values():
+            print(f"{verdict.id:5} {verdict.outcome}")
     print(f"written to {output}")
 
 
@@ -265,7 +269,7 @@ def _record(options: argparse.Namespace) -> None:
         _writable("--out", options.out, "new folder")
     result = record_run(options.name, options.notebook, given, options.out)
     folder = options.out or FOLDER / chapters.find(options.notebook).stem
-    print(f"{result['seconds']} s, kept in {os.path.relpath(folder / (options.name + '.json'))}")
+    print(f"{result.seconds} s, kept in {os.path.relpath(folder / (options.name + '.json'))}")
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -277,7 +281,7 @@ def _sweep(options: argparse.Namespace) -> int:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise ValueError(f"{error}; a sweep needs: pip install 'paper-companion[sweep]'") from None
-    from companion.runs import grid, store, sweep
+    from companion.runs import grid, record, store, sweep
 
     workers = _number("workers", options.workers, int, 0, 1000)
     threads = _number("threads", options.threads, int, 1, 1000)
@@ -299,18 +303,18 @@ def _sweep(options: argparse.Namespace) -> int:
     if len(axes) < len(options.g) or not axes:
         raise ValueError("-g: expected at least one parameter, and each only once")
     here = not options.scheduler  # the workers of a cluster have their own devices and data
-    runs = grid.expand(path, axes, _parameters(options), here=here)
+    points = grid.expand(path, axes, _parameters(options), here=here)
     out = options.out or Path("runs") / path.stem
-    rows = sweep.sweep(
-        path, runs, out,
+    runs = sweep.sweep(
+        path, points, out,
         scheduler=options.scheduler, tls=tls, workers=workers, threads=threads,
         time_limit_s=time_limit_s,
     )  # fmt: skip
-    failed = [row for row in rows if row["status"] == "failed"]
-    for row in failed:
-        print(f"failed: {row['given']}: {row['error']}")
+    failed = [run for run in runs if run.status == record.FAILED]
+    for run in failed:
+        print(f"failed: {run.given}: {run.error}")
     print(
-        f"{len(rows) - len(failed)} of {len(rows)} runs done; "
+        f"{len(runs) - len(failed)} of {len(runs)} runs done; "
         f"the table is {out / 'table.csv'}, the page {out / 'index.html'}"
     )
     if options.keep:
@@ -319,7 +323,7 @@ def _sweep(options: argparse.Namespace) -> int:
         asked += [part for name, text in options.p for part in ("-p", name, text)]
         asked += ["-f", options.f.as_posix()] if options.f else []
         asked += [part for pattern in options.values for part in ("--values", pattern)]
-        kept = store.keep(options.keep, path, rows, shlex.join(asked), values=options.values)
+        kept = store.keep(options.keep, path, runs, shlex.join(asked), values=options.values)
         print(f"kept in {os.path.relpath(kept)}")
     return 1 if failed else 0
 

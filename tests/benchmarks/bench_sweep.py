@@ -20,6 +20,7 @@ import pytest
 from companion.runs import chapters
 from companion.runs import sweep as rooms
 from companion.runs.grid import Point, expand
+from companion.runs.record import DONE, Run
 from companion.runs.sweep import sweep
 from companion.runs.worker import Result
 
@@ -32,7 +33,7 @@ STAND_IN_S = 2.0  # what a stand-in takes
 TRIVIAL = [
     "seed: int = 0  # a seed",
     "from companion.notebook import check_parameters\nsettings = check_parameters(globals())",
-    "from companion.claims import record\nrecord('trivial.double', 2 * seed)",
+    "from companion.notebook import record\nrecord('trivial.double', 2 * seed)",
 ]
 # many workers in one process: they sleep, and a hundred processes would not fit two cores
 WORKERS = """
@@ -54,17 +55,12 @@ def chapter_text():
 def stand_in(order, source):
     """In the place of `carry_out`: no kernel, but a result of a chapter's size."""
     time.sleep(order.point.given["lr"])
-    values = {"snip.error": 1.0}
-    return Result(
-        order.point,
-        "done",
-        order.point.given["lr"],
-        "",
-        values,
-        order.fingerprint,
-        "cpu",
-        chapter_text(),
-    )
+    point = order.point
+    run = Run(
+        point.stem, point.id, values={"snip.error": 1.0}, given=point.given,
+        seconds=point.given["lr"], fingerprint=order.fingerprint, provenance={"device": "cpu"},
+    )  # fmt: skip
+    return Result(run, chapter_text())
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +101,7 @@ def timed(benchmark, work):
 
 
 def done(rows):
-    assert not [row["error"] for row in rows if row["status"] != "done"]
+    assert not [run.error for run in rows if run.status != DONE]
 
 
 def swept(benchmark, path, runs, out, address):

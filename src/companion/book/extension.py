@@ -19,9 +19,7 @@ from companion.book.runs import (
     RECORDED,
     benchmarks,
     everything,
-    kept_sweeps,
     papers,
-    recorded_runs,
     stored_run,
 )
 from companion.data.catalogue import catalogue
@@ -31,6 +29,8 @@ from companion.notebook.claims import load_claims
 from companion.runs import chapters
 from companion.runs.fingerprint import is_untouched
 from companion.runs.record import Run
+from companion.runs.records import load_records
+from companion.runs.store import kept
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,10 @@ class Scoreboard(SphinxDirective):
     """Every claim of every chapter under every run."""
 
     def run(self):
-        runs = {stem: [stored_run(stem), *recorded_runs(stem)] for stem in chapters.stems()}
+        runs = {stem: [stored_run(stem), *load_records(stem)] for stem in chapters.stems()}
         titles = {paper["stem"]: paper["title"] for paper in papers()}
         order = [stem for stem in titles if stem in runs]
-        sweeps = {stem: kept_sweeps(stem) for stem in runs}
+        sweeps = {stem: kept(stem) for stem in runs}
         out: list = [tables.summary_table(self.env, runs, sweeps)]
         for stem in order + sorted(runs.keys() - titles.keys()):
             shown = [*runs[stem], *sweeps[stem]]
@@ -83,7 +83,7 @@ class Recorded(SphinxDirective):
 
     def run(self):
         stem = self.arguments[0]
-        runs = recorded_runs(stem)
+        runs = load_records(stem)
         document = self.state.document
         return [
             *tables.cost_table(stem, [stored_run(stem), *runs]),
@@ -110,7 +110,7 @@ class Sweep(SphinxDirective):
 
     def run(self):
         stem, name = self.arguments
-        run = next((run for run in kept_sweeps(stem) if run.name == name), None)
+        run = next((run for run in kept(stem) if run.name == name), None)
         if run is None:
             raise self.error(f"{stem} has no kept sweep {name!r}")
         wanted = dict(line.rsplit(": ", 1) for line in self.content if line.strip())

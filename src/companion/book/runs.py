@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from dataclasses import replace
-from pathlib import Path
 
 import yaml
 
@@ -15,7 +12,9 @@ from companion.notebook.claims import Claim, load_claims
 from companion.runs import chapters
 from companion.runs.fingerprint import fingerprint
 from companion.runs.gpu_jobs import COSTS, jobs_of
-from companion.runs.record import COMPLETE, Run, Sweep, load
+from companion.runs.record import DONE, Run, Sweep
+from companion.runs.records import load_records
+from companion.runs.store import kept
 
 RECORDED = "book/recorded"  # below ROOT, as Sphinx names files
 
@@ -42,45 +41,6 @@ def stored_run(stem: str) -> Run:
     )
 
 
-def recorded_runs(stem: str) -> list[Run]:
-    """The recorded runs of a chapter, oldest first.
-
-    Raises:
-        ValueError: for a record, or a figure of one, that was changed by hand.
-    """
-    folder, current = ROOT / RECORDED / stem, fingerprint(chapters.find(stem))
-    runs = []
-    for path in folder.glob("*.json"):
-        if path.name.endswith(".part.json"):  # of a run that broke off, or goes on
-            continue
-        run = load(path)
-        for figure in run.figures:
-            if _sha256(folder / figure["file"]) != figure["sha256"]:
-                raise ValueError(f"{folder / figure['file']}: not as it was written: record again")
-        runs.append(replace(run, stale=run.fingerprint != current))
-    return sorted(runs, key=lambda run: (run.provenance.get("date", ""), run.name))
-
-
-def kept_sweeps(stem: str) -> list[Sweep]:
-    """The kept sweeps of a chapter, by name.
-
-    Raises:
-        ValueError: for a sweep, or its table, that was changed by hand.
-    """
-    current = fingerprint(chapters.find(stem))
-    sweeps = []
-    for path in sorted((ROOT / RECORDED / stem / "sweeps").glob("*.json")):
-        sweep = load(path, Sweep)
-        if _sha256(path.with_suffix(".csv")) != sweep.table:
-            raise ValueError(f"{path.with_suffix('.csv')}: not as it was written: sweep again")
-        sweeps.append(replace(sweep, stale=sweep.fingerprint != current))
-    return sweeps
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
 def outcomes(run: Run) -> Counter:
     """How many claims of a run came out in each way."""
     return Counter(verdict.outcome for verdict in run.claims.values())
@@ -93,9 +53,9 @@ def everything() -> dict[str, object]:
             "claims": {id: _statement(claim) for id, claim in load_claims(stem).items()},
             "runs": [
                 _public(run) | {"stale": run.stale}
-                for run in [stored_run(stem), *recorded_runs(stem)]
+                for run in [stored_run(stem), *load_records(stem)]
             ],
-            "sweeps": [_public(sweep) | {"stale": sweep.stale} for sweep in kept_sweeps(stem)],
+            "sweeps": [_public(sweep) | {"stale": sweep.stale} for sweep in kept(stem)],
         }
         for stem in chapters.stems()
     }
@@ -151,7 +111,7 @@ def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
                 run.seconds
                 for run in runs
                 if (run.profile, run.provenance.get("device"), run.status)
-                == (profile, device, COMPLETE)
+                == (profile, device, DONE)
                 and run.seconds is not None
             ]
             shown = shown_time(min(measured, default=estimate))

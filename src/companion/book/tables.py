@@ -30,7 +30,7 @@ from companion.notebook.checking import (
 )
 from companion.notebook.claims import Claim, load_claims
 from companion.runs.gpu_jobs import jobs_of
-from companion.runs.record import COMPLETE, Held, Run, Sweep
+from companion.runs.record import DONE, Held, Run, Sweep
 
 
 def paragraph(*parts) -> nodes.paragraph:
@@ -238,7 +238,7 @@ def record_nodes(document, stem: str, run: Run) -> list:
         ["Command", [code(run.command)]],
     ]
     out: list = [title]
-    if run.status != COMPLETE:
+    if run.status != DONE:
         why = f": {run.error}" if run.error else ""
         out.append(
             nodes.warning("", paragraph(f"This run is {run.status}{why}. It is no evidence."))
@@ -326,7 +326,7 @@ def cost_table(stem: str, runs: list[Run]) -> list:
 def gpu_note(stem: str, runs: list[Run]) -> list:
     """That no run on a GPU is recorded yet, the command, its cost and the data that it needs;
     nothing where there is one."""
-    if any((run.provenance.get("device"), run.status) == ("cuda", COMPLETE) for run in runs):
+    if any((run.provenance.get("device"), run.status) == ("cuda", DONE) for run in runs):
         return []
     jobs = jobs_of(stem)
     needs = sorted({name for job in jobs for name in job.data})

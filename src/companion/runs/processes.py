@@ -12,6 +12,7 @@ from pathlib import Path
 LIBRARY = Path(__file__).parents[1]
 PARENT = "COMPANION_PARENT"  # the process that a child is not to outlive
 
+
 def python_path() -> str:
     """$PYTHONPATH for a child process, this library first."""
     return os.pathsep.join([str(LIBRARY.parent), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -16,7 +16,7 @@ from companion.files import seal, to_json, write_whole
 from companion.notebook.checking import NOT_RUN, REPRODUCED, Verdict, judge
 from companion.notebook.claims import Claim, load_claims, natural, papers
 
-COMPLETE, FAILED, UNFINISHED = "complete", "failed", "unfinished"
+DONE, FAILED, UNFINISHED = "complete", "failed", "unfinished"
 SCHEMA = Path(__file__).with_suffix(".schema.json")
 
 
@@ -24,19 +24,19 @@ SCHEMA = Path(__file__).with_suffix(".schema.json")
 class Run:
     """One run of a chapter.
 
-    paper, name: the chapter's stem, and what the run is called. status: COMPLETE, FAILED or
-    UNFINISHED. settings: every parameter's value. claims: its verdicts by id. values: what else
+    paper, name: the chapter's stem, and what the run is called. status: DONE, FAILED or UNFINISHED. settings: every parameter's value. claims: its verdicts by id. values: what else
     it recorded. given: by the sweep that it is a row of. figures: file, name, caption and
     alternative text of each. stale: whether the chapter's code has changed since; not kept.
     """
 
     paper: str
     name: str
-    status: str = COMPLETE
+    status: str = DONE
     profile: str = ""
     settings: dict[str, object] = field(default_factory=dict)
     claims: dict[str, Verdict] = field(default_factory=dict)
     values: dict[str, object] = field(default_factory=dict)
+    given: dict[str, object] = field(default_factory=dict)
     seconds: float | None = None
     command: str = ""
     fingerprint: str = ""
@@ -71,6 +71,19 @@ class Run:
         fields = {key: value for key, value in stored.items() if key != "seal"}
         fields["claims"] = _verdicts(fields["paper"], fields.get("claims", []))
         return cls(**fields)
+
+    def numbers(self) -> dict[str, float]:
+        """What is one number: recorded values, and the claims' quantities as `C4.rise_90`."""
+        found = self.values | {
+            f"{id}.{name}": value
+            for id, verdict in self.claims.items()
+            for name, value in verdict.measured.items()
+        }
+        return {
+            name: value
+            for name, value in found.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
 
     def as_json(self) -> dict[str, object]:
         """All but what is empty or depends on the code as it is now, with its seal."""
@@ -152,17 +165,22 @@ def save(kept: Run | Sweep, path: Path) -> None:
     write_whole(path, to_json(stored))
 
 
-def load(path: Path, kind: type[Run] | type[Sweep] = Run) -> Run | Sweep:
+def load(path: Path, kind: type[Run] | type[Sweep] = Run, *, checked: bool = True) -> Run | Sweep:
     """Read what `save` wrote.
+
+    Args:
+        checked: also against the schema, which takes longer than reading.
 
     Raises:
         ValueError: naming the file, for one that was edited or is not as the schema says.
+        OSError: for one that cannot be read.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stored, dict) or stored.get("seal") != seal(stored):
             raise ValueError("not as it was written: make it again")
-        validate(stored, kind)
+        if checked:
+            validate(stored, kind)
         return kind.of_json(stored)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: {error}") from None

@@ -10,14 +10,16 @@ import re
 import shlex
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from companion.device import pick_device
-from companion.files import ROOT, locked, seal, sweep_up, to_json, write_whole
+from companion.files import ROOT, locked, sweep_up, to_json, write_whole
 from companion.runs import chapters
 from companion.runs.executor import TARGET, as_script
 from companion.runs.fingerprint import fingerprint
 from companion.runs.provenance import provenance
+from companion.runs.record import DONE, FAILED, UNFINISHED, Run, load, save
 
 FOLDER = ROOT / "book" / "recorded"
 LIMIT = 100_000  # bytes of a record
@@ -28,40 +30,30 @@ class RecordError(RuntimeError):
     """Raised when a run that was to be recorded did not finish."""
 
 
-def load_records(stem: str) -> list[dict]:
-    """The committed records of a chapter, each with `stale` added; oldest first.
+def load_records(stem: str) -> list[Run]:
+    """The recorded runs of a chapter, oldest first, `stale` where its code has changed since.
 
-    A record is stale if the chapter's code has changed since.
+    Raises:
+        ValueError: for a record, or a figure of one, that was changed by hand.
     """
-    current = fingerprint(chapters.find(stem))
-    records = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((FOLDER / stem).glob("*.json"))
-        if not path.name.endswith(".part.json")  # of a run that broke off, or goes on
-    ]
-    for item in records:
-        if edited := _edited(item, FOLDER / stem):
-            raise RecordError(f"{edited} is not as `companion record` wrote it: record it again")
-        item["stale"] = item["fingerprint"] != current
-    return sorted(records, key=lambda item: (item["provenance"]["date"], item["name"]))
+    folder, current = FOLDER / stem, fingerprint(chapters.find(stem))
+    runs = []
+    for path in folder.glob("*.json"):
+        if path.name.endswith(".part.json"):  # of a run that broke off, or goes on
+            continue
+        run = load(path)
+        for figure in run.figures:
+            if sha256(folder / figure["file"]) != figure["sha256"]:
+                raise ValueError(f"{folder / figure['file']}: not as it was written: record again")
+        runs.append(replace(run, stale=run.fingerprint != current))
+    return sorted(runs, key=lambda run: (run.provenance.get("date", ""), run.name))
 
 
-def _edited(record: dict, folder: Path) -> Path | None:
-    """The first file of a record that was changed by hand, or None."""
-    if record.get("seal") != seal(record):
-        return folder / f"{record['name']}.json"
-    for figure in record.get("figures", []):
-        file = folder / figure["file"]
-        if not file.is_file() or _sha256(file) != figure.get("sha256"):
-            return file
-    return None
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def record_run(name: str, stem: str, given: dict[str, object], folder: Path | None = None) -> dict:
+def record_run(name: str, stem: str, given: dict[str, object], folder: Path | None = None) -> Run:
     """Run a chapter's code cells in a Python of their own and keep the result.
 
     name: of the record, such as "mnist". given: parameter values. folder: where to put it
@@ -90,7 +82,7 @@ def record_run(name: str, stem: str, given: dict[str, object], folder: Path | No
 
 def _record(
     whole: Path, path: Path, given: dict[str, object], values: dict[str, object], device: object
-) -> dict:
+) -> Run:
     """Make the record `whole`, of which this process holds the lock."""
     part = whole.with_suffix(".part.json")
     options = [
@@ -99,43 +91,43 @@ def _record(
         if key != "data_root"
     ]
     head = {
-        "stem": path.stem,
+        "paper": path.stem,
         "name": whole.stem,
+        "status": UNFINISHED,
         "command": " ".join(["companion record", path.stem, "--name", whole.stem, *options]),
-        "profile": values.get("profile", ""),
-        "parameters": {key: value for key, value in values.items() if key != "data_root"},
         "fingerprint": fingerprint(path),
-        "status": "unfinished",
         "provenance": provenance(device),
     }
-    _drop_figures(part, head)  # of a run that broke off
+    _drop_figures(part, [])  # of a run that broke off
     write_whole(part, to_json(head))
     start = time.perf_counter()
     outcome = as_script(path, given, part)
     result = json.loads(part.read_text(encoding="utf-8"))
-    result |= {"status": "complete", "seconds": round(time.perf_counter() - start)}
-    result["peak_memory"] = result["values"].pop("peak_memory", {}) if "values" in result else {}
+    result["seconds"] = round(time.perf_counter() - start)
     if outcome.missed:
         told = outcome.error.partition(": ")[2]
-        print(f"kept, though not every claim came out as specified: {told}")
+        print(f"kept, though not every claim came out as expected: {told}")
     elif outcome.error:
-        said = {"error": outcome.error, "said": outcome.told.splitlines()}
+        said = {"status": FAILED, "error": outcome.error, "said": outcome.told.splitlines()}
         with suppress(OSError):  # a full disk may be what it failed of
-            write_whole(part, to_json(result | {"status": "failed"} | said))
+            write_whole(part, to_json(result | said))
         raise RecordError(f"{path.stem} did not finish: {outcome.error}. What it had is in {part}")
-    result["seal"] = seal(result)
-    text = to_json(result)
-    write_whole(part, text)
-    if len(text) > LIMIT:
+    recorded = result.pop("values", {})
+    run = Run.of_values(
+        result.pop("paper"), result.pop("name"), recorded, **(result | {"status": DONE})
+    )
+    save(run, part)
+    size = part.stat().st_size
+    if size > LIMIT:
         raise RecordError(
-            f"the record has {len(text)} bytes, more than {LIMIT}: record less in {path.name} ({part})"
+            f"the record has {size} bytes, more than {LIMIT}: record less in {path.name} ({part})"
         )
     # from here on only names change: that needs no room on the disk
-    for figure in result.get("figures", []):
+    for figure in run.figures:
         _part_of(whole.with_name(figure["file"])).replace(whole.with_name(figure["file"]))
-    _drop_figures(whole, result)
+    _drop_figures(whole, run.figures)
     part.replace(whole)
-    return result
+    return run
 
 
 def _part_of(file: Path) -> Path:
@@ -143,10 +135,10 @@ def _part_of(file: Path) -> Path:
     return file.with_suffix(f".part{file.suffix}")
 
 
-def _drop_figures(record: Path, new: dict) -> None:
+def _drop_figures(record: Path, new: list[dict[str, str]]) -> None:
     """Remove the figures of the record that is about to be replaced, but for those of the new."""
     name = record.name.removesuffix(".json").removesuffix(".part")
-    kept = {figure["file"] for figure in new.get("figures", [])}
+    kept = {figure["file"] for figure in new}
     try:
         old = json.loads(record.read_text(encoding="utf-8")).get("figures", [])
         files = {figure["file"] for figure in old} - kept

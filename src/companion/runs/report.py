@@ -12,7 +12,8 @@ import json
 import statistics
 from collections import defaultdict
 
-from companion.notebook.claims import natural
+from companion.notebook.claims import load_claims, papers
+from companion.runs.record import DONE, Run, held
 
 MOST_FIGURES = 24
 STYLE = """
@@ -26,59 +27,45 @@ figure img { max-width: 100%; }
 """
 
 
-def claim_counts(rows: list[dict]) -> dict[str, dict[str, object]]:
-    """For each claim, its sentence and in how many of the runs that computed it it held."""
-    counts: dict[str, dict[str, object]] = {}
-    for row in rows:
-        for claim in row.get("values", {}).get(f"{row['stem']}.claims", []):
-            if claim["holds"] is None:
-                continue
-            count = counts.setdefault(
-                claim["id"], {"sentence": claim["sentence"], "held": 0, "of": 0}
-            )
-            count["held"] += bool(claim["holds"])
-            count["of"] += 1
-    return dict(sorted(counts.items(), key=lambda item: natural(item[0])))
-
-
-def swept(rows: list[dict]) -> dict[str, list]:
+def swept(runs: list[Run]) -> dict[str, list]:
     """The parameters that differ between runs, with their values in order."""
     values: dict[str, list] = defaultdict(list)
-    for row in rows:
-        for name, value in row["given"].items():
+    for run in runs:
+        for name, value in run.given.items():
             if value not in values[name]:
                 values[name].append(value)
     return {name: each for name, each in values.items() if len(each) > 1}
 
 
-def page(rows: list[dict]) -> str:
+def page(runs: list[Run]) -> str:
     """The whole page as HTML."""
-    done = [row for row in rows if row["status"] == "done"]
-    title = html.escape(f"Sweep of {rows[0]['stem']}")
-    seconds = sum(row["seconds"] for row in rows)
+    done = [run for run in runs if run.status == DONE]
+    paper = runs[0].paper
+    title = html.escape(f"Sweep of {paper}")
+    seconds = sum(run.seconds for run in runs)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width'>"
         f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>",
-        f"<p>{len(done)} runs done, {len(rows) - len(done)} failed, "
+        f"<p>{len(done)} runs done, {len(runs) - len(done)} failed, "
         f"{seconds:.0f} seconds of runs in all.</p>",
     ]
-    counts = claim_counts(done)
-    if counts:
-        parts.append("<h2>Claims</h2>")
-        held = [
-            [id, about["sentence"], f"{about['held']} of {about['of']} runs"]
-            for id, about in counts.items()
+    if counts := held(done):
+        stated = load_claims(paper) if paper in papers() else {}
+        lines = [
+            [id, stated[id].says if id in stated else "", f"{claim.held} of {claim.of} runs"]
+            for id, claim in counts.items()
         ]
-        parts.append(_table(["", "Claim", "Held in"], held))
+        parts += ["<h2>Claims</h2>", _table(["", "Claim", "Reproduced in"], lines)]
     figures = _figures(done)
     if figures:
         parts += ["<h2>Over the grid</h2>", *figures]
-    axes = swept(rows)
+    axes = swept(runs)
     lines = []
-    for row in rows:
-        values = [json.dumps(row["given"].get(name)) for name in axes]
-        lines.append([*values, row["status"], f"{row['seconds']:.1f}", row["error"]])
+    for run in runs:
+        values = [json.dumps(run.given.get(name)) for name in axes]
+        status = "done" if run.status == DONE else run.status
+        lines.append([*values, status, f"{run.seconds:.1f}", run.error])
     parts += ["<h2>Runs</h2>", _table([*axes, "status", "seconds", "error"], lines)]
     return "\n".join([*parts, "</body></html>\n"])
 
@@ -93,32 +80,31 @@ def _table(head: list[str], rows: list[list[object]]) -> str:
     return f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _figures(rows: list[dict]) -> list[str]:
-    """A figure for each recorded number that varies, against the first axis that is no seed."""
-    axes = swept(rows)
+def _figures(runs: list[Run]) -> list[str]:
+    """A figure for each number that varies, against the first axis that is no seed."""
+    axes = swept(runs)
     if not axes:
         return []
     across = next((name for name in axes if name != "seed"), "seed")
     lines = next((name for name in axes if name not in (across, "seed")), None)
     figures = []
-    for name in _numbers(rows)[:MOST_FIGURES]:
+    for name in _varying(runs)[:MOST_FIGURES]:
         points: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for row in rows:
-            value = row["values"].get(name)
+        for run in runs:
+            value = run.numbers().get(name)
             if value is not None:
-                line = "" if lines is None else f"{lines} = {json.dumps(row['given'].get(lines))}"
-                points[line][json.dumps(row["given"].get(across))].append(float(value))
+                line = "" if lines is None else f"{lines} = {json.dumps(run.given.get(lines))}"
+                points[line][json.dumps(run.given.get(across))].append(float(value))
         figures.append(_figure(name, across, axes[across], points))
     return figures
 
 
-def _numbers(rows: list[dict]) -> list[str]:
-    """Names of recorded numbers that are not the same in all runs."""
+def _varying(runs: list[Run]) -> list[str]:
+    """Names of numbers that are not the same in all runs."""
     seen: dict[str, set] = defaultdict(set)
-    for row in rows:
-        for name, value in row["values"].items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                seen[name].add(value)
+    for run in runs:
+        for name, value in run.numbers().items():
+            seen[name].add(value)
     return [name for name, values in seen.items() if len(values) > 1]
 
 

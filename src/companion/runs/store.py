@@ -17,12 +17,15 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from companion.files import BusyError, locked, seal, sweep_up, to_json, write_whole
+from companion.files import BusyError, locked, sweep_up, write_whole
+from companion.notebook.checking import NOT_RUN, REPRODUCED
 from companion.runs import chapters
 from companion.runs.fingerprint import fingerprint
 from companion.runs.grid import Point
+from companion.runs.record import DONE, Run, Sweep, held, load, save
 from companion.runs.worker import Result
 
 LOCK = ".lock"
@@ -33,29 +36,29 @@ class SweepError(RuntimeError):
     """Raised when a sweep cannot go on; what was finished is kept."""
 
 
-def keep_result(result: Result, runs_dir: Path, failed_dir: Path) -> dict:
+def keep_result(result: Result, runs_dir: Path, failed_dir: Path) -> Run:
     """Write a result, its JSON last; a failed run never looks like a finished one."""
-    folder = runs_dir if result.status == "done" else failed_dir
-    row = result.row()
+    run = result.run
+    folder = runs_dir if run.status == DONE else failed_dir
+    path = folder / f"{run.name}.json"
     with disk(folder.parent):
         if result.notebook:
-            write_whole(folder / f"{result.point.id}.ipynb", result.notebook)
-        write_whole(folder / f"{result.point.id}.json", to_json(row))
-        if result.status == "done":  # an earlier try may have failed
-            for file in failed_dir.glob(f"{result.point.id}.*"):
+            write_whole(path.with_suffix(".ipynb"), result.notebook)
+        save(run, path)
+        if run.status == DONE:  # an earlier try may have failed
+            for file in failed_dir.glob(f"{run.name}.*"):
                 file.unlink()
-    return json.loads(to_json(row))
+    return load(path, checked=False)
 
 
-def finished(runs_dir: Path, run: Point, fingerprint: str) -> dict | None:
-    """The row of a run that is done by the code as it is now."""
+def finished(runs_dir: Path, point: Point, fingerprint: str) -> Run | None:
+    """The run of a point that is done by the code as it is now."""
     try:
-        row = json.loads((runs_dir / f"{run.id}.json").read_text(encoding="utf-8"))
-        current = row["fingerprint"] == fingerprint and row["status"] == "done"
-        current = current and row["id"] == run.id and isinstance(row["values"], dict)
-    except (OSError, ValueError, KeyError, TypeError):
+        run = load(runs_dir / f"{point.id}.json", checked=False)
+    except (OSError, ValueError):
         return None
-    return row if current else None
+    current = (run.name, run.status, run.fingerprint) == (point.id, DONE, fingerprint)
+    return run if current else None
 
 
 def without_outputs(path: Path) -> str:
@@ -119,7 +122,7 @@ def disk(out: Path) -> Iterator[None]:
 def keep(
     name: str,
     path: Path,
-    rows: list[dict],
+    runs: list[Run],
     command: str,
     folder: Path | None = None,
     values: Sequence[str] = (),
@@ -127,39 +130,37 @@ def keep(
     """Keep a sweep for the book: a small table, and how often each claim held.
 
     Writes <name>.csv and <name>.json to `folder`, by default book/recorded/<stem>/sweeps. The
-    table has a row a run: parameters, seconds, device, recorded numbers, and whether each claim
-    held. Of recorded lists and mappings it has those whose name matches one of `values`
+    table has a row a run: parameters, seconds, device, recorded numbers, and whether each
+    claim was reproduced, with its quantities. Of recorded lists and mappings it has those whose name matches one of `values`
     (shell patterns), a column a number: `name.key` or `name.index`.
     Raises ValueError for a bad name, a pattern that matches no list or mapping, or a table of
     more than 100 kB, SweepError if a run failed.
     """
     from companion.runs.provenance import provenance
     from companion.runs.records import FOLDER, LIMIT
-    from companion.runs.report import claim_counts
 
     check_name(name)
-    failed = sum(row["status"] != "done" for row in rows)
+    failed = sum(run.status != DONE for run in runs)
     if failed:
-        raise SweepError(f"--keep {name}: {failed} of {len(rows)} runs failed, so it is not kept")
-    text = _small_table(rows, values)
+        raise SweepError(f"--keep {name}: {failed} of {len(runs)} runs failed, so it is not kept")
+    text = _small_table(runs, values)
     if len(text) > LIMIT:
         raise ValueError(f"--keep {name}: the table has {len(text)} bytes, more than {LIMIT}")
-    about = {
-        "stem": path.stem,
-        "name": name,
-        "command": command,
-        "fingerprint": rows[0]["fingerprint"],
-        "runs": len(rows),
-        "seconds": round(sum(row["seconds"] for row in rows)),
-        "claims": claim_counts(rows),
-        "provenance": provenance(),
-        "table": hashlib.sha256(text.encode()).hexdigest(),
-    }
-    about["seal"] = seal(about)
+    about = Sweep(
+        paper=path.stem,
+        name=name,
+        command=command,
+        fingerprint=runs[0].fingerprint,
+        runs=len(runs),
+        seconds=round(sum(run.seconds for run in runs)),
+        claims=held(runs),
+        provenance=provenance(),
+        table=hashlib.sha256(text.encode()).hexdigest(),
+    )
     folder = folder or FOLDER / path.stem / "sweeps"
     with disk(folder):
         write_whole(folder / f"{name}.csv", text)
-        write_whole(folder / f"{name}.json", to_json(about))
+        save(about, folder / f"{name}.json")
     return folder / f"{name}.csv"
 
 
@@ -170,13 +171,13 @@ def check_name(name: str) -> None:
         raise ValueError(f"--keep {shown}: expected letters, digits, '-' and '_', 80 at most")
 
 
-def _small_table(rows: list[dict], patterns: Sequence[str]) -> str:
+def _small_table(runs: list[Run], patterns: Sequence[str]) -> str:
     """The table that is kept, as CSV."""
     nested = {
         name
-        for row in rows
-        for name, value in row["values"].items()
-        if isinstance(value, (list, dict)) and not name.endswith((".claims", ".settings"))
+        for run in runs
+        for name, value in run.values.items()
+        if isinstance(value, (list, dict))
     }
     for pattern in patterns:
         if not fnmatch.filter(nested, pattern):
@@ -186,18 +187,27 @@ def _small_table(rows: list[dict], patterns: Sequence[str]) -> str:
             )
     wanted = {name for pattern in patterns for name in fnmatch.filter(nested, pattern)}
     lines = []
-    for row in rows:
-        line = {("parameter", name): _scalar(value) for name, value in row["given"].items()}
-        line["run", "seconds"] = row["seconds"]
-        line["run", "ran_on"] = row["device"].partition(" of ")[0]
-        for name, value in row["values"].items():
+    for run in runs:
+        line = {("parameter", name): _scalar(value) for name, value in run.given.items()}
+        line["run", "seconds"] = run.seconds
+        line["run", "ran_on"] = run.provenance["device"]
+        for name, value in run.values.items():
             if name in wanted:
                 line |= {("recorded", *road): number for road, number in _numbers_in(name, value)}
             elif isinstance(value, (bool, int, float, str)):
                 line["recorded", name] = value
-        claims = row["values"].get(f"{row['stem']}.claims", [])
-        lines.append(line | {("claim", claim["id"]): claim["holds"] for claim in claims})
+        lines.append(line | _claims(run))
     return _csv(_named(lines), float_format="%.6g")
+
+
+def _claims(run: Run) -> dict[tuple[str, ...], object]:
+    """Whether each claim that was measured was reproduced, and its quantities."""
+    cells: dict[tuple[str, ...], object] = {}
+    for id, verdict in run.claims.items():
+        cells["claim", id] = None if verdict.outcome == NOT_RUN else verdict.outcome == REPRODUCED
+        for name, value in verdict.measured.items():
+            cells["claim", f"{id}.{name}"] = _scalar(value)
+    return cells
 
 
 def _named(lines: list[dict[tuple[str, ...], object]]) -> list[dict[str, object]]:
@@ -251,43 +261,45 @@ def _numbers_in(*road: object) -> Iterator[tuple[tuple[str, ...], float]]:
         yield tuple(road), value
 
 
-def kept(stem: str) -> list[dict]:
-    """The kept sweeps of a chapter by name, each with `stale` added, as records have it."""
-    from companion.runs.records import FOLDER
+def kept(stem: str) -> list[Sweep]:
+    """The kept sweeps of a chapter by name, `stale` where the chapter's code has changed since.
+
+    Raises ValueError for a sweep, or its table, that was changed by hand.
+    """
+    from companion.runs.records import FOLDER, sha256
 
     current = fingerprint(chapters.find(stem))
     sweeps = []
-    for file in sorted((FOLDER / stem / "sweeps").glob("*.json")):
-        about = json.loads(file.read_text(encoding="utf-8"))
-        table = hashlib.sha256(file.with_suffix(".csv").read_bytes()).hexdigest()
-        if about.get("seal") != seal(about) or about.get("table") != table:
-            raise SweepError(f"{file} or its table is not as it was written: sweep again")
-        sweeps.append(about)
-    return [about | {"stale": about["fingerprint"] != current} for about in sweeps]
+    for path in sorted((FOLDER / stem / "sweeps").glob("*.json")):
+        sweep = load(path, Sweep)
+        if sha256(path.with_suffix(".csv")) != sweep.table:
+            raise ValueError(f"{path.with_suffix('.csv')}: not as it was written: sweep again")
+        sweeps.append(replace(sweep, stale=sweep.fingerprint != current))
+    return sweeps
 
 
-def write_table(rows: list[dict], out: Path) -> None:
-    """Write table.parquet, table.csv and index.html of the rows."""
+def write_table(runs: list[Run], out: Path) -> None:
+    """Write table.parquet, table.csv and index.html of the runs."""
     from companion.runs.report import page
 
     buffer = io.BytesIO()
-    table(rows).to_parquet(buffer, index=False)
+    table(runs).to_parquet(buffer, index=False)
     write_whole(out / "table.parquet", buffer.getvalue())
-    write_whole(out / "table.csv", _csv(_lines(rows)))
-    write_whole(out / "index.html", page(rows))
+    write_whole(out / "table.csv", _csv(_lines(runs)))
+    write_whole(out / "index.html", page(runs))
 
 
-def table(rows: list[dict]):
+def table(runs: list[Run]):
     """One row a run as a data frame: status, parameters, where it ran, recorded values, claims.
 
     Lists and mappings become JSON text. `seconds` and `ran_on` tell how long the run took, and
-    where. A claim gives three columns: `C1` (whether it held; none where it was not computed),
-    `C1 verdict` and `C1 ours`. A parameter's column has its name; where another column would
-    have the same one, it says what it is: `recorded x`, `claim C1`, `run seconds`.
+    where. A claim gives a column `C1` (whether it was reproduced; none where it was not measured)
+    and one for each quantity, `C1.error`. A parameter's column has its name; where another
+    column would have the same one, it says what it is: `recorded x`, `claim C1`, `run seconds`.
     """
     import pandas
 
-    frame = pandas.DataFrame(_lines(rows))
+    frame = pandas.DataFrame(_lines(runs))
     # a column of one kind: parquet takes no mixture
     for name in frame.columns:
         kinds = {type(value) for value in frame[name] if not _missing(value)}
@@ -296,22 +308,17 @@ def table(rows: list[dict]):
     return frame
 
 
-def _lines(rows: list[dict]) -> list[dict[str, object]]:
+def _lines(runs: list[Run]) -> list[dict[str, object]]:
     """The cells of the table by column, a mapping a run."""
     lines = []
-    for row in rows:
-        values = dict(row.get("values", {}))
-        claims = values.pop(f"{row['stem']}.claims", [])
-        values.pop(f"{row['stem']}.settings", None)  # what was not given is the notebook's default
-        line = {("run", name): row[name] for name in ("id", "status", "error")}
-        line |= {("parameter", name): _scalar(value) for name, value in row["given"].items()}
-        line |= {("run", "seconds"): row["seconds"], ("run", "ran_on"): row["device"]}
-        line |= {("recorded", name): _scalar(value) for name, value in values.items()}
-        for claim in claims:
-            line["claim", claim["id"]] = claim["holds"]
-            line["claim", f"{claim['id']} verdict"] = claim["verdict"]
-            line["claim", f"{claim['id']} ours"] = claim["ours"]
-        lines.append(line)
+    for run in runs:  # what was not given is the notebook's default
+        status = "done" if run.status == DONE else run.status
+        where = " of ".join(run.provenance.get(key, "") for key in ("device", "hardware"))
+        line = {("run", "id"): run.name, ("run", "status"): status, ("run", "error"): run.error}
+        line |= {("parameter", name): _scalar(value) for name, value in run.given.items()}
+        line |= {("run", "seconds"): run.seconds, ("run", "ran_on"): where}
+        line |= {("recorded", name): _scalar(value) for name, value in run.values.items()}
+        lines.append(line | _claims(run))
     return _named(lines)
 
 

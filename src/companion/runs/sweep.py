@@ -17,8 +17,9 @@ from companion.runs import local, store
 from companion.runs.executor import THREADS
 from companion.runs.fingerprint import fingerprint
 from companion.runs.grid import Point
+from companion.runs.record import DONE, FAILED, Run
 from companion.runs.store import SweepError
-from companion.runs.worker import Order, Result, carry_out
+from companion.runs.worker import Order, Result, carry_out, failed
 
 CONNECT_S = 10  # to find a scheduler, and a worker on it
 LOST_S = 60  # without any worker of a cluster, then the sweep ends
@@ -41,7 +42,7 @@ def sweep(
     gpus: int | None = None,
     time_limit_s: float = 0.0,
     show: bool = True,
-) -> list[dict]:
+) -> list[Run]:
     """Carry out the runs that `out` does not hold yet, and write the table and its page.
 
     scheduler: address of a Dask scheduler that is there; "" starts a local cluster of `workers`
@@ -77,8 +78,8 @@ def sweep(
             ):
                 orders = [Order(run, stamp, threads, time_limit_s) for run in waiting]
                 for result in _results(client, crew, orders, source):
-                    rows[result.point.id] = store.keep_result(result, runs_dir, failed_dir)
-                    bar.count(result.status)
+                    rows[result.run.name] = store.keep_result(result, runs_dir, failed_dir)
+                    bar.count(result.run.status)
         ordered = [rows[run.id] for run in runs]
         with store.disk(out):
             store.write_table(ordered, out)
@@ -112,8 +113,9 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
             try:
                 result = future.result(timeout=CONNECT_S)
             except KilledWorker:
-                error = "the worker died with it, more than once (killed, or out of memory)"
-                result = Result(order.point, "failed", 0.0, error, fingerprint=order.fingerprint)
+                result = failed(
+                    order, "the worker died with it, more than once (killed, or out of memory)"
+                )
             except TimeoutError:  # its worker died before the result was fetched: it comes again
                 arriving.add(future)
                 continue
@@ -252,7 +254,7 @@ class _Bar:
     def __init__(self, total: int, before: int, show: bool) -> None:
         from tqdm import tqdm
 
-        self.counts = {"done": 0, "failed": 0}
+        self.counts = {DONE: 0, FAILED: 0}
         self.before, self.total = before, total
         form = "{desc} |{bar:24}| {elapsed}, {remaining} to go"
         self.bar = tqdm(total=total, disable=not show, bar_format=form, mininterval=0.2)
@@ -265,7 +267,7 @@ class _Bar:
 
     def _tell(self) -> None:
         left = self.total - sum(self.counts.values())
-        done = f"{self.counts['done']} done, {self.counts['failed']} failed, {left} left"
+        done = f"{self.counts[DONE]} done, {self.counts[FAILED]} failed, {left} left"
         earlier = f"{self.before} there before, " if self.before else ""
         self.bar.set_description_str(earlier + done)
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from companion.runs.chapters import parse, recorded_values
@@ -14,6 +14,7 @@ from companion.runs.executor import in_kernel, prepared
 from companion.runs.fingerprint import fingerprint_of
 from companion.runs.grid import Point
 from companion.runs.local import gpus
+from companion.runs.record import DONE, FAILED, Run
 
 
 @dataclass(frozen=True)
@@ -32,28 +33,26 @@ class Order:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run.
+    """What came of a run; a claim that came out otherwise is a result, and no failure.
 
-    status: "done" or "failed"; a claim that did not hold is a result, and so done.
-    error: the last line of what went wrong. device: where it ran, with the worker's name.
-    notebook: the executed notebook as text.
+    run: named by its point's id. notebook: the executed notebook as text.
     """
 
-    point: Point
-    status: str
-    seconds: float
-    error: str = ""
-    values: dict[str, object] = field(default_factory=dict)
-    fingerprint: str = ""
-    device: str = ""
+    run: Run
     notebook: str = field(default="", repr=False)
 
-    def row(self) -> dict[str, object]:
-        """Everything but the notebook, as it is stored."""
-        kept = {
-            key: value for key, value in asdict(self).items() if key not in ("point", "notebook")
-        }
-        return {"id": self.point.id, "stem": self.point.stem, "given": self.point.given} | kept
+
+def failed(order: Order, error: str) -> Result:
+    """The result of a run that brought none."""
+    return Result(_run(order, FAILED, {}, error=error, seconds=0.0))
+
+
+def _run(order: Order, status: str, values: dict[str, object], **rest) -> Run:
+    point = order.point
+    return Run.of_values(
+        point.stem, point.id, values, status=status, given=point.given,
+        fingerprint=order.fingerprint, **rest,
+    )  # fmt: skip
 
 
 def carry_out(order: Order, source: str) -> Result:
@@ -77,14 +76,17 @@ def carry_out(order: Order, source: str) -> Result:
         )
         error, text = "" if outcome.missed else outcome.error, nbformat.writes(node)
         values = {} if error else recorded_values(json.loads(text))
-    seconds = round(time.perf_counter() - start, 3)
-    status, device = "failed" if error else "done", _device(values.get(f"{stem}.settings", {}))
-    return Result(order.point, status, seconds, error, values, order.fingerprint, device, text)
+    where = {
+        "device": _device(values.get(f"{stem}.settings", {})),
+        "hardware": os.uname().nodename,
+    }
+    seconds, status = round(time.perf_counter() - start, 3), FAILED if error else DONE
+    run = _run(order, status, values, error=error, seconds=seconds, provenance=where)
+    return Result(run, text)
 
 
 def _device(settings: dict) -> str:
-    """What the run had to compute on: the machine's name, and the GPU that the worker may use."""
-    name = os.uname().nodename
+    """What the run had to compute on: the CPU, or the GPU that the worker may use."""
     if settings.get("device", "auto") == "cpu" or not gpus():
-        return f"cpu of {name}"
-    return f"gpu {os.environ.get('CUDA_VISIBLE_DEVICES', '0')} of {name}"
+        return "cpu"
+    return f"gpu {os.environ.get('CUDA_VISIBLE_DEVICES', '0')}"
