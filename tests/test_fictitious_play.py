@@ -869,7 +869,7 @@ def test_the_chapter_runs_with_other_parameters(tmp_path):
     code.write_text(executor.script(chapters.find("fictitious_play"), tiny))
     done = subprocess.run([sys.executable, str(code)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "C1 holds" in done.stdout
+    assert "C1 reproduced" in done.stdout
 
 
 def test_a_crowd_goes_to_a_device_in_its_precision_and_a_grid_without_double_precision(
