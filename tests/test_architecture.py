@@ -113,3 +113,25 @@ def test_what_holds_tensors_is_compared_by_identity():
         if words & held and kind.__dataclass_params__.eq
     ]
     assert not wrong
+
+
+HEAVY = {"torch", "numpy", "pandas", "scipy", "matplotlib", "dask", "distributed", "nbformat", "nbclient", "jupyter_client", "IPython", "papermill", "yaml"}  # fmt: skip
+
+
+def loaded_by(code):
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+
+
+def test_the_command_line_and_runs_need_the_standard_library_only():
+    modules = [name for name in ROOT.glob("src/companion/runs/*.py") if name.stem != "kernels"]
+    names = [f"companion.runs.{file.stem}" for file in modules if file.stem != "__init__"]
+    names += ["companion.__main__", "companion.notebook", "companion.book"]
+    assert not loaded_by(f"import {', '.join(names)}") & HEAVY
+
+
+def test_listing_the_chapters_imports_nothing_heavy():
+    assert not loaded_by("from companion.__main__ import main; main(['list'])") & HEAVY

@@ -360,7 +360,7 @@ def test_a_job_can_be_run_as_its_command_says(job, tmp_path, monkeypatch):
 def little(tmp_path, monkeypatch):
     """A data set of three small files below a data root."""
     source = DataSource("t", "pics", "l", "Get it.", needs={"pics/*/*.jpg": 2, "pics/list": 1})
-    monkeypatch.setattr(carry, "catalogue", lambda: {"little": source})
+    monkeypatch.setattr("companion.data.catalogue.catalogue", lambda: {"little": source})
     root = tmp_path / "root"
     for name in ("a/1.jpg", "b/2.jpg", "list"):
         (root / "pics" / name).parent.mkdir(parents=True, exist_ok=True)

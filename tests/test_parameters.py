@@ -23,7 +23,7 @@ from companion.__main__ import _parameters, _parser, main
 from companion.data.images import IMAGE_SETS
 from companion.notebook.outside import OUTSIDE
 from companion.notebook.parameters import ALWAYS, ParameterError, check_parameters, require
-from companion.runs import chapters, executor, given, records, sweep
+from companion.runs import chapters, executor, given, grid, records, sweep
 
 CELL = """
 profile: str = "quick"          # preset
@@ -330,7 +330,7 @@ def test_a_grid_reads_the_parameters_cell_once_and_not_once_a_combination(monkey
         return parse(source, *arguments, **options)
 
     monkeypatch.setattr(ast, "parse", counted)
-    runs = sweep.expand(path, {"seed": list(range(30)), "lr": [0.1, 0.2]})
+    runs = grid.expand(path, {"seed": list(range(30)), "lr": [0.1, 0.2]})
     assert len(runs) == 60
     assert read.count(cell) <= 3
 
@@ -681,8 +681,8 @@ def test_what_is_no_file_is_refused(nothing_starts, capsys, tmp_path):
     nothing_starts(capsys, ["run", "snip", "-f", "a\0"], "-f a")
     tls = [part for option in ("ca", "cert", "key") for part in (f"--tls-{option}", "a\0")]
     nothing_starts(capsys, ["sweep", "snip", "-g", "seed", "[1]", "--scheduler", "tls://h:1", *tls], "--tls-ca a")  # fmt: skip
-    for grid in ("7", "[]", "[1, 1]", "[1, 0x1]", "{a: 1}", "[", "[" * 20_000):
-        nothing_starts(capsys, ["sweep", "snip", "-g", "seed", grid], "seed")
+    for axis in ("7", "[]", "[1, 1]", "[1, 0x1]", "{a: 1}", "[", "[" * 20_000):
+        nothing_starts(capsys, ["sweep", "snip", "-g", "seed", axis], "seed")
 
 
 @pytest.mark.parametrize("what", sorted({*OUTSIDE} - {"timm model"}))

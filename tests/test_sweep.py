@@ -26,7 +26,7 @@ from companion.files import ROOT
 from companion.notebook import ParameterError
 from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Verdict
 from companion.notebook.claims import parse_claims
-from companion.runs import chapters, fingerprint, local, report, store
+from companion.runs import chapters, cluster, fingerprint, local, report, store
 from companion.runs import sweep as rooms
 from companion.runs.grid import Point, expand
 from companion.runs.record import DONE, FAILED, Held, Run, held
@@ -107,7 +107,7 @@ def toy(tmp_path):
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch):
     """A machine that does much else may take long to start a worker."""
-    monkeypatch.setattr(rooms, "CONNECT_S", 60)
+    monkeypatch.setattr(cluster, "CONNECT_S", 60)
 
 
 @pytest.fixture(scope="module")
@@ -557,7 +557,7 @@ def test_a_cluster_that_goes_away_ends_the_sweep(
 
         def strike():
             wait_for(lambda: named("companion.runs.processes", worker))
-            monkeypatch.setattr(rooms, "CONNECT_S", 3)
+            monkeypatch.setattr(cluster, "CONNECT_S", 3)
             if fault == "workers":
                 for process in [worker, *below(worker)]:
                     with contextlib.suppress(psutil.Error):
@@ -574,7 +574,7 @@ def test_a_cluster_that_goes_away_ends_the_sweep(
 
 
 def test_a_scheduler_that_is_not_there_is_named(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(rooms, "CONNECT_S", 1)
+    monkeypatch.setattr(cluster, "CONNECT_S", 1)
     start = time.monotonic()
     with pytest.raises(SweepError, match=r"--scheduler tcp://127.0.0.1:9: no scheduler"):
         go(toy, tmp_path / "out", {"x": [1]}, scheduler="tcp://127.0.0.1:9")
@@ -793,7 +793,7 @@ def test_a_cluster_with_tls_takes_our_certificate_only(
         assert address.startswith("tls://")
         (row,) = go(toy, tmp_path / "out", {"x": [1]}, scheduler=address, tls=ours)
         assert row.values["toy.double"] == 2
-        monkeypatch.setattr(rooms, "CONNECT_S", 2)
+        monkeypatch.setattr(cluster, "CONNECT_S", 2)
         for files, where in (
             (theirs, address),
             ((), address),

@@ -281,13 +281,13 @@ def _sweep(options: argparse.Namespace) -> int:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise ValueError(f"{error}; a sweep needs: pip install 'paper-companion[sweep]'") from None
-    from companion.runs import grid, record, store, sweep
+    from companion.runs import cluster, grid, record, store, sweep
 
     workers = _number("workers", options.workers, int, 0, 1000)
     threads = _number("threads", options.threads, int, 1, 1000)
     time_limit_s = _number("time-limit", options.time_limit, float, 0, 1e8)
     tls = (options.tls_ca, options.tls_cert, options.tls_key)
-    sweep.check_tls(options.scheduler, tls)
+    cluster.check_tls(options.scheduler, tls)
     if options.scheduler and workers:
         raise ValueError(f"--workers {workers}: the scheduler at --scheduler has its own workers")
     if options.keep is not None:

@@ -13,7 +13,6 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from companion.book import tables
-from companion.book.curves import draw, read_curves
 from companion.book.docstrings import tidy_docstring
 from companion.book.runs import (
     RECORDED,
@@ -27,6 +26,7 @@ from companion.files import ROOT, to_json, write_whole
 from companion.notebook.checking import Table
 from companion.notebook.claims import load_claims
 from companion.runs import chapters
+from companion.runs.curves import draw, read_curves
 from companion.runs.fingerprint import is_untouched
 from companion.runs.record import Run
 from companion.runs.records import load_records
@@ -95,7 +95,7 @@ class Recorded(SphinxDirective):
 class Sweep(SphinxDirective):
     """A kept sweep of a chapter: its curves, how often each claim held, and its command.
 
-    A line of the content is a curve, `label: column` (`companion.book.curves.read_curves`).
+    A line of the content is a curve, `label: column` (`companion.runs.curves.read_curves`).
     `bare` leaves out all but the figure, for a second one of the same sweep.
     """
 

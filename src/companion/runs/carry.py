@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from companion.data.catalogue import catalogue
 from companion.data.root import CorruptDataError, MissingDataError, verify
 from companion.files import to_json, write_whole
 
@@ -23,7 +23,7 @@ def prepare(names: Iterable[str], root: Path, folder: Path, limit: int = LIMIT) 
     The same files give the same archives. Raises MissingDataError for a set that is not there,
     CorruptDataError for one that is damaged, and ValueError if they are larger than the limit.
     """
-    import hashlib
+    from companion.data.catalogue import catalogue
 
     about = {}
     for name in sorted(set(names)):
@@ -67,6 +67,8 @@ def unpack(folder: Path, root: Path, ready: Callable[[str], object] = lambda nam
     ready: is told the name of each set that is whole. Raises MissingDataError for a folder that
     `prepare` did not make, CorruptDataError for a damaged one.
     """
+    from companion.data.catalogue import catalogue
+
     try:
         about = json.loads((folder / LIST).read_text(encoding="utf-8"))
         archives = {name: (folder / about[name]["file"], about[name]["sha256"]) for name in about}

@@ -5,11 +5,8 @@ One HTML file that needs nothing else: figures are inside it.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
-import statistics
 from collections import defaultdict
 
 from companion.notebook.claims import load_claims, papers
@@ -106,39 +103,3 @@ def _varying(runs: list[Run]) -> list[str]:
         for name, value in run.numbers().items():
             seen[name].add(value)
     return [name for name, values in seen.items() if len(values) > 1]
-
-
-def _figure(name: str, across: str, axis: list, points: dict) -> str:
-    from matplotlib.figure import Figure
-
-    from companion.figures import COLOURS
-
-    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
-    ax = figure.subplots()
-    keys = [json.dumps(value) for value in axis]
-    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in axis)
-    places = dict(zip(keys, axis if numeric else range(len(keys)), strict=True))
-    colours = [colour for name, colour in COLOURS.items() if name not in ("black", "grey")]
-    for number, (label, by_key) in enumerate(points.items()):
-        shown = sorted((places[key], values) for key, values in by_key.items())
-        colour = colours[number % len(colours)]
-        x, means = [p for p, _ in shown], [statistics.fmean(v) for _, v in shown]
-        ax.plot(x, means, "o-", color=colour, markersize=4, label=label or None)
-        ax.fill_between(
-            x,
-            [min(v) for _, v in shown],
-            [max(v) for _, v in shown],
-            color=colour,
-            alpha=0.2,
-            lw=0,
-        )
-    if not numeric:
-        ax.set_xticks(range(len(keys)), keys, rotation=30, ha="right")
-    ax.set(xlabel=across, title=name)
-    if len(points) > 1:
-        ax.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    alt = html.escape(f"{name} against {across}: mean of the runs, and their range")
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{alt}"></figure>'

@@ -13,15 +13,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from companion.runs import local, store
-from companion.runs.executor import THREADS
+from companion.runs import cluster, store
 from companion.runs.fingerprint import fingerprint
 from companion.runs.grid import Point
 from companion.runs.record import DONE, FAILED, Run
 from companion.runs.store import SweepError
 from companion.runs.worker import Order, Result, carry_out, failed
 
-CONNECT_S = 10  # to find a scheduler, and a worker on it
 LOST_S = 60  # without any worker of a cluster, then the sweep ends
 START_S = 300  # the same on this machine, where they are known to be starting
 POLL_S = 0.05
@@ -57,7 +55,7 @@ def sweep(
     disk is full, if another sweep is writing into `out`, or if `out` has files of other origin
     in the way; ValueError for TLS files that cannot be used.
     """
-    check_tls(scheduler, tls)
+    cluster.check_tls(scheduler, tls)
     runs_dir, failed_dir = out / "runs", out / "failed"
     store.not_in_the_way(out)
     try:
@@ -72,14 +70,11 @@ def sweep(
         rows = {run.id: row for run in runs if (row := store.finished(runs_dir, run, stamp))}
         waiting = [run for run in runs if run.id not in rows]
         if waiting:
-            with (
-                _client(scheduler, tls, workers, threads, gpus) as (client, crew),
-                _Bar(len(waiting), len(rows), show) as bar,
-            ):
+            with cluster.connected(scheduler, tls, workers, threads, gpus) as (client, crew):
                 orders = [Order(run, stamp, threads, time_limit_s) for run in waiting]
-                for result in _results(client, crew, orders, source):
+                results = _results(client, crew, orders, source)
+                for result in _shown(results, len(waiting), len(rows), show):
                     rows[result.run.name] = store.keep_result(result, runs_dir, failed_dir)
-                    bar.count(result.run.status)
         ordered = [rows[run.id] for run in runs]
         with store.disk(out):
             store.write_table(ordered, out)
@@ -111,7 +106,7 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
         for future in batch:
             order = futures[future]
             try:
-                result = future.result(timeout=CONNECT_S)
+                result = future.result(timeout=cluster.CONNECT_S)
             except KilledWorker:
                 result = failed(
                     order, "the worker died with it, more than once (killed, or out of memory)"
@@ -149,7 +144,7 @@ class _Watch:
         if time.monotonic() < self.looked + LOOK_S:
             return
         with contextlib.suppress(OSError):  # also that of a scheduler that does not answer
-            if self.client.sync(self.client.scheduler.ncores, callback_timeout=CONNECT_S):
+            if self.client.sync(self.client.scheduler.ncores, callback_timeout=cluster.CONNECT_S):
                 self.seen = time.monotonic()
         self.looked = time.monotonic()
         patience = START_S if self.crew else LOST_S
@@ -157,122 +152,22 @@ class _Watch:
             raise SweepError(f"there has been no worker for {patience} s; {RESUME}")
 
 
-def check_tls(scheduler: str, tls: Sequence[str | os.PathLike]) -> None:
-    """Raise ValueError, naming the option, for TLS files that cannot be used."""
-    import ssl
+def _shown(results: Iterator[Result], total: int, before: int, show: bool) -> Iterator[Result]:
+    """The results, with a line that says how many are done, failed, left, and the time to go."""
+    from tqdm import tqdm
 
-    if not any(tls):
-        return
-    options = ("--tls-ca", "--tls-cert", "--tls-key")
-    missing = [option for option, file in zip(options, tls, strict=True) if not file]
-    if missing:
-        raise ValueError(f"{', '.join(missing)}: missing; TLS takes {', '.join(options)}")
-    if not scheduler.startswith("tls://"):
-        address = scheduler.rpartition("://")[2] or "HOST:8786"
-        raise ValueError(
-            f"--scheduler {scheduler!r}: with {', '.join(options)} expected an address that "
-            f"begins with tls://, such as tls://{address}"
-        )
-    for option, file in zip(options, tls, strict=True):
-        try:
-            with open(file, "rb"):
-                pass
-        except (OSError, ValueError) as error:  # ValueError: no name of a file
-            what = getattr(error, "strerror", None) or error
-            raise ValueError(f"{option} {file}: {what}") from error
-    ca, cert, key = map(os.fspath, tls)
-    try:
-        context = ssl.create_default_context(cafile=ca)
-    except (ssl.SSLError, ValueError) as error:
-        raise ValueError(f"--tls-ca {ca}: no certificates in PEM format ({error})") from error
-    try:
-        context.load_cert_chain(cert, key, password=lambda: b"")
-    except (ssl.SSLError, ValueError) as error:
-        raise ValueError(
-            f"--tls-cert {cert}, --tls-key {key}: expected a certificate and its key, in PEM "
-            f"format and without a passphrase ({error})"
-        ) from error
+    counts = {DONE: 0, FAILED: 0}
 
+    def told() -> str:
+        left = total - sum(counts.values())
+        earlier = f"{before} there before, " if before else ""
+        return f"{earlier}{counts[DONE]} done, {counts[FAILED]} failed, {left} left"
 
-@contextlib.contextmanager
-def _client(scheduler: str, tls, workers: int, threads: int, gpus: int | None):
-    """A client of the scheduler at an address, or of a local cluster that ends with the sweep.
-
-    With it, the workers of the local cluster, or None.
-    """
-    import logging
-
-    import dask
-    from distributed import Client
-
-    # a run that uses much memory is the user's wish; a dead worker is told once, by us
-    dask.config.set({"distributed.worker.memory.terminate": False})
-    dask.config.set({"distributed.scheduler.allowed-failures": 2})
-    dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
-    for name in ("distributed", "distributed.nanny", "distributed.scheduler"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-    if not scheduler:
-        with local.local_cluster(_environments(workers, threads, gpus)) as both:
-            yield both
-        return
-    security = local.security(*map(os.fspath, tls)) if any(tls) else None
-    client = None
-    try:
-        client = Client(scheduler, timeout=CONNECT_S, set_as_default=False, security=security)
-        client.wait_for_workers(1, timeout=CONNECT_S)
-    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
-        if client:
-            client.close(timeout=CONNECT_S)
-        secure = scheduler.startswith("tls://")
-        raise SweepError(
-            f"--scheduler {scheduler}: no scheduler with a worker answered within "
-            f"{CONNECT_S} s{', or it does not take our certificate' if secure else ''}; "
-            "start one with `dask scheduler` and `dask worker`, or leave the "
-            "option out for a local cluster"
-        ) from error
-    try:
-        yield client, None
-    finally:
-        client.close(timeout=CONNECT_S)  # which also withdraws what is not done yet
-
-
-def _environments(workers: int, threads: int, gpus: int | None) -> list[dict[str, str]]:
-    """What each local worker's environment adds; with GPUs, each sees one."""
-    names = local.gpus() if gpus is None else [str(number) for number in range(gpus)]
-    workers = workers or len(names) or max(1, (os.cpu_count() or 1) // threads)
-    common = dict.fromkeys(THREADS, str(threads))
-    return [
-        common | ({"CUDA_VISIBLE_DEVICES": names[number % len(names)]} if names else {})
-        for number in range(workers)
-    ]
-
-
-class _Bar:
-    """Done, failed, left, and the time to go."""
-
-    def __init__(self, total: int, before: int, show: bool) -> None:
-        from tqdm import tqdm
-
-        self.counts = {DONE: 0, FAILED: 0}
-        self.before, self.total = before, total
-        form = "{desc} |{bar:24}| {elapsed}, {remaining} to go"
-        self.bar = tqdm(total=total, disable=not show, bar_format=form, mininterval=0.2)
-        self._tell()
-
-    def count(self, status: str) -> None:
-        self.counts[status] += 1
-        self.bar.update()
-        self._tell()
-
-    def _tell(self) -> None:
-        left = self.total - sum(self.counts.values())
-        done = f"{self.counts[DONE]} done, {self.counts[FAILED]} failed, {left} left"
-        earlier = f"{self.before} there before, " if self.before else ""
-        self.bar.set_description_str(earlier + done)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
+    form = "{desc} |{bar:24}| {elapsed}, {remaining} to go"
+    options = {"bar_format": form, "mininterval": 0.2, "disable": not show}
+    with tqdm(total=total, desc=told(), **options) as bar:
+        for result in results:
+            yield result
+            counts[result.run.status] += 1
+            bar.update()
+            bar.set_description_str(told())

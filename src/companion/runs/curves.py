@@ -1,9 +1,10 @@
-"""Figures of kept sweeps: the mean over the runs, and their range."""
+"""Figures of sweeps: the mean over the runs, and their range."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 import statistics
 from collections import defaultdict
@@ -71,7 +72,8 @@ def draw(
         else:
             _lines(ax, curves, colours)
             ax.set(xlabel=xlabel, ylabel=ylabel)
-            ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+            if any(curves):  # one without a name needs no legend
+                ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         for axis in log:
             getattr(ax, f"set_{axis}scale")("log")
         if mark:
@@ -89,7 +91,9 @@ def draw(
 
 
 def _dots(ax, curves: dict[str, Points], colours: list[str]) -> None:
-    for place, (points, colour) in enumerate(zip(curves.values(), colours, strict=False)):
+    for place, (points, colour) in enumerate(
+        zip(curves.values(), itertools.cycle(colours), strict=False)
+    ):
         values = next(iter(points.values()))
         ax.plot(values, [place] * len(values), "o", color=colour, alpha=0.55, markersize=7)
         ax.plot([statistics.fmean(values)], [place], "|", color=colour, markersize=22, mew=2.5)
@@ -101,7 +105,7 @@ def _lines(ax, curves: dict[str, Points], colours: list[str]) -> None:
     places = list(dict.fromkeys(at for points in curves.values() for at in points))
     numeric = all(isinstance(at, float) for at in places)
     where = {at: at if numeric else n for n, at in enumerate(places)}
-    for (label, points), colour in zip(curves.items(), colours, strict=False):
+    for (label, points), colour in zip(curves.items(), itertools.cycle(colours), strict=False):
         line = sorted((where[at], values) for at, values in points.items())
         x = [at for at, _ in line]
         ax.plot(x, [statistics.fmean(v) for _, v in line], "o-", ms=4, color=colour, label=label)
