@@ -14,13 +14,14 @@ import pytest
 import yaml
 
 from companion import book
+from companion.book import runs
 from companion.book.building import ROOT
 from companion.book.docstrings import tidy_docstring
 from companion.files import BusyError, locked, seal
 from companion.notebook import claims
 from companion.notebook.bounds import Bound
 from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Table, Verdict
-from companion.runs import chapters, curves, fingerprint, gpu, record, records, runs
+from companion.runs import chapters, curves, fingerprint, gpu, record, records
 from companion.runs.gpu_jobs import COSTS, jobs_of
 from companion.runs.record import Held, Run, Sweep
 

@@ -86,13 +86,17 @@ def _figures(runs: list[Run]) -> list[str]:
     lines = next((name for name in axes if name not in (across, "seed")), None)
     figures = []
     for name in _varying(runs)[:MOST_FIGURES]:
-        points: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        curves: dict[str, Points] = defaultdict(lambda: defaultdict(list))
         for run in runs:
-            value = run.numbers().get(name)
+            value, place = run.numbers().get(name), run.given.get(across)
             if value is not None:
-                line = "" if lines is None else f"{lines} = {json.dumps(run.given.get(lines))}"
-                points[line][json.dumps(run.given.get(across))].append(float(value))
-        figures.append(_figure(name, across, axes[across], points))
+                label = "" if lines is None else f"{lines} = {json.dumps(run.given.get(lines))}"
+                number = isinstance(place, (int, float)) and not isinstance(place, bool)
+                at = float(place) if number else json.dumps(place)
+                curves[label][at].append(float(value))
+        data = base64.b64encode(draw(curves, across, name)).decode()
+        alt = html.escape(f"{name} against {across}: mean of the runs, and their range")
+        figures.append(f'<figure><img src="data:image/png;base64,{data}" alt="{alt}"></figure>')
     return figures
 
 
