@@ -317,7 +317,7 @@ def test_bad_options_give_one_line(arguments, said, tmp_path, capsys):
 def test_the_list_of_jobs_runs_nothing(tmp_path, capsys):
     assert main(["gpu", "--list", "--only", "snip", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "snip-paper" in said
+    assert "snip-paper-30000-steps" in said
     assert "masked_kd" not in said
     assert not (tmp_path / "out").exists()
 
@@ -325,9 +325,9 @@ def test_the_list_of_jobs_runs_nothing(tmp_path, capsys):
 # --- the table of jobs
 
 
-def test_every_chapter_is_made_tiny_and_has_a_job_for_its_page():
-    assert sorted(TINY) == chapters.stems()
-    assert all(jobs_of(stem) for stem in chapters.stems())
+def test_the_jobs_are_of_chapters_that_are_there():
+    assert set(TINY) <= set(chapters.stems())
+    assert all(jobs_of(stem) for stem in TINY)
     names = [job.name for job in JOBS]
     assert len({job.result for job in JOBS}) == len(set(names)) == len(names)
     assert {name for job in JOBS for name in job.data} <= set(catalogue())

@@ -1,4 +1,4 @@
-"""The command line: list, run, record, sweep, gpu, data, refresh, build."""
+"""The command line: list, claims, new, run, record, sweep, gpu, data, refresh, build."""
 
 from __future__ import annotations
 
@@ -80,6 +80,18 @@ def _parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("list", help="the chapters and how their claims came out")
     add.set_defaults(command=_list)
+
+    add = commands.add_parser("claims", help="what the papers claim, and the bounds; runs nothing")
+    add.set_defaults(command=_claims)
+    add.add_argument("papers", nargs="*", metavar="PAPER", help="default: all")
+
+    add = commands.add_parser("new", help="write all files of a new chapter, which pass the tests")
+    add.set_defaults(command=_new)
+    add.add_argument("paper", help="name of its module, such as lottery_ticket")
+    add.add_argument("--title", default="A title")
+    add.add_argument("--authors", default="First Author and Second Author")
+    add.add_argument("--year", default="2026")
+    add.add_argument("--arxiv", default="0000.00000")
 
     add = commands.add_parser("run", help="run a copy of a chapter with your parameters")
     add.set_defaults(command=_run)
@@ -199,6 +211,36 @@ def _list(_: argparse.Namespace) -> None:
         told = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
         stale = "" if is_current(path) else "  (outputs older than the code: make notebooks)"
         print(f"{stem:24} {title.lstrip('# ')}\n{'':24} {told or 'no claims'}{stale}")
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from companion.notebook.checking import bound_lines
+    from companion.notebook.claims import load_claims, papers
+
+    for paper in options.papers or papers():
+        print(paper)
+        for claim in load_claims(paper).values():
+            marks = [claim.kind, claim.where]
+            marks += ["known not to reproduce"] * (not claim.expected)
+            marks += ["bound chosen after looking"] * claim.chosen_after_looking
+            print(f"  {claim.id:4} {claim.says} ({'; '.join(marks)})")
+            for value in claim.reported:
+                print(f"         paper: {value}")
+            for line in bound_lines(claim, ""):
+                print(f"         bound: {line}")
+
+
+def _new(options: argparse.Namespace) -> int:
+    from companion.runs import chapters
+    from companion.runs.new import new_paper
+
+    chapters.stems()  # only in a checkout
+    year = _number("year", options.year, int, 1900, 2100)
+    for path in new_paper(options.paper, options.title, options.authors, year, options.arxiv):
+        print(os.path.relpath(path))
+    options.notebooks, options.jobs = [options.paper], 1
+    print(f"running the example once; then replace it: make notebooks NB={options.paper}")
+    return _refresh(options) or 0
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -106,7 +106,8 @@ def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
     rows = []
     for profile, preset in presets.items():
         times = []
-        for device, estimate in zip(("cpu", "cuda"), COSTS[stem][profile], strict=True):
+        estimates = COSTS.get(stem, {}).get(profile, (None, None))
+        for device, estimate in zip(("cpu", "cuda"), estimates, strict=True):
             measured = [
                 run.seconds
                 for run in runs
@@ -114,8 +115,12 @@ def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
                 == (profile, device, DONE)
                 and run.seconds is not None
             ]
-            shown = shown_time(min(measured, default=estimate))
-            times.append(shown if measured else f"about {shown}, estimated")
+            if measured:
+                times.append(shown_time(min(measured)))
+            else:
+                times.append(
+                    (estimate and f"about {shown_time(estimate)}, estimated") or "not known"
+                )
         rows.append((profile, str(preset.get("dataset", usual)), *times))
     return rows
 

@@ -293,7 +293,7 @@ def bound_lines(claim: Claim, profile: str) -> list[str]:
     """What each quantity must keep, in words."""
     several = len(claim.quantities) > 1
     return [
-        (f"{quantity.means}: " if several else "") + quantity.wanted(profile)
+        (f"{quantity.means}: " if several or quantity.is_truth else "") + quantity.wanted(profile)
         for quantity in claim.quantities.values()
     ]
 

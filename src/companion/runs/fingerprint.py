@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from companion.files import seal, write_whole
+from companion.notebook.claims import read_claims, what_decides
 from companion.runs.chapters import code_cells, read
 
 PACKAGE = Path(__file__).parents[1]
@@ -38,10 +39,20 @@ def fingerprint_of(notebook: dict, name: str) -> str:
         where = file.relative_to(PACKAGE).as_posix()
         if file.suffix == ".py":
             parts.append([where, _look(file.read_text(encoding="utf-8"), where)[0]])
+        elif file.name == "claims.yaml":
+            parts.append([where, _bounds(file)])
         else:
             parts.append([where, _sha256(file.read_bytes())])
     _memory(PACKAGE.parents[1]).keep()
     return _sha256(json.dumps(parts))
+
+
+def _bounds(file: Path) -> str:
+    """sha256 of what decides the verdicts of a file of claims: its sentences change none."""
+    memory, key = _memory(PACKAGE.parents[1]), _sha256(file.read_bytes())
+    if key not in memory:
+        memory[key] = (_sha256(json.dumps(what_decides(read_claims(file)), default=str)), [])
+    return memory[key][0]
 
 
 def library_files(cells: list[str]) -> list[Path]:

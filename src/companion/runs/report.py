@@ -5,11 +5,13 @@ One HTML file that needs nothing else: figures are inside it.
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 from collections import defaultdict
 
 from companion.notebook.claims import load_claims, papers
+from companion.runs.curves import Points, draw
 from companion.runs.record import DONE, Run, held
 
 MOST_FIGURES = 24
