@@ -324,6 +324,8 @@ def test_what_a_claim_needs_decides_whether_it_is_due():
         ({"rate": "(0.1, 1)"}, {"rate": 0.1}, False),
         ({"sizes": 8}, {"sizes": [8]}, True),
         ({"sizes": [8, 9]}, {"sizes": [8]}, False),
+        ({"sizes": ">= 2"}, {"sizes": [8]}, False),
+        ({"sizes": ">= 2"}, {"sizes": [8, 9]}, True),
     ],
 )
 def test_needs_are_values_lists_and_bounds(needs, given, due):

@@ -284,8 +284,9 @@ def table_row(claim: Claim, verdict: Verdict) -> tuple[str, ...]:
 def measured_lines(claim: Claim, verdict: Verdict) -> list[str]:
     """Each measured quantity in words."""
     return [
-        f"{claim.quantities[name].means}: {claim.quantities[name].shown(_shown(value))}"
-        for name, value in verdict.measured.items()
+        f"{quantity.means}: {quantity.shown(_shown(verdict.measured[name]))}"
+        for name, quantity in claim.quantities.items()
+        if name in verdict.measured
     ] or [verdict.said] * bool(verdict.said)
 
 

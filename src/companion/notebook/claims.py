@@ -345,12 +345,12 @@ def _flag(place: str, key: str, value: object) -> bool:
 
 def _met(settings: Mapping[str, object], name: str, wanted: object) -> bool:
     """Whether a parameter is what a claim needs: holds all of a list, is one of several values,
-    is a value, or keeps a bound."""
+    is a value, or keeps a bound, of a list its length."""
     if name not in settings:
         raise ValueError(f"needs {name!r}, which is no parameter")
     value = settings[name]
     if isinstance(wanted, str) and re.match("[<>=[(]", wanted):
-        return Bound.parse(wanted).holds(value)
+        return Bound.parse(wanted).holds(len(value) if isinstance(value, list) else value)
     if isinstance(value, list):
         return set(wanted if isinstance(wanted, list) else [wanted]) <= set(value)
     return value in wanted if isinstance(wanted, list) else value == wanted
