@@ -176,7 +176,7 @@ def _parameters(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _not_too_long(option: str, name: str, text: str) -> None:
-    from companion import given
+    from companion.runs import given
 
     if len(text) > given.LIMIT:
         raise ValueError(
