@@ -607,7 +607,7 @@ def test_what_a_broken_run_left_behind_is_no_record(chapter):
 
 
 def test_benchmarks_are_read_where_there_are_any(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "FOLDER", tmp_path / "recorded")
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
     assert runs.benchmarks() == {}
     (tmp_path / runs.RECORDED).mkdir(parents=True)
     result = {"rows": []}

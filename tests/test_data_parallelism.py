@@ -835,7 +835,7 @@ def test_the_notebook_runs_with_tiny_parameters(tmp_path):
         [sys.executable, str(code)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "C8 holds" in done.stdout
+    assert "C8 reproduced" in done.stdout
     assert "C1 reported" in done.stdout
 
 

@@ -565,7 +565,7 @@ def test_the_notebook_runs_with_small_parameters(tmp_path):
         [sys.executable, str(code)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "all came out as specified" in done.stdout
+    assert "all came out as expected" in done.stdout
 
 
 # ---------------------------------------------------------------- other layers, other precision
