@@ -280,7 +280,7 @@ def compare_criteria(
     return runs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Plan:
     """A network that is to be trained."""
 

@@ -317,7 +317,7 @@ def train_cases(
     return [runs[place] for place in sorted(runs)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Plan:
     """A network that is to be trained. place: numbers of its seed and of its case."""
 
