@@ -134,8 +134,9 @@ assert torch.allclose(other.grad.cpu(), x.grad, atol=1e-5)
 # Loops without an optimiser of torch.optim: code whose waits and uploads do not grow with steps.
 LOOPS = """
 from companion.data.images import load_images
-from companion.models import lenet_300_100
+from companion.models import lenet_300_100, lenet_5_caffe
 from companion.papers import data_parallelism as dp, signal_propagation as sp
+from companion.stacked import group_size, train_together
 
 def stacked(steps):
     workload = dp.load_workload("digits", device=gpu)
@@ -146,7 +147,19 @@ def stacked(steps):
 def isometry(steps):
     sp.enforce_isometry(lenet_300_100(64, 10).to(gpu), {}, steps=steps)
 
-for run, per_hundred in ((stacked, 2), (isometry, 0)):
+def together(steps):
+    for make, size in ((lambda: lenet_300_100(256), (1, 16, 16)), (lambda: lenet_5_caffe(1, 16), (1, 16, 16))):
+        models, x = [make().to(gpu) for _ in range(3)], torch.randn(20, *size).to(gpu)
+        masks = [{}, *({n: p > 0 for n, p in m.named_parameters()} for m in models[1:])]
+        assert group_size(models[0], x, 4) > 3
+        train_together(
+            models, x, torch.arange(20, device=gpu) % 10, seeds=[0, 1, 1], masks=masks, steps=steps,
+            batch_size=4, lr=1e-3,
+        )
+        for model, mask in zip(models, masks):
+            assert not any((model.get_parameter(n)[~kept] != 0).any() for n, kept in mask.items())
+
+for run, per_hundred in ((stacked, 2), (isometry, 0), (together, 2)):
     totals = []
     for steps in (100, 300):
         pg.counts.waits.clear(), pg.counts.uploads.clear()

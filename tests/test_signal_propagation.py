@@ -654,11 +654,12 @@ def test_every_draw_of_a_comparison_follows_its_seed(monkeypatch):
         def wrapped(*args, **options):
             if "generator" in options:
                 seen.setdefault(name, []).append(options["generator"].initial_seed())
+            seen.setdefault(name, []).extend(options.get("seeds", ()))
             return plain(*args, **options)
 
         monkeypatch.setattr(experiment, name, wrapped)
 
-    for name in ("init_weights", "score", "train"):
+    for name in ("init_weights", "score", "train_together"):
         spy(name)
 
     def make(activation):

@@ -281,13 +281,13 @@ def test_every_draw_of_a_run_follows_its_seed(digits, monkeypatch):
         snip.truncated_variance_scaling_,
         lambda _, args, __: weights(args[0]),
     )
-    plain = snip.train
+    plain = snip.train_together
 
-    def train(*args, generator, **options):
-        seen.setdefault("order", []).append(generator.get_state().clone())
-        return plain(*args, generator=generator, **options)
+    def train_together(*args, seeds, **options):
+        seen.setdefault("order", []).extend(torch.tensor(seed) for seed in seeds)
+        return plain(*args, seeds=seeds, **options)
 
-    monkeypatch.setattr(snip, "train", train)
+    monkeypatch.setattr(snip, "train_together", train_together)
     snip.compare_criteria(
         "lenet300", digits, criteria=["random"], sparsities=[0.9], seeds=[0, 1, 0], steps=1,
         dense=False, reinit_after_pruning=True, progress=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,8 @@ from torch.nn.functional import cross_entropy
 
 # Steps between two looks at the loss: a GPU has to be waited for.
 LOOK_EVERY = 100
+# Devices on which `train(mixed=True)` computes in bf16.
+MIXED = ("cuda",)
 
 
 class DivergenceError(RuntimeError):
@@ -83,6 +85,7 @@ def train(
     monitor=None,
     monitor_every: int = 0,
     on_divergence: str = "raise",
+    mixed: bool = False,
 ) -> History:
     """Minimise the mean cross-entropy by SGD.
 
@@ -94,30 +97,35 @@ def train(
     augment: function (batch, generator) -> batch.
     monitor: called without arguments every `monitor_every` steps; its value is kept.
     on_divergence: "raise" a DivergenceError on a loss that is not finite, or "stop".
+    mixed: on CUDA, and for a network with convolutions, compute products in bf16 (autocast) and
+      lay images and kernels out with the channels innermost. Weights, their updates and the loss
+      stay float32, but a product keeps eight bits only: the run ends as one of another seed
+      might. Without effect elsewhere; scoring and testing stay in full precision.
 
     Raises ValueError for arguments out of range and for inputs and targets that do not fit.
     """
-    if type(steps) is not int or steps < 0:
-        raise ValueError(f"steps = {steps!r}: expected an integer of at least 0")
-    if not (lr >= 0 and math.isfinite(lr)):
-        raise ValueError(f"lr = {lr!r}: expected a finite number of at least 0")
-    _check_examples(inputs, targets)
-    if on_divergence not in ("raise", "stop"):
-        raise ValueError(f"on_divergence = {on_divergence!r}: expected 'raise' or 'stop'")
+    check_training(inputs, targets, steps=steps, lr=lr, on_divergence=on_divergence)
     history = History()
+    device = inputs.device
+    precision = nullcontext()
+    if mixed and device.type in MIXED and any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        model.to(memory_format=torch.channels_last)
+        precision = torch.autocast(device.type, torch.bfloat16)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
-        parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
-    )
+        parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov,
+        fused=device.type == "cuda" or None,
+    )  # fmt: skip
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, sorted(milestones), gamma)
-    order = shuffled_batches(len(inputs), batch_size, generator, inputs.device)
+    order = shuffled_batches(len(inputs), batch_size, generator, device)
     losses: list[Tensor] = []
     model.train()
     for step in range(1, steps + 1):
         index = next(order)
         batch = inputs[index] if augment is None else augment(inputs[index], generator)
         optimizer.zero_grad(set_to_none=True)
-        loss = cross_entropy(model(batch), targets[index])
+        with precision:
+            loss = cross_entropy(model(batch), targets[index])
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -175,6 +183,19 @@ def error_rate(
     outputs = predict(model, inputs, batch_size=batch_size)
     right = (outputs.argmax(1) == targets) & outputs.isfinite().all(1)
     return 100.0 * (1.0 - int(right.sum()) / len(right))
+
+
+def check_training(
+    inputs: Tensor, targets: Tensor, *, steps: int, lr: float, on_divergence: str
+) -> None:
+    """Raise ValueError for what `train` cannot work with."""
+    if type(steps) is not int or steps < 0:
+        raise ValueError(f"steps = {steps!r}: expected an integer of at least 0")
+    if not (lr >= 0 and math.isfinite(lr)):
+        raise ValueError(f"lr = {lr!r}: expected a finite number of at least 0")
+    _check_examples(inputs, targets)
+    if on_divergence not in ("raise", "stop"):
+        raise ValueError(f"on_divergence = {on_divergence!r}: expected 'raise' or 'stop'")
 
 
 def _check_examples(inputs: Tensor, targets: Tensor) -> None:

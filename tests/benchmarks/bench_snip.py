@@ -1,4 +1,4 @@
-"""What SNIP's scoring and selection cost beside the least they could cost, and beside peers."""
+"""What SNIP's scoring, selection and training cost beside the least they could cost, and peers."""
 
 import copy
 import types
@@ -10,13 +10,15 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.functional import conv2d, cross_entropy, linear
 
 from companion.data.images import load_images
-from companion.models import lenet_5_caffe, lenet_300_100, truncated_variance_scaling_, vgg
+from companion.models import lenet_5_caffe, lenet_300_100, mlp, truncated_variance_scaling_, vgg
 from companion.sparsity import (
     connection_gradients,
     connection_sensitivity,
     global_topk_mask,
     prunable_parameters,
 )
+from companion.stacked import group_size, train_together
+from companion.training import train
 
 # name -> (make, input, batch, rounds); a pass over VGG-D takes seconds
 NETS = {
@@ -202,4 +204,59 @@ def test_vmap_over_seeds_against_a_loop(compare):
         one_by_one,
         rounds=30,
         note="bit-identical scores" if same else "scores differ in the last bits",
+    )
+
+
+# name -> (make, image, networks, steps, rounds): what SNIP's quick and paper profiles train, and
+# signal propagation's quick one
+TOGETHER = {
+    "LeNet-300-100 on 8x8": (lambda: lenet_300_100(64), (1, 8, 8), 13, 40, 5),
+    "LeNet-300-100 on 28x28": (lenet_300_100, (1, 28, 28), 4, 20, 5),
+    "LeNet-5-Caffe": (lenet_5_caffe, (1, 28, 28), 2, 5, 5),
+    "MLP 64-100x6-10": (lambda: mlp(64, [100] * 6, activation="tanh"), (1, 8, 8), 12, 40, 5),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_networks_together_against_one_after_another(name, compare):
+    make, shape, number, steps, rounds = TOGETHER[name]
+    x = torch.randn((1000, *shape), generator=generator(1))
+    y = torch.randint(10, (1000,), generator=generator(2))
+    models, masks = [], []
+    for seed in range(number):
+        torch.manual_seed(seed)
+        models.append(make())
+        drawn = {n: torch.rand(p.shape) < 0.1 for n, p in models[-1].named_parameters()}
+        masks.append(drawn if seed else {})
+    options = {"steps": steps, "batch_size": 100, "lr": 0.01, "weight_decay": 5e-4}
+    seeds = [3] * number
+    size = group_size(models[0], x, 100)
+
+    def together():
+        found = copy.deepcopy(models)
+        for i in range(0, number, size):
+            part = slice(i, i + size)
+            train_together(found[part], x, y, seeds=seeds[part], masks=masks[part], **options)
+        return found
+
+    def one_by_one():
+        found = copy.deepcopy(models)
+        for model, mask, seed in zip(found, masks, seeds, strict=True):
+            with apply_masks(model, mask):
+                train(model, x, y, generator=generator(seed), **options)
+        return found
+
+    same = True
+    for ours, theirs in zip(together(), one_by_one(), strict=True):
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+            same &= torch.equal(p, q)
+    compare(
+        f"{steps} steps of {number} x {name}, batch {100}, masked",
+        together,
+        "one after another by companion.training",
+        one_by_one,
+        rounds=rounds,
+        aim="below 1",
+        note=f"{min(size, number)} at a time, {'the same weights' if same else 'equal to rounding'}",
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
+from companion import stacked
 from companion.data.images import load_images
 from companion.device import pick_device
 from companion.models import lenet_5_caffe, lenet_300_100, mlp, truncated_variance_scaling_, vgg
@@ -28,7 +29,14 @@ from companion.papers import signal_propagation as sp
 from companion.papers import sparse_inr as inr
 from companion.papers import visual_compiler as vc
 from companion.runs import gpu
-from companion.sparsity import connection_sensitivity, global_topk_mask, mask_overlap
+from companion.sparsity import (
+    apply_masks,
+    connection_sensitivity,
+    full_precision,
+    global_topk_mask,
+    mask_overlap,
+)
+from companion.stacked import train_together
 from companion.training import train
 
 CPU = torch.device("cpu")
@@ -216,6 +224,48 @@ def a_graph_of_a_step_equals_the_step(device):
     return below(gap(found, expected), 1e-5, "outputs apart")
 
 
+def networks_together_equal_each_alone(device):
+    """Stacked and, on CUDA, as graphs: dense and convolutional networks with masks."""
+    said = []
+    for name, make, batch in (
+        ("LeNet-300-100", lambda: lenet_300_100(256), 50),
+        ("LeNet-5", lambda: lenet_5_caffe(1, 16), 20),
+    ):
+        x = torch.randn((200, 1, 16, 16), generator=generator(1)).to(device)
+        y = torch.randint(10, (200,), generator=generator(2)).to(device)
+        models, masks = [], []
+        for seed in range(3):
+            models.append(make())
+            truncated_variance_scaling_(models[-1], generator=generator(seed))
+            models[-1].to(device)
+            kept = {
+                n: (torch.rand(p.shape, generator=generator(seed)) < 0.5).to(device)
+                for n, p in models[-1].named_parameters()
+            }
+            masks.append(kept if seed else {})
+        options = {
+            "steps": 60, "batch_size": batch, "lr": 0.01, "weight_decay": 5e-4, "milestones": [25, 45]
+        }  # fmt: skip
+        twins = copy.deepcopy(models)
+        fallen = stacked.Graphed.failures
+        with full_precision():
+            for twin, mask, seed in zip(twins, masks, (5, 6, 6), strict=True):
+                with apply_masks(twin, mask):
+                    train(twin, x, y, generator=generator(seed), **options)
+            train_together(models, x, y, seeds=[5, 6, 6], masks=masks, **options)
+        assert stacked.Graphed.failures == fallen, "a step could not be recorded as a CUDA graph"
+        for model, mask in zip(models, masks, strict=True):
+            for n, kept in mask.items():
+                assert not (model.get_parameter(n)[~kept] != 0).any(), f"{n} left its mask"
+        apart = max(
+            gap(p.detach(), q.detach())
+            for model, twin in zip(models, twins, strict=True)
+            for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+        )
+        said.append(below(apart, 1e-2, f"{name} from each alone"))
+    return "; ".join(said)
+
+
 CHECKS = (
     same_masks_for_convolutions,
     same_selection,
@@ -228,6 +278,7 @@ CHECKS = (
     training_is_repeated,
     a_step_in_bf16_is_finite,
     a_graph_of_a_step_equals_the_step,
+    networks_together_equal_each_alone,
 )
 
 

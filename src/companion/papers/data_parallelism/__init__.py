@@ -54,7 +54,6 @@ from companion.papers.data_parallelism.stacked import (
     joint_gradients,
     pick_way,
     row,
-    stack,
     stacked_gradients,
     stacked_outputs,
     train_batched,
@@ -65,6 +64,7 @@ from companion.papers.data_parallelism.trials import (
     sobol_points,
     sobol_trials,
 )
+from companion.stacked import stack
 
 __all__ = [
     "COMPLETE",

@@ -21,12 +21,12 @@ from companion.models import truncated_variance_scaling_
 from companion.papers.data_parallelism.networks import build_network
 from companion.papers.data_parallelism.stacked import (
     errors_up_to,
-    stack,
     stacked_gradients,
     train_batched,
 )
 from companion.papers.data_parallelism.trials import OPTIMIZERS, search_space, sobol_trials
 from companion.progress import Progress
+from companion.stacked import stack
 from companion.training import shuffled_batches
 
 # Status of a trial, and the entry of `steps` where there is no hit (the official code's numbers).

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from companion.stacked import outputs, stackable
+
 # A weight this large belongs to a network that has diverged, even if it is still finite.
 DIVERGED = 1e6
 WAYS = ("auto", "batched", "loop")
@@ -27,14 +29,6 @@ MAPS = 100
 
 Stack = Mapping[str, Tensor]
 Check = Callable[[int, dict[str, Tensor], Tensor], Tensor]
-
-
-def stack(models: list[nn.Module]) -> dict[str, Tensor]:
-    """The parameters of R models of one shape as one dictionary, each tensor (R, ...)."""
-    if not models:
-        raise ValueError("models = []: expected at least one")
-    each = [dict(model.named_parameters()) for model in models]
-    return {name: torch.stack([p[name].detach() for p in each]) for name in each[0]}
 
 
 def row(stacked: Stack, r: int) -> dict[str, Tensor]:
@@ -61,7 +55,8 @@ def pick_way(model: nn.Module, batch_size: int, device: torch.device) -> str:
 def stacked_outputs(model: nn.Module, params: Stack, x: Tensor, way: str = "auto") -> Tensor:
     """Outputs of R networks on one batch, (R, batch, classes).
 
-    way: "batched" (matrix products with a leading axis for dense chains, vmap for others),
+    way: "batched" (matrix products with a leading axis for dense chains, and on a GPU for chains
+        of convolutions; vmap for others),
       "loop" (one network after another), or "auto" (`pick_way`).
     Raises ValueError for another way.
     """
@@ -74,6 +69,8 @@ def stacked_outputs(model: nn.Module, params: Stack, x: Tensor, way: str = "auto
         return torch.stack([functional_call(model, row(params, r), (x,)) for r in range(rows)])
     if is_dense(model):
         return dense_outputs(model, params, x)
+    if x.device.type != "cpu" and stackable(model, x):  # where grouped convolutions are slow
+        return outputs(model, params, x.expand(rows, *x.shape))
     return torch.func.vmap(lambda p: functional_call(model, p, (x,)))(dict(params))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,14 +20,14 @@ from companion.papers.signal_propagation.spectra import jacobian_singular_values
 from companion.progress import Progress
 from companion.sparsity import (
     Loss,
-    apply_masks,
     connection_sensitivity,
     global_topk_mask,
     magnitude_scores,
     prunable_parameters,
     random_scores,
 )
-from companion.training import error_rate, train
+from companion.stacked import groups, train_together
+from companion.training import error_rate
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
@@ -272,6 +272,7 @@ def train_cases(
     """Initialise, score on the whole training set, prune, repair, train and test.
 
     Networks of one seed and initialisation start from the same weights and see the same batches.
+    Those that can be stacked train together (`companion.stacked`).
 
     make: builds an untrained network from the name of an activation.
     look_at: examples at which the end-to-end spectrum is taken; linear networks use the first.
@@ -279,36 +280,65 @@ def train_cases(
     """
     cases, seeds = list(cases), list(seeds)
     batches = full_set(data)
-    runs: list[Run] = []
-    with Progress(len(cases) * len(seeds), "networks trained", show=progress) as bar:
-        for seed in seeds:
-            known: dict[tuple[str, str, str], dict[str, Tensor]] = {}
-            for case in cases:
+
+    def plans(activation: str) -> Iterator[_Plan]:
+        for number, seed in enumerate(seeds):
+            known: dict[tuple[str, str], dict[str, Tensor]] = {}
+            for place, case in enumerate(cases):
+                if case.activation != activation:
+                    continue
                 model = make(case.activation)
                 init_weights(
                     model, case.init, gain=gain, generator=torch.Generator().manual_seed(seed)
                 )
                 masks: dict[str, Tensor] = {}
                 if case.variant != "dense":
-                    key = (case.activation, case.init, case.scoring)
+                    key = (case.init, case.scoring)
                     if key not in known:
                         generator = torch.Generator().manual_seed(seed + 1000)
                         scores = score(model, batches, case.scoring, generator=generator)
                         known[key] = global_topk_mask(scores, sparsity, warn=False)
                     masks = known[key]
                     repair(model, masks, case.variant, **(isometry or {}))
-                runs.append(_trained(model, data, masks, case, seed, look_at, augment, training))
-                bar.update()
-    return runs
+                x = look_at[:1] if activation == "linear" else look_at
+                spectrum = summary(jacobian_singular_values(model, x, masks=masks))
+                yield _Plan((number, place), model, case, seed, masks, spectrum)
+
+    runs: dict[tuple[int, int], Run] = {}
+    size = training.get("batch_size", 100)
+    with Progress(len(cases) * len(seeds), "networks trained", show=progress) as bar:
+        # networks with one activation may train together
+        for activation in dict.fromkeys(case.activation for case in cases):
+            for group in groups(
+                plans(activation), lambda plan: plan.model, data.train_x, size, augment
+            ):
+                runs |= _trained(group, data, augment, training)
+                bar.update(len(group))
+    return [runs[place] for place in sorted(runs)]
 
 
-def _trained(model, data, masks, case, seed, look_at, augment, training) -> Run:
-    x = look_at[:1] if case.activation == "linear" else look_at
-    spectrum = summary(jacobian_singular_values(model, x, masks=masks))
-    with apply_masks(model, masks):
-        history = train(
-            model, data.train_x, data.train_y, augment=augment, on_divergence="stop",
-            generator=torch.Generator().manual_seed(seed + 2000), **training,
-        )  # fmt: skip
-    error = error_rate(model, data.test_x, data.test_y)
-    return Run(case, seed, error, history.loss, spectrum, masks, history.diverged)
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """A network that is to be trained. place: numbers of its seed and of its case."""
+
+    place: tuple[int, int]
+    model: nn.Module
+    case: Case
+    seed: int
+    masks: dict[str, Tensor]
+    spectrum: dict[str, float]
+
+
+def _trained(plans: list[_Plan], data, augment, training) -> dict[tuple[int, int], Run]:
+    histories = train_together(
+        [plan.model for plan in plans], data.train_x, data.train_y,
+        seeds=[plan.seed + 2000 for plan in plans], masks=[plan.masks for plan in plans],
+        augment=augment, on_divergence="stop", **training,
+    )  # fmt: skip
+    return {
+        plan.place: Run(
+            plan.case, plan.seed, error_rate(plan.model, data.test_x, data.test_y), history.loss,
+            plan.spectrum, plan.masks, history.diverged,
+        )
+        for plan, history in zip(plans, histories, strict=True)
+    }  # fmt: skip

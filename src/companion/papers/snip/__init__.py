@@ -6,8 +6,9 @@ only this paper does with it.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,7 @@ from companion.sparsity import (
     switch_gradients,
     topk_by_index,
 )
+from companion.stacked import groups, train_together
 from companion.training import error_rate, predict, train
 
 __all__ = [
@@ -228,7 +230,8 @@ def compare_criteria(
     """Prune once by each criterion, train, and test; a dense network a seed for comparison.
 
     Scores are computed once a seed and criterion and reused for every sparsity. All networks
-    of a seed start from the same weights and see the same batches.
+    of a seed start from the same weights and see the same batches. Networks that can be stacked
+    train together (`companion.stacked`).
     reinit_after_pruning: take the mask from the first weights, train a freshly drawn set, as
       the official code does.
     validation: held-out (inputs, targets), looked at 20 times a run.
@@ -236,82 +239,94 @@ def compare_criteria(
     """
     seeds = list(seeds)
     total = len(seeds) * (len(criteria) * len(sparsities) + dense)
-    runs: list[Run] = []
-    with Progress(total, "networks trained", show=progress) as bar:
+
+    def plans() -> Iterator[_Plan]:
         for seed in seeds:
             model = build_model(arch, data, torch.Generator().manual_seed(seed))
-            start = {name: value.clone() for name, value in model.state_dict().items()}
             batches = scoring_batches(
                 data,
                 prune_batch_size,
                 torch.Generator().manual_seed(seed + 1000),
                 number=n_prune_batches,
             )
-            plans: list[tuple[str, float, dict[str, Tensor]]] = [("dense", 0.0, {})] * dense
+            chosen: list[tuple[str, float, dict[str, Tensor]]] = [("dense", 0.0, {})] * dense
             for criterion in criteria:
                 generator = torch.Generator().manual_seed(seed + 2000)
                 scores = score(
                     criterion, model, batches, generator, biases=prune_biases, bn_mode=bn_mode
                 )
-                plans += [
+                chosen += [
                     (criterion, s, global_topk_mask(scores, s, warn=False)) for s in sparsities
                 ]
             if reinit_after_pruning:
                 truncated_variance_scaling_(
                     model, generator=torch.Generator().manual_seed(seed + 3000)
                 )
-                start = {name: value.clone() for name, value in model.state_dict().items()}
-            for criterion, sparsity, masks in plans:
-                model.load_state_dict(start)
-                runs.append(
-                    _trained(
-                        model,
-                        data,
-                        masks,
-                        criterion,
-                        sparsity,
-                        seed,
-                        validation,
-                        augment,
-                        training,
-                    )
-                )
-                bar.update()
+            for criterion, sparsity, masks in chosen:
+                yield _Plan(copy.deepcopy(model), criterion, sparsity, seed, masks)
+
+    runs: list[Run] = []
+    with Progress(total, "networks trained", show=progress) as bar:
+        # a plan exists only when it is its turn: masks and weights of all may not fit
+        for group in groups(
+            plans(),
+            lambda plan: plan.model,
+            data.train_x,
+            training.get("batch_size", 100),
+            augment,
+        ):
+            runs += _trained(group, data, validation, augment, training)
+            bar.update(len(group))
     return runs
 
 
-def _trained(model, data, masks, criterion, sparsity, seed, validation, augment, training) -> Run:
-    checks: list[tuple[float, float]] = []
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """A network that is to be trained."""
 
-    def look() -> float:
-        checks.append(
+    model: nn.Module
+    criterion: str
+    sparsity: float
+    seed: int
+    masks: dict[str, Tensor]
+
+
+def _trained(plans: list[_Plan], data, validation, augment, training) -> list[Run]:
+    checks: list[list[tuple[float, float]]] = [[] for _ in plans]
+
+    def look(i: int) -> float:
+        model = plans[i].model
+        checks[i].append(
             (error_rate(model, *validation), error_rate(model, data.test_x, data.test_y))
         )
-        return checks[-1][0]
+        return checks[i][-1][0]
 
-    with apply_masks(model, masks):
-        history = train(
-            model,
-            data.train_x,
-            data.train_y,
-            generator=torch.Generator().manual_seed(seed + 4000),
-            augment=augment,
-            monitor=look if validation else None,
-            monitor_every=max(1, training["steps"] // 20),
-            on_divergence="stop",
-            **training,
-        )
-    error = error_rate(model, data.test_x, data.test_y)
-    return Run(
-        criterion,
-        sparsity,
-        seed,
-        error,
-        min(checks)[1] if checks else error,
-        count_kept(masks),
-        tuple(name for name, mask in masks.items() if mask.dim() > 1 and not mask.any()),
-        history.diverged,
+    histories = train_together(
+        [plan.model for plan in plans],
+        data.train_x,
+        data.train_y,
+        seeds=[plan.seed + 4000 for plan in plans],
+        masks=[plan.masks for plan in plans],
+        augment=augment,
+        monitor=look if validation else None,
+        monitor_every=max(1, training["steps"] // 20),
+        on_divergence="stop",
+        **training,
     )
+    errors = [error_rate(plan.model, data.test_x, data.test_y) for plan in plans]
+    return [
+        Run(
+            plan.criterion,
+            plan.sparsity,
+            plan.seed,
+            error,
+            min(seen)[1] if seen else error,
+            count_kept(plan.masks),
+            tuple(name for name, mask in plan.masks.items() if mask.dim() > 1 and not mask.any()),
+            history.diverged,
+        )
+        for plan, error, seen, history in zip(plans, errors, checks, histories, strict=True)
+    ]
 
 
 def class_scoring_batch(data: ImageSet, label: int, size: int, generator: torch.Generator):
