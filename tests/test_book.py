@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from companion import book, claims
+from companion.book import runs
 from companion.book.building import ROOT
 from companion.book.docstrings import tidy_docstring
 from companion.files import BusyError, locked, seal
-from companion.runs import chapters, curves, fingerprint, gpu, runs
+from companion.runs import chapters, curves, fingerprint, gpu
 from companion.runs.gpu_jobs import COSTS, jobs_of
 from companion.runs.records import RecordError
 
