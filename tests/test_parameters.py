@@ -619,6 +619,7 @@ def nothing_starts(monkeypatch, tmp_path):
     monkeypatch.setattr(records, "write_whole", started)
     monkeypatch.setattr(sweep, "sweep", started)
     monkeypatch.setattr(executor, "script", started)
+    monkeypatch.setattr(executor, "in_kernel", started)
     folder = tmp_path / "empty"
     folder.mkdir()
     monkeypatch.chdir(folder)

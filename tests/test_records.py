@@ -15,7 +15,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from companion.__main__ import main
@@ -335,8 +334,7 @@ def test_papermill_runs_a_chapter_and_shows_its_claims(tiny, tmp_path, capsys):
     again = out.with_name("again.ipynb")
     tiny()
     assert main(["run", "tiny", "-p", "sizes", "[4]", "-o", str(out)]) == 0
-    notebook = nbformat.read(out, as_version=4)
-    executor.put_values(notebook, {"sizes": [5]})
+    notebook = executor.prepared(chapters.read(out), {"sizes": [5]})
     assert [c.source for c in notebook.cells if "sizes = " in c.source] == [
         "# Parameters\nsizes = [5]\n"
     ]

@@ -210,10 +210,11 @@ def test_a_monitor_sees_each_network_as_it_is_at_that_step():
         models, x, y, seeds=[1, 2, 3], masks=masks, monitor=lambda i: size(models[i]), **options
     )
     for i, twin in enumerate(twins):
-        one = train(
-            twin, x, y, generator=seeded(i + 1), masks=masks[i],
-            monitor=lambda twin=twin: size(twin), **options,
-        )  # fmt: skip
+        with apply_masks(twin, masks[i]):
+            one = train(
+                twin, x, y, generator=seeded(i + 1),
+                monitor=lambda twin=twin: size(twin), **options,
+            )  # fmt: skip
         assert [step for step, _ in found[i].checks] == [50, 100]
         for check, expected in zip(found[i].checks, one.checks, strict=True):
             assert check == pytest.approx(expected, rel=1e-9)

@@ -12,6 +12,7 @@ from torch.nn.functional import conv2d, cross_entropy, linear
 from companion.data.images import load_images
 from companion.models import lenet_5_caffe, lenet_300_100, mlp, truncated_variance_scaling_, vgg
 from companion.sparsity import (
+    apply_masks,
     connection_gradients,
     connection_sensitivity,
     global_topk_mask,
