@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from companion.__main__ import main
-from companion.files import ROOT, BusyError
+from companion.files import ROOT, BusyError, to_json
 from companion.notebook import ParameterError
-from companion.runs import chapters, executor, fingerprint, records
+from companion.runs import chapters, executor, fingerprint, record, records
 
 META = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 PARAMETERS = """profile: str = "quick"  # preset
@@ -89,7 +89,8 @@ def test_a_record_keeps_parameters_claims_values_figures_and_provenance(tiny):
     folder = tiny()
     result = records.record_run("one", "tiny", {"sizes": [2, 3]})
     stored = json.loads((folder / "one.json").read_text())
-    assert stored == json.loads(json.dumps(result))
+    assert stored == json.loads(to_json(result.as_json()))
+    assert record.load(folder / "one.json") == result
     assert stored["status"] == "complete"
     assert stored["values"]["tiny.first"] == 15
     assert stored["settings"] == {
@@ -112,8 +113,8 @@ def test_a_record_keeps_parameters_claims_values_figures_and_provenance(tiny):
 
 def test_a_profile_and_a_value_set_by_hand_reach_the_script(tiny):
     tiny()
-    values = records.record_run("one", "tiny", {"profile": "long", "steps": 3}).values
-    assert values["tiny.settings"]["steps"] == 3  # by hand, though equal to the quick default
+    run = records.record_run("one", "tiny", {"profile": "long", "steps": 3})
+    assert run.settings["steps"] == 3  # by hand, though equal to the quick default
 
 
 def test_a_claim_that_fails_is_kept_as_a_result(tiny, capsys):
