@@ -81,7 +81,9 @@ def test_checked_cells_say_something_exact(chapter):
         for output in cell["outputs"]:
             said = "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
             assert said
-            assert not re.search(r"\d\.\d{2}", said), f"a measured float is compared as text: {said}"
+            assert not re.search(r"\d\.\d{2}", said), (
+                f"a measured float is compared as text: {said}"
+            )
             assert output["output_type"] == "stream" or "claim-badge" in "".join(
                 output["data"]["text/html"]
             )

@@ -249,7 +249,9 @@ def test_verdicts_are_legible(browser, theme):
         "[...document.querySelectorAll('.verdict')].map(e => {"
         " const s = getComputedStyle(e); return [e.textContent, s.color, s.backgroundColor] })"
     )
-    assert {"✓ reproduced", "✗ not reproduced", "– not run here", "stale"} <= {text for text, *_ in pills}
+    assert {"✓ reproduced", "✗ not reproduced", "– not run here", "stale"} <= {
+        text for text, *_ in pills
+    }
     # 4.5 is what WCAG asks of text of ordinary size
     assert [text for text, ink, ground in pills if contrast(ink, ground) < 4.5] == []
 

@@ -329,6 +329,8 @@ def gpu_note(stem: str, runs: list[Run]) -> list:
     if any((run.provenance.get("device"), run.status) == ("cuda", DONE) for run in runs):
         return []
     jobs = jobs_of(stem)
+    if not jobs:
+        return []
     needs = sorted({name for job in jobs for name in job.data})
     data = f"it needs the data sets {', '.join(needs)}" if needs else "it needs no data"
     cost = shown_time(sum(job.seconds for job in jobs))

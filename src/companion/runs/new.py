@@ -88,8 +88,9 @@ CELLS: list[tuple[str, str, list[str]]] = [
     ),
     (
         "markdown",
-        "What the paper claims. What this page shows. What came out: the claims and their "
-        "verdicts are [below](#results).",
+        """What the paper claims. What this page shows. What came out: the claims and their verdicts are [below](#results).
+
+With other settings: `companion run {paper} -p steps 200`.""",
         [],
     ),
     (
@@ -153,6 +154,7 @@ plt.show()""",
     ),
     ("markdown", "## Results", []),
     ("code", "claims.table()", []),
+    ("markdown", "## At the paper's scale\n\n```{{recorded}} {paper}\n```", []),
     ("markdown", "## Departures from the paper\n\nNone.", []),
     ("markdown", "## Sources\n\n{{cite:t}}`{cite}`.", []),
     ("code", "claims.settle()", ["remove-cell"]),
