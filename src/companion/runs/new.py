@@ -156,6 +156,7 @@ plt.show()""",
     ("code", "claims.table()", []),
     ("markdown", "## At the paper's scale\n\n```{{recorded}} {paper}\n```", []),
     ("markdown", "## Departures from the paper\n\nNone.", []),
+    ("markdown", "## Try\n\n- `companion run {paper} -p seed 7`: what else would you change?", []),
     ("markdown", "## Sources\n\n{{cite:t}}`{cite}`.", []),
     ("code", "claims.settle()", ["remove-cell"]),
 ]
