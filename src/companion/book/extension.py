@@ -188,6 +188,7 @@ def register(app) -> dict[str, bool]:
     for directive in (Papers, Scoreboard, Recorded, Sweep, Benchmarks, Datasets):
         app.add_directive(directive.__name__.lower(), directive)
     app.setup_extension("sphinx.ext.autodoc")
+    app.setup_extension("sphinx.ext.napoleon")  # first: it reads sections, ours the rest
     app.connect("build-finished", _copy_mathjax)
     app.connect("build-finished", _write_claims)
     app.connect("autodoc-process-docstring", _tidy)

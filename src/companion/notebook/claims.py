@@ -1,4 +1,4 @@
-"""What a paper claims, stated before it is measured: `papers/<paper>/claims.yaml`.
+"""What a paper claims, stated before it is measured: ``papers/<paper>/claims.yaml``, such as ::
 
     C4:
       says: At 90 and 95 % sparsity the error is near that of the dense network.
