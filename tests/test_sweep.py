@@ -320,8 +320,7 @@ def test_text_in_a_table_is_no_formula_and_numbers_stay(toy, tmp_path):
         fake({"text": text, "n": -n}, v=-1.5, **{"=name": text}) for n, text in enumerate(FORMULAS)
     ]
     rows.append(fake({"text": "1-1", "n": "mixed"}, v=-2, **{"=name": "a\r=1"}))
-    for row in rows:
-        row |= {"fingerprint": "f", "error": "=error"}
+    rows = [replace(row, error="=error") for row in rows]
     store.write_table(rows, tmp_path)
     kept = store.keep("seeds", toy, rows, "", tmp_path / "kept")
     for file in (tmp_path / "table.csv", kept):
@@ -651,7 +650,7 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(toy, tmp_path, scheduler)
         kept = list((out / "runs").glob("*.json"))
         assert rows[0].name in {file.stem for file in kept}
         for file in kept:
-            assert json.loads(file.read_text())["status"] == "done"
+            assert json.loads(file.read_text())["status"] == DONE
         assert not list(out.rglob(".*.part"))
         filler.unlink()
         subprocess.run(["mount", "-o", "remount,size=2m", str(small)], check=True)
@@ -714,7 +713,7 @@ def test_a_sweep_without_openssl_says_that_it_is_not_encrypted(toy, tmp_path, mo
     go(toy, tmp_path / "with", {"x": [1]})
     assert "encryption" not in capfd.readouterr().err
     monkeypatch.setattr(local, "certificate", dict)
-    assert go(toy, tmp_path / "without", {"x": [1]})[0]["status"] == "done"
+    assert go(toy, tmp_path / "without", {"x": [1]})[0].status == DONE
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "encryption" in line]
     assert line.startswith("companion: there is no openssl")
 
