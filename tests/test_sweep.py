@@ -359,7 +359,7 @@ def test_a_run_that_raises_is_a_row_with_its_error_and_is_tried_again(toy, tmp_p
 def test_a_claim_that_does_not_hold_is_a_result(toy, tmp_path, scheduler):
     rows = go(toy, tmp_path / "out", {"x": [1, 5]}, {"mode": "claim"}, scheduler=scheduler)
     assert [run.status for run in rows] == [DONE, DONE]
-    assert held(rows)["C2"] == Held(1, 2, {"x": [1, 4]})
+    assert held(rows)["C2"] == Held(1, 2, {"x": [1, 5]})
 
 
 def test_a_kernel_that_is_killed_is_a_row(toy, tmp_path, scheduler):
@@ -368,7 +368,7 @@ def test_a_kernel_that_is_killed_is_a_row(toy, tmp_path, scheduler):
     assert "kernel died" in rows[1].error
 
 
-@pytest.mark.parametrize(("failures", "status"), [(2, "done"), (3, "failed")])
+@pytest.mark.parametrize(("failures", "status"), [(2, DONE), (3, FAILED)])
 def test_a_kernel_that_does_not_start_is_started_again(toy, monkeypatch, failures, status):
     from nbclient import NotebookClient
 
@@ -383,8 +383,8 @@ def test_a_kernel_that_does_not_start_is_started_again(toy, monkeypatch, failure
     monkeypatch.setattr(NotebookClient, "async_start_new_kernel_client", start_or_not)
     order = Order(Point("toy", {"x": 2}), fingerprint.fingerprint(toy))
     result = carry_out(order, toy.read_text())
-    assert (result.status, left) == (status, [0])
-    assert ("Kernel died before" in result.error) == (status == "failed")
+    assert (result.run.status, left) == (status, [0])
+    assert ("Kernel died before" in result.run.error) == (status == FAILED)
 
 
 def test_a_run_past_its_limit_is_a_row_and_leaves_no_kernel(toy, tmp_path, scheduler):
