@@ -13,6 +13,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from companion.__main__ import main
+from companion.book import runs as published
 from companion.notebook import bounds, checking, claims, recording
 from companion.notebook.bounds import Bound, number
 from companion.notebook.checking import (
@@ -493,3 +495,40 @@ def test_the_examples_in_the_docstrings_run():
     result = doctest.testmod(bounds)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+# ---------------------------------------------------------------- as others read them
+
+
+def test_the_command_tells_what_a_reviewer_asks_and_runs_nothing(capsys):
+    assert main(["claims", "snip"]) == 0
+    told = capsys.readouterr().out
+    for part in (
+        "C5 ", "at least 10 points (profile quick)", "at least 0.3 points (profile else)",
+        "needs: sparsities [0.98]", "asserted in: quick, mnist", "LeNet-300-100 at 95 %: 1.6 % error (Table 1)",
+        "settled: 2026-11-22, before a result was seen", "after a result was seen: the factor",
+    ):  # fmt: skip
+        assert part in told, part
+    assert main(["claims"]) == 0
+    assert all(f"{paper}\n" in capsys.readouterr().out for paper in papers()[:1])
+    assert main(["claims", "nosuch"]) == 2
+    assert "paper = 'nosuch': expected one of" in capsys.readouterr().err
+
+
+def test_outputs_that_were_edited_are_not_believed_by_the_list(tmp_path, monkeypatch, capsys):
+    text = chapters.find("snip").read_text(encoding="utf-8")
+    assert '"not reproduced"' in text
+    (tmp_path / "snip.ipynb").write_text(text.replace('"not reproduced"', '"reproduced"'))
+    monkeypatch.setattr(chapters, "FOLDER", tmp_path)
+    assert main(["list"]) == 0
+    assert "outputs edited: make notebooks NB=snip" in capsys.readouterr().out
+
+
+def test_other_tools_get_bounds_as_numbers():
+    stated = published._statement(load_claims("snip")["C5"])
+    assert stated["quantities"]["over_shuffled"]["within"]["quick"] == {
+        "low": 10, "high": None, "open_low": False, "open_high": False,
+    }  # fmt: skip
+    assert stated["needs"]["sparsities"] == [0.98]
+    assert published._ends(Bound.parse("== true")) == {"truth": True}
+    json.dumps(published._statement(load_claims("masked_kd")["C2"]), allow_nan=False)

@@ -107,6 +107,16 @@ def test_every_claim_of_the_file_is_settled_and_checked_by_nbval(chapter):
             assert judge(claim, verdict.measured, verdict.profile) == verdict.outcome
 
 
+def test_every_claim_of_the_file_is_checked_somewhere(chapter):
+    """One that is due in a long profile only would end that run, after its hours."""
+    path, notebook = chapter
+    code = "\n".join(cell["source"] for cell in chapters.code_cells(notebook))
+    named = set(re.findall(r'"(C\d+[a-z]?)"', code))
+    missing = load_claims(path.stem).keys() - named
+    numbered = re.search(r'f"C\{', code)  # a loop over claims of one kind
+    assert not missing or numbered, missing
+
+
 def test_tags_are_known(chapter):
     _, notebook = chapter
     used = {tag for cell in notebook["cells"] for tag in chapters.tags(cell)}

@@ -74,7 +74,7 @@ def _terminable() -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="companion", description="Ten papers, every claim checked."
+        prog="companion", description="Papers as notebooks, every claim checked."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("paper", help="name of its module, such as lottery_ticket")
     add.add_argument("--title", default="A title")
     add.add_argument("--authors", default="First Author and Second Author")
-    add.add_argument("--year", default="2026")
-    add.add_argument("--arxiv", default="0000.00000")
+    add.add_argument("--year", help="default: that of the arXiv number")
+    add.add_argument("--arxiv", default="0000.00000", help="number, such as 1803.03635")
 
     add = commands.add_parser("run", help="run a copy of a chapter with your parameters")
     add.set_defaults(command=_run)
@@ -199,35 +199,64 @@ def _not_too_long(option: str, name: str, text: str) -> None:
 def _list(_: argparse.Namespace) -> None:
     from collections import Counter
 
+    from companion.notebook.claims import load_claims
     from companion.runs import chapters
-    from companion.runs.fingerprint import is_current
+    from companion.runs.fingerprint import is_current, is_untouched
+    from companion.runs.record import Run
 
     for stem in chapters.stems():
         path = chapters.find(stem)
         notebook = chapters.read(path)
         title = next(line for cell in notebook["cells"] for line in cell["source"].splitlines())
-        claims = chapters.recorded_values(notebook).get(f"{stem}.claims", [])
-        counts = Counter(claim["outcome"] for claim in claims)
-        told = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
-        stale = "" if is_current(path) else "  (outputs older than the code: make notebooks)"
-        print(f"{stem:24} {title.lstrip('# ')}\n{'':24} {told or 'no claims'}{stale}")
+        run = Run.of_values(stem, "stored", chapters.recorded_values(notebook))
+        stated = load_claims(stem)
+        marks = "" if is_current(path) else "  (outputs older than the code: make notebooks)"
+        if not is_untouched(path):
+            marks = f"  (outputs edited: make notebooks NB={stem})"
+        print(f"{stem:24} {title.lstrip('# ')}{marks}")
+        for kind, told in (
+            ("paper", "of the paper"),
+            ("control", "controls"),
+            ("derivation", "derived"),
+        ):
+            counts = Counter(
+                verdict.outcome for id, verdict in run.claims.items() if stated[id].kind == kind
+            )
+            if counts:
+                told += ": " + ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
+                print(f"{'':24} {told}")
 
 
 def _claims(options: argparse.Namespace) -> None:
-    from companion.notebook.checking import bound_lines
     from companion.notebook.claims import load_claims, papers
 
     for paper in options.papers or papers():
         print(paper)
         for claim in load_claims(paper).values():
-            marks = [claim.kind, claim.where]
-            marks += ["known not to reproduce"] * (not claim.expected)
-            marks += ["bound chosen after looking"] * claim.chosen_after_looking
-            print(f"  {claim.id:4} {claim.says} ({'; '.join(marks)})")
-            for value in claim.reported:
-                print(f"         paper: {value}")
-            for line in bound_lines(claim, ""):
-                print(f"         bound: {line}")
+            print(f"  {claim.id:4} {claim.says} ({claim.kind}; {claim.where})")
+            for line in _statement(claim):
+                print(f"         {line}")
+
+
+def _statement(claim) -> Iterator[str]:
+    """What a reviewer asks of a claim, a line each."""
+    for value in claim.reported:
+        yield f"paper: {value}"
+    for quantity in claim.quantities.values():
+        for profile in quantity.bounds:
+            where = "" if len(quantity.bounds) == 1 else f" (profile {profile})"
+            yield f"bound: {quantity.means}: {quantity.wanted(profile)}{where}"
+    if claim.needs:
+        yield f"needs: {', '.join(f'{name} {wanted}' for name, wanted in claim.needs.items())}"
+    where = "every profile" if claim.asserted is None else ", ".join(claim.asserted) or "none"
+    if claim.depends is not None:
+        where += f", unless one of {', '.join(claim.depends)} is changed" if claim.depends else ", whatever is changed"  # fmt: skip
+    yield f"asserted in: {where}" + ("" if claim.expected else "; known not to reproduce")
+    for settled in claim.settled:
+        when = "before" if settled.before_looking else "after"
+        yield f"settled: {settled.on}, {when} a result was seen" + (
+            settled.why and f": {settled.why}"
+        )
 
 
 def _new(options: argparse.Namespace) -> int:
@@ -235,8 +264,9 @@ def _new(options: argparse.Namespace) -> int:
     from companion.runs.new import new_paper
 
     chapters.stems()  # only in a checkout
-    year = _number("year", options.year, int, 1900, 2100)
-    for path in new_paper(options.paper, options.title, options.authors, year, options.arxiv):
+    year = None if options.year is None else _number("year", options.year, int, 1900, 2100)
+    written = new_paper(options.paper, options.title, options.authors, options.arxiv, year)
+    for path in written:
         print(os.path.relpath(path))
     options.notebooks, options.jobs = [options.paper], 1
     print(f"running the example once; then replace it: make notebooks NB={options.paper}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 
 import yaml
 
 from companion.files import ROOT, seal
+from companion.notebook.bounds import Bound
 from companion.notebook.claims import Claim, load_claims
 from companion.runs import chapters
 from companion.runs.fingerprint import fingerprint
@@ -65,6 +67,17 @@ def _public(kept: Run | Sweep) -> dict[str, object]:
     return {k: v for k, v in kept.as_json().items() if k not in ("values", "figures", "seal")}
 
 
+def _ends(bound: Bound) -> dict[str, object]:
+    """A bound as numbers: its ends, None where it has none, and which of them are outside."""
+    if bound.truth is not None:
+        return {"truth": bound.truth}
+    finite = {name: getattr(bound, name) for name in ("low", "high")}
+    return {name: end if math.isfinite(end) else None for name, end in finite.items()} | {
+        "open_low": bound.open_low,
+        "open_high": bound.open_high,
+    }
+
+
 def _statement(claim: Claim) -> dict[str, object]:
     return {
         "says": claim.says,
@@ -79,10 +92,13 @@ def _statement(claim: Claim) -> dict[str, object]:
             name: {
                 "is": quantity.means,
                 "unit": quantity.unit,
-                "within": {profile: str(bound) for profile, bound in quantity.bounds.items()},
+                "within": {profile: _ends(bound) for profile, bound in quantity.bounds.items()},
             }
             for name, quantity in claim.quantities.items()
         },
+        "asserted": "all" if claim.asserted is None else list(claim.asserted),
+        "needs": dict(claim.needs or {}),
+        "depends": "all" if claim.depends is None else list(claim.depends),
         "settled": [
             {"on": str(settled.on), "before_looking": settled.before_looking, "why": settled.why}
             for settled in claim.settled

@@ -162,27 +162,53 @@ plt.show()""",
 ]
 
 
+# what the cells of the example call something
+TAKEN = frozenset(
+    [
+        "claims",
+        "companion",
+        "device",
+        "means",
+        "plt",
+        "settings",
+        "show_source",
+        "steps",
+        "torch",
+        "use_style",
+        "values",
+    ]
+)
+
+
 def new_paper(
     paper: str,
     title: str = "A title",
     authors: str = "First Author and Second Author",
-    year: int = 2026,
     arxiv: str = "0000.00000",
+    year: int | None = None,
     root: Path = ROOT,
 ) -> list[Path]:
     """Write all files of a new chapter; what was written or added to, in order.
 
+    Args:
+        authors: as BibTeX separates them, by "and".
+        year: of publication; None for that of the arXiv number.
+
     Raises:
-        ValueError: for a name that is no module's, a paper that is there, or a text of several
-            lines; nothing is written then.
+        ValueError: for a name that is no module's, a paper that is there, or a text that
+            BibTeX or Python could read as more than text; nothing is written then.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]{1,40}", paper) or keyword.iskeyword(paper):
+    name = re.fullmatch(r"[a-z][a-z0-9_]{1,40}", paper)
+    if not name or keyword.iskeyword(paper) or paper in TAKEN:
         raise ValueError(f"paper = {paper!r}: expected a module's name, such as lottery_ticket")
     for name, value in (("title", title), ("authors", authors)):
-        if not value.isprintable() or not value.strip() or set(value) & set("{}\\"):
-            raise ValueError(f"{name} = {value!r}: expected one line without braces")
-    if not re.fullmatch(r"\d{4}\.\d{4,5}", arxiv):
+        if not value.isprintable() or not value.strip() or set(value) & set('{}\\"%#&$@'):
+            raise ValueError(f'{name} = {value!r}: expected one line without any of {{}}\\"%#&$@')
+    if any(part.count(",") > 2 for part in authors.split(" and ")):
+        raise ValueError(f"authors = {authors!r}: expected names with 'and' between them")
+    if not re.fullmatch(r"[0-9]{4}\.[0-9]{4,5}", arxiv):
         raise ValueError(f"arxiv = {arxiv!r}: expected such as 1810.02340")
+    year = 2000 + int(arxiv[:2]) if year is None else year
     package, notebook = root / "src/companion/papers" / paper, root / f"notebooks/{paper}.ipynb"
     test = root / f"tests/test_{paper}.py"
     for there in (package, notebook, test):
