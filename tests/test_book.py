@@ -383,7 +383,7 @@ def test_only_a_finished_run_on_a_gpu_counts_as_one(device, status, said):
     )
 
 
-@pytest.mark.parametrize("stem", filter(jobs_of, chapters.stems()))
+@pytest.mark.parametrize("stem", [*filter(jobs_of, chapters.stems())])
 def test_the_command_for_a_gpu_can_work_within_its_budget(stem):
     program, command, only, *names = runs.gpu_command(stem).split()
     assert (program, command, only) == ("companion", "gpu", "--only")
