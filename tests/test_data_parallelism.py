@@ -836,9 +836,7 @@ def test_the_notebook_runs_with_tiny_parameters(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "C8 reproduced" in done.stdout
-    assert re.search(
-        "^C1 (not run here|measured, not asserted in this run): ", done.stdout, re.MULTILINE
-    )
+    assert "C1 measured, not asserted in this run: " in done.stdout
 
 
 def test_what_no_search_can_use_is_named(tmp_path):
