@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from tiny import apart
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, scaled_dot_product_attention, softmax
 
@@ -210,6 +211,7 @@ def test_hooks_are_gone_even_if_the_block_raises():
         ("cait", "whole", True),
     ],
 )
+@apart
 def test_a_compiled_teacher_sees_the_same_patches(kind, first, in_place):
     torch._dynamo.reset()
     model, x = build(kind), images()
@@ -233,6 +235,8 @@ def test_a_compiled_teacher_sees_the_same_patches(kind, first, in_place):
     assert not any(type(part).__name__ == "_Kept" for part in model.modules())
 
 
+@apart
+@apart
 def test_attention_of_a_compiled_student_is_refused():
     for compiled in (
         lambda m: torch.compile(m, backend="eager"),

@@ -1,7 +1,10 @@
 """A tiny notebook, and waiting: what several tests share."""
 
+import functools
 import json
+import os
 import time
+import traceback
 
 from companion.runs import chapters
 
@@ -34,3 +37,23 @@ def wait(condition, seconds=120):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def apart(test):
+    """Run a test in a process of its own: `torch.compile` leaves threads, and no later test
+    could fork."""
+
+    @functools.wraps(test)
+    def wrapped(*arguments, **named):
+        if (child := os.fork()) == 0:
+            status = 1
+            try:
+                test(*arguments, **named)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0, "see the traceback on stderr"
+
+    return wrapped
