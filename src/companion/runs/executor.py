@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from companion.files import scratch, sweep_up, write_whole
+from companion.notebook.recording import TARGET
 from companion.runs.chapters import code_cells, injected, read, tags
 from companion.runs.processes import PARENT, python_path
 
-TARGET = "COMPANION_RECORD"  # the file in which a script keeps what it records
 STARTS = 3  # tries to start a kernel: now and then two draw the same port
 # threads of the numerical libraries
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
