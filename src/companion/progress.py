@@ -13,9 +13,11 @@ class Progress:
     Where tqdm is absent nothing is shown. The notebook's line ends as "<done> <what>", so a
     stored output is the same every time.
 
-    >>> with Progress(2, "steps") as bar:
+    >>> with Progress(2, "steps", show=False) as bar:
     ...     bar.update()
     ...     bar.update()
+    >>> bar
+    2 steps
     """
 
     def __init__(self, total: int, what: str, *, show: bool = True) -> None:
