@@ -28,6 +28,8 @@ sys.path[:] = [{str(LIBRARY.parent)!r}, *filter(None, sys.path)]
 from companion.runs.processes import serve
 serve({str(LIBRARY)!r})"""
 
+LONGEST_SOCKET = 95  # characters of a folder: with the socket's name, 103 at most on macOS
+
 QUIET = logging.getLogger("companion.runs.kernels")  # what goes wrong is raised
 QUIET.addHandler(logging.NullHandler())
 QUIET.propagate = False
@@ -49,6 +51,9 @@ class Kernel(AsyncKernelManager):
         self._files = ExitStack()
         folder = self._files.enter_context(scratch())
         self.connection_file = str(folder / "kernel.json")
+        if os.name == "posix" and len(str(folder)) < LONGEST_SOCKET:
+            # sockets in a folder of ours: nobody else can reach them, and no two draw one port
+            self.transport, self.ip = "ipc", str(folder / "k")
         given = options.pop("env", os.environ)
         (folder / "matplotlibrc").touch()
         options["env"] = environment(given) | {
