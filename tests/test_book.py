@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from companion import book
 from companion.book import runs
 from companion.book.building import ROOT
 from companion.book.docstrings import tidy_docstring
-from companion.files import BusyError, locked, seal
+from companion.files import BusyError, locked, seal, to_json
 from companion.notebook import claims
 from companion.notebook.bounds import Bound
 from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Table, Verdict
@@ -418,13 +419,16 @@ def test_a_measured_time_takes_the_place_of_an_estimate():
 
 def test_a_claim_that_is_known_not_to_reproduce_is_told_from_a_surprise(stated):
     def told(**other):
-        return cells(tables.claim_table(run("a", verdict("C1", **other))))[1][5]
+        return cells(tables.claim_table(run("a", verdict("C1", **other))))[1][4]
 
-    assert told(error=4.0) == "✗ not reproduced, against expectation"
+    assert told(error=4.0) == "✗ not reproduced, against expectation; 33 % outside the bound"
     stated["C1"] = replace(stated["C1"], expected=False)
-    assert told(error=4.0) == "✗ not reproduced, as known"
-    assert told(error=3.0) == "✓ reproduced, against expectation"
-    assert told(error=3.0, asserted=False) == "✓ reproduced (not asserted in this run)"
+    assert told(error=4.0) == "✗ not reproduced, as known; 33 % outside the bound"
+    assert told(error=1.5) == "✓ reproduced, against expectation; 50 % inside the bound"
+    assert (
+        told(error=2.985, asserted=False)
+        == "✓ reproduced (not asserted in this run); 0.50 % inside the bound"
+    )
 
 
 def test_every_paper_has_its_entry_in_the_bibliography():
@@ -584,7 +588,27 @@ def test_a_record_is_judged_by_the_bounds_as_they_are_now(stated):
 
 def test_a_sweep_keeps_what_each_run_measured(stated):
     runs_ = [run("a", verdict("C1", 2.0)), run("b", verdict("C1", 4.0), verdict("C2", None))]
-    assert record.held(runs_) == {"C1": Held(1, 2, {"error": [2.0, 4.0]})}
+    assert record.held(runs_) == {"C1": Held(1, 2, {"error": [2.0, 4.0]}, ["quick"] * 2)}
+
+
+def test_a_sweep_is_judged_by_the_bounds_as_they_are_now(stated):
+    kept = {"paper": "snip", "name": "seeds", "command": "", "fingerprint": "", "runs": 3,
+            "seconds": 1, "provenance": {}, "table": ""}  # fmt: skip
+    found = record.held(
+        [
+            run(name, verdict("C1", error))
+            for name, error in (("a", 2.0), ("b", 3.5), ("c", math.nan))
+        ]
+    )
+    sweep = record.Sweep(**kept, claims=found)
+    stored = json.loads(to_json(sweep.as_json()))
+    assert Sweep.of_json(stored).claims["C1"].held == 1
+    bounds = {"quick": Bound.parse("<= 4"), "else": Bound.parse("<= 1")}
+    error = replace(stated["C1"].quantities["error"], bounds=bounds)
+    stated["C1"] = replace(stated["C1"], quantities={"error": error})
+    assert Sweep.of_json(stored).claims["C1"].held == 2
+    stored["claims"]["C1"]["profiles"] = ["quick", "paper", "paper"]
+    assert Sweep.of_json(stored).claims["C1"].held == 1
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ import copy
 import json
 import math
 import os
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import sympy
 import torch
 import yaml
 from hypothesis import given
@@ -28,7 +30,7 @@ from companion.notebook.checking import (
     judge,
     margin,
 )
-from companion.notebook.claims import load_claims, papers, parse_claims
+from companion.notebook.claims import load_claims, papers, parse_claims, what_decides
 from companion.notebook.parameters import Settings
 from companion.notebook.recording import Recorded, record
 from companion.runs import chapters
@@ -143,7 +145,11 @@ def test_a_comparison_holds_what_python_says(sign, limit, value):
         ("> −0.5", "above −0.5", [0], [-0.5]),
         ("== 42", "exactly 42", [42, 42.0], [42.1]),
         ("0.7 ± 0.2", "0.5 to 0.9", [0.5, 0.9], [0.4999, 0.9001]),
-        ("(0, 1]", "0 to 1", [1], [0]),
+        ("(0, 1]", "above 0 and at most 1", [1], [0]),
+        ("[0, 1)", "at least 0 and below 1", [0], [1, math.inf, -math.inf]),
+        ("<= 0.01234567", "at most 0.01234567", [0.01234567], [0.0123457, -math.inf]),
+        (">= 2", "at least 2", [2], [math.inf]),
+        ("== 1234567", "exactly 1,234,567", [1234567], [1234568]),
         ("== true", "yes", [True], [False, 1, math.nan]),
         ("== false", "no", [False], [True, 0]),
     ],
@@ -156,7 +162,7 @@ def test_bounds_are_read_and_told(stated, words, good, bad):
 
 
 @pytest.mark.parametrize(
-    "stated", ["", "2", "<= ", "=> 2", "[1, 0]", "[1, 1]", "[0, 1", "<= nan", "< inf", "5 ± 0", "5 ± -1", "== yes", None, 3, "> 1 or < 0", "<= 2; x"]
+    "stated", ["", "2", "<= ", "=> 2", "[1, 0]", "[1, 1]", "[0, 1", "<= nan", "< inf", "<= 1e400", "[0, 1e400]", "-1e400 ± 1", "5 ± 0", "5 ± -1", "== yes", None, 3, "> 1 or < 0", "<= 2; x"]
 )  # fmt: skip
 def test_what_is_no_bound_is_refused(stated):
     with pytest.raises(ValueError, match=r"within = .*expected such as"):
@@ -189,7 +195,7 @@ def test_a_file_is_read_in_the_order_of_its_numbers():
     claim = found["C2"]
     assert (claim.kind, claim.asserted, claim.depends) == ("paper", ("quick", "mnist"), None)
     assert claim.quantities["fall"].wanted("quick") == "at least 2 points"
-    assert claim.quantities["fall"].wanted("paper") == "at least 1 points"
+    assert claim.quantities["fall"].wanted("paper") == "at least 1 point"
     assert found["C10"].chosen_after_looking
     assert not claim.chosen_after_looking
     assert [str(reported) for reported in claim.reported] == [
@@ -206,17 +212,32 @@ def test_a_file_is_read_in_the_order_of_its_numbers():
         (changed("says", to=" "), "C2: says = ' ': expected a text"),
         (changed("kind", to="ours"), "C2: kind = 'ours': expected one of paper, control, derivation"),
         (changed("quantities", to={}), "C2: quantities: expected at least one, or the claim cannot fail"),
+        (changed("quantities", to=[1]), "C2: quantities: expected keys and values, got [1]"),
+        (changed("quantities", "self", to={"is": "x", "within": "<= 2", "unit": ""}), "C2: self: unit = ''"),
+        (changed("quantities", "class", to={"is": "x", "within": "<= 2"}), "C2: class: expected a name"),
+        (changed("quantities", "id", to={"is": "x", "within": "<= 2"}), "C2: id: expected a name"),
+        (changed("reported", to=[]), "C2: reported = []: expected a list of at least one"),
+        (text().replace("  reported:\n", "  reported:\n  expected: true\n").split("  - what")[0] + "  quantities" + text().split("  quantities")[1], "C2: reported = None: expected a list"),
+        (changed("reported", 0, "value", to=[1]), "C2: reported: value = [1]: expected a text"),
+        (changed("reported", 0, "value", to=True), "C2: reported: value = True: expected a text"),
+        (changed("reported", 0, "value", to=" "), "C2: reported: value = ' ': expected a text"),
+        (changed("reported", 0, "at", to=5), "C2: reported: at = 5: expected a text"),
+        (changed("reported", 1, "plus_minus", to="0.5"), "plus_minus = '0.5': expected a number above 0"),
+        (changed("reported", 1, "plus_minus", to=0), "plus_minus = 0: expected a number above 0"),
+        (changed("settled", to=[]), "C2: settled = []: expected a list of at least one"),
+        (changed("needs", to={"sizes": ">= two"}), "C2: needs: sizes: within = '>= two': expected such as"),
+        (text({"C02": STATED["C2"]}), "C02: expected an id such as C4 or C9b"),
         (changed("quantities", "fall", "within"), "C2: fall: lacks within"),
         (changed("quantities", "fall", "within", to="about 2"), "C2: fall: within = 'about 2': expected such as"),
         (changed("quantities", "fall", "within", to={"quick": ">= 2"}), "C2: fall: within: expected a bound for 'else'"),
         (changed("quantities", "fall", "within", to={"quick": ">= 2", "else": "== true"}), "bounds of one kind"),
         (changed("quantities", "fall", "bound", to="<= 2"), "C2: fall: unknown bound"),
-        (changed("reported", 0, "certainty", to="sure"), "C2: certainty = 'sure': expected one of read, figure"),
+        (changed("reported", 0, "certainty", to="sure"), "C2: reported: certainty = 'sure': expected one of read, figure"),
         (changed("reported", 0, "quantity", to="rise"), "C2: reported: 'rise' is no quantity of this claim"),
         (changed("reported", 2, "by"), "'by' names who quotes it"),
         (changed("asserted", to="quick"), "C2: asserted = 'quick': expected a list of names"),
-        (changed("settled", "before_looking", to=False), "C2: settled after looking: expected why"),
-        (changed("settled", "on", to="soon"), "C2: settled on 'soon': expected a date"),
+        (changed("settled", "before_looking", to=False), "C2: settled: after looking: expected why"),
+        (changed("settled", "on", to="soon"), "C2: settled: on = 'soon': expected a date"),
         (changed("expected", to="no"), "C2: expected = 'no': expected true or false"),
         (changed("tolerance", to=3), "C2: unknown tolerance"),
         (text({"4": STATED["C2"]}), "4: expected an id such as C4 or C9b"),
@@ -235,6 +256,30 @@ def test_what_cannot_be_checked_is_refused_by_name(stated, told):
 def test_words_such_as_on_and_no_are_words():
     found = parse_claims(text().replace("'on'", "on").replace("fall of the error", "no"))
     assert found["C2"].quantities["fall"].means == "no"
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("1e-3", 1e-3), ("2.5E+2", 250.0), ("-.5", -0.5), ("17", 17), ("017", "017"), ("1:30", "1:30"), ("0x1F", "0x1F")],
+)  # fmt: skip
+def test_numbers_are_those_of_today(written, value):
+    found = parse_claims(text().replace("value: 1.6", f"value: {written}"))
+    assert found["C2"].reported[0].value == value
+    assert type(found["C2"].reported[0].value) is type(value)
+
+
+def test_whatever_decides_a_verdict_is_seen_in_what_decides():
+    """Each change of a bound, and no sentence."""
+
+    def decides(within, says="The error falls."):
+        return what_decides(
+            parse_claims(changed("quantities", "fall", "within", to=within).replace("The error falls.", says))
+        )  # fmt: skip
+
+    bounds = ["<= 2", "< 2", ">= 2", "<= 2.0001", "<= 2.0000001", "[0, 2]", "(0, 2]", "== 2", {"quick": "<= 2", "else": "<= 3"}]  # fmt: skip
+    found = [json.dumps(decides(within)) for within in bounds]
+    assert len(set(found)) == len(bounds)
+    assert decides("<= 2") == decides("<= 2.0", "Errors fall.")
 
 
 @pytest.mark.parametrize("paper", papers())
@@ -272,8 +317,12 @@ def test_numbers_in_verdict_out(capsys):
     assert verdict == Verdict(
         "C2", REPRODUCED, True, "quick", {"fall": 2.5, "all_fell": [True, True]}
     )
-    assert margin(found.stated["C2"], verdict) == 0.0
-    assert "2.5 points" in Badge(found.stated["C2"], verdict)._repr_html_()
+    assert margin(found.stated["C2"], verdict) == 0.25
+    shown = Badge(found.stated["C2"], verdict)._repr_html_()
+    assert (
+        "fall of the error: 2.5 points (at least 2 points); runs that fell: 2 of 2 (yes)" in shown
+    )
+    assert "reproduced; 25 % inside the bound" in shown
     assert "2.5" not in repr(Badge(found.stated["C2"], verdict))
 
 
@@ -288,7 +337,13 @@ def test_numbers_in_verdict_out(capsys):
         ("quick", {}, math.nan, NOT_REPRODUCED, True),
         ("quick", {}, [2.5, math.nan], NOT_REPRODUCED, True),
         ("quick", {}, [2.5, 1.9], NOT_REPRODUCED, True),
-        ("quick", {}, math.inf, REPRODUCED, True),
+        ("quick", {}, math.inf, NOT_REPRODUCED, True),
+        ("quick", {}, 10**400, NOT_REPRODUCED, True),
+        ("quick", {}, Fraction(5, 2), REPRODUCED, True),
+        ("quick", {}, sympy.Rational(3, 2), NOT_REPRODUCED, True),
+        ("quick", {}, sympy.Float(2.5), REPRODUCED, True),
+        ("quick", {}, np.array([[2.5, 3.0], [2.0, 1.9]]), NOT_REPRODUCED, True),
+        ("quick", {}, torch.tensor([[2.5, 3.0]]), REPRODUCED, True),
         ("quick", {}, np.float32(2.5), REPRODUCED, True),
         ("quick", {}, torch.tensor([2.5, 3.0]), REPRODUCED, True),
         ("quick", {}, 3, REPRODUCED, True),
@@ -358,13 +413,18 @@ def test_what_is_not_the_claims_is_refused(id, measured, told):
     assert told in str(caught.value)
 
 
-def test_a_claim_is_checked_once_and_each_that_is_due_is_checked():
+def test_a_claim_is_checked_once_and_each_that_is_due_is_checked(target):
     found = chapter()
     found.check("C10", gap=1)
     with pytest.raises(ValueError, match="'C10': this claim was checked before"):
         found.check("C10", gap=1)
+    with pytest.raises(ValueError, match="'C10': this claim was checked before"):
+        found.skip("C10", "no time")
     with pytest.raises(ValueError, match="not checked: C2"):
         found.settle()
+    kept = json.loads(target.read_text())["values"]["demo.claims"]
+    assert [verdict["outcome"] for verdict in kept] == [NOT_RUN, NOT_REPRODUCED]
+    assert kept[0]["why"] == "no cell checked it"
 
 
 def test_a_claim_that_this_machine_cannot_measure_says_why(target):
@@ -427,6 +487,12 @@ def test_margins_are_shares_of_the_bound():
     for gap, share in ((0.0, 1.0), (5e-7, 0.5), (1e-6, 0.0), (2e-6, -1.0)):
         verdict = Verdict("C10", REPRODUCED, True, "quick", {"gap": gap})
         assert margin(claim, verdict) == pytest.approx(share)
+    interval = parse_claims(changed("quantities", "fall", "within", to="[2, 6]"))["C2"]
+    for fall, share in ((4, 1.0), (2, 0.0), ([4, 5], 0.5), (7, -0.5)):
+        verdict = Verdict("C2", REPRODUCED, True, "quick", {"fall": fall, "all_fell": True})
+        assert margin(interval, verdict) == pytest.approx(share)
+    at_zero = parse_claims(changed("quantities", "fall", "within", to="> 0"))["C2"]
+    assert math.isnan(margin(at_zero, Verdict("C2", REPRODUCED, True, "quick", {"fall": 1})))
     assert math.isnan(margin(claim, Verdict("C10", NOT_RUN, False)))
     assert math.isnan(margin(claim, Verdict("C10", NOT_REPRODUCED, True, "", {"gap": None})))
 

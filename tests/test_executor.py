@@ -192,3 +192,33 @@ def test_a_path_among_the_parameters_is_the_callers(tmp_path, monkeypatch):
     outcome = executor.run(path, {"name": "mine"}, tmp_path / "out.ipynb", show=False)
     assert outcome == executor.Outcome()
     assert (tmp_path / "mine").is_file()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs Unix sockets")
+@pytest.mark.parametrize(("depth", "transport"), [(1, "ipc"), (60, "tcp")])
+def test_a_kernel_is_met_in_a_folder_of_its_own_where_the_name_of_a_socket_fits(
+    tmp_path_factory, monkeypatch, depth, transport
+):
+    folder = tmp_path_factory.mktemp("a")
+    temporary = folder / ("t" * depth)
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    show = (
+        "from ipykernel.connect import get_connection_info\n"
+        "print(get_connection_info(unpack=True)['transport'])"
+    )
+    path = tiny_notebook(folder, ["x = 1", show])
+    assert executor.run(path, {}, folder / "out.ipynb", show=False) == executor.Outcome()
+    assert "".join(outputs(chapters.read(folder / "out.ipynb"))[-1]["text"]) == f"{transport}\n"
+
+
+def test_a_chapter_that_settles_no_claim_is_an_error(tmp_path):
+    code = ["profile: str = 'quick'  # preset", "def Claims(paper): return paper", "claims = Claims('x')"]  # fmt: skip
+    path = tiny_notebook(tmp_path, code)
+    outcome = executor.run(path, {}, tmp_path / "out.ipynb", show=False)
+    assert outcome.error == "no cell calls claims.settle(): the claims were not recorded"
+    assert executor.as_script(path, {}, tmp_path / "run.json").error == outcome.error
+    settled = "from companion.notebook import record\nrecord('x.claims', [])"
+    path = tiny_notebook(tmp_path, [*code, settled])
+    assert executor.run(path, {}, tmp_path / "out.ipynb", show=False) == executor.Outcome()
+    assert executor.as_script(path, {}, tmp_path / "run.json") == executor.Outcome()

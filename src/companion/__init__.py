@@ -1,4 +1,4 @@
-"""Ten research papers as executable notebooks whose every claim is checked."""
+"""Research papers as executable notebooks whose every claim is checked."""
 
 import warnings
 

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class Papers(SphinxDirective):
-    """The ten papers in a sentence each, and which have a chapter."""
+    """The papers in a sentence each, and which have a chapter."""
 
     def run(self):
         rows = [

@@ -22,7 +22,7 @@ RECORDED = "book/recorded"  # below ROOT, as Sphinx names files
 
 
 def papers() -> list[dict]:
-    """The ten papers of book/papers.yml, in order."""
+    """The papers of book/papers.yml, in order."""
     return yaml.safe_load((ROOT / "book" / "papers.yml").read_text(encoding="utf-8"))
 
 

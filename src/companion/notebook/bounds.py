@@ -3,6 +3,8 @@
 >>> bound = Bound.parse("[0.4, 0.8]")
 >>> bound.holds(0.5), str(bound), round(bound.margin(0.5), 3)
 (True, '0.4 to 0.8', 0.1)
+>>> str(Bound.parse("(0.4, 0.8]"))
+'above 0.4 and at most 0.8'
 """
 
 from __future__ import annotations
@@ -37,7 +39,18 @@ class Bound:
             ValueError: for anything else than the forms above, or a bound that nothing or
                 everything keeps.
         """
-        words = str(text).strip().replace("−", "-")
+        bound = cls._read(str(text).strip().replace("−", "-"))
+        ends = (bound.low, bound.high) if bound else (math.nan,)
+        # a stated end beyond 1e308 is read as infinity: everything would keep it
+        if bound is None or not (bound.truth is not None or any(map(math.isfinite, ends))):
+            raise ValueError(
+                f"within = {text!r}: expected such as '<= 2', '> 0', '[0.4, 0.8]', '5.4 ± 0.6' "
+                "or '== true', of finite numbers"
+            )
+        return bound
+
+    @classmethod
+    def _read(cls, words: str) -> Bound | None:
         if match := re.fullmatch(r"==\s*(true|false)", words):
             return cls(truth=match[1] == "true")
         if match := re.fullmatch(rf"(<=|<|>=|>|==)\s*({NUMBER})", words):
@@ -49,20 +62,20 @@ class Bound:
             centre, half = float(match[1]), float(match[2])
             # 0.7 - 0.2 is not 0.5 in binary: the ends are what a reader would write
             low, high = (float(f"{end:.12g}") for end in (centre - half, centre + half))
-            if low < high:
+            if -math.inf < low < high < math.inf:
                 return cls(low, high)
         if match := re.fullmatch(rf"([\[(])\s*({NUMBER})\s*,\s*({NUMBER})\s*([\])])", words):
             low, high = float(match[2]), float(match[3])
-            if low < high:
+            if -math.inf < low < high < math.inf:
                 return cls(low, high, match[1] == "(", match[4] == ")")
-        raise ValueError(
-            f"within = {text!r}: expected such as '<= 2', '> 0', '[0.4, 0.8]', '5.4 ± 0.6' or '== true'"
-        )
+        return None
 
     def holds(self, value: float | bool) -> bool:
-        """Whether a value keeps the bound; NaN never does."""
+        """Whether a value keeps the bound; what is not a finite number never does."""
         if self.truth is not None:
             return value is self.truth
+        if not math.isfinite(value):
+            return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         return above and below
@@ -77,12 +90,27 @@ class Bound:
         if self.truth is not None:
             return "yes" if self.truth else "no"
         if self.low == self.high:
-            return f"exactly {number(self.low)}"
+            return f"exactly {stated(self.low)}"
+        lower = f"{SIGNS['>' if self.open_low else '>=']} {stated(self.low)}"
+        upper = f"{SIGNS['<' if self.open_high else '<=']} {stated(self.high)}"
         if math.isinf(self.low):
-            return f"{SIGNS['<' if self.open_high else '<=']} {number(self.high)}"
+            return upper
         if math.isinf(self.high):
-            return f"{SIGNS['>' if self.open_low else '>=']} {number(self.low)}"
-        return f"{number(self.low)} to {number(self.high)}"
+            return lower
+        if self.open_low or self.open_high:
+            return f"{lower} and {upper}"
+        return f"{stated(self.low)} to {stated(self.high)}"
+
+
+def stated(value: float) -> str:
+    """A number with all the digits that it was stated with."""
+    digits, _, power = f"{value:,.12g}".partition("e")
+    return (f"{digits}·10{raised(int(power))}" if power else digits).replace("-", "−")
+
+
+def raised(power: int) -> str:
+    """A power in superscript digits."""
+    return str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def number(value: float | bool) -> str:
@@ -97,6 +125,5 @@ def number(value: float | bool) -> str:
         text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     else:
         digits, power = f"{value:.1e}".split("e")
-        raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        text = f"{digits.removesuffix('.0')}·10{raised}"
+        text = f"{digits.removesuffix('.0')}·10{raised(int(power))}"
     return text.replace("-", "−")

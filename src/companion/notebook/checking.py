@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from numbers import Real
 
 from companion.files import to_json
+from companion.notebook.bounds import Bound
 from companion.notebook.claims import Claim, Quantity, load_claims
 from companion.notebook.parameters import PLACES, Settings
 from companion.notebook.recording import display, record
@@ -69,7 +70,7 @@ class Verdict:
 
 
 def judge(claim: Claim, measured: Mapping[str, object], profile: str) -> str:
-    """Whether measured quantities keep the bounds of a claim."""
+    """Whether measured quantities keep the bounds of a claim in a profile."""
     kept = (
         claim.quantities[name].bound(profile).holds(_number(value))
         for name, values in measured.items()
@@ -79,17 +80,34 @@ def judge(claim: Claim, measured: Mapping[str, object], profile: str) -> str:
 
 
 def margin(claim: Claim, verdict: Verdict) -> float:
-    """How far the tightest quantity of a verdict is from its bound, as a share of the bound.
+    """How far the tightest quantity of a verdict is from its bound, as a share of a scale.
 
-    Negative for a miss; NaN where nothing was measured.
+    The scale is half the width of an interval, or the size of a single end. Negative for a miss.
+    NaN where nothing has a scale: truth values, exact numbers, bounds at 0, what is no number.
     """
-    shares = [math.nan] if not verdict.measured else []
-    for name, values in verdict.measured.items():
-        bound = claim.quantities[name].bound(verdict.profile)
-        ends = [abs(end) for end in (bound.low, bound.high) if math.isfinite(end) and end]
-        for value in values if isinstance(values, list) else [values]:
-            shares.append(bound.margin(_number(value)) / (min(ends) if ends else 1.0))
-    return min(shares, key=lambda share: (share == share, share))
+    shares = [
+        bound.margin(_number(value)) / scale
+        for name, values in verdict.measured.items()
+        if (scale := _scale(bound := claim.quantities[name].bound(verdict.profile)))
+        for value in (values if isinstance(values, list) else [values])
+    ]
+    return min(shares) if shares and all(map(math.isfinite, shares)) else math.nan
+
+
+def _scale(bound: Bound) -> float:
+    if bound.truth is not None:
+        return 0.0
+    ends = [end for end in (bound.low, bound.high) if math.isfinite(end)]
+    return (bound.high - bound.low) / 2 if len(ends) == 2 else abs(ends[0])
+
+
+def margin_text(claim: Claim, verdict: Verdict) -> str:
+    """The margin in words: "36 % inside the bound"; empty where there is none."""
+    share = margin(claim, verdict)
+    if math.isnan(share):
+        return ""
+    side = "outside" if verdict.outcome == NOT_REPRODUCED else "inside"
+    return f"{100 * abs(share):,.{0 if abs(share) >= 0.01 else 2}f} % {side} the bound"
 
 
 class Claims:
@@ -112,25 +130,31 @@ class Claims:
         """Whether this run has what a claim needs: guards what is costly to measure."""
         return not self._claim(id).missing(self.settings.values)
 
-    def check(self, id: str, **measured: object) -> None:
+    def asserted(self, id: str) -> bool:
+        """Whether a miss of this claim is an error in this run."""
+        claim = self._claim(id)
+        here = claim.asserted is None or self.settings.profile in claim.asserted
+        changed = self.settings.changed
+        guarded = changed - PLACES if claim.depends is None else changed & set(claim.depends)
+        return here and not guarded
+
+    def check(self, id: str, /, **measured: object) -> None:
         """Give a claim its verdict from the measured quantities, keep it and show it.
 
         Args:
             id: of the claim.
-            measured: a number, a truth value, or a list of these, for each quantity that the
-                claim states. Where the claim is not due they are not looked at.
+            measured: a number, a truth value, or a list or array of these, for each quantity
+                that the claim states. Where the claim is not due they are not looked at.
 
         Raises:
             ValueError: for an unknown id, one that was checked before, or quantities that are
                 not those of the claim.
         """
-        claim = self._claim(id)
-        if id in self.verdicts:
-            raise ValueError(f"id = {id!r}: this claim was checked before")
+        claim = self._unchecked(id)
         if more := measured.keys() - claim.quantities.keys():
             raise ValueError(f"{id} has no quantity {_listed(more)}: {_listed(claim.quantities)}")
-        if missing := claim.missing(self.settings.values):
-            return self._keep(claim, Verdict(id, NOT_RUN, False, why=f"needs {_listed(missing)}"))
+        if not self.due(id):
+            return self._keep(claim, self._not_run(id))
         if lacking := claim.quantities.keys() - measured.keys():
             raise ValueError(f"{id}: {_listed(lacking)} was not measured")
         values = {
@@ -139,11 +163,15 @@ class Claims:
         }
         profile = self.settings.profile
         outcome = judge(claim, values, profile)
-        return self._keep(claim, Verdict(id, outcome, self._asserted(claim), profile, values))
+        return self._keep(claim, Verdict(id, outcome, self.asserted(id), profile, values))
 
     def skip(self, id: str, why: str) -> None:
-        """Say that a claim cannot be measured on this machine, and why."""
-        self._keep(self._claim(id), Verdict(id, NOT_RUN, False, why=why))
+        """Say that a claim cannot be measured on this machine, and why.
+
+        Raises:
+            ValueError: for an unknown id, or one that was checked before.
+        """
+        self._keep(self._unchecked(id), Verdict(id, NOT_RUN, False, why=why))
 
     def table(self) -> Table:
         """All claims by number as a table: paper, ours, bound, verdict. Displays itself."""
@@ -156,14 +184,14 @@ class Claims:
             ClaimError: naming each such claim, what was measured and what was allowed.
             ValueError: for a claim that this run should have checked, and has not.
         """
-        left = [id for id in self.stated if id not in self.verdicts and self.due(id)]
-        if left:
-            raise ValueError(f"not checked: {_listed(left)}")
         verdicts = self._all()
         record(f"{self.paper}.claims", [asdict(verdict) for verdict in verdicts])
         # a record is published: where the reader keeps data sets is nobody's business
         settings = {k: v for k, v in self.settings.values.items() if k != "data_root"}
         record(f"{self.paper}.settings", settings)
+        left = [id for id in self.stated if id not in self.verdicts and self.due(id)]
+        if left:
+            raise ValueError(f"not checked: {_listed(left)}")
         failed = [verdict for verdict in verdicts if verdict.failed(self.stated[verdict.id])]
         if failed:
             raise ClaimError("; ".join(self._told(verdict) for verdict in failed))
@@ -177,11 +205,11 @@ class Claims:
             raise ValueError(f"id = {id!r}: {self.paper} states no such claim{hint}")
         return self.stated[id]
 
-    def _asserted(self, claim: Claim) -> bool:
-        here = claim.asserted is None or self.settings.profile in claim.asserted
-        changed = self.settings.changed
-        guarded = changed - PLACES if claim.depends is None else changed & set(claim.depends)
-        return here and not guarded
+    def _unchecked(self, id: str) -> Claim:
+        claim = self._claim(id)
+        if id in self.verdicts:
+            raise ValueError(f"id = {id!r}: this claim was checked before")
+        return claim
 
     def _keep(self, claim: Claim, verdict: Verdict) -> None:
         self.verdicts[claim.id] = verdict
@@ -190,17 +218,13 @@ class Claims:
             print(badge)
 
     def _all(self) -> list[Verdict]:
-        """Those of all claims; what is not due was not run."""
-        return [
-            self.verdicts.get(id)
-            or Verdict(
-                id,
-                NOT_RUN,
-                False,
-                why=f"needs {_listed(claim.missing(self.settings.values))}",
-            )
-            for id, claim in self.stated.items()
-        ]
+        """Those of all claims; what is not due, or was forgotten, was not run."""
+        return [self.verdicts.get(id) or self._not_run(id) for id in self.stated]
+
+    def _not_run(self, id: str) -> Verdict:
+        missing = self.stated[id].missing(self.settings.values)
+        why = f"needs {_listed(missing)}" if missing else "no cell checked it"
+        return Verdict(id, NOT_RUN, False, why=why)
 
     def _told(self, verdict: Verdict) -> str:
         claim = self.stated[verdict.id]
@@ -232,7 +256,7 @@ class Badge:
 
     def _repr_html_(self) -> str:
         ours = "; ".join(measured_lines(self.claim, self.verdict))
-        words = self.verdict.words(self.claim)
+        words = verdict_text(self.claim, self.verdict)
         return (
             f'<div class="claim-badge {css(self.verdict.outcome)}">'
             f"<b>{SIGNS[self.verdict.outcome]} {self.claim.id}</b> {html.escape(self.claim.says)} "
@@ -243,7 +267,7 @@ class Badge:
 class Table:
     """Verdicts of one run as an HTML table in a notebook and as plain text in a terminal."""
 
-    COLUMNS = ("", "Claim", "Paper", "Ours", "Bound", "Verdict")
+    COLUMNS = ("", "Claim", "Paper", "Ours (bound)", "Verdict")
 
     def __init__(self, stated: Mapping[str, Claim], verdicts: Iterable[Verdict]) -> None:
         self.stated = stated
@@ -275,28 +299,28 @@ def table_row(claim: Claim, verdict: Verdict) -> tuple[str, ...]:
         claim.id,
         f"{claim.says} ({where})",
         "\n".join(map(str, claim.reported)) or "no value",
-        "\n".join(measured_lines(claim, verdict)) or "–",
-        "\n".join(bound_lines(claim, verdict.profile)),
-        f"{SIGNS[verdict.outcome]} {verdict.words(claim)}",
+        "\n".join(measured_lines(claim, verdict)),
+        f"{SIGNS[verdict.outcome]} {verdict_text(claim, verdict)}",
     )
 
 
+def verdict_text(claim: Claim, verdict: Verdict) -> str:
+    """The outcome, and how far the run is from the other one."""
+    return "; ".join(filter(None, [verdict.words(claim), margin_text(claim, verdict)]))
+
+
 def measured_lines(claim: Claim, verdict: Verdict) -> list[str]:
-    """Each measured quantity in words."""
-    return [
-        f"{quantity.means}: {quantity.shown(_shown(verdict.measured[name]))}"
-        for name, quantity in claim.quantities.items()
-        if name in verdict.measured
-    ] or [verdict.said] * bool(verdict.said)
+    """Each quantity in words, with its bound in brackets; without a value where it has none."""
 
+    def line(quantity: Quantity) -> str:
+        wanted = quantity.wanted(verdict.profile)
+        if quantity.name not in verdict.measured:
+            return f"{quantity.means} ({wanted})"
+        value = quantity.shown(_shown(verdict.measured[quantity.name]))
+        # of a truth value the bound adds nothing where it is met
+        return f"{quantity.means}: {value}" + f" ({wanted})" * (value != wanted)
 
-def bound_lines(claim: Claim, profile: str) -> list[str]:
-    """What each quantity must keep, in words."""
-    several = len(claim.quantities) > 1
-    return [
-        (f"{quantity.means}: " if several or quantity.is_truth else "") + quantity.wanted(profile)
-        for quantity in claim.quantities.values()
-    ]
+    return [verdict.said] if verdict.said else list(map(line, claim.quantities.values()))
 
 
 def css(outcome: str) -> str:
@@ -309,32 +333,37 @@ def _plain(id: str, quantity: Quantity, value: object) -> object:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (list, tuple)) and value:
-        return [_plain(id, quantity, item) for item in value]
-    expected = "a truth value" if quantity.is_truth else "a number"
-    if not isinstance(value, bool if quantity.is_truth else Real) or (
-        isinstance(value, bool) and not quantity.is_truth
-    ):
+        items = [_plain(id, quantity, item) for item in value]
+        return [part for item in items for part in (item if isinstance(item, list) else [item])]
+    kind, expected = (bool, "a truth value") if quantity.is_truth else (Real, "a number")
+    if not isinstance(value, kind) or isinstance(value, bool) is not quantity.is_truth:
         raise ValueError(
-            f"{id}: {quantity.name} = {value!r}: expected {expected}, or several in a list"
+            f"{id}: {quantity.name} = {value!r:.100}: expected {expected}, or several in a list"
         )
-    if isinstance(value, float) and math.isinf(value):
-        return math.copysign(LARGEST, value)
-    return json.loads(to_json(value))  # NaN becomes None, which keeps no bound
+    if quantity.is_truth:
+        return value
+    try:
+        real = float(value)
+    except OverflowError:
+        real = math.inf if value > 0 else -math.inf
+    if math.isinf(real):
+        return math.copysign(LARGEST, real)
+    if real.is_integer() and abs(real) < 2**53:
+        return int(real)  # exact: a float keeps six digits
+    return json.loads(to_json(real))  # NaN becomes None, which keeps no bound
 
 
 def _number(value: object) -> float | bool:
-    return math.nan if value is None else value
-
-
-def _shown(value: object) -> object:
-    """NaN and infinity again, for words."""
-    if isinstance(value, list):
-        return [_shown(item) for item in value]
+    """As it was measured: NaN and infinity again, of which neither keeps a bound."""
     if value is None:
         return math.nan
     if not isinstance(value, bool) and abs(value) >= LARGEST:
         return math.copysign(math.inf, value)
     return value
+
+
+def _shown(value: object) -> object:
+    return [_number(item) for item in value] if isinstance(value, list) else _number(value)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import datetime
 import functools
+import keyword
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -96,12 +97,12 @@ class Quantity:
             return number(math.nan)
         low, high = min(values), max(values)
         told = number(low) if number(low) == number(high) else f"{number(low)} to {number(high)}"
-        return told + _with_unit(self.unit)
+        return told + _with_unit(self.unit, told)
 
     def wanted(self, profile: str) -> str:
         """The bound in words, with the unit."""
         bound = self.bound(profile)
-        return str(bound) + (_with_unit(self.unit) if bound.truth is None else "")
+        return str(bound) + (_with_unit(self.unit, str(bound)) if bound.truth is None else "")
 
 
 @dataclass(frozen=True)
@@ -188,14 +189,24 @@ def parse_claims(text: str) -> dict[str, Claim]:
     return dict(sorted(claims.items(), key=lambda item: natural(item[0])))
 
 
+PLAIN = {  # of YAML 1.2: how a plain word of each kind is written, and how it begins
+    "bool": ("^(true|false)$", ["t", "f"]),
+    "int": (r"^[-+]?(0|[1-9]\d*)$", list("-+0123456789")),
+    "float": (r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$", list("-+.0123456789")),
+}
+
+
 @functools.cache
 def _loader() -> type:
-    """PyYAML's safe loader, but `on` and `no` are words, as in YAML 1.2, and no key comes twice."""
+    """PyYAML's safe loader with the words and numbers of YAML 1.2, in which no key comes twice.
+
+    To YAML 1.1 `on` and `no` are truth values, 1:30 and 017 whole numbers, 1e-3 a word.
+    """
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         yaml_implicit_resolvers: ClassVar = {
-            first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool"]
+            first: [pair for pair in pairs if pair[0].rpartition(":")[2] not in PLAIN]
             for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
@@ -205,9 +216,8 @@ def _loader() -> type:
                 raise ValueError(f"{twice} is given twice")
             return super().construct_mapping(node, deep)
 
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:bool", re.compile("^(true|false)$"), ["t", "f"]
-    )
+    for kind, (form, first) in PLAIN.items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(form), first)
     return Loader
 
 
@@ -216,7 +226,7 @@ def what_decides(claims: Mapping[str, Claim]) -> dict[str, object]:
     return {
         id: {
             "bounds": {
-                name: {profile: str(bound) for profile, bound in quantity.bounds.items()}
+                name: {profile: astuple(bound) for profile, bound in quantity.bounds.items()}
                 for name, quantity in claim.quantities.items()
             },
             "asserted": claim.asserted,
@@ -234,7 +244,7 @@ def natural(id: str) -> list:
 
 
 def _claim(id: str, fields: object) -> Claim:
-    if not re.fullmatch(r"C\d+[a-z]?", id):
+    if not re.fullmatch(r"C[1-9]\d*[a-z]?", id):
         raise ValueError(f"{id}: expected an id such as C4 or C9b")
     given = _mapping(
         id,
@@ -244,15 +254,18 @@ def _claim(id: str, fields: object) -> Claim:
     )
     if given["kind"] not in KINDS:
         raise ValueError(f"{id}: kind = {given['kind']!r}: expected one of {', '.join(KINDS)}")
-    if not given["quantities"]:
+    if not _mapping(f"{id}: quantities", given["quantities"]):
         raise ValueError(f"{id}: quantities: expected at least one, or the claim cannot fail")
     quantities = {
         name: _quantity(f"{id}: {name}", name, about)
         for name, about in given["quantities"].items()
     }
-    reported = tuple(_reported(id, about, quantities) for about in given.get("reported", []))
+    reported = tuple(
+        _reported(f"{id}: reported", about, quantities)
+        for about in _several(id, "reported", given.get("reported", ()))
+    )
+    settled = given["settled"]
     asserted = given.get("asserted", EVERYWHERE)
-    settled = given["settled"] if isinstance(given["settled"], list) else [given["settled"]]
     return Claim(
         id=id,
         says=_text(id, "says", given["says"]),
@@ -261,16 +274,21 @@ def _claim(id: str, fields: object) -> Claim:
         quantities=quantities,
         reported=reported,
         asserted=None if asserted == EVERYWHERE else _names(id, "asserted", asserted),
-        needs=_mapping(id, given.get("needs", {})),
+        needs=_needs(id, given.get("needs", {})),
         depends=_names(id, "depends", given["depends"]) if "depends" in given else None,
         expected=_flag(id, "expected", given.get("expected", True)),
-        settled=tuple(_settled(id, about) for about in settled),
+        settled=tuple(
+            _settled(f"{id}: settled", about)
+            for about in (
+                [settled] if isinstance(settled, dict) else _several(id, "settled", settled)
+            )
+        ),
     )
 
 
 def _quantity(place: str, name: object, about: object) -> Quantity:
-    if not str(name).isidentifier():
-        raise ValueError(f"{place}: expected a name")
+    if not str(name).isidentifier() or keyword.iskeyword(str(name)) or name == "id":
+        raise ValueError(f"{place}: expected a name that `check` can take")
     given = _mapping(place, about, must={"is", "within"}, may={"unit"})
     within = given["within"]
     stated = within if isinstance(within, dict) else {ELSE: within}
@@ -282,35 +300,73 @@ def _quantity(place: str, name: object, about: object) -> Quantity:
         raise ValueError(f"{place}: {error}") from None
     if len({bound.truth is None for bound in bounds.values()}) > 1:
         raise ValueError(f"{place}: within: expected bounds of one kind")
-    return Quantity(str(name), _text(place, "is", given["is"]), bounds, str(given.get("unit", "")))
+    unit = _text(place, "unit", given["unit"]) if "unit" in given else ""
+    return Quantity(str(name), _text(place, "is", given["is"]), bounds, unit)
 
 
-def _reported(id: str, about: object, quantities: Mapping[str, Quantity]) -> Reported:
+def _reported(place: str, about: object, quantities: Mapping[str, Quantity]) -> Reported:
     given = _mapping(
-        f"{id}: reported",
+        place,
         about,
         must={"what", "value", "at", "certainty"},
         may={"unit", "by", "plus_minus", "quantity"},
     )
-    if given["certainty"] not in CERTAINTY:
+    texts = {
+        key: _text(place, key, value)
+        for key, value in given.items()
+        if key not in ("value", "plus_minus")
+    }
+    value, plus_minus = given["value"], given.get("plus_minus")
+    if not _is_number(value):
+        value = _text(place, "value", value)
+    if "plus_minus" in given and not (_is_number(plus_minus) and plus_minus > 0):
+        raise ValueError(f"{place}: plus_minus = {plus_minus!r}: expected a number above 0")
+    if texts["certainty"] not in CERTAINTY:
         raise ValueError(
-            f"{id}: certainty = {given['certainty']!r}: expected one of {', '.join(CERTAINTY)}"
+            f"{place}: certainty = {texts['certainty']!r}: expected one of {', '.join(CERTAINTY)}"
         )
-    if (given["certainty"] == "quoted") != ("by" in given):
-        raise ValueError(f"{id}: reported: 'by' names who quotes it, for what is quoted only")
-    if given.get("quantity") not in (None, *quantities):
-        raise ValueError(f"{id}: reported: {given['quantity']!r} is no quantity of this claim")
-    return Reported(**given)
+    if (texts["certainty"] == "quoted") != ("by" in texts):
+        raise ValueError(f"{place}: 'by' names who quotes it, for what is quoted only")
+    if texts.get("quantity") not in (None, *quantities):
+        raise ValueError(f"{place}: {texts['quantity']!r} is no quantity of this claim")
+    return Reported(**texts, value=value, plus_minus=plus_minus)
 
 
-def _settled(id: str, about: object) -> Settled:
-    given = _mapping(f"{id}: settled", about, must={"on", "before_looking"}, may={"why"})
+def _settled(place: str, about: object) -> Settled:
+    given = _mapping(place, about, must={"on", "before_looking"}, may={"why"})
     if not isinstance(given["on"], datetime.date):
-        raise ValueError(f"{id}: settled on {given['on']!r}: expected a date")
-    _flag(id, "before_looking", given["before_looking"])
-    if not given["before_looking"] and not given.get("why"):
-        raise ValueError(f"{id}: settled after looking: expected why")
-    return Settled(**given)
+        raise ValueError(f"{place}: on = {given['on']!r}: expected a date")
+    _flag(place, "before_looking", given["before_looking"])
+    if not given["before_looking"] and "why" not in given:
+        raise ValueError(f"{place}: after looking: expected why")
+    why = _text(place, "why", given["why"]) if "why" in given else ""
+    return Settled(given["on"], given["before_looking"], why)
+
+
+def _needs(id: str, value: object) -> dict[str, object]:
+    needs = _mapping(f"{id}: needs", value)
+    for name, wanted in needs.items():
+        if _is_bound(wanted):
+            try:
+                Bound.parse(wanted)
+            except ValueError as error:
+                raise ValueError(f"{id}: needs: {name}: {error}") from None
+    return needs
+
+
+def _several(place: str, key: str, value: object) -> list | tuple:
+    if value != () and (not isinstance(value, list) or not value):
+        raise ValueError(f"{place}: {key} = {value!r}: expected a list of at least one")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_bound(wanted: object) -> bool:
+    """Whether a need is a bound, not a value."""
+    return isinstance(wanted, str) and re.match("[<>=[(]", wanted) is not None
 
 
 def _mapping(
@@ -349,12 +405,16 @@ def _met(settings: Mapping[str, object], name: str, wanted: object) -> bool:
     if name not in settings:
         raise ValueError(f"needs {name!r}, which is no parameter")
     value = settings[name]
-    if isinstance(wanted, str) and re.match("[<>=[(]", wanted):
+    if _is_bound(wanted):
         return Bound.parse(wanted).holds(len(value) if isinstance(value, list) else value)
     if isinstance(value, list):
         return set(wanted if isinstance(wanted, list) else [wanted]) <= set(value)
     return value in wanted if isinstance(wanted, list) else value == wanted
 
 
-def _with_unit(unit: str) -> str:
-    return f" {unit}" if unit else ""
+def _with_unit(unit: str, value: str = "") -> str:
+    """A unit after a value: 1 point, 2 points."""
+    first, *rest = unit.split() or [""]
+    if value.split(" ")[-1:] == ["1"] and re.fullmatch("[a-z]{2,}s", first):
+        first = first.removesuffix("s")
+    return f" {' '.join([first, *rest])}" if unit else ""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +101,21 @@ async def in_kernel(
         return _failed(f"ran past its time limit of {limit_s:g} s")
     except Exception as error:  # a kernel that does not start, a full disk
         return _failed(f"{type(error).__name__}: {error}")
-    return Outcome()
+    cells = code_cells(notebook)
+    shown = (output.get("metadata", {}) for cell in cells for output in cell.outputs)
+    return _finished(cells, [data.get("scrapbook", {}).get("name", "") for data in shown])
 
 
 def _failed(error: str) -> Outcome:
     return Outcome(error, error)
+
+
+def _finished(cells: Iterable[dict], recorded: Iterable[str]) -> Outcome:
+    """The outcome of a run whose cells all ran: claims that no cell settled were not judged."""
+    makes_claims = any(re.search(r"\bClaims\(", cell["source"]) for cell in cells)
+    if makes_claims and not any(name.endswith(".claims") for name in recorded):
+        return _failed("no cell calls claims.settle(): the claims were not recorded")
+    return Outcome()
 
 
 def run(path: Path, given: dict[str, object], output: Path, *, show: bool = True) -> Outcome:
@@ -150,7 +161,8 @@ def as_script(path: Path, given: dict[str, object], target: Path) -> Outcome:
                 with suppress(OSError):  # there is none
                     os.killpg(process.pid, signal.SIGKILL)
     if not process.returncode:
-        return Outcome()
+        kept = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
+        return _finished(code_cells(read(path)), kept.get("values", {}))
     error = (said.splitlines() or [f"exit status {process.returncode}"])[-1]
     return Outcome(error, said, error.partition(":")[0].endswith(".ClaimError"))
 

@@ -99,12 +99,13 @@ class Run:
 class Held:
     """How a claim came out over the runs of a sweep that measured it.
 
-    measured: each quantity's value or values, run by run.
+    measured: each quantity's value or values, run by run. profiles: of these runs.
     """
 
     held: int
     of: int
     measured: dict[str, list] = field(default_factory=dict)
+    profiles: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,12 @@ class Sweep:
     @classmethod
     def of_json(cls, stored: Mapping[str, object]) -> Sweep:
         fields = {key: value for key, value in stored.items() if key != "seal"}
-        fields["claims"] = {id: Held(**held) for id, held in fields["claims"].items()}
+        """A sweep from what `as_json` gave, its claims judged by the bounds as they are now."""
+        stated = load_claims(fields["paper"]) if fields["paper"] in papers() else {}
+        fields["claims"] = {
+            id: _judged_again(stated.get(id), Held(**held))
+            for id, held in fields["claims"].items()
+        }
         return cls(**fields)
 
     def as_json(self) -> dict[str, object]:
@@ -149,6 +155,7 @@ def held(runs: Iterable[Run]) -> dict[str, Held]:
                 name: [verdict.measured.get(name) for verdict in found[id]]
                 for name in found[id][0].measured
             },
+            [verdict.profile for verdict in found[id]],
         )
         for id in sorted(found, key=natural)
     }
@@ -220,6 +227,16 @@ def _judged(claim: Claim | None, verdict: Verdict) -> Verdict:
     if claim is None or verdict.measured.keys() != claim.quantities.keys():
         return verdict  # of an earlier state of the file
     return replace(verdict, outcome=judge(claim, verdict.measured, verdict.profile))
+
+
+def _judged_again(claim: Claim | None, kept: Held) -> Held:
+    if claim is None or not kept.measured or kept.measured.keys() != claim.quantities.keys():
+        return kept  # of an earlier state of the file
+    verdicts = (
+        judge(claim, dict(zip(kept.measured, values, strict=True)), profile)
+        for profile, *values in zip(kept.profiles, *kept.measured.values(), strict=True)
+    )
+    return replace(kept, held=sum(verdict == REPRODUCED for verdict in verdicts))
 
 
 def _filled(fields: dict[str, object], always: set[str]) -> dict[str, object]:
