@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any, TypeVar
 
 
 class Terminated(KeyboardInterrupt):
@@ -169,7 +170,7 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _parameters(options: argparse.Namespace) -> dict[str, object]:
+def _parameters(options: argparse.Namespace) -> dict[str, Any]:
     """The values of -f and -p, each read by the type that the notebook declares."""
     from companion.runs import chapters, given
 
@@ -270,7 +271,8 @@ def _new(options: argparse.Namespace) -> int:
         print(os.path.relpath(path))
     options.notebooks, options.jobs = [options.paper], 1
     print(f"running the example once; then replace it: make notebooks NB={options.paper}")
-    return _refresh(options) or 0
+    _refresh(options)
+    return 0
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -432,7 +434,10 @@ def _prepare(folder: Path, names: set[str]) -> int:
     return 0
 
 
-def _number(name: str, text: str, kind: type, least: float, most: float) -> float:
+N = TypeVar("N", int, float)
+
+
+def _number(name: str, text: str, kind: type[N], least: float, most: float) -> N:
     """The value of an option; infinity and what is no number are outside the bounds."""
     try:
         value = kind(text)
@@ -444,7 +449,7 @@ def _number(name: str, text: str, kind: type, least: float, most: float) -> floa
     return value
 
 
-def _axis(path: Path, name: str, text: str) -> object:
+def _axis(path: Path, name: str, text: str) -> Any:
     """The list of values of -g, each read by the type that the notebook declares."""
     from companion.runs import chapters, given
 

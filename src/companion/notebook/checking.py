@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from numbers import Real
+from typing import Any
 
 from companion.files import to_json
 from companion.notebook.bounds import Bound
@@ -50,7 +51,7 @@ class Verdict:
     outcome: str
     asserted: bool
     profile: str = ""
-    measured: dict[str, object] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
     why: str = ""
     said: str = ""
 
@@ -69,7 +70,7 @@ class Verdict:
         return told if self.asserted else f"{told} (not asserted in this run)"
 
 
-def judge(claim: Claim, measured: Mapping[str, object], profile: str) -> str:
+def judge(claim: Claim, measured: Mapping[str, Any], profile: str) -> str:
     """Whether measured quantities keep the bounds of a claim in a profile."""
     kept = (
         claim.quantities[name].bound(profile).holds(_number(value))
@@ -345,7 +346,7 @@ def _plain(id: str, quantity: Quantity, value: object) -> object:
     try:
         real = float(value)
     except OverflowError:
-        real = math.inf if value > 0 else -math.inf
+        real = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     if math.isinf(real):
         return math.copysign(LARGEST, real)
     if real.is_integer() and abs(real) < 2**53:
@@ -353,7 +354,7 @@ def _plain(id: str, quantity: Quantity, value: object) -> object:
     return json.loads(to_json(real))  # NaN becomes None, which keeps no bound
 
 
-def _number(value: object) -> float | bool:
+def _number(value: Any) -> float | bool:
     """As it was measured: NaN and infinity again, of which neither keeps a bound."""
     if value is None:
         return math.nan

@@ -22,10 +22,10 @@ import functools
 import keyword
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from companion.notebook.bounds import Bound, number
 
@@ -88,7 +88,7 @@ class Quantity:
     def is_truth(self) -> bool:
         return self.bounds[ELSE].truth is not None
 
-    def shown(self, value: object) -> str:
+    def shown(self, value: Any) -> str:
         """A measured value, or the range of several, with its unit."""
         values = value if isinstance(value, list) else [value]
         if self.is_truth:
@@ -126,12 +126,12 @@ class Claim:
     quantities: Mapping[str, Quantity]
     reported: tuple[Reported, ...] = ()
     asserted: tuple[str, ...] | None = None
-    needs: Mapping[str, object] | None = None
+    needs: Mapping[str, Any] | None = None
     depends: tuple[str, ...] | None = None
     expected: bool = True
     settled: tuple[Settled, ...] = ()
 
-    def missing(self, settings: Mapping[str, object]) -> list[str]:
+    def missing(self, settings: Mapping[str, Any]) -> list[str]:
         """Which needs these parameter values do not meet."""
         return [
             name for name, wanted in (self.needs or {}).items() if not _met(settings, name, wanted)
@@ -204,7 +204,7 @@ def _loader() -> type:
     """
     import yaml
 
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         yaml_implicit_resolvers: ClassVar = {
             first: [pair for pair in pairs if pair[0].rpartition(":")[2] not in PLAIN]
             for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -221,7 +221,7 @@ def _loader() -> type:
     return Loader
 
 
-def what_decides(claims: Mapping[str, Claim]) -> dict[str, object]:
+def what_decides(claims: Mapping[str, Claim]) -> dict[str, Any]:
     """Of claims what a verdict depends on: no sentence, no value of the paper, no date."""
     return {
         id: {
@@ -343,7 +343,7 @@ def _settled(place: str, about: object) -> Settled:
     return Settled(given["on"], given["before_looking"], why)
 
 
-def _needs(id: str, value: object) -> dict[str, object]:
+def _needs(id: str, value: object) -> dict[str, Any]:
     needs = _mapping(f"{id}: needs", value)
     for name, wanted in needs.items():
         if _is_bound(wanted):
@@ -360,7 +360,7 @@ def _several(place: str, key: str, value: object) -> list | tuple:
     return value
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -370,7 +370,7 @@ def _is_bound(wanted: object) -> bool:
 
 
 def _mapping(
-    place: str, value: object, must: set[str] = frozenset(), may: set[str] | None = None
+    place: str, value: object, must: Set[str] = frozenset(), may: Set[str] | None = None
 ) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{place}: expected keys and values, got {value!r}")
@@ -399,7 +399,7 @@ def _flag(place: str, key: str, value: object) -> bool:
     return value
 
 
-def _met(settings: Mapping[str, object], name: str, wanted: object) -> bool:
+def _met(settings: Mapping[str, Any], name: str, wanted: object) -> bool:
     """Whether a parameter is what a claim needs: holds all of a list, is one of several values,
     is a value, or keeps a bound, of a list its length."""
     if name not in settings:

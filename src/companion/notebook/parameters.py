@@ -14,9 +14,10 @@ import keyword
 import math
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from companion.notebook.outside import OUTSIDE
 
@@ -25,7 +26,7 @@ PLACES = frozenset({"device", "data_root"})
 
 # What holds for these names in every notebook. Some generators take 32 bits, and the seeds that
 # a run counts up from the first must fit too.
-ALWAYS: dict[str, object] = {
+ALWAYS: dict[str, Any] = {
     "seed": (0, 2**32 - 1000),
     "n_seeds": (1, 500),
 }
@@ -45,8 +46,8 @@ class Settings:
     profile:  name of the preset ("" where the notebook has none).
     """
 
-    values: dict[str, object]
-    defaults: dict[str, object] = field(repr=False)
+    values: dict[str, Any]
+    defaults: dict[str, Any] = field(repr=False)
     profile: str = ""
 
     @property
@@ -56,9 +57,9 @@ class Settings:
 
 
 def check_parameters(
-    space: dict[str, object],
+    space: dict[str, Any],
     *,
-    profiles: dict[str, dict[str, object]] | None = None,
+    profiles: dict[str, dict[str, Any]] | None = None,
     may_be_empty: Iterable[str] = (),
     **rules: object,
 ) -> Settings:
@@ -147,7 +148,7 @@ def literal(name: str, value: object) -> str:
     raise ParameterError(problem)
 
 
-def declared(annotations: dict[str, object]) -> dict[str, object]:
+def declared(annotations: dict[str, Any]) -> dict[str, Any]:
     """Type by parameter, of annotations that are types or, as in a source, text."""
     return {
         name: _declared(kind) if isinstance(kind, str) else kind
@@ -162,7 +163,7 @@ def _declared(text: str) -> object:
     return eval(text, {"__builtins__": {}} | plain)
 
 
-def unknown(names: Iterable[object], known: Iterable[str]) -> list[str]:
+def unknown(names: Iterable[object], known: Collection[str]) -> list[str]:
     """A line for each name that is not known."""
     return [
         f"unknown parameter {told(name)}{_did_you_mean(name, known)}"
@@ -171,7 +172,7 @@ def unknown(names: Iterable[object], known: Iterable[str]) -> list[str]:
     ]
 
 
-def _summary(settings: Settings, stated: dict[str, object]) -> str:
+def _summary(settings: Settings, stated: dict[str, Any]) -> str:
     """The values in use, as far as they differ from what the parameters cell shows."""
     head = f"profile {settings.profile!r}: " if settings.profile else ""
     lines = [
@@ -198,17 +199,17 @@ def _set_by_hand(cells: list[str]) -> set[str]:
     }
 
 
-def _stated(cells: list[str]) -> dict[str, object]:
+def _stated(cells: list[str]) -> dict[str, Any]:
     """The defaults: literals of the annotated assignments, before papermill replaced them."""
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for source in cells:
         found = literals(source) | found  # of two, the first is the default
     return found
 
 
-def literals(source: str) -> dict[str, object]:
+def literals(source: str) -> dict[str, Any]:
     """The value of each annotated assignment of a cell that has a literal one."""
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for name, value in _annotated(source).items():
         with suppress(ValueError, TypeError):  # no literal: no parameter
             found[name] = ast.literal_eval(value)
@@ -230,9 +231,7 @@ def _annotated(source: str) -> dict[str, ast.expr]:
     }
 
 
-def _wrong(
-    name: str, value: object, kind: object, rule: object, may_be_empty: bool = False
-) -> str | None:
+def _wrong(name: str, value: Any, kind: Any, rule: Any, may_be_empty: bool = False) -> str | None:
     """What is wrong with a value, and what is allowed; or None."""
     origin = typing.get_origin(kind) or kind
     if origin is list:
@@ -277,7 +276,7 @@ def _wrong(
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-def _interval(rule: object) -> tuple[float, float, bool, bool]:
+def _interval(rule: Any) -> tuple[float, float, bool, bool]:
     """(low, high, low is open, high is open) of a tuple or of a string such as "[0, 1)"."""
     if isinstance(rule, str):
         low, high = (float(part) for part in rule[1:-1].split(","))
@@ -312,10 +311,10 @@ def _type(value: object) -> str:
     return type(value).__name__
 
 
-def _listed(choices: object) -> str:
+def _listed(choices: Iterable[object]) -> str:
     return ", ".join(repr(choice) for choice in choices)
 
 
-def _did_you_mean(name: object, known: object) -> str:
+def _did_you_mean(name: object, known: Iterable[object]) -> str:
     close = difflib.get_close_matches(str(name)[:99], [str(k) for k in known], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

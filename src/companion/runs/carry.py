@@ -9,6 +9,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from companion.data.root import CorruptDataError, MissingDataError, verify
 from companion.files import to_json, write_whole
@@ -25,7 +26,7 @@ def prepare(names: Iterable[str], root: Path, folder: Path, limit: int = LIMIT) 
     """
     from companion.data.catalogue import catalogue
 
-    about = {}
+    about: dict[str, dict[str, Any]] = {}
     for name in sorted(set(names)):
         source = catalogue()[name]
         source.require(name, root)

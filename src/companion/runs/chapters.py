@@ -13,8 +13,9 @@ import io
 import json
 import os
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from companion.device import pick_device
 from companion.files import ROOT, write_whole
@@ -93,7 +94,7 @@ def parse(text: str, name: str) -> dict:
     return notebook
 
 
-def code_cells(notebook: dict) -> list[dict]:
+def code_cells(notebook: Mapping[str, Any]) -> list[Any]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
@@ -101,9 +102,9 @@ def tags(cell: dict) -> list[str]:
     return cell["metadata"].get("tags", [])
 
 
-def recorded_values(notebook: dict) -> dict[str, object]:
+def recorded_values(notebook: dict) -> dict[str, Any]:
     """What the stored cells recorded, by name."""
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for cell in code_cells(notebook):
         for output in cell["outputs"]:
             name = output.get("metadata", {}).get("scrapbook", {}).get("name")
@@ -116,12 +117,12 @@ def recorded_values(notebook: dict) -> dict[str, object]:
     return values
 
 
-def declared(path: Path) -> dict[str, object]:
+def declared(path: Path) -> dict[str, Any]:
     """Type by parameter, as the first code cell states them, without running it."""
     return _declared(code_cells(read(path)), str(path))
 
 
-def _declared(cells: list[dict], name: str) -> dict[str, object]:
+def _declared(cells: list[dict], name: str) -> dict[str, Any]:
     with _readable(name):
         return parameters.declared(_annotations(cells[0]["source"] if cells else ""))
 
@@ -154,7 +155,7 @@ def _readable(name: str) -> Iterator[None]:
         ) from None
 
 
-def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dict[str, object]:
+def validate(path: Path, given: dict[str, Any], *, here: bool = False) -> dict[str, Any]:
     """Run only the parameters cell and the check cell with these values; return all values.
 
     here: the run would be on this machine; also refuse a device, a data set, a folder or a file
@@ -167,8 +168,8 @@ def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dic
 
 
 def check(
-    notebook: dict, name: str, given: dict[str, object], *, here: bool = False
-) -> dict[str, object]:
+    notebook: dict, name: str, given: dict[str, Any], *, here: bool = False
+) -> dict[str, Any]:
     """As `validate`, of a notebook that was read from the file of this name."""
     # of an earlier run's output, too, the cell that checks comes after what was set
     stated = [cell for cell in code_cells(notebook) if "injected-parameters" not in tags(cell)]
@@ -176,7 +177,7 @@ def check(
     problems = parameters.unknown(given, known)
     if len(stated) < 2:
         raise ValueError(f"{name}: expected a cell of parameters and one that checks them")
-    space: dict[str, object] = {"In": [], "__name__": "parameters", "HERE": here}
+    space: dict[str, Any] = {"In": [], "__name__": "parameters", "HERE": here}
 
     def run(source: str) -> None:
         space["In"].append(source)
@@ -212,7 +213,7 @@ FAMILIES = {
 }
 
 
-def _check_place(values: dict[str, object], usual: object) -> None:
+def _check_place(values: dict[str, Any], usual: object) -> None:
     """Raise ValueError for a device, a data root or a data set that this machine lacks.
 
     usual: the data set that needs no download. It and the usual devices are not looked up:
@@ -245,12 +246,12 @@ def _check_place(values: dict[str, object], usual: object) -> None:
             raise parameters.ParameterError(f"dataset = {name!r}: {said}") from None
 
 
-def defaults(path: Path) -> dict[str, object]:
+def defaults(path: Path) -> dict[str, Any]:
     """Value by parameter, as the first code cell states them, without running it."""
     return parameters.literals(code_cells(read(path))[0]["source"])
 
 
-def presets(path: Path) -> dict[str, dict[str, object]]:
+def presets(path: Path) -> dict[str, dict[str, Any]]:
     """The profiles that the check cell states, by name; the first changes nothing."""
     check = ast.parse(code_cells(read(path))[1]["source"])
     for node in ast.walk(check):
@@ -270,7 +271,7 @@ def write_preset_files(path: Path) -> None:
         write_whole(folder / f"{path.stem}-{name.replace('_', '-')}.yaml", head + values)
 
 
-def injected(given: dict[str, object]) -> str:
+def injected(given: dict[str, Any]) -> str:
     """The cell of values that papermill would put after the parameters cell.
 
     Raises companion.notebook.ParameterError for what is no name or no literal: nothing that

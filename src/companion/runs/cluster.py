@@ -36,7 +36,7 @@ def check_tls(scheduler: str, tls: Sequence[str | os.PathLike]) -> None:
         except (OSError, ValueError) as error:  # ValueError: no name of a file
             what = getattr(error, "strerror", None) or error
             raise ValueError(f"{option} {file}: {what}") from error
-    ca, cert, key = map(os.fspath, tls)
+    ca, cert, key = (os.fspath(file) for file in tls)
     try:
         context = ssl.create_default_context(cafile=ca)
     except (ssl.SSLError, ValueError) as error:
@@ -72,7 +72,7 @@ def connected(scheduler: str, tls, workers: int, threads: int, gpus: int | None)
         with local.local_cluster(_environments(workers, threads, gpus)) as both:
             yield both
         return
-    security = local.security(*map(os.fspath, tls)) if any(tls) else None
+    security = local.security(*(os.fspath(file) for file in tls)) if any(tls) else None
     client = None
     try:
         client = Client(scheduler, timeout=CONNECT_S, set_as_default=False, security=security)

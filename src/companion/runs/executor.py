@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from companion.files import scratch, sweep_up, write_whole
 from companion.notebook.recording import TARGET
@@ -41,7 +42,7 @@ class Outcome:
     missed: bool = False
 
 
-def prepared(notebook: dict, given: dict[str, object]):
+def prepared(notebook: dict, given: dict[str, Any]):
     """A notebook to be run: without outputs, its values in a cell after the parameters cell.
 
     As papermill does, the cell takes the place of an earlier one. Returns nbformat's node.
@@ -79,7 +80,7 @@ async def in_kernel(
 
     from companion.runs.kernels import execute
 
-    options: dict[str, object] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     options = options if quiet else {}
     if threads:
         options["env"] = os.environ | dict.fromkeys(THREADS, str(threads))
@@ -118,7 +119,7 @@ def _finished(cells: Iterable[dict], recorded: Iterable[str]) -> Outcome:
     return Outcome()
 
 
-def run(path: Path, given: dict[str, object], output: Path, *, show: bool = True) -> Outcome:
+def run(path: Path, given: dict[str, Any], output: Path, *, show: bool = True) -> Outcome:
     """Run a copy of a notebook with these values, and write it, up to a cell that fails.
 
     show: a progress bar.
@@ -135,7 +136,7 @@ def run(path: Path, given: dict[str, object], output: Path, *, show: bool = True
     return outcome
 
 
-def as_script(path: Path, given: dict[str, object], target: Path) -> Outcome:
+def as_script(path: Path, given: dict[str, Any], target: Path) -> Outcome:
     """Run a chapter's code cells in a Python of their own, without Jupyter.
 
     target: the file that takes what they record. It ends with this process, and so does all that
@@ -167,7 +168,7 @@ def as_script(path: Path, given: dict[str, object], target: Path) -> Outcome:
     return Outcome(error, said, error.partition(":")[0].endswith(".ClaimError"))
 
 
-def script(path: Path, given: dict[str, object] | None = None) -> str:
+def script(path: Path, given: dict[str, Any] | None = None) -> str:
     """A notebook's code cells as a plain Python script, for machines without Jupyter.
 
     Figures with a name in their metadata and all recorded values go to the file that the

@@ -11,6 +11,7 @@ import sys
 import tokenize
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from companion.files import seal, write_whole
 from companion.notebook.claims import read_claims, what_decides
@@ -33,7 +34,7 @@ def fingerprint(path: Path) -> str:
 def fingerprint_of(notebook: dict, name: str) -> str:
     """As `fingerprint`, of a notebook that was read from the file of this name."""
     cells = [cell["source"] for cell in code_cells(notebook)]
-    parts: list[object] = [_look(cell, name, is_cell=True)[0] for cell in cells]
+    parts: list[Any] = [_look(cell, name, is_cell=True)[0] for cell in cells]
     files = library_files(cells)
     for file in files + data_files(files):
         where = file.relative_to(PACKAGE).as_posix()
@@ -188,7 +189,7 @@ def _docstrings(source: str, lines: list[str], is_cell: bool) -> dict:
     """Start and end of each docstring: (line, column in characters)."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
-    def place(line: int, offset: int) -> tuple[int, int]:  # ast counts bytes
+    def place(line: Any, offset: Any) -> tuple[int, int]:  # ast counts bytes
         return line, len(lines[line - 1].encode()[:offset].decode())
 
     found = {}

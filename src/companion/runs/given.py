@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import typing
 from pathlib import Path
+from typing import Any
 
 LIMIT = 100_000  # characters of a parameter file or of one value
 NULLS = frozenset({"", "~", "null", "Null", "NULL"})
@@ -21,7 +22,7 @@ class Plain(str):
     __slots__ = ()
 
 
-def read_file(path: Path) -> dict[str, object]:
+def read_file(path: Path) -> dict[str, Any]:
     """The mapping of names to values in a YAML file, scalars without quotes as `Plain`.
 
     Raises ValueError for what is no such file.
@@ -88,7 +89,7 @@ def _tree(node) -> object:
         return Plain(node.value) if node.style is None else node.value
     if node.id == "sequence":
         return [_tree(item) for item in node.value]
-    tree: dict[str, object] = {}
+    tree: dict[str, Any] = {}
     for key, value in node.value:
         name = _tree(key)
         if not isinstance(name, str):
@@ -109,7 +110,7 @@ def argument(text: str, kind: object) -> object:
         return text
 
 
-def typed(value: object, kind: object) -> object:
+def typed(value: Any, kind: Any) -> Any:
     """What a value read by `read` says to a parameter of this type.
 
     What the type cannot be is left as it is, for `check_parameters` to refuse.

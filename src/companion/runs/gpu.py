@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from companion.device import peak_memory, pick_device
 from companion.files import ROOT, locked, scratch, sweep_up, to_json, write_whole
@@ -85,7 +86,7 @@ class Lease:
     slots: int
     gpu_gb: float
     data: Callable[[], tuple[set[str], str] | None]
-    about: dict[str, object] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     states: dict[str, State] = field(default_factory=dict)
     running: list[Running] = field(default_factory=list)
@@ -416,9 +417,10 @@ def listing(jobs: Sequence[Job]) -> str:
 
 
 def keep_result(
-    out: Path, script: str, device: str, content: dict[str, object], status: str = "complete"
+    out: Path, script: str, device: str, content: dict[str, Any], status: str = "complete"
 ) -> None:
     """Write the result of a script, whole; `finished` knows it if its status is "complete"."""
-    head = {"status": status, "device": device, "fingerprint": code_fingerprint(script)}
+    head: dict[str, Any] = {"status": status, "device": device}
+    head["fingerprint"] = code_fingerprint(script)
     head |= {"provenance": provenance(device), "peak_memory": peak_memory()}
     write_whole(out, to_json(head | content))

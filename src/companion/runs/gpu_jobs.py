@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 # Parameters with which a chapter ends in seconds on any device; its claims need not hold then.
-TINY: dict[str, dict[str, object]] = {
+TINY: dict[str, dict[str, Any]] = {
     "data_parallelism": {
         "batch_sizes": [4, 16], "sparsities": [0.0, 0.9], "n_trials": 8, "max_steps": 100,
         "check_every": 10, "n_seeds": 1, "unraced": [16], "lipschitz_seeds": 1,
@@ -70,7 +71,7 @@ class Job:
     seconds: float
     gpu_gb: float
     stem: str = ""
-    given: dict[str, object] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
     script: str = ""
     alone: bool = False
     data: tuple[str, ...] = ()

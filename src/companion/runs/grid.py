@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from companion.runs import chapters
 
@@ -26,7 +27,7 @@ class Point:
     """
 
     stem: str
-    given: dict[str, object]
+    given: dict[str, Any]
 
     @property
     def id(self) -> str:
@@ -37,7 +38,7 @@ class Point:
 def expand(
     path: Path,
     grid: dict[str, Sequence[object]],
-    fixed: dict[str, object] | None = None,
+    fixed: dict[str, Any] | None = None,
     *,
     here: bool = False,
 ) -> list[Point]:

@@ -47,7 +47,7 @@ class Kernel(AsyncKernelManager):
         argv = [sys.executable, "-c", START, "-f", "{connection_file}"]
         return KernelSpec(argv=argv, display_name="Python 3", language="python", name="python3")
 
-    async def start_kernel(self, **options) -> None:
+    async def start_kernel(self, **options) -> None:  # type: ignore[override]
         self._files = ExitStack()
         folder = self._files.enter_context(scratch())
         self.connection_file = str(folder / "kernel.json")
@@ -64,14 +64,16 @@ class Kernel(AsyncKernelManager):
             options["env"].setdefault("MPLCONFIGDIR", str(folder))
         await super().start_kernel(**options)
 
-    async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+    async def shutdown_kernel(  # type: ignore[override]
+        self, now: bool = False, restart: bool = False
+    ) -> None:
         group = getattr(self.provisioner, "pgid", None)
         await super().shutdown_kernel(now, restart)
         if group:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)  # what the kernel had started
 
-    async def cleanup_resources(self, restart: bool = False) -> None:
+    async def cleanup_resources(self, restart: bool = False) -> None:  # type: ignore[override]
         await super().cleanup_resources(restart)
         if not restart:
             self._files.close()
@@ -110,7 +112,8 @@ async def execute(
         client.set_widgets_metadata()
         done = True
     except DeadKernelError:
-        if asyncio.current_task().cancelling():  # nbclient takes the one for the other
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # nbclient takes the one for the other
             raise asyncio.CancelledError from None
         raise
     finally:

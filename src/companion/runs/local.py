@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 HOST = "127.0.0.1"
 END_S = 5  # for a worker to end by itself
@@ -61,8 +62,8 @@ class Crew:
         )
         told = {"scheduler": self.scheduler, "secret": self.secret}
         with contextlib.suppress(BrokenPipeError):  # it died at once: that is seen later
-            process.stdin.write(json.dumps(told).encode() + b"\n")
-            process.stdin.flush()
+            _stdin(process).write(json.dumps(told).encode() + b"\n")
+            _stdin(process).flush()
         return process
 
     def mend(self) -> None:
@@ -73,7 +74,7 @@ class Crew:
             self.deaths += 1
             self.last_words = self._said(place) or f"exit status {process.returncode}"
             with contextlib.suppress(OSError):
-                process.stdin.close()
+                _stdin(process).close()
             self.processes[place] = self._start(place)
 
     def _said(self, place: int) -> str:
@@ -87,7 +88,7 @@ class Crew:
     def close(self) -> None:
         for process in self.processes:
             with contextlib.suppress(OSError):
-                process.stdin.close()
+                _stdin(process).close()
         end = time.monotonic() + END_S
         for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -137,6 +138,11 @@ def local_cluster(environments: Sequence[dict[str, str]]) -> Iterator[tuple[obje
             crew.close()
     finally:
         cluster.close(timeout=20)
+
+
+def _stdin(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdin is not None  # `_start` gave it a pipe
+    return process.stdin
 
 
 def certificate() -> dict[str, str]:

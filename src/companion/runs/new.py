@@ -9,6 +9,7 @@ import json
 import keyword
 import re
 from pathlib import Path
+from typing import Any
 
 from companion.files import ROOT, write_whole
 
@@ -201,9 +202,9 @@ def new_paper(
     name = re.fullmatch(r"[a-z][a-z0-9_]{1,40}", paper)
     if not name or keyword.iskeyword(paper) or paper in TAKEN:
         raise ValueError(f"paper = {paper!r}: expected a module's name, such as lottery_ticket")
-    for name, value in (("title", title), ("authors", authors)):
+    for key, value in (("title", title), ("authors", authors)):
         if not value.isprintable() or not value.strip() or set(value) & set('{}\\"%#&$@'):
-            raise ValueError(f'{name} = {value!r}: expected one line without any of {{}}\\"%#&$@')
+            raise ValueError(f'{key} = {value!r}: expected one line without any of {{}}\\"%#&$@')
     if any(part.count(",") > 2 for part in authors.split(" and ")):
         raise ValueError(f"authors = {authors!r}: expected names with 'and' between them")
     if not re.fullmatch(r"[0-9]{4}\.[0-9]{4,5}", arxiv):
@@ -250,10 +251,10 @@ def _listed(contents: str, paper: str) -> str:
     )
 
 
-def _notebook(about: dict[str, object]) -> dict:
+def _notebook(about: dict[str, Any]) -> dict:
     cells = []
     for number, (kind, source, tags) in enumerate(CELLS, 1):
-        metadata: dict[str, object] = {"tags": tags} if tags else {}
+        metadata: dict[str, Any] = {"tags": tags} if tags else {}
         if tags == ["FIGURE"]:
             name = f"fig-{str(about['paper']).replace('_', '-')}-means"
             metadata = {
@@ -262,7 +263,7 @@ def _notebook(about: dict[str, object]) -> dict:
                     "image": {"alt": "A line that wavers less and less"},
                 }
             }
-        cell: dict[str, object] = {
+        cell: dict[str, Any] = {
             "cell_type": kind,
             "id": f"{about['paper']}-{number:02}",
             "metadata": metadata,

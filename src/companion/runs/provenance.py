@@ -9,7 +9,7 @@ import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from companion.files import ROOT
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # importing torch takes seconds: only where a function needs 
     import torch
 
 
-def provenance(device: torch.device | str = "cpu") -> dict[str, object]:
+def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     """What a reader needs to judge or repeat a run: code, packages, machine.
 
     Without git, as in an archive of the project, the commit is $COMPANION_COMMIT, and whether

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from companion.files import seal, to_json, write_whole
 from companion.notebook.checking import NOT_RUN, REPRODUCED, Verdict, judge
@@ -33,14 +34,14 @@ class Run:
     name: str
     status: str = DONE
     profile: str = ""
-    settings: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     claims: dict[str, Verdict] = field(default_factory=dict)
-    values: dict[str, object] = field(default_factory=dict)
-    given: dict[str, object] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     command: str = ""
     fingerprint: str = ""
-    provenance: dict[str, object] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
     peak_memory: dict[str, float] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
     figures: list[dict[str, str]] = field(default_factory=list)
@@ -48,7 +49,7 @@ class Run:
     stale: bool = False
 
     @classmethod
-    def of_values(cls, paper: str, name: str, values: Mapping[str, object], **rest) -> Run:
+    def of_values(cls, paper: str, name: str, values: Mapping[str, Any], **rest) -> Run:
         """A run from all that its cells recorded by name."""
         left = dict(values)
         found = left.pop(f"{paper}.claims", [])
@@ -66,7 +67,7 @@ class Run:
         )
 
     @classmethod
-    def of_json(cls, stored: Mapping[str, object]) -> Run:
+    def of_json(cls, stored: Mapping[str, Any]) -> Run:
         """A run from what `as_json` gave, its claims judged by the bounds as they are now."""
         fields = {key: value for key, value in stored.items() if key != "seal"}
         fields["claims"] = _verdicts(fields["paper"], fields.get("claims", []))
@@ -85,7 +86,7 @@ class Run:
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         }
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, Any]:
         """All but what is empty or depends on the code as it is now, with its seal."""
         fields = asdict(self) | {"claims": [asdict(claim) for claim in self.claims.values()]}
         fields["claims"] = [
@@ -119,12 +120,12 @@ class Sweep:
     runs: int
     seconds: float
     claims: dict[str, Held]
-    provenance: dict[str, object]
+    provenance: dict[str, Any]
     table: str  # sha256
     stale: bool = False
 
     @classmethod
-    def of_json(cls, stored: Mapping[str, object]) -> Sweep:
+    def of_json(cls, stored: Mapping[str, Any]) -> Sweep:
         fields = {key: value for key, value in stored.items() if key != "seal"}
         """A sweep from what `as_json` gave, its claims judged by the bounds as they are now."""
         stated = load_claims(fields["paper"]) if fields["paper"] in papers() else {}
@@ -134,10 +135,13 @@ class Sweep:
         }
         return cls(**fields)
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, Any]:
         fields = asdict(self)
         del fields["stale"]
         return _sealed(fields)
+
+
+Kept = TypeVar("Kept", Run, Sweep)
 
 
 def held(runs: Iterable[Run]) -> dict[str, Held]:
@@ -172,7 +176,7 @@ def save(kept: Run | Sweep, path: Path) -> None:
     write_whole(path, to_json(stored))
 
 
-def load(path: Path, kind: type[Run] | type[Sweep] = Run, *, checked: bool = True) -> Run | Sweep:
+def load(path: Path, kind: type[Kept] = Run, *, checked: bool = True) -> Kept:  # type: ignore[assignment]
     """Read what `save` wrote.
 
     Args:
@@ -193,7 +197,7 @@ def load(path: Path, kind: type[Run] | type[Sweep] = Run, *, checked: bool = Tru
         raise ValueError(f"{path}: {error}") from None
 
 
-def validate(stored: Mapping[str, object], kind: type) -> None:
+def validate(stored: Mapping[str, Any], kind: type) -> None:
     """Raise ValueError for what `record.schema.json` does not allow; nothing where jsonschema is
     not installed, as on a GPU machine: the book checks again."""
     try:
@@ -215,7 +219,7 @@ def _validator(kind: str):
     return Draft202012Validator(schema | {"$ref": f"#/$defs/{kind}"})
 
 
-def _verdicts(paper: str, found: Iterable[Mapping[str, object]]) -> dict[str, Verdict]:
+def _verdicts(paper: str, found: Iterable[Mapping[str, Any]]) -> dict[str, Verdict]:
     """Verdicts by id, judged by the bounds as they are now: text and outcome cannot disagree."""
     stated = load_claims(paper) if paper in papers() else {}
     verdicts = (Verdict(**fields) for fields in found)
@@ -239,7 +243,7 @@ def _judged_again(claim: Claim | None, kept: Held) -> Held:
     return replace(kept, held=sum(verdict == REPRODUCED for verdict in verdicts))
 
 
-def _filled(fields: dict[str, object], always: set[str]) -> dict[str, object]:
+def _filled(fields: dict[str, Any], always: set[str]) -> dict[str, Any]:
     return {
         key: value
         for key, value in fields.items()
@@ -247,5 +251,5 @@ def _filled(fields: dict[str, object], always: set[str]) -> dict[str, object]:
     }
 
 
-def _sealed(fields: dict[str, object]) -> dict[str, object]:
+def _sealed(fields: dict[str, Any]) -> dict[str, Any]:
     return fields | {"seal": seal(fields)}

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from companion.device import pick_device
 from companion.files import ROOT, locked, sweep_up, to_json, write_whole
@@ -53,7 +54,7 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
-def record_run(name: str, stem: str, given: dict[str, object], folder: Path | None = None) -> Run:
+def record_run(name: str, stem: str, given: dict[str, Any], folder: Path | None = None) -> Run:
     """Run a chapter's code cells in a Python of their own and keep the result.
 
     name: of the record, such as "mnist". given: parameter values. folder: where to put it
@@ -81,7 +82,7 @@ def record_run(name: str, stem: str, given: dict[str, object], folder: Path | No
 
 
 def _record(
-    whole: Path, path: Path, given: dict[str, object], values: dict[str, object], device: object
+    whole: Path, path: Path, given: dict[str, Any], values: dict[str, Any], device: Any
 ) -> Run:
     """Make the record `whole`, of which this process holds the lock."""
     part = whole.with_suffix(".part.json")

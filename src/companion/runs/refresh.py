@@ -37,7 +37,7 @@ def refresh_all(
     async def one(path: Path) -> None:
         async with gate:
             try:
-                outcome = await _refresh(path)
+                outcome: float | Exception = await _refresh(path)
             except Exception as error:
                 outcome = error
         tell(path, outcome)

@@ -9,6 +9,7 @@ import base64
 import html
 import json
 from collections import defaultdict
+from typing import Any
 
 from companion.notebook.claims import load_claims, papers
 from companion.runs.curves import Points, draw
@@ -41,7 +42,7 @@ def page(runs: list[Run]) -> str:
     done = [run for run in runs if run.status == DONE]
     paper = runs[0].paper
     title = html.escape(f"Sweep of {paper}")
-    seconds = sum(run.seconds for run in runs)
+    seconds = sum(run.seconds or 0 for run in runs)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width'>"
@@ -69,8 +70,8 @@ def page(runs: list[Run]) -> str:
     return "\n".join([*parts, "</body></html>\n"])
 
 
-def _table(head: list[str], rows: list[list[object]]) -> str:
-    def cells(row: list[object], tag: str) -> str:
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    def cells(row: list[Any], tag: str) -> str:
         return "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
 
     body = "".join(
@@ -94,7 +95,7 @@ def _figures(runs: list[Run]) -> list[str]:
             if value is not None:
                 label = "" if lines is None else f"{lines} = {json.dumps(run.given.get(lines))}"
                 number = isinstance(place, (int, float)) and not isinstance(place, bool)
-                at = float(place) if number else json.dumps(place)
+                at = float(place) if number else json.dumps(place)  # type: ignore[arg-type]
                 curves[label][at].append(float(value))
         data = base64.b64encode(draw(curves, across, name)).decode()
         alt = html.escape(f"{name} against {across}: mean of the runs, and their range")

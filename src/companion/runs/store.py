@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from companion.files import BusyError, locked, sweep_up, write_whole
 from companion.notebook.checking import NOT_RUN, REPRODUCED
@@ -152,7 +153,7 @@ def keep(
         command=command,
         fingerprint=runs[0].fingerprint,
         runs=len(runs),
-        seconds=round(sum(run.seconds for run in runs)),
+        seconds=round(sum(run.seconds or 0 for run in runs)),
         claims=held(runs),
         provenance=provenance(),
         table=hashlib.sha256(text.encode()).hexdigest(),
@@ -188,6 +189,7 @@ def _small_table(runs: list[Run], patterns: Sequence[str]) -> str:
     wanted = {name for pattern in patterns for name in fnmatch.filter(nested, pattern)}
     lines = []
     for run in runs:
+        line: dict[tuple[str, ...], Any]
         line = {("parameter", name): _scalar(value) for name, value in run.given.items()}
         line["run", "seconds"] = run.seconds
         line["run", "ran_on"] = run.provenance["device"]
@@ -210,7 +212,7 @@ def _claims(run: Run) -> dict[tuple[str, ...], object]:
     return cells
 
 
-def _named(lines: list[dict[tuple[str, ...], object]]) -> list[dict[str, object]]:
+def _named(lines: list[dict[tuple[str, ...], object]]) -> list[dict[str, Any]]:
     """The lines of a table with the names of its columns, no two the same.
 
     A cell is keyed by what it is (parameter, run, recorded, claim) and its name, or the road to
@@ -230,7 +232,7 @@ def _named(lines: list[dict[tuple[str, ...], object]]) -> list[dict[str, object]
     return [{names[key]: value for key, value in line.items()} for line in lines]
 
 
-def _csv(lines: list[dict[str, object]], **options) -> str:
+def _csv(lines: list[dict[str, Any]], **options) -> str:
     """The lines as CSV whose text no spreadsheet takes for a formula."""
     import pandas
 
@@ -250,9 +252,9 @@ def _defused(cell: object) -> object:
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\n", *"＝＋－＠")) else cell
 
 
-def _numbers_in(*road: object) -> Iterator[tuple[tuple[str, ...], float]]:
-    """The numbers in nested lists and mappings, the last of `road`, each with the road to it."""
-    *road, value = road
+def _numbers_in(*nested: Any) -> Iterator[tuple[tuple[str, ...], float]]:
+    """The numbers in lists and mappings, the last of `nested`, each with the road to it."""
+    *road, value = nested
     if isinstance(value, (dict, list)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
@@ -308,12 +310,13 @@ def table(runs: list[Run]):
     return frame
 
 
-def _lines(runs: list[Run]) -> list[dict[str, object]]:
+def _lines(runs: list[Run]) -> list[dict[str, Any]]:
     """The cells of the table by column, a mapping a run."""
     lines = []
     for run in runs:  # what was not given is the notebook's default
         status = "done" if run.status == DONE else run.status
         where = " of ".join(run.provenance.get(key, "") for key in ("device", "hardware"))
+        line: dict[tuple[str, ...], Any]
         line = {("run", "id"): run.name, ("run", "status"): status, ("run", "error"): run.error}
         line |= {("parameter", name): _scalar(value) for name, value in run.given.items()}
         line |= {("run", "seconds"): run.seconds, ("run", "ran_on"): where}

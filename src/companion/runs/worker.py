@@ -8,6 +8,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from companion.runs.chapters import parse, recorded_values
 from companion.runs.executor import in_kernel, prepared
@@ -47,7 +48,7 @@ def failed(order: Order, error: str) -> Result:
     return Result(_run(order, FAILED, {}, error=error, seconds=0.0))
 
 
-def _run(order: Order, status: str, values: dict[str, object], **rest) -> Run:
+def _run(order: Order, status: str, values: dict[str, Any], **rest) -> Run:
     point = order.point
     return Run.of_values(
         point.stem, point.id, values, status=status, given=point.given,

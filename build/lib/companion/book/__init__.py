@@ -1,0 +1,19 @@
+"""The book: its strict build, and the tables that are computed while it is built.
+
+As a Sphinx extension it adds the directives ``{papers}``, ``{scoreboard}``, ``{recorded} STEM``,
+``{benchmarks}`` and ``{datasets}``. They read the stored notebooks and the records each time,
+so that no table can drift from the runs behind it and nothing generated is committed.
+
+The build itself needs the standard library only, so that finding nothing to do takes no time.
+"""
+
+from companion.book.building import BuildError, build, content_hash
+
+__all__ = ["BuildError", "build", "content_hash", "setup"]
+
+
+def setup(app):
+    """Sphinx's entry: register what `companion.book.extension` defines."""
+    from companion.book.extension import register
+
+    return register(app)

@@ -1,0 +1,42 @@
+"""House docstrings as reStructuredText, for the API page."""
+
+from __future__ import annotations
+
+import re
+
+
+def tidy_docstring(lines: list[str]) -> list[str]:
+    """House docstrings as reStructuredText.
+
+    Signs that would be markup (``*``, ``|``, a closing ``_``) are escaped outside backticks,
+    and lines such as ``seed: what it is``, with what is indented below them, become entries of
+    a list.
+    """
+    out: list[str] = []
+    inside = False  # of an entry
+    for line in lines:
+        text = _escape(line)
+        if line.lstrip().startswith(">>>") or (out and out[-1].lstrip().startswith(">>>")):
+            out.append(line)
+        elif entry := re.match(r"((?:\w+)(?:, \w+)*):\s+(\S.*)", text):
+            if out and out[-1] and not inside:
+                out.append("")
+            names = ", ".join(f"``{name}``" for name in entry[1].replace("\\", "").split(", "))
+            out.append(f"- {names}: {entry[2]}")
+            inside = True
+        elif inside and line.startswith(" "):
+            out.append(f"  {text.strip()}")
+        else:
+            if inside and line.strip() and out[-1]:
+                out.append("")
+            inside = inside and not line.strip()
+            out.append(text)
+    return out
+
+
+def _escape(line: str) -> str:
+    parts = re.split(r"(``.*?``|`[^`]*`)", line)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", part)
+        for part in parts
+    )

@@ -1,0 +1,164 @@
+"""What the book knows of each run of each chapter: read, never written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+
+import yaml
+
+from companion.files import ROOT, seal
+from companion.notebook.bounds import Bound
+from companion.notebook.claims import Claim, load_claims
+from companion.runs import chapters
+from companion.runs.fingerprint import fingerprint
+from companion.runs.gpu_jobs import COSTS, jobs_of
+from companion.runs.record import DONE, Run, Sweep
+from companion.runs.records import load_records
+from companion.runs.store import kept
+
+RECORDED = "book/recorded"  # below ROOT, as Sphinx names files
+
+
+def papers() -> list[dict]:
+    """The papers of book/papers.yml, in order."""
+    return yaml.safe_load((ROOT / "book" / "papers.yml").read_text(encoding="utf-8"))
+
+
+def stored_run(stem: str) -> Run:
+    """The run whose outputs the chapter's notebook holds."""
+    path = chapters.find(stem)
+    notebook = chapters.read(path)
+    about = notebook["metadata"].get("companion", {})
+    return Run.of_values(
+        stem,
+        "stored",
+        chapters.recorded_values(notebook),
+        command=f"companion run {stem}",
+        seconds=about.get("seconds"),
+        fingerprint=about.get("fingerprint", ""),
+        provenance={"hardware": "a CPU", "device": "cpu"},
+        stale=about.get("fingerprint") != fingerprint(path),
+    )
+
+
+def outcomes(run: Run) -> Counter:
+    """How many claims of a run came out in each way."""
+    return Counter(verdict.outcome for verdict in run.claims.values())
+
+
+def everything() -> dict[str, object]:
+    """All claims, runs and sweeps of the book as JSON, for other people's tools."""
+    return {
+        stem: {
+            "claims": {id: _statement(claim) for id, claim in load_claims(stem).items()},
+            "runs": [
+                _public(run) | {"stale": run.stale}
+                for run in [stored_run(stem), *load_records(stem)]
+            ],
+            "sweeps": [_public(sweep) | {"stale": sweep.stale} for sweep in kept(stem)],
+        }
+        for stem in chapters.stems()
+    }
+
+
+def _public(kept: Run | Sweep) -> dict[str, object]:
+    return {k: v for k, v in kept.as_json().items() if k not in ("values", "figures", "seal")}
+
+
+def _ends(bound: Bound) -> dict[str, object]:
+    """A bound as numbers: its ends, None where it has none, and which of them are outside."""
+    if bound.truth is not None:
+        return {"truth": bound.truth}
+    finite = {name: getattr(bound, name) for name in ("low", "high")}
+    return {name: end if math.isfinite(end) else None for name, end in finite.items()} | {
+        "open_low": bound.open_low,
+        "open_high": bound.open_high,
+    }
+
+
+def _statement(claim: Claim) -> dict[str, object]:
+    return {
+        "says": claim.says,
+        "kind": claim.kind,
+        "where": claim.where,
+        "expected": claim.expected,
+        "reported": [
+            {key: value for key, value in vars(reported).items() if value not in ("", None)}
+            for reported in claim.reported
+        ],
+        "quantities": {
+            name: {
+                "is": quantity.means,
+                "unit": quantity.unit,
+                "within": {profile: _ends(bound) for profile, bound in quantity.bounds.items()},
+            }
+            for name, quantity in claim.quantities.items()
+        },
+        "asserted": "all" if claim.asserted is None else list(claim.asserted),
+        "needs": dict(claim.needs or {}),
+        "depends": "all" if claim.depends is None else list(claim.depends),
+        "settled": [
+            {"on": str(settled.on), "before_looking": settled.before_looking, "why": settled.why}
+            for settled in claim.settled
+        ],
+    }
+
+
+def gpu_command(stem: str) -> str:
+    """The command that makes the records of a chapter that a GPU machine should show."""
+    return f"companion gpu --only {' '.join(job.name for job in jobs_of(stem))}"
+
+
+def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
+    """Each profile of a chapter: its name, its data set, its time on a CPU and on a GPU.
+
+    runs: of the chapter; the shortest that took a profile whole gives its time. Others are
+    estimates, and say so.
+    """
+    presets = chapters.presets(chapters.find(stem))
+    usual = chapters.defaults(chapters.find(stem)).get("dataset", "made")
+    rows = []
+    for profile, preset in presets.items():
+        times = []
+        estimates = COSTS.get(stem, {}).get(profile, (None, None))
+        for device, estimate in zip(("cpu", "cuda"), estimates, strict=True):
+            measured = [
+                run.seconds
+                for run in runs
+                if (run.profile, run.provenance.get("device"), run.status)
+                == (profile, device, DONE)
+                and run.seconds is not None
+            ]
+            if measured:
+                times.append(shown_time(min(measured)))
+            else:
+                times.append(
+                    (estimate and f"about {shown_time(estimate)}, estimated") or "not known"
+                )
+        rows.append((profile, str(preset.get("dataset", usual)), *times))
+    return rows
+
+
+def shown_time(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            count = seconds / size
+            return f"{count:,.0f} {unit}" if count >= 10 else f"{count:.2g} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def shown_seconds(seconds: float | None) -> str:
+    return "not known" if seconds is None else f"{seconds:,.0f} s"
+
+
+def benchmarks() -> dict[str, dict]:
+    """The committed benchmark results by stem; empty where there are none."""
+    path = ROOT / RECORDED / "benchmarks.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for stem, result in found.items():
+        if result.get("seal") != seal(result):
+            raise ValueError(f"{path}: the results of {stem} are not as they were written")
+    return found

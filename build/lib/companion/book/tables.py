@@ -1,0 +1,357 @@
+"""The book's tables as docutils nodes."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Mapping
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+
+from companion.book.runs import (
+    RECORDED,
+    costs,
+    gpu_command,
+    outcomes,
+    papers,
+    shown_seconds,
+    shown_time,
+)
+from companion.notebook.checking import (
+    NOT_RUN,
+    OUTCOMES,
+    SIGNS,
+    Table,
+    Verdict,
+    css,
+    measured_lines,
+    table_row,
+)
+from companion.notebook.claims import Claim, load_claims
+from companion.runs.gpu_jobs import jobs_of
+from companion.runs.record import DONE, Held, Run, Sweep
+
+
+def paragraph(*parts) -> nodes.paragraph:
+    return nodes.paragraph("", "", *(nodes.Text(p) if isinstance(p, str) else p for p in parts))
+
+
+def code(text: str) -> nodes.literal:
+    return nodes.literal(text, text)
+
+
+def marked(text: str) -> nodes.paragraph:
+    """A paragraph in which what stands between backticks is code."""
+    parts = text.split("`")
+    return paragraph(*(code(part) if i % 2 else part for i, part in enumerate(parts)))
+
+
+def shell(text: str) -> nodes.literal_block:
+    return nodes.literal_block(text, text, language="bash")
+
+
+def strong(text: str) -> nodes.strong:
+    return nodes.strong(text, text)
+
+
+def link(text: str, url: str) -> nodes.reference:
+    return nodes.reference(text, text, refuri=url, internal=False)
+
+
+def pill(text: str, kind: str) -> nodes.inline:
+    return nodes.inline(text, text, classes=["verdict", kind])
+
+
+def _stale() -> nodes.inline:
+    return pill("stale", "stale")
+
+
+def chapter_link(env, text: str, stem: str) -> pending_xref | None:
+    """A link to a chapter's page, or None if the book has no such page."""
+    name = f"notebooks/{stem}"
+    if name not in env.found_docs:
+        return None
+    return pending_xref(
+        "",
+        nodes.inline(text, text),
+        refdomain="std",
+        reftype="doc",
+        reftarget=f"/{name}",
+        refdoc=env.docname,
+        refexplicit=True,
+        refwarn=True,
+    )
+
+
+def table(head: list, rows: list[list], kind: str) -> nodes.table:
+    """A table whose cells are texts, nodes or lists of nodes; its box scrolls when it is wide."""
+    group = nodes.tgroup("", cols=len(head))
+    group += [nodes.colspec(colwidth=1) for _ in head]
+    lines = [[_entry(cell) for cell in row] for row in [head, *rows]]
+    group += nodes.thead("", nodes.row("", *lines[0]))
+    group += nodes.tbody("", *(nodes.row("", *line) for line in lines[1:]))
+    return nodes.table("", group, classes=["companion", "colwidths-auto", *kind.split()])
+
+
+def _entry(cell) -> nodes.entry:
+    parts = cell if isinstance(cell, list) else [cell]
+    blocks = [
+        part if isinstance(part, (nodes.paragraph, nodes.literal_block)) else paragraph(part)
+        for part in parts
+        if part != ""
+    ]
+    return nodes.entry("", *blocks)
+
+
+def _claim_row(claim: Claim, verdict: Verdict) -> list:
+    """A claim of one run: each entry on a line of its own, the verdict as a pill."""
+    *cells, told = table_row(claim, verdict)
+    return [*(cell.split("\n") for cell in cells), pill(told, css(verdict.outcome))]
+
+
+def claim_table(run: Run) -> nodes.table:
+    """The claims of one run: paper, ours, bound, verdict."""
+    stated = load_claims(run.paper)
+    rows = [_claim_row(stated[id], verdict) for id, verdict in run.claims.items() if id in stated]
+    return table([name or "No." for name in Table.COLUMNS], rows, "claims")
+
+
+def scoreboard_table(stem: str, runs: list[Run | Sweep]) -> nodes.table:
+    """All claims of a chapter, the verdicts of its runs beside each other."""
+    head: list = ["No.", "Claim", "Paper"]
+    for run in runs:
+        told = "sweep" if isinstance(run, Sweep) else run.profile and f"profile {run.profile}"
+        head.append([strong(run.name), told, *([_stale()] if run.stale else [])])
+    rows = []
+    for id, claim in load_claims(stem).items():
+        row: list = [
+            cell.split("\n") for cell in table_row(claim, Verdict(id, NOT_RUN, False))[:3]
+        ]
+        for run in runs:
+            found = run.claims.get(id)
+            if found is None:
+                row.append("not in this run")
+            elif isinstance(run, Sweep):
+                row.append(f"held in {found.held} of {found.of} runs")
+            else:
+                words = f"{SIGNS[found.outcome]} {found.words(claim)}"
+                row.append([pill(words, css(found.outcome)), *measured_lines(claim, found)])
+        rows.append(row)
+    return table(head, rows, "claims scores")
+
+
+def runs_table(runs: list[Run | Sweep]) -> nodes.table:
+    """What reproduces each run, and what it costs."""
+    rows = []
+    for run in runs:
+        state = [_status(run)] + (["the code has changed since", _stale()] if run.stale else [])
+        at = run.provenance
+        where = [
+            at.get("hardware", ""),
+            f"{at.get('device')}, {at['date']}" if "date" in at else "",
+        ]
+        rows.append(
+            [strong(run.name), [code(run.command)], shown_seconds(run.seconds), where, state]
+        )
+    return table(["Run", "Command", "Cost", "Machine", "State"], rows, "runs")
+
+
+def _status(run: Run | Sweep) -> str:
+    return f"{run.runs} runs" if isinstance(run, Sweep) else run.status
+
+
+def summary_table(
+    env, runs_by_stem: dict[str, list[Run]], sweeps_by_stem: dict[str, list[Sweep]]
+) -> nodes.table:
+    """The papers: outcomes of the stored run, other starts, recorded runs."""
+    rows: list = []
+    total: Counter = Counter()
+    for paper in papers():
+        stem = paper["stem"]
+        if stem not in runs_by_stem:
+            rows.append([paper["title"], "no chapter yet", *["–"] * (len(OUTCOMES) + 2)])
+            continue
+        stored, *recorded = runs_by_stem[stem]
+        counts = outcomes(stored)
+        total += counts
+        chapter = [chapter_link(env, stem, stem) or code(stem)]
+        if stored.stale:
+            chapter.append(_stale())
+        others = [_steadiness(sweep) for sweep in sweeps_by_stem.get(stem, [])] or "–"
+        told = [_counted(run) for run in recorded] or "none"
+        rows.append([paper["title"], chapter, *(str(counts[o]) for o in OUTCOMES), others, told])
+    rows.append([strong("all"), "", *(strong(str(total[o])) for o in OUTCOMES), "", ""])
+    head = ["Paper", "Chapter", *OUTCOMES, "Held in every run of a sweep", "Recorded runs"]
+    return table(head, rows, "summary")
+
+
+def _steadiness(sweep: Sweep) -> nodes.paragraph:
+    """How many of the claims that a sweep computed held in all of its runs."""
+    always = sum(claim.held == claim.of for claim in sweep.claims.values())
+    marks = [" ", _stale()] if sweep.stale else []
+    told = f": {always} of {len(sweep.claims)} claims ({_status(sweep)})"
+    return paragraph(strong(sweep.name), told, *marks)
+
+
+def _counted(run: Run) -> nodes.paragraph:
+    counts = ", ".join(f"{n} {outcome}" for outcome, n in outcomes(run).items())
+    marks = [" ", _stale()] if run.stale else []
+    return paragraph(strong(run.name), f": {counts or 'no claims'}", *marks)
+
+
+def _shown_changes(changed: bool | None) -> str:
+    if changed is None:
+        return "whether it was changed since is not known"
+    return "with changes that were not committed" if changed else ""
+
+
+def record_nodes(document, stem: str, run: Run) -> list:
+    """All that the book shows of one recorded run."""
+    title = nodes.rubric("", "", nodes.Text(f"Recorded run: {run.name}"))
+    if run.stale:
+        title += [nodes.Text(" "), _stale()]
+    where = run.provenance
+    commit = where.get("commit", "")
+    packages = where.get("packages", {})
+    facts: list = [
+        ["Machine", [f"{where.get('hardware', '')} ({where.get('device', '')})"]],
+        ["Date", where.get("date", "")],
+        ["Time", shown_seconds(run.seconds)],
+        ["Peak memory", _shown_memory(run.peak_memory)],
+        [
+            "Code",
+            [
+                paragraph("commit ", code(commit)) if commit else "commit not known",
+                _shown_changes(where.get("changed_since_commit")) if commit else "",
+            ],
+        ],
+        ["Packages", ", ".join(f"{name} {version}" for name, version in packages.items())],
+        [
+            "Data",
+            [
+                paragraph(f"{name}: sha256 ", _checksum(checksum))
+                for name, checksum in run.data.items()
+            ]
+            or "made or bundled",
+        ],
+        ["Command", [code(run.command)]],
+    ]
+    out: list = [title]
+    if run.status != DONE:
+        why = f": {run.error}" if run.error else ""
+        out.append(
+            nodes.warning("", paragraph(f"This run is {run.status}{why}. It is no evidence."))
+        )
+    if run.stale:
+        out.append(
+            nodes.note(
+                "",
+                paragraph(
+                    "Stale: the chapter's code or the library below it has changed since this "
+                    "run. The command repeats it."
+                ),
+            )
+        )
+    out.append(table(["Run", run.name], facts, "facts"))
+    if run.claims:
+        out.append(claim_table(run))
+    if measures := run.values.get(f"{stem}.measures"):
+        out.append(measures_table(measures))
+    out += [_record_figure(document, stem, figure) for figure in run.figures]
+    return out
+
+
+def measures_table(measures: dict[str, dict[str, object]]) -> nodes.table:
+    """What a run recorded as its `measures`: a line each, numbers or lists of numbers."""
+    columns = list(dict.fromkeys(name for line in measures.values() for name in line))
+    rows = [
+        [strong(line), *(_shown_measure(values.get(name)) for name in columns)]
+        for line, values in measures.items()
+    ]
+    return table(["", *columns], rows, "measures")
+
+
+def _shown_measure(value: object) -> str:
+    if isinstance(value, list):
+        return " / ".join(map(_shown_measure, value))
+    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _record_figure(document, stem: str, about: dict) -> nodes.figure:
+    image = nodes.image(
+        uri=f"/{RECORDED}/{stem}/{about['file']}", alt=about["alt"] or about["caption"]
+    )
+    figure = nodes.figure("", image, classes=["recorded"])
+    name = nodes.fully_normalize_name(about["name"])
+    figure["names"].append(name)
+    document.note_explicit_target(figure, figure)
+    figure += nodes.caption("", about["caption"])
+    return figure
+
+
+def sweep_nodes(sweep: Sweep, picture: bytes, caption: str, alt: str) -> list:
+    """A kept sweep: its figure, how often its claims held, its command and what it cost."""
+    uri = "data:image/png;base64," + base64.b64encode(picture).decode()
+    figure = nodes.figure("", nodes.image(uri=uri, alt=alt), classes=["recorded"])
+    figure += nodes.caption("", f"{caption} Mean and range of {_status(sweep)}.")
+    at = sweep.provenance
+    where = f"{at.get('hardware', 'a machine not known')}, {at.get('date', 'no date')}"
+    said = [held_sentence(sweep.claims), " This makes it again"]
+    said += [f" ({shown_seconds(sweep.seconds)} of runs on {where}):"]
+    if sweep.stale:
+        said = [_stale(), " The chapter's code has changed since this sweep. ", *said]
+    return [figure, paragraph(*said), shell(sweep.command)]
+
+
+def held_sentence(claims: Mapping[str, Held]) -> str:
+    """In how many runs of a sweep the claims held; those that held in all, in one word."""
+    always = [id for id, claim in claims.items() if claim.held == claim.of]
+    others = [
+        f"{id} in {claim.held} of {claim.of}" for id, claim in claims.items() if id not in always
+    ]
+    if not others:
+        return f"All {len(always)} claims that were checked held in every run."
+    rest = f"Held in every run: {', '.join(always)}; " if always else "Held: "
+    return f"{rest}{', '.join(others)}."
+
+
+def cost_table(stem: str, runs: list[Run]) -> list:
+    """What each profile of a chapter costs on a CPU and on a GPU."""
+    rows = [[code(profile), *more] for profile, *more in costs(stem, runs)]
+    head = ["Profile", "Data", "On a CPU (one or two cores)", "On a GPU (H100)"]
+    return [paragraph("What the profiles cost:"), table(head, rows, "runs")]
+
+
+def gpu_note(stem: str, runs: list[Run]) -> list:
+    """That no run on a GPU is recorded yet, the command, its cost and the data that it needs;
+    nothing where there is one."""
+    if any((run.provenance.get("device"), run.status) == ("cuda", DONE) for run in runs):
+        return []
+    jobs = jobs_of(stem)
+    if not jobs:
+        return []
+    needs = sorted({name for job in jobs for name in job.data})
+    data = f"it needs the data sets {', '.join(needs)}" if needs else "it needs no data"
+    cost = shown_time(sum(job.seconds for job in jobs))
+    said = paragraph(
+        "No run on a GPU is recorded yet. This makes one: about ", cost,
+        f" on an H100, estimated; {data}. ", "; ".join(job.shows for job in jobs), ".",
+    )  # fmt: skip
+    return [said, shell(gpu_command(stem))]
+
+
+def section(title: str, id: str, *content) -> nodes.section:
+    """A section of the page, listed in its contents."""
+    heading = nodes.title("", title)
+    return nodes.section("", heading, *content, ids=[nodes.make_id(id)])
+
+
+def _checksum(text: str) -> nodes.literal:
+    return nodes.literal(text, text, classes=["checksum"])
+
+
+def _shown_memory(peak: dict[str, float]) -> str:
+    kinds = {"process_mb": "of the process", "gpu_mb": "on the GPU"}
+    told = [f"{peak[key]:,.0f} MB {kind}" for key, kind in kinds.items() if key in peak]
+    return ", ".join(told) or "not known"

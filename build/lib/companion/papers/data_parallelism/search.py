@@ -1,0 +1,424 @@
+"""Steps to a goal error: K*(B, s), the least over a metaparameter search."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, cross_entropy
+
+from companion import sparsity as pruning
+from companion.checks import whole
+from companion.data.images import hold_out, load_images, standardise
+from companion.files import to_json, write_whole
+from companion.models import truncated_variance_scaling_
+from companion.papers.data_parallelism.networks import build_network
+from companion.papers.data_parallelism.stacked import (
+    errors_up_to,
+    stacked_gradients,
+    train_batched,
+)
+from companion.papers.data_parallelism.trials import OPTIMIZERS, search_space, sobol_trials
+from companion.progress import Progress
+from companion.stacked import stack
+from companion.training import shuffled_batches
+
+# Status of a trial, and the entry of `steps` where there is no hit (the official code's numbers).
+COMPLETE, INCOMPLETE, INFEASIBLE, STOPPED = 1, -1, -2, -3
+STATUS = {
+    COMPLETE: "complete",  # reached the goal
+    INCOMPLETE: "incomplete",  # spent its budget
+    INFEASIBLE: "infeasible",  # diverged
+    STOPPED: "stopped",  # another trial of its group reached the goal first
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """A data set, a network and an optimiser, with the goal they are to reach.
+
+    train_x, valid_x: (n, ...); train_y, valid_y: (n,) class indices. model: gives the
+    architecture, its weights are not used.
+    goal_error: fraction of the validation set, in (0, 1). max_steps: budget of a trial.
+    check_every: steps between two looks at the validation error.
+    prune_bias: rank biases with the weights (as the official code does); they start at 0, so
+      every one of them is pruned. seed: of initial weights and of the order of the examples.
+    name, checksum: of the data set, for provenance.
+
+    Raises ValueError for a goal, an optimiser or a check interval that cannot work.
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    valid_x: Tensor
+    valid_y: Tensor
+    model: nn.Module
+    optimizer: str = "sgd"
+    goal_error: float = 0.08
+    max_steps: int = 3000
+    check_every: int = 2
+    prune_bias: bool = True
+    seed: int = 0
+    name: str = ""
+    checksum: str = ""
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            allowed = ", ".join(OPTIMIZERS)
+            raise ValueError(f"optimizer = {self.optimizer!r}: expected one of {allowed}")
+        if not 0 < self.goal_error < 1:
+            raise ValueError(f"goal_error = {self.goal_error!r}: expected a fraction in (0, 1)")
+        whole(1, max_steps=self.max_steps, check_every=self.check_every)
+        if self.check_every > self.max_steps:
+            raise ValueError(
+                f"check_every = {self.check_every!r}: expected 1 to max_steps = {self.max_steps}, "
+                "otherwise the goal is never checked"
+            )
+
+    def replace(self, **fields: object) -> Workload:
+        """A copy with some fields replaced; its network is its own, the data are shared."""
+        return replace(self, **{"model": copy.deepcopy(self.model), **fields})
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless batches in the order of this seed; the same for every trial.
+
+        Raises ValueError for a batch larger than the training set.
+        """
+        order = torch.Generator().manual_seed(self.seed)
+        device = self.train_x.device
+        for index in shuffled_batches(len(self.train_x), batch_size, order, device):
+            yield self.train_x[index], self.train_y[index]
+
+
+def load_workload(
+    dataset: str,
+    model: str = "mlp",
+    optimizer: str = "sgd",
+    *,
+    data_root: str = "",
+    device: torch.device | str = "cpu",
+    train_examples: int = 0,
+    **options: object,
+) -> Workload:
+    """A workload on one of the data sets of `companion.data`.
+
+    Digits are split 1197 / 300 / 300 into training, validation and test set, elsewhere a tenth
+    of the training images is held out for validation; the parts are always the same, whatever
+    the seed. The dense network
+    sees images of more than 20 pixels a side at half their size (averages of 2x2 pixels).
+    train_examples: take only so many of the training images, before the split; 0: all.
+    options: other fields of `Workload`.
+    """
+    data = load_images(dataset, data_root).limited(train_examples)
+    if dataset == "digits":
+        joined = data.replace(
+            train_x=torch.cat([data.train_x, data.test_x]),
+            train_y=torch.cat([data.train_y, data.test_y]),
+        )
+        data, _ = hold_out(joined, 300 / len(joined.train_x), seed=1)
+    if model == "mlp" and data.train_x.shape[-1] > 20:
+        data = data.replace(train_x=avg_pool2d(data.train_x, 2), test_x=avg_pool2d(data.test_x, 2))
+    data = standardise(data, per_channel=dataset.startswith("cifar10"))
+    fraction = 300 / len(data.train_x) if dataset == "digits" else 0.1
+    data, (valid_x, valid_y) = hold_out(data, fraction, seed=0)
+    network = build_network(model, data.train_x, len(data.classes))
+    tensors = [t.to(device) for t in (data.train_x, data.train_y, valid_x, valid_y)]
+    return Workload(
+        *tensors, network.to(device), optimizer, name=dataset, checksum=data.checksum, **options
+    )
+
+
+def connection_sensitivity(
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], *, prune_bias: bool = True
+) -> dict[str, Tensor]:
+    """Normalised saliency |w dL/dw| / sum, signed gradients summed over the whole loader.
+
+    Weights first, then (with `prune_bias`) the biases, whose initial value of 0 gives them 0.
+    """
+    params = pruning.prunable_parameters(model, biases=prune_bias)
+    scores = pruning.connection_sensitivity(model, cross_entropy, loader, params=params)
+    total = sum(s.sum() for s in scores.values())
+    return {name: s / total for name, s in scores.items()}
+
+
+def topk_mask(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    """Keep exactly round(P (1 - sparsity)) entries, ranked over all tensors jointly."""
+    return pruning.global_topk_mask(scores, sparsity, warn=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """Initial networks of a search, each tensor (S, T, ...): sparsity, trial.
+
+    Trial t starts from the same weights at every sparsity; only its mask differs.
+    """
+
+    sparsities: tuple[float, ...]
+    params: dict[str, Tensor]
+    masks: dict[str, Tensor]
+
+    @property
+    def trials(self) -> int:
+        return next(iter(self.params.values())).shape[1]
+
+
+def initial_networks(
+    workload: Workload, sparsities: Sequence[float], trials: int, *, batch_size: int = 1000
+) -> Networks:
+    """Draw one network a trial and prune it at initialisation to every sparsity.
+
+    Weights are truncated normal with variance 1 / fan-in, biases 0. Scores add up signed
+    gradients over one pass of the training set, for all trials at once; how it is cut into
+    batches does not matter.
+    """
+    whole(1, trials=trials, batch_size=batch_size)
+    if not len(sparsities):
+        raise ValueError("sparsities = []: expected at least one")
+    models = []
+    for trial in range(trials):
+        network = copy.deepcopy(workload.model)
+        generator = torch.Generator().manual_seed(100_003 * workload.seed + trial)
+        truncated_variance_scaling_(network, generator=generator)
+        models.append(network)
+    params = stack(models)
+    names = list(pruning.prunable_parameters(workload.model, biases=workload.prune_bias))
+    total = {name: torch.zeros_like(p) for name, p in params.items()}
+    if any(sparsities):
+        pairs = zip(
+            workload.train_x.split(batch_size), workload.train_y.split(batch_size), strict=True
+        )
+        for x, y in pairs:
+            for name, g in stacked_gradients(workload.model, params, x, y).items():
+                total[name] += g * len(x)
+    masks = {
+        name: torch.ones(len(sparsities), *p.shape, dtype=torch.bool, device=p.device)
+        for name, p in params.items()
+    }
+    for t in range(trials):
+        scores = {name: (params[name][t] * total[name][t]).abs() for name in names}  # |w dL/dw|
+        for i, s in enumerate(sparsities):
+            for name, mask in topk_mask(scores, s).items():
+                masks[name][i, t] = mask
+    wide = {name: p.expand(len(sparsities), *p.shape) for name, p in params.items()}
+    return Networks(tuple(sparsities), wide, masks)
+
+
+@dataclass(frozen=True, eq=False)
+class StepsToResult:
+    """Outcome of one search at one batch size, for S sparsities and T trials.
+
+    steps: (S, T), the first checked step at which a trial reached the goal; where there is
+      none, the number of its status. status: (S, T), numbers of `STATUS`.
+    best: (S,), trial with the fewest steps (among equals, with the fewest mistakes); -1: none.
+    work: (S,), optimiser steps that all trials of a sparsity took together.
+    """
+
+    batch_size: int
+    steps: Tensor
+    status: Tensor
+    best: Tensor
+    work: Tensor
+
+    def k_star(self, i: int) -> int | None:
+        """Steps to the result at the i-th sparsity, or None if no trial reached the goal."""
+        best = int(self.best[i])
+        return None if best < 0 else int(self.steps[i, best])
+
+    def outcome(self, i: int) -> str:
+        """ "complete", or why there is no result: "incomplete", or "infeasible" if all diverged."""
+        if self.best[i] >= 0:
+            return STATUS[COMPLETE]
+        lost = bool((self.status[i] == INFEASIBLE).all())
+        return STATUS[INFEASIBLE if lost else INCOMPLETE]
+
+
+def steps_to_result(
+    workload: Workload,
+    batch_size: int,
+    sparsities: Sequence[float],
+    trials: Mapping[str, Tensor],
+    race: bool = True,
+    *,
+    networks: Networks | None = None,
+    way: str = "auto",
+) -> StepsToResult:
+    """Train all trials at all sparsities at once until the goal error is reached.
+
+    trials: as `sobol_trials` gives them, each (T,).
+    race: stop all trials of a sparsity at its first hit. They train in lock-step, so the least
+      number of steps is known then; without it every trial goes on to its own hit or its budget.
+    networks: from `initial_networks`, where several batch sizes share them.
+
+    Raises ValueError for a batch larger than the training set and for networks that do not fit.
+    """
+    if not len(trials.get("lr", ())):
+        raise ValueError(f"trials = {sorted(trials)}: expected at least one value of 'lr'")
+    count = len(trials["lr"])
+    if not 1 <= batch_size <= len(workload.train_x):
+        raise ValueError(
+            f"batch_size = {batch_size!r}: expected 1 to {len(workload.train_x)}, "
+            "the size of the training set"
+        )
+    networks = networks or initial_networks(workload, sparsities, count)
+    if (networks.sparsities, networks.trials) != (tuple(sparsities), count):
+        raise ValueError(
+            f"networks: made for {networks.trials} trials at {networks.sparsities}, "
+            f"expected {count} at {tuple(sparsities)}"
+        )
+    groups = len(sparsities)
+    device = workload.train_x.device
+    shape = (groups * count,)
+    steps = torch.full(shape, INCOMPLETE)
+    mistakes = torch.zeros(shape, dtype=torch.long)
+    stopped = torch.zeros(shape, dtype=torch.bool)
+    # the largest whole number of mistakes that is still within the goal
+    allowed = int(workload.goal_error * len(workload.valid_y) + 1e-9)
+
+    def check(step: int, params: dict[str, Tensor], rows: Tensor) -> Tensor:
+        wrong = errors_up_to(
+            workload.model, params, workload.valid_x, workload.valid_y, allowed, way=way
+        )
+        hit = wrong <= allowed
+        if not hit.any():
+            return hit
+        steps[rows[hit].cpu()] = step
+        mistakes[rows[hit].cpu()] = wrong[hit].cpu()
+        if not race:
+            return hit
+        done = torch.isin(rows // count, rows[hit] // count)
+        stopped[rows[done & ~hit].cpu()] = True
+        return done
+
+    def repeated(name: str) -> Tensor | None:  # (T,) to (S * T,)
+        return trials[name].repeat(groups).to(device) if name in trials else None
+
+    momentum = repeated("momentum")
+    training = train_batched(
+        workload.model,
+        {name: p.flatten(0, 1) for name, p in networks.params.items()},
+        {name: m.flatten(0, 1) for name, m in networks.masks.items()},
+        repeated("lr"),
+        0.0 if momentum is None else momentum,
+        workload.batches(batch_size),
+        steps=workload.max_steps,
+        nesterov=workload.optimizer == "nesterov",
+        decay_steps=repeated("decay_steps"),
+        decay_factor=repeated("decay_factor"),
+        check=check,
+        check_every=workload.check_every,
+        way=way,
+    )
+    status = torch.where(steps > 0, COMPLETE, INCOMPLETE)
+    status[stopped] = STOPPED
+    status[training.diverged] = INFEASIBLE
+    steps = torch.where(steps > 0, steps, status).view(groups, count)
+    order = torch.where(
+        steps > 0, steps * (len(workload.valid_y) + 1) + mistakes.view_as(steps), 2**62
+    )
+    best = torch.where((steps > 0).any(1), order.argmin(1), -1)
+    work = training.steps.view(groups, count).sum(1)
+    return StepsToResult(batch_size, steps, status.view(groups, count), best, work)
+
+
+def search(
+    workload: Workload,
+    batch_sizes: Sequence[int],
+    sparsities: Sequence[float],
+    trials: Mapping[str, Tensor],
+    *,
+    seeds: Sequence[int] = (0,),
+    race: bool = True,
+    store: Path | str = "",
+    progress: bool = True,
+) -> dict[tuple[int, int], StepsToResult]:
+    """Steps to the result for every seed and batch size: (seed, batch size) -> result.
+
+    store: a JSON file that keeps every finished batch size, so that a run that was cut off
+      goes on where it stopped. What was made with other settings is not used.
+    Raises ValueError for an empty list, a batch larger than the training set, and a store that
+    is something else.
+    """
+    for name, given in {
+        "batch_sizes": batch_sizes,
+        "sparsities": sparsities,
+        "seeds": seeds,
+    }.items():
+        if not len(given):
+            raise ValueError(f"{name} = []: expected at least one")
+    if too_large := [b for b in batch_sizes if not 1 <= b <= len(workload.train_x)]:
+        raise ValueError(
+            f"batch_sizes = {list(batch_sizes)!r}: element {too_large[0]!r}: expected 1 to "
+            f"{len(workload.train_x)}, the size of the training set"
+        )
+    path = Path(store) if store else None
+    kept = _read(path) if path else {}
+    results = {}
+    with Progress(len(seeds) * len(batch_sizes), "searches done", show=progress) as bar:
+        for seed in seeds:
+            seeded, networks = workload.replace(seed=seed), None
+            for batch_size in sorted(batch_sizes, reverse=True):  # the cheap ones first
+                key = _key(seeded, batch_size, sparsities, trials, race)
+                if key in kept:
+                    result = _restored(batch_size, kept[key])
+                else:
+                    networks = networks or initial_networks(seeded, sparsities, len(trials["lr"]))
+                    result = steps_to_result(
+                        seeded, batch_size, sparsities, trials, race, networks=networks
+                    )
+                    if path:
+                        kept[key] = _stored(result)
+                        write_whole(path, to_json(kept))
+                results[seed, batch_size] = result
+                bar.update()
+    return results
+
+
+def _read(path: Path) -> dict[str, dict]:
+    """What an earlier search kept; nothing where there is no file.
+
+    Raises ValueError for a file that is something else.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"store = {str(path)!r}: not a file that a search kept: {error}"
+        ) from error
+    if not isinstance(kept, dict):
+        raise ValueError(f"store = {str(path)!r}: not a file that a search kept")
+    return kept
+
+
+FIELDS = ("steps", "status", "best", "work")
+
+
+def _stored(result: StepsToResult) -> dict[str, list]:
+    return {name: getattr(result, name).tolist() for name in FIELDS}
+
+
+def _restored(batch_size: int, kept: Mapping[str, list]) -> StepsToResult:
+    return StepsToResult(batch_size, *(torch.tensor(kept[name]) for name in FIELDS))
+
+
+def _key(workload, batch_size, sparsities, trials, race) -> str:
+    """Everything that a result depends on, as a hash."""
+    digest = hashlib.sha256()
+    for tensor in (workload.train_x, workload.train_y, workload.valid_x, workload.valid_y):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    told = {k: v for k, v in vars(workload).items() if not isinstance(v, Tensor)}
+    values = {name: value.tolist() for name, value in trials.items()}
+    digest.update(repr([told, batch_size, list(sparsities), values, race]).encode())
+    return digest.hexdigest()
+
+
+def trials_for(workload: Workload, n: int, lr_range: Sequence[float]) -> dict[str, Tensor]:
+    """The paper's trials for a workload's optimiser."""
+    return sobol_trials(search_space(workload.optimizer, lr_range, workload.max_steps), n)

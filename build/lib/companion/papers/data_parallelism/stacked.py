@@ -1,0 +1,299 @@
+"""Many networks of one shape trained side by side on the same batches.
+
+Parameters, masks and velocities are dictionaries of tensors with a leading axis of R rows, one
+a network. The loss is the *sum* of the networks' losses: they share no parameter, so one
+backward pass gives every network its own gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from companion.stacked import outputs, stackable
+
+# A weight this large belongs to a network that has diverged, even if it is still finite.
+DIVERGED = 1e6
+WAYS = ("auto", "batched", "loop")
+# On a CPU grouped convolutions lose to one convolution after another from this batch size on.
+LOOP_FROM = 8
+# Bytes of activations that networks may take at once: in training on a GPU, in counting anywhere.
+CHUNK_BYTES = 8e9
+# Roughly: a convolutional network keeps so many maps of its input's size for the backward pass.
+MAPS = 100
+
+Stack = Mapping[str, Tensor]
+Check = Callable[[int, dict[str, Tensor], Tensor], Tensor]
+
+
+def row(stacked: Stack, r: int) -> dict[str, Tensor]:
+    """One network of a stack, as views."""
+    return {name: tensor[r] for name, tensor in stacked.items()}
+
+
+def is_dense(model: nn.Module) -> bool:
+    """Whether a model is a chain of linear layers and ReLUs, which stack as matrix products."""
+    return isinstance(model, nn.Sequential) and all(
+        isinstance(module, (nn.Flatten, nn.ReLU))
+        or (type(module) is nn.Linear and module.bias is not None)
+        for module in model
+    )
+
+
+def pick_way(model: nn.Module, batch_size: int, device: torch.device) -> str:
+    """The faster of "batched" and "loop" for a training step of many such models."""
+    if is_dense(model) or device.type != "cpu" or batch_size < LOOP_FROM:
+        return "batched"
+    return "loop"
+
+
+def stacked_outputs(model: nn.Module, params: Stack, x: Tensor, way: str = "auto") -> Tensor:
+    """Outputs of R networks on one batch, (R, batch, classes).
+
+    way: "batched" (matrix products with a leading axis for dense chains, and on a GPU for chains
+        of convolutions; vmap for others),
+      "loop" (one network after another), or "auto" (`pick_way`).
+    Raises ValueError for another way.
+    """
+    if way not in WAYS:
+        raise ValueError(f"way = {way!r}: expected one of {', '.join(WAYS)}")
+    if way == "auto":
+        way = pick_way(model, len(x), x.device)
+    rows = len(next(iter(params.values())))
+    if way == "loop":
+        return torch.stack([functional_call(model, row(params, r), (x,)) for r in range(rows)])
+    if is_dense(model):
+        return dense_outputs(model, params, x)
+    if x.device.type != "cpu" and stackable(model, x):  # where grouped convolutions are slow
+        return outputs(model, params, x.expand(rows, *x.shape))
+    return torch.func.vmap(lambda p: functional_call(model, p, (x,)))(dict(params))
+
+
+def dense_outputs(model: nn.Sequential, params: Stack, x: Tensor) -> Tensor:
+    """Outputs of R chains of linear layers and ReLUs, (R, batch, classes)."""
+    rows = len(next(iter(params.values())))
+    h = x.flatten(1).expand(rows, -1, -1)  # (R, batch, features)
+    for name, module in model.named_children():
+        if isinstance(module, nn.Linear):
+            bias = params[f"{name}.bias"][:, None]
+            h = torch.baddbmm(bias, h, params[f"{name}.weight"].mT)
+        elif isinstance(module, nn.ReLU):
+            h = h.relu()
+    return h
+
+
+@torch.enable_grad()
+def joint_gradients(
+    model: nn.Module, params: Stack, x: Tensor, y: Tensor, way: str = "auto"
+) -> list[Tensor]:
+    """Gradients of R networks from one backward pass, in the order of `params`."""
+    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    outputs = stacked_outputs(model, leaves, x, way)  # (R, batch, classes)
+    labels = y.expand(len(outputs), -1).flatten()
+    # the sum over networks of their mean losses
+    loss = cross_entropy(outputs.flatten(0, 1), labels, reduction="sum") / len(y)
+    return list(torch.autograd.grad(loss, list(leaves.values())))
+
+
+def stacked_gradients(
+    model: nn.Module, params: Stack, x: Tensor, y: Tensor, *, way: str = "auto", chunk: int = 0
+) -> dict[str, Tensor]:
+    """Gradient of each network's mean cross-entropy on one batch, (R, ...) a parameter.
+
+    chunk: networks a pass; 0: all on a CPU, as many as fit in memory on a GPU.
+    """
+    rows = len(next(iter(params.values())))
+    if way == "auto":
+        way = pick_way(model, len(x), x.device)
+    chunk = chunk or _chunk(model, x, way, rows)
+    if chunk >= rows:
+        return dict(zip(params, joint_gradients(model, params, x, y, way), strict=True))
+    parts = [
+        joint_gradients(model, {n: p[i : i + chunk] for n, p in params.items()}, x, y, way)
+        for i in range(0, rows, chunk)
+    ]
+    return {name: torch.cat(g) for name, g in zip(params, zip(*parts, strict=True), strict=True)}
+
+
+def _chunk(model: nn.Module, x: Tensor, way: str, rows: int) -> int:
+    if way == "loop":
+        return 1
+    if x.device.type == "cpu" or is_dense(model):
+        return rows
+    return max(1, min(rows, int(CHUNK_BYTES / (len(x) * _bytes_each(model, x)))))
+
+
+def _bytes_each(model: nn.Module, x: Tensor) -> int:
+    """About what the activations of one network on one example take."""
+    if is_dense(model):
+        units = sum(module.out_features for module in model if isinstance(module, nn.Linear))
+    else:
+        units = MAPS * x[0, 0].numel()
+    return units * x.element_size()
+
+
+@dataclass(eq=False)
+class Training:
+    """What `train_batched` leaves behind, one row a network.
+
+    params: as they were when the network stopped. steps: how many it took.
+    diverged: whether it was stopped for weights that were no longer finite, or beyond `DIVERGED`.
+    """
+
+    params: dict[str, Tensor]
+    steps: Tensor
+    diverged: Tensor
+
+
+def train_batched(
+    model: nn.Module,
+    params: Stack,
+    masks: Stack | None,
+    lr: Tensor | float,
+    momentum: Tensor | float,
+    stream: Iterator[tuple[Tensor, Tensor]],
+    *,
+    steps: int,
+    nesterov: bool = False,
+    decay_steps: Tensor | None = None,
+    decay_factor: Tensor | None = None,
+    check: Check | None = None,
+    check_every: int = 0,
+    way: str = "auto",
+    chunk: int = 0,
+) -> Training:
+    """Train R networks by SGD in lock-step, each with its own metaparameters.
+
+    Row r takes the steps that ``torch.optim.SGD(lr[r], momentum[r], nesterov=nesterov)`` would
+    take: v <- mu v + g, then eta v, or eta (g + mu v) with Nesterov's correction.
+
+    model: gives the architecture; its own parameters are not read.
+    params, masks: (R, ...) a parameter; a masked weight stays at 0. Nothing passed in changes.
+    lr, momentum, decay_steps, decay_factor: numbers or (R,). With the last two, the learning
+      rate falls linearly to lr * decay_factor within decay_steps and stays there.
+    stream: batches (inputs, targets), the same for all rows.
+    check: called every `check_every` steps as check(step, params, rows) with the rows still in
+      training; returns a boolean tensor, True for the rows to stop. Networks that have
+      diverged are stopped before it sees them.
+    way, chunk: as `stacked_gradients`.
+    """
+    final = {name: tensor.detach().clone() for name, tensor in params.items()}
+    first = next(iter(final.values()))
+    count, device, dtype = len(first), first.device, first.dtype
+    alive = torch.arange(count, device=device)
+    taken = torch.zeros(count, dtype=torch.long)
+    diverged = torch.zeros(count, dtype=torch.bool)
+
+    def column(value):  # to (R,)
+        return torch.as_tensor(value, dtype=dtype, device=device).expand(count).clone()
+
+    eta, mu = column(lr), column(momentum)
+    decay = None if decay_steps is None else (column(decay_steps), column(decay_factor))
+    keep = None if masks is None else {n: m.to(device, dtype) for n, m in masks.items()}
+    theta = {n: p * keep[n] if keep else p.clone() for n, p in final.items()}
+    velocity = {n: torch.zeros_like(p) for n, p in theta.items()} if bool(mu.any()) else None
+    look = check_every or 50
+
+    def leave(stop: Tensor, step: int) -> None:
+        """Write back the rows that stop and close the ranks."""
+        nonlocal alive, eta, mu, decay, keep, theta, velocity
+        gone = alive[stop]
+        for name, tensor in theta.items():
+            final[name][gone] = tensor[stop]
+        taken[gone.cpu()] = step
+        alive, eta, mu = alive[~stop], eta[~stop], mu[~stop]
+        decay = decay and tuple(value[~stop] for value in decay)
+        theta, keep, velocity = (
+            group and {n: tensor[~stop] for n, tensor in group.items()}
+            for group in (theta, keep, velocity)
+        )
+
+    for step in range(1, steps + 1):
+        x, y = next(stream)
+        rate = eta
+        if decay:
+            span, least = decay
+            rate = eta * ((1 - (step - 1) / span).clamp(min=0) * (1 - least) + least)
+        gradients = stacked_gradients(model, theta, x, y, way=way, chunk=chunk)
+        for name, w in theta.items():
+            shape = (-1, *[1] * (w.dim() - 1))
+            g = gradients[name]
+            if keep:
+                g = g * keep[name]
+            if velocity:
+                m = mu.view(shape)
+                v = velocity[name].mul_(m).add_(g)
+                g = g.addcmul(v, m) if nesterov else v
+            w.addcmul_(g, rate.view(shape), value=-1)
+        if step % look and step != steps:
+            continue
+        if (lost := _diverged(theta)).any():
+            diverged[alive[lost].cpu()] = True
+            leave(lost, step)
+        if check is not None and len(alive) and not step % look:
+            stop = check(step, theta, alive)
+            if stop.any():
+                leave(stop, step)
+        if not len(alive):
+            break
+    if len(alive):
+        leave(torch.ones_like(alive, dtype=torch.bool), steps)
+    return Training(final, taken, diverged)
+
+
+def _diverged(params: Stack) -> Tensor:
+    """Which rows hold a weight that is not finite or is larger than `DIVERGED`, (R,)."""
+    sizes = [torch.linalg.vector_norm(p.flatten(1), float("inf"), dim=1) for p in params.values()]
+    return ~(torch.stack(sizes) <= DIVERGED).all(0)
+
+
+@torch.no_grad()
+def errors_up_to(
+    model: nn.Module, params: Stack, x: Tensor, y: Tensor, allowed: int, *,
+    way: str = "auto", limit: float = CHUNK_BYTES,
+) -> Tensor:  # fmt: skip
+    """Mistakes of R networks on a set, (R,); counting stops early where there are too many.
+
+    A count of at most `allowed` is exact; a larger one says only that it is larger. Networks
+    that already have too many after a few examples are not run on the others.
+    limit: bytes that activations may take at once, about; it changes no count.
+    """
+    rows = len(next(iter(params.values())))
+    wrong = torch.zeros(rows, dtype=torch.long, device=x.device)
+    open_rows = torch.arange(rows, device=x.device)
+    some, start, size = dict(params), 0, max(64, 2 * allowed)
+    while start < len(x) and len(open_rows):
+        part = slice(start, start + size)
+        wrong[open_rows] += _mistakes(model, some, x[part], y[part], way, limit)
+        start, size = start + size, 2 * size
+        still = wrong[open_rows] <= allowed
+        if start < len(x) and not still.all():
+            open_rows = open_rows[still]
+            some = {name: tensor[still] for name, tensor in some.items()}
+    return wrong
+
+
+def _mistakes(
+    model: nn.Module, params: Stack, x: Tensor, y: Tensor, way: str, limit: float
+) -> Tensor:
+    """Mistakes of R networks on these examples, (R,), some networks and examples at a time."""
+    rows = len(next(iter(params.values())))
+    if way == "auto":
+        way = pick_way(model, len(x), x.device)
+    pairs = limit / _bytes_each(model, x)
+    examples = max(1, min(len(x), int(pairs)))
+    networks = rows if way == "loop" else max(1, min(rows, int(pairs / examples)))
+    wrong = torch.zeros(rows, dtype=torch.long, device=x.device)
+    for first in range(0, rows, networks):
+        part = slice(first, first + networks)
+        some = {name: p[part] for name, p in params.items()}
+        for inputs, labels in zip(x.split(examples), y.split(examples), strict=True):
+            outputs = stacked_outputs(model, some, inputs, way)
+            right = (outputs.argmax(-1) == labels) & outputs.isfinite().all(-1)
+            wrong[part] += (~right).sum(1)
+    return wrong

@@ -1,0 +1,456 @@
+"""Both modules together: training in two stages, forecasts, and how good their ranks are."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from companion.checks import above, whole
+from companion.data.trajectories import TrajectoryWindows
+from companion.papers.desire.generator import Regressor, SampleGenerator, kl_divergence
+from companion.papers.desire.ranking import (
+    RankRefine,
+    ranking_loss,
+    refinement_loss,
+    target_distribution,
+)
+from companion.progress import Progress
+from companion.training import DivergenceError, shuffled_batches, upload
+
+CLIP = 1.0
+LAST_RATE = 0.05  # of the first, where the learning rate's decay ends
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What a model expects, after every refinement.
+
+    samples: (refinements + 1, scenes, agents, samples, steps, 2), IT0 first.
+    scores: (refinements + 1, scenes, agents, samples). mask: (scenes, agents), who is there.
+    """
+
+    samples: Tensor
+    scores: Tensor
+    mask: Tensor
+
+    def best(self, iteration: int = -1) -> Tensor:
+        """The best scored path of every agent, (scenes, agents, steps, 2)."""
+        top = self.scores[iteration].argmax(-1)
+        return pick(self.samples[iteration], top)
+
+    def jointly_best(self, iteration: int = -1) -> Tensor:
+        """The paths of the sample whose scores, summed over the agents, are best, as `best`."""
+        scores = self.scores[iteration].masked_fill(~self.mask[..., None], 0.0).sum(1)
+        top = scores.argmax(-1)[:, None].expand(-1, self.mask.shape[1])
+        return pick(self.samples[iteration], top)
+
+
+def pick(samples: Tensor, index: Tensor) -> Tensor:
+    """Samples (..., samples, steps, 2) at an index (...): (..., steps, 2)."""
+    where = index[..., None, None, None].expand(*index.shape, 1, *samples.shape[-2:])
+    return samples.gather(-3, where).squeeze(-3)
+
+
+class Desire(nn.Module):
+    """Draw futures from the generator, rank and refine them with the ranker.
+
+    Several rankers may share one generator; only training gives the generator a future.
+    Raises ValueError for two of different widths or steps to predict.
+    """
+
+    def __init__(self, generator: SampleGenerator, ranker: RankRefine) -> None:
+        super().__init__()
+        widths = generator.past_encoder.gru.hidden_size, ranker.gru.hidden_size
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"hidden = {widths[1]}: the generator's is {widths[0]}, expected the same"
+            )
+        if generator.decoder.pred_len != ranker.pred_len:
+            raise ValueError(
+                f"pred_len = {ranker.pred_len}: the generator's is {generator.decoder.pred_len}, "
+                "expected the same"
+            )
+        self.generator, self.ranker = generator, ranker
+
+    @torch.no_grad()
+    def predict(
+        self,
+        windows: TrajectoryWindows,
+        n_samples: int = 20,
+        n_refine: int = 4,
+        *,
+        generator: torch.Generator,
+        batch: int = 64,
+    ) -> Forecast:
+        """Draw, rank, refine n_refine times. Reads the past, the mask and the raster only.
+
+        generator: a CPU generator of the draws, which absent agents do not use. batch: scenes
+        at a time. Raises ValueError for n_samples or batch below 1, n_refine below 0 or no scene.
+        """
+        whole(1, batch=batch)
+        if not len(windows):
+            raise ValueError("windows: expected at least one scene")
+        if n_samples < 1 or n_refine < 0:
+            raise ValueError(
+                f"n_samples, n_refine = {n_samples!r}, {n_refine!r}: expected at least 1 and 0"
+            )
+        all_samples, all_scores = [], []
+        for first in range(0, len(windows), batch):
+            part = windows[first : first + batch]
+            h_x, samples = draw(self.generator, part, n_samples, generator=generator)
+            features = self.ranker.fusion.encode(part)
+            last = part.past[:, :, -1]
+            paths, ranks = [], []
+            for iteration in range(n_refine + 1):
+                scores, delta = self.ranker(samples, last, h_x, features, part.mask)
+                paths.append(samples)
+                ranks.append(scores)
+                if iteration < n_refine:
+                    samples = samples + delta
+            all_samples.append(torch.stack(paths))
+            all_scores.append(torch.stack(ranks))
+        return Forecast(torch.cat(all_samples, 1), torch.cat(all_scores, 1), windows.mask)
+
+
+@torch.no_grad()
+def draw(
+    generator_module: SampleGenerator,
+    windows: TrajectoryWindows,
+    n_samples: int,
+    *,
+    generator: torch.Generator,
+    future: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """H_X (scenes, agents, hidden) and samples (scenes, agents, n_samples, steps, 2).
+
+    future: (scenes, agents, steps, 2) draws z from the posterior, for training. Everybody who
+    is not there gets zeros and uses no random numbers.
+    """
+    there = windows.mask
+    past = windows.past[there]
+    h_x = generator_module.encode(past)
+    if future is None:
+        paths = generator_module.sample(past, n_samples, generator=generator, h_x=h_x)
+    else:
+        seen = future[there]
+        paths, *_ = generator_module.reconstruct(past, seen, n_samples, generator=generator)
+    everybody = h_x.new_zeros(*there.shape, h_x.shape[-1])
+    samples = paths.new_zeros(*there.shape, *paths.shape[1:])
+    everybody[there], samples[there] = h_x, paths
+    return everybody, samples
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclass
+class Trace:
+    """Means over each epoch, by name, of a training run."""
+
+    epochs: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, means: dict[str, float]) -> None:
+        for name, value in means.items():
+            self.epochs.setdefault(name, []).append(value)
+
+    def last(self, name: str) -> float:
+        """The mean over the last epoch."""
+        return self.epochs[name][-1]
+
+
+def _descend(
+    model: nn.Module,
+    losses: Callable[[Tensor], dict[str, Tensor]],
+    *,
+    count: int,
+    epochs: int,
+    batch: int,
+    lr: float,
+    generator: torch.Generator,
+    device: torch.device,
+    what: str,
+) -> Trace:
+    """Minimise losses(indices)["loss"] by Adam, clipped, at a rate that decays on a cosine.
+
+    Raises DivergenceError for a loss that is not finite, and ValueError for numbers out of range.
+    """
+    whole(0, epochs=epochs)
+    whole(1, batch=batch)
+    above(0, lr=lr)
+    batch = min(batch, count)
+    per_epoch = math.ceil(count / batch)
+    total = epochs * per_epoch
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: (
+            LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * step / max(total, 1))) / 2
+        ),
+    )
+    order: Iterator[Tensor] = shuffled_batches(count, batch, generator, device)
+    trace = Trace()
+    with Progress(total, what, show=total > 0) as bar:
+        for _ in range(epochs):
+            sums: dict[str, Tensor] = {}
+            for _ in range(per_epoch):
+                found = losses(next(order))
+                optimizer.zero_grad(set_to_none=True)
+                found["loss"].backward()
+                nn.utils.clip_grad_norm_(parameters, CLIP)
+                optimizer.step()
+                schedule.step()
+                for name, value in found.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach()
+                bar.update()
+            means = {name: (value / per_epoch).item() for name, value in sums.items()}
+            if not math.isfinite(means["loss"]):
+                raise DivergenceError(f"the training loss is not finite: lower lr = {lr}")
+            trace.add(means)
+    return trace
+
+
+def turned(angle: Tensor, flip: Tensor, paths: Tensor) -> Tensor:
+    """Paths (agents, steps, 2) mirrored where flip (agents,) is -1, then turned by the angle."""
+    x, y = paths[..., 0], paths[..., 1] * flip[:, None]
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+    return torch.stack([cos * x - sin * y, sin * x + cos * y], -1)
+
+
+def _present(windows: TrajectoryWindows, pred_len: int) -> tuple[Tensor, Tensor]:
+    """Past and future of everybody who is there, (agents, steps, 2)."""
+    if windows.future.shape[-2] != pred_len:
+        raise ValueError(
+            f"pred_len = {pred_len}: the windows have {windows.future.shape[-2]} steps to predict"
+        )
+    if not windows.mask.any():
+        raise ValueError("windows.mask: it is True nowhere, so there is nobody to learn from")
+    return windows.past[windows.mask], windows.future[windows.mask]
+
+
+def _augmented(past: Tensor, future: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    drawn = upload(torch.rand((2, len(past)), generator=generator).to(past.dtype), past.device)
+    angle, flip = 2 * math.pi * drawn[0], torch.where(drawn[1] < 0.5, -1.0, 1.0).to(past)
+    return turned(angle, flip, past), turned(angle, flip, future)
+
+
+def train_generator(
+    model: SampleGenerator,
+    windows: TrajectoryWindows,
+    *,
+    epochs: int,
+    generator: torch.Generator,
+    n_samples: int = 5,
+    kl_weight: float = 1 / 12,
+    lr: float = 2e-3,
+    batch: int = 128,
+    augment: bool = False,
+) -> Trace:
+    """First stage: minimise the distance of posterior samples plus kl_weight times the KL.
+
+    The distance is the mean over samples and steps, in the model's unit. batch: agents at a
+    time. augment: turn and mirror everybody at random. The trace has loss, rec and kl (nats).
+    """
+    past, future = _present(windows, model.decoder.pred_len)
+    whole(1, n_samples=n_samples)
+
+    def losses(index: Tensor) -> dict[str, Tensor]:
+        x, y = past[index], future[index]
+        if augment:
+            x, y = _augmented(x, y, generator)
+        samples, mean, log_sigma = model.reconstruct(x, y, n_samples, generator=generator)
+        rec = refinement_loss(samples, y).mean() / model.unit
+        kl = kl_divergence(mean, log_sigma).mean()
+        return {"loss": rec + kl_weight * kl, "rec": rec, "kl": kl}
+
+    return _descend(
+        model, losses, count=len(past), epochs=epochs, batch=batch, lr=lr,
+        generator=generator, device=past.device, what="steps of the generator",
+    )  # fmt: skip
+
+
+def train_regressor(
+    model: Regressor,
+    windows: TrajectoryWindows,
+    *,
+    epochs: int,
+    generator: torch.Generator,
+    lr: float = 2e-3,
+    batch: int = 128,
+    augment: bool = False,
+) -> Trace:
+    """Minimise the mean squared distance of the one path of RNN ED; as `train_generator`."""
+    past, future = _present(windows, model.decoder.pred_len)
+    unit = model.decoder.unit
+
+    def losses(index: Tensor) -> dict[str, Tensor]:
+        x, y = past[index], future[index]
+        if augment:
+            x, y = _augmented(x, y, generator)
+        return {"loss": ((model(x) - y) / unit).square().sum(-1).mean()}
+
+    return _descend(
+        model, losses, count=len(past), epochs=epochs, batch=batch, lr=lr,
+        generator=generator, device=past.device, what="steps of the regressor",
+    )  # fmt: skip
+
+
+def train_ranker(
+    model: Desire,
+    windows: TrajectoryWindows,
+    *,
+    epochs: int,
+    generator: torch.Generator,
+    n_samples: int = 8,
+    rank_samples: str = "posterior",
+    reg_weighting: str = "uniform",
+    q_scale: float = 1.0,
+    lr: float = 2e-3,
+    batch: int = 32,
+    augment: bool = False,
+) -> Trace:
+    """Second stage: the generator stands still, the ranker learns L_CE + L_reg on its samples.
+
+    rank_samples: "posterior" (they have seen the future and lie near it) or "prior" (as at test
+    time). reg_weighting: "uniform", or "q", by which near samples are pulled most. q_scale: in
+    metres (units of the model). batch: scenes at a time. augment: give each batch one of the
+    eight symmetries of the square. The trace has loss, ce, entropy (of q) and reg.
+    Raises ValueError for other words, and for scenes without a raster if the ranker reads one.
+    """
+    choices = {"rank_samples": (rank_samples, ("posterior", "prior"))}
+    choices["reg_weighting"] = (reg_weighting, ("uniform", "q"))
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(
+                f"{name} = {value!r}: expected one of {', '.join(map(repr, allowed))}"
+            )
+    whole(1, n_samples=n_samples)
+    above(0, q_scale=q_scale)
+    _present(windows, model.ranker.pred_len)
+    ranker, unit = model.ranker, model.ranker.unit
+
+    def losses(index: Tensor) -> dict[str, Tensor]:
+        part = windows[index]
+        if augment:
+            part = symmetric(part, int(torch.randint(8, (), generator=generator)))
+        seen = part.future if rank_samples == "posterior" else None
+        h_x, samples = draw(model.generator, part, n_samples, generator=generator, future=seen)
+        features = ranker.fusion.encode(part)
+        last, truth, there = part.past[:, :, -1], part.future / unit, part.mask
+        scores, delta = ranker(samples, last, h_x, features, there)
+        q = target_distribution(samples / unit, truth, q_scale)
+        weight = q if reg_weighting == "q" else None
+        ce = ranking_loss(scores, q)[there].mean()
+        reg = refinement_loss((samples + delta) / unit, truth, weight)[there].mean()
+        entropy = -(q * q.clamp_min(1e-12).log()).sum(-1)[there].mean()
+        return {"loss": ce + reg, "ce": ce, "entropy": entropy, "reg": reg}
+
+    return _descend(
+        ranker, losses, count=len(windows), epochs=epochs, batch=batch, lr=lr,
+        generator=generator, device=windows.past.device, what="steps of the ranker",
+    )  # fmt: skip
+
+
+def symmetric(windows: TrajectoryWindows, which: int) -> TrajectoryWindows:
+    """Scenes under one of the eight symmetries of the square, pictures and all.
+
+    which: 0 to 7; 4 and more mirror y, then which % 4 quarter turns from x towards y.
+    """
+    if which not in range(8):
+        raise ValueError(f"which = {which!r}: expected 0 to 7")
+
+    def points(at: Tensor) -> Tensor:
+        x, y = at[..., 0], at[..., 1]
+        if which >= 4:
+            y = -y
+        for _ in range(which % 4):
+            x, y = -y, x
+        return torch.stack([x, y], -1)
+
+    raster = windows.raster
+    if raster is not None:
+        raster = raster.flip(-2) if which >= 4 else raster
+        raster = raster.rot90(-(which % 4), (-2, -1))  # rows run along y
+    return dataclasses.replace(
+        windows,
+        past=points(windows.past),
+        future=points(windows.future),
+        origin_m=points(windows.origin_m),
+        raster=raster,
+    )
+
+
+# ---------------------------------------------------------------- measures of ranks
+
+
+def oracle_error(
+    samples: Tensor,
+    truth: Tensor,
+    *,
+    mode: str,
+    scores: Tensor | None = None,
+    share: float = 0.1,
+) -> Tensor:
+    """ "Top 10 %" error at every step, (..., steps), in one of the readings of the paper.
+
+    samples: (..., samples, steps, 2), truth: (..., steps, 2); of K samples n = max(1, share · K)
+    count. mode: "min_ranked", the nearest at each step of the n best scored; "mean_closest", the
+    mean of the n nearest at each step; "last_closest", the n-th nearest at each step.
+    Raises ValueError for another mode, a share outside (0, 1], or "min_ranked" without scores.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share = {share!r}: expected a fraction above 0, up to 1")
+    count = max(1, round(share * samples.shape[-3]))
+    error = (samples - truth[..., None, :, :]).norm(dim=-1)
+    if mode == "min_ranked":
+        if scores is None:
+            raise ValueError("scores = None: mode 'min_ranked' needs the scores of the samples")
+        top = (
+            scores.topk(count, -1)
+            .indices[..., None]
+            .expand(*scores.shape[:-1], count, error.shape[-1])
+        )
+        return error.gather(-2, top).amin(-2)
+    nearest = error.topk(count, -2, largest=False, sorted=True).values
+    if mode == "mean_closest":
+        return nearest.mean(-2)
+    if mode == "last_closest":
+        return nearest[..., -1, :]
+    raise ValueError(
+        f"mode = {mode!r}: expected one of 'min_ranked', 'mean_closest', 'last_closest'"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Do scores mean what they say? One row a bin of the predicted share.
+
+    predicted: mean softmax of the scores; wanted: mean of q; nearest: how often the sample is
+    the nearest of all; count: samples in the bin.
+    """
+
+    predicted: Tensor
+    wanted: Tensor
+    nearest: Tensor
+    count: Tensor
+
+
+def calibration(scores: Tensor, q: Tensor, distance: Tensor, *, bins: int = 8) -> Calibration:
+    """Compare p = softmax(scores) with q and with being nearest; all (agents, samples).
+
+    Bins hold equally many samples, up to ties.
+    Raises ValueError for no bins, or more of them than samples.
+    """
+    if not 1 <= bins <= scores.numel():
+        raise ValueError(f"bins = {bins!r}: expected 1 to {scores.numel()}, the number of samples")
+    p = scores.softmax(-1)
+    hit = torch.zeros_like(p).scatter(-1, distance.argmin(-1, keepdim=True), 1.0)
+    order = p.flatten().argsort()
+    parts = order.tensor_split(bins)
+    mean = [torch.stack([t.flatten()[part].mean() for part in parts]) for t in (p, q, hit)]
+    return Calibration(*mean, torch.tensor([len(part) for part in parts]))

@@ -1,0 +1,302 @@
+"""Real scenes: windows of the Stanford Drone Dataset, TrajNet and ETH/UCY, with their pictures.
+
+Stanford's scenes stay in the unit of the paper's tables, a pixel of the video reduced 5 times
+("px/5"); nobody knows their scale in metres well. Wherever a length in metres is meant, the
+caller says how many such units a metre is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from companion.checks import above, whole
+from companion.data.files import open_picture
+from companion.data.root import IncompleteDataError, data_root
+from companion.data.trajectories import (
+    ETH_UCY,
+    TRACK_SETS,
+    Tracks,
+    TrajectoryWindows,
+    cut_windows,
+    join_windows,
+    load_tracks,
+    track_names,
+)
+from companion.papers.desire.junction import Junction, simulate_tjunction
+
+REDUCE = 5  # pixels to a unit of the tables
+SDD_TEST = ("gates/8", "nexus/4", "hyang/12", "quad/1", "deathCircle/2")
+TRAJNET_SDD = {  # the files of TrajNet's training part that are scenes of Stanford's
+    "bookstore": (0, 1, 2, 3),
+    "coupa": (3,),
+    "deathCircle": (0, 1, 2, 3, 4),
+    "gates": (0, 1, 3, 4, 5, 6, 7, 8),
+    "hyang": (4, 5, 6, 7, 9),
+    "nexus": (0, 1, 2, 3, 4, 7, 8, 9),
+}
+UNIT = {"tjunction": 1.0, "sdd": 5.0, "trajnet": 1.0, "ethucy": 1.0}  # about a metre each
+NEEDS = {"tjunction": (), "sdd": ("sdd",), "trajnet": ("trajnet",), "ethucy": ("eth", "ucy")}
+PATCH_CELLS = 2  # points a side by which a cell of the ground is averaged
+
+
+def ground_picture(tracks: Tracks, extent: float, cells: int) -> tuple[Tensor, Tensor]:
+    """The reference picture on a square grid in the tracks' own unit.
+
+    extent: the side of the square around the middle of the tracks. cells: along a side.
+    Returns (1 + 3, cells, cells), a channel that is 1 where there is a picture and then red,
+    green and blue in [0, 1], rows along y; and the middle (2,).
+    Raises ValueError for tracks without a picture or without a map to it, for cells below 1 and
+    an extent that is not above 0; CorruptDataError for a picture that cannot be decoded.
+    """
+    if tracks.picture is None or tracks.to_pixels is None:
+        raise ValueError(
+            f"{tracks.name}: there is no picture of the ground, or no map to it; "
+            "leave the scene out (use_scene false)"
+        )
+    if cells < 1 or not 0 < extent < math.inf:
+        raise ValueError(f"cells, extent = {cells}, {extent}: expected at least 1 and above 0")
+    low, high = tracks.position.amin(0), tracks.position.amax(0)
+    middle = (low + high) / 2
+    fine = cells * PATCH_CELLS
+    opened = open_picture(tracks.picture)
+    # one averaged pixel is about one point of the fine grid
+    width, height = opened.size
+    across = tracks.pixels(middle + torch.tensor([[extent / 2, 0], [-extent / 2, 0]]))
+    shrink = max(1, int((across[0] - across[1]).norm() / fine))
+    small = opened.convert("RGB").resize((max(1, width // shrink), max(1, height // shrink)))
+    image = torch.from_numpy(np.array(small)).movedim(2, 0).float() / 255
+    at = ((torch.arange(fine) + 0.5) / fine - 0.5) * extent
+    y, x = torch.meshgrid(at.double(), at.double(), indexing="ij")
+    pixel = tracks.pixels(torch.stack([x, y], -1) + middle)
+    grid = 2 * pixel / torch.tensor([width, height]) - 1
+    inside = (grid.abs() <= 1).all(-1)
+    seen = torch.nn.functional.grid_sample(
+        image[None], grid[None].float(), align_corners=False, padding_mode="border"
+    )[0]
+    layers = torch.cat([inside[None].float(), seen * inside])
+    return torch.nn.functional.avg_pool2d(layers[None], PATCH_CELLS)[0], middle
+
+
+def with_picture(
+    windows: TrajectoryWindows, picture: Tensor, middle: Tensor, cell: float
+) -> TrajectoryWindows:
+    """Windows of one scene with its picture; the world's origin moves to the picture's middle."""
+    return dataclasses.replace(
+        windows,
+        origin_m=windows.origin_m - middle,
+        raster=picture[None],
+        meters_per_cell=cell,
+        raster_index=torch.zeros(len(windows), dtype=torch.long),
+    )
+
+
+def join_with_pictures(parts: Sequence[TrajectoryWindows]) -> TrajectoryWindows:
+    """As `join_windows`, and keeps the pictures if all parts have some of one size and scale."""
+    joined = join_windows(parts)
+    if any(part.raster is None for part in parts):
+        return joined
+    index, count = [], 0
+    for part in parts:
+        index.append(part.raster_index + count)
+        count += len(part.raster)
+    return dataclasses.replace(
+        joined,
+        raster=torch.cat([part.raster for part in parts]),
+        raster_index=torch.cat(index),
+        meters_per_cell=parts[0].meters_per_cell,
+    )
+
+
+def load_sdd(
+    videos: Sequence[str],
+    root: str | os.PathLike = "",
+    *,
+    obs_len: int = 5,
+    pred_len: int = 10,
+    dt_s: float = 0.4,
+    start_every_s: float = 2.0,
+    cells: int = 64,
+    extent: float = 440.0,
+    pictures: bool = True,
+) -> TrajectoryWindows:
+    """Windows of videos of the Stanford Drone Dataset, in px/5.
+
+    videos: such as "gates/8". Boxes that the annotators call lost are left out, an agent is the
+    middle of his box. cells, extent: of the picture, `ground_picture`, px/5 a side.
+    Raises what `load_tracks` raises; ValueError for a video without a whole window.
+    """
+    if not videos:
+        raise ValueError("videos = []: expected at least one, such as 'gates/8'")
+    if not 0 < start_every_s < math.inf:
+        raise ValueError(f"start_every_s = {start_every_s!r}: expected seconds above 0")
+    parts = []
+    for video in videos:
+        tracks = load_tracks(f"sdd/{video}", root, dt_s=dt_s)
+        shrink = torch.diag(torch.tensor([REDUCE, REDUCE, 1.0], dtype=torch.float64))
+        tracks = dataclasses.replace(
+            tracks, position=tracks.position / REDUCE, to_pixels=tracks.to_pixels @ shrink
+        )
+        stride = max(1, round(start_every_s / dt_s))
+        windows = cut_windows(tracks, obs_len=obs_len, pred_len=pred_len, stride=stride)
+        if pictures:
+            picture, middle = ground_picture(tracks, extent, cells)
+            windows = with_picture(windows, picture, middle, extent / cells)
+        parts.append(windows)
+    return join_with_pictures(parts)
+
+
+def sdd_videos(root: str | os.PathLike = "") -> list[str]:
+    """Videos of the Stanford Drone Dataset that are there."""
+    names = track_names(root)
+    return [name.removeprefix("sdd/") for name in names if name.startswith("sdd/")]
+
+
+def load_trajnet(
+    names: Sequence[str], root: str | os.PathLike = "", *, obs_len: int = 8, pred_len: int = 12
+) -> TrajectoryWindows:
+    """Windows of files of TrajNet such as "bookstore_0", in metres, without pictures.
+
+    The files hold pieces of 20 steps; those whose end is withheld are left out.
+    """
+    if not names:
+        raise ValueError("names = []: expected at least one, such as 'bookstore_0'")
+    return join_windows(
+        [
+            cut_windows(load_tracks(f"trajnet/{name}", root), obs_len=obs_len, pred_len=pred_len)
+            for name in names
+        ]
+    )
+
+
+def load_eth_ucy(
+    scenes: Sequence[str],
+    root: str | os.PathLike = "",
+    *,
+    obs_len: int = 8,
+    pred_len: int = 12,
+    min_agents: int = 2,
+) -> TrajectoryWindows:
+    """Windows of scenes of `ETH_UCY`, in metres, at steps of 0.4 s, without pictures.
+
+    scenes: such as "univ", which is the benchmark's annotation of the university square: with 8
+    and 12 steps it gives 24,334 paths, 14,295 of "students001" and 10,039 of "students003".
+    min_agents: of a window; the benchmark takes those with 2 at least.
+
+    Raises ValueError for an unknown scene, or none.
+    """
+    if not scenes:
+        raise ValueError("scenes = []: expected at least one, such as 'univ'")
+    for scene in scenes:
+        if scene not in ETH_UCY:
+            known = ", ".join(map(repr, ETH_UCY))
+            raise ValueError(f"scene = {scene!r}: expected one of {known}")
+    sizes = {"obs_len": obs_len, "pred_len": pred_len, "min_agents": min_agents}
+    names = [name for scene in scenes for name in ETH_UCY[scene]]
+    return join_windows([cut_windows(load_tracks(name, root), **sizes) for name in names])
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Scenes to learn from and scenes to test on; truth: of the test scenes, where it is known."""
+
+    name: str
+    train: TrajectoryWindows
+    test: TrajectoryWindows
+    truth: Junction | None = None
+
+
+def load_folds(
+    dataset: str,
+    root: str | os.PathLike = "",
+    *,
+    obs_len: int,
+    pred_len: int,
+    dt_s: float = 0.4,
+    n_scenes: int = 800,
+    pictures: bool = True,
+    seed: int = 0,
+) -> Iterator[Fold]:
+    """One fold after the other, each loaded when its turn comes.
+
+    dataset: "tjunction" (n_scenes, and a quarter more to test on; every fold other seeds),
+    "sdd" (five folds by video, the first tests on `SDD_TEST`), "trajnet" (five by file) or
+    "ethucy" (five, each leaves a scene out, as the usual benchmark does: its "univ", and windows
+    with two people at least). dt_s: seconds to a step, 0.4 for "trajnet" and "ethucy".
+    Only the junction and "sdd" come with pictures of the ground.
+    Raises ValueError for another dataset or dt_s and for counts below 1, MissingDataError for a
+    set that is not there, before anything is loaded.
+    """
+    if dataset not in UNIT:
+        raise ValueError(f"dataset = {dataset!r}: expected one of {', '.join(map(repr, UNIT))}")
+    if dataset in ("trajnet", "ethucy") and dt_s != 0.4:
+        raise ValueError(f"dt_s = {dt_s!r}: {dataset} has steps of 0.4 s")
+    if dataset in ("trajnet", "ethucy") and pictures:
+        raise ValueError(f"use_scene = True: {dataset} comes without pictures; set it to false")
+    above(0, dt_s=dt_s)
+    whole(1, n_scenes=n_scenes, pred_len=pred_len)
+    whole(2, obs_len=obs_len)
+    whole(0, seed=seed)
+    sizes = {"obs_len": obs_len, "pred_len": pred_len}
+    for name in NEEDS[dataset]:
+        TRACK_SETS[name].require(name, data_root(root), whole=False)
+    if dataset == "sdd":
+        _sdd_folds(root)
+    return _folds(dataset, root, sizes, dt_s, n_scenes, pictures, seed)
+
+
+def _sdd_folds(root: str | os.PathLike) -> list[list[str]]:
+    """The videos that each of five folds tests on."""
+    rest = sdd_videos(root)
+    lacking = sorted(set(SDD_TEST) - set(rest))
+    rest = [video for video in rest if video not in SDD_TEST]
+    if lacking or len(rest) < 4:
+        raise IncompleteDataError(
+            f"dataset 'sdd' in {data_root(root)} is incomplete: expected annotations.txt of the "
+            f"videos {', '.join(SDD_TEST)} and of four others at least; "
+            f"it lacks {', '.join(lacking) or 'others'}. {TRACK_SETS['sdd'].get}"
+        )
+    return [list(SDD_TEST), *(rest[k::4] for k in range(4))]
+
+
+def _folds(
+    dataset: str,
+    root: str | os.PathLike,
+    sizes: dict[str, int],
+    dt_s: float,
+    n_scenes: int,
+    pictures: bool,
+    seed: int,
+) -> Iterator[Fold]:
+    if dataset == "tjunction":
+        for fold in range(5):
+            train, test = (
+                simulate_tjunction(count, dt_s=dt_s, seed=100 * seed + 20 * fold + part, **sizes)
+                for part, count in enumerate((n_scenes, max(1, n_scenes // 4)))
+            )
+            yield Fold(f"junction {fold + 1}", train.windows, test.windows, test)
+    elif dataset == "sdd":
+        tests = _sdd_folds(root)
+        for fold, test in enumerate(tests):
+            train = [video for other in tests for video in other if video not in test]
+            load = {"dt_s": dt_s, "pictures": pictures, **sizes}
+            parts = (load_sdd(videos, root, **load) for videos in (train, test))
+            yield Fold(f"fold {fold + 1}", *parts)
+    elif dataset == "trajnet":
+        names = [f"{scene}_{n}" for scene, numbers in TRAJNET_SDD.items() for n in numbers]
+        for fold in range(5):
+            train = [name for k, name in enumerate(names) if k % 5 != fold]
+            parts = (load_trajnet(files, root, **sizes) for files in (train, names[fold::5]))
+            yield Fold(f"fold {fold + 1}", *parts)
+    else:
+        for left_out in ETH_UCY:
+            train = [scene for scene in ETH_UCY if scene != left_out]
+            parts = (load_eth_ucy(scenes, root, **sizes) for scenes in (train, [left_out]))
+            yield Fold(f"without {left_out}", *parts)

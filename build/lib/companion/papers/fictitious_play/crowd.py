@@ -1,0 +1,192 @@
+"""Pedestrians with starts, goals and speeds, and the weights of what they care about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from companion.checks import above, whole
+from companion.papers.fictitious_play.grid import Grid, goal_distance, speed_errors
+
+SIGMAS_M = (0.35, 0.9)  # intimate and personal distance
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a pedestrian cares about; all in nats a step but for the goal.
+
+    speed: λ, per (m/s)² off the preferred speed. goal: α, per metre from the goal at the end.
+    social: w_m, per expected neighbour at a Gaussian's centre. map: per nat of log occupancy
+    of the tracks that were learnt from.
+    """
+
+    speed: float
+    goal: float
+    social: tuple[float, ...]
+    map: float = 0.0
+
+    def alone(self) -> Weights:
+        """The same pedestrian taking no notice of others."""
+        return replace(self, social=tuple(0.0 for _ in self.social))
+
+    def louder(self, factor: float) -> Weights:
+        """The same with the social weights multiplied."""
+        return replace(self, social=tuple(factor * w for w in self.social))
+
+
+@dataclass(frozen=True, eq=False)
+class Crowd:
+    """N pedestrians of one or several scenes on one grid.
+
+    start: (N, 2) cells. goal: (N, 2) metres. speed: (N,) preferred, in m/s; its dtype is that
+    of every computation. scene: (N,), who shares one; nobody minds people of other scenes.
+    group: (N,), members of one walking group have one number, -1 is nobody's.
+    log_map: (H, W) log occupancy of training tracks. blocked: (H, W), cells that nobody enters.
+
+    Raises ValueError for shapes that disagree, a time or reach that is not positive, or an agent
+    without a finite goal, a speed of at least 0 or a start on the grid.
+    """
+
+    grid: Grid
+    dt_s: float
+    start: Tensor
+    goal: Tensor
+    speed: Tensor
+    scene: Tensor
+    group: Tensor | None = None
+    log_map: Tensor | None = None
+    blocked: Tensor | None = None
+    radius_cells: int = 2
+
+    def __post_init__(self) -> None:
+        above(0, dt_s=self.dt_s)
+        whole(1, radius_cells=self.radius_cells)
+        n = len(self.speed)
+        for name in ("start", "goal", "scene", "group"):
+            value, shape = getattr(self, name), (n, 2) if name in ("start", "goal") else (n,)
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(f"{name} {tuple(value.shape)}: expected {shape}")
+        for name in ("log_map", "blocked"):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != self.grid.shape:
+                raise ValueError(f"{name} {tuple(value.shape)}: expected {self.grid.shape}")
+        if not (self.speed >= 0).all():
+            raise ValueError(f"speed: the least is {self.speed.min():g}, expected at least 0")
+        for name, bad in (
+            ("goal", ~self.goal.isfinite().all(-1)),
+            ("start", ~self.grid.holds(self.start)),
+        ):
+            if bad.any():
+                raise ValueError(
+                    f"{name}: agents {bad.nonzero().flatten().tolist()[:5]} have none on the ground plane"
+                )
+
+    def __len__(self) -> int:
+        return len(self.speed)
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Crowd:
+        """A copy on a device and in a precision."""
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        # both at once: the device may lack the precision that is left
+        return replace(
+            self,
+            **{
+                k: v.to(device, dtype if v.is_floating_point() else None)
+                for k, v in tensors.items()
+            },
+        )
+
+    def pair_mask(self, mask_groups: bool = True) -> Tensor:
+        """(N, N), true where j matters to i: same scene, another agent, another group."""
+        same = self.scene[:, None] == self.scene
+        same.fill_diagonal_(False)
+        if mask_groups and self.group is not None:
+            same &= ~((self.group[:, None] == self.group) & (self.group >= 0))
+        return same
+
+    def take(self, keep: Tensor) -> Crowd:
+        """The agents of a mask or an index."""
+        group = None if self.group is None else self.group[keep]
+        return replace(
+            self, start=self.start[keep], goal=self.goal[keep], speed=self.speed[keep],
+            scene=self.scene[keep], group=group,
+        )  # fmt: skip
+
+    def repeat(self, times: int) -> Crowd:
+        """The crowd so many times, each in scenes of its own."""
+        whole(0, times=times)
+        scenes = int(self.scene.max()) + 1 if len(self) else 0
+        apart = torch.arange(times, device=self.scene.device).repeat_interleave(len(self)) * scenes
+        index = torch.arange(len(self), device=self.scene.device).repeat(times)
+        return replace(self.take(index), scene=self.scene[index] + apart)
+
+    def errors(self) -> Tensor:
+        """Squared speed errors of all steps, (N, 2R+1, 2R+1)."""
+        return speed_errors(self.grid, self.dt_s, self.speed, self.radius_cells)
+
+    def distances(self) -> Tensor:
+        """Metres from every cell to each agent's goal, (N, H, W)."""
+        return goal_distance(self.grid, self.goal.to(self.speed))
+
+    def ground(self, weights: Weights, horizon: int) -> Tensor:
+        """What cells are worth in themselves at every step, (T, N, H, W), a view of (H, W)."""
+        worth = torch.zeros(self.grid.shape, dtype=self.speed.dtype, device=self.speed.device)
+        if self.log_map is not None:
+            worth = weights.map * self.log_map.to(worth)
+        if self.blocked is not None:
+            worth = worth.masked_fill(self.blocked, -torch.inf)
+        return worth.expand(horizon, len(self), *self.grid.shape)
+
+
+def head_on(
+    weight: float, *, horizon: int = 10, cell_m: float = 0.4, dt_s: float = 0.4, radius_cells: int = 2,
+    speed_mps: float = 1.2, dtype: torch.dtype = torch.float64,
+) -> tuple[Crowd, Weights]:  # fmt: skip
+    """Two people walking straight at each other, images of each other under half a turn.
+
+    weight: w; the social weights are (w, w / 8). Returns the crowd and the weights.
+    """
+    grid = Grid(-4, 4, -4, 4, cell_m)
+    places = torch.tensor([[-1.8, 0.2], [1.8, -0.2]], dtype=dtype)
+    crowd = Crowd(
+        grid, dt_s, grid.to_cell(places), -1.2 * places,
+        torch.full((2,), speed_mps, dtype=dtype), torch.zeros(2, dtype=torch.long),
+        radius_cells=radius_cells,
+    )  # fmt: skip
+    return crowd, Weights(2.0, 3.0, (weight, weight / 8))
+
+
+def self_play_crowd(
+    n_scenes: int, generator: torch.Generator, *, n_agents: int = 3, speeds: Sequence[float] = (0.8, 1.2, 1.6),
+    cell_m: float = 0.4, dt_s: float = 0.4, radius_cells: int = 2, dtype: torch.dtype = torch.float64,
+) -> Crowd:  # fmt: skip
+    """Scenes of people on a circle of 2.2 m who want to the other side, 1.3 times as far.
+
+    They stand evenly around the circle, turned and shaken by a random angle; everybody's speed
+    is drawn from `speeds` (m/s).
+    Raises ValueError for counts below 1 and for no speeds.
+    """
+    whole(1, n_scenes=n_scenes, n_agents=n_agents)
+    if not len(speeds):
+        raise ValueError("speeds = []: expected at least one, in m/s")
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    share = 2 * torch.pi / n_agents
+    even = share * torch.arange(n_agents, dtype=torch.float64)
+    turn = 2 * torch.pi * uniform(n_scenes, 1)
+    angle = (turn + even + 0.6 * share * (uniform(n_scenes, n_agents) - 0.5)).flatten()
+    place = 2.2 * torch.stack([angle.cos(), angle.sin()], -1)
+    kind = torch.randint(len(speeds), (len(angle),), generator=generator)
+    scene = torch.arange(n_scenes).repeat_interleave(n_agents)
+    grid = Grid(-4, 4, -4, 4, cell_m)
+    return Crowd(
+        grid, dt_s, grid.to_cell(place), (-1.3 * place).to(dtype),
+        torch.tensor(speeds, dtype=dtype)[kind], scene, radius_cells=radius_cells,
+    )  # fmt: skip

@@ -1,0 +1,225 @@
+"""Maximum-entropy inverse optimal control: the weights that make observed paths likely.
+
+Moves are deterministic, so log P(τ) = θ·f(τ) - V_0(s_0). The negative is convex in θ, and its
+gradient is E[f] - f(τ); automatic differentiation through the backward pass gives just that.
+
+The features f are ordered as (speed, goal, social_1 .. social_M, map); each enters the reward
+with its weight, so speed, goal and social features are negative costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from companion.checks import above, whole
+from companion.papers.fictitious_play.crowd import SIGMAS_M, Crowd, Weights
+from companion.papers.fictitious_play.planning import Policy, _correlate, start_value
+from companion.papers.fictitious_play.play import UPDATES, FictitiousPlay
+from companion.papers.fictitious_play.social import at_cells, social_features
+from companion.progress import Progress
+
+SOCIAL = ("forecast", "observed", "none")
+AT_ONCE = 64  # agents whose backward passes are kept in memory together
+HIGHEST = 100.0  # of any weight, so that a line search cannot run away
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights learnt from paths.
+
+    trail: the weights after each round, the single-agent fit first. nats_per_step: the training
+    loss after each round. paths, infeasible: how many there were, and how many were left out
+    because a step of theirs cannot be taken on the grid.
+    """
+
+    weights: Weights
+    trail: list[Weights]
+    nats_per_step: list[float]
+    paths: int
+    infeasible: int
+
+
+def feasible(crowd: Crowd, cells: Tensor) -> Tensor:
+    """Whether paths (..., T + 1, N, 2) stay on the grid with steps of at most R cells, (..., N)."""
+    short = ((cells.diff(dim=-3)).abs() <= crowd.radius_cells).all(-1).all(-2)
+    inside = crowd.grid.holds(cells).all(-2)
+    if crowd.blocked is not None:
+        size = torch.tensor(crowd.grid.shape, device=cells.device)
+        row, column = cells.clamp_min(0).minimum(size - 1).unbind(-1)
+        inside &= ~crowd.blocked[row, column].any(-2)
+    return short & inside & (cells[..., 0, :, :] == crowd.start).all(-1)
+
+
+def path_features(crowd: Crowd, cells: Tensor, social: Tensor) -> Tensor:
+    """Features f(τ) summed over a path, (N, 3 + M) for paths (T + 1, N, 2).
+
+    social: (T, N, M, H, W), what `social_features` returns. Infeasible paths get zeros.
+    """
+    fine = feasible(crowd, cells)
+    cells = torch.where(fine[:, None], cells, crowd.start)
+    agents = torch.arange(len(crowd), device=cells.device)
+    move = cells.diff(dim=0) + crowd.radius_cells
+    speed = crowd.errors()[agents, move[..., 0], move[..., 1]].sum(0)
+    goal = crowd.distances()[agents, cells[-1, :, 0], cells[-1, :, 1]]
+    when = torch.arange(len(cells) - 1, device=cells.device)[:, None]
+    row, column = cells[1:].unbind(-1)
+    near = social[when, agents, :, row, column].sum(0)
+    ground = torch.zeros_like(goal) if crowd.log_map is None else crowd.log_map[row, column].sum(0)
+    f = torch.cat([-speed[:, None], -goal[:, None], -near, ground.to(near)[:, None]], 1)
+    return torch.where(fine[:, None], f, 0)
+
+
+def expected_features(crowd: Crowd, policy: Policy, D: Tensor, social: Tensor) -> Tensor:
+    """E[f] under a policy with occupancy D, (N, 3 + M)."""
+    errors = crowd.errors()
+    weighed = (policy.log_kernel.exp() * errors).flip(1, 2)
+    speed = torch.zeros(len(crowd)).to(errors)
+    for t, r in enumerate(policy.reward):
+        q = r + policy.values[t + 1]
+        shift = q.amax((1, 2), keepdim=True)
+        leave = D[t] * (shift - policy.values[t]).exp()
+        speed += ((q - shift).exp() * _correlate(leave, weighed)).sum((1, 2))
+    goal = (D[-1] * crowd.distances()).sum((1, 2))
+    near = torch.einsum("tnhw,tnmhw->nm", D[1:], social)
+    ground = torch.zeros_like(goal)
+    if crowd.log_map is not None:
+        ground = torch.einsum("tnhw,hw->n", D[1:], crowd.log_map.to(D))
+    return torch.cat([-speed[:, None], -goal[:, None], -near, ground[:, None]], 1)
+
+
+def log_partition(crowd: Crowd, theta: Tensor, social: Tensor) -> Tensor:
+    """V_0 at the start, (N,), differentiable in theta (3 + M,).
+
+    social: (T, N, M, H, W).
+    """
+    if len(theta) != 3 + social.shape[2]:
+        raise ValueError(f"theta {tuple(theta.shape)}: expected {3 + social.shape[2]} weights")
+    ground = crowd.ground(_as_weights(theta.detach().tolist()), len(social))
+    if crowd.log_map is not None:
+        worth = theta[-1] * crowd.log_map.to(theta)
+        ground = worth.masked_fill(ground[0, 0].isinf(), -torch.inf).expand_as(ground)
+    reward = ground - torch.einsum("m,tnmhw->tnhw", theta[2:-1], social)
+    terminal = -theta[1] * crowd.distances()
+    return start_value(-theta[0] * crowd.errors(), reward, terminal, crowd.start)
+
+
+def _as_weights(theta: Sequence[float]) -> Weights:
+    speed, goal, *social, ground = (float(x) for x in theta)
+    return Weights(speed, goal, tuple(social), ground)
+
+
+class MaxEntIOC:
+    """Learn the weights of a crowd from its paths.
+
+    social: where the others are while weights are learnt. "forecast": where fictitious play
+      under the present weights expects them, in alternation over `rounds`; "observed": where
+      they were seen, in one round; "none": nowhere, the single-agent model.
+    iterations: of L-BFGS-B a round. The weights are bounded by zero from below.
+    fp_iterations, average, update, mask_groups: as `FictitiousPlay`.
+
+    Raises ValueError for an unknown choice, no Gaussian and counts out of range.
+    """
+
+    def __init__(
+        self, sigmas_m: Sequence[float] = SIGMAS_M, *, social: str = "forecast", rounds: int = 4, iterations: int = 30,
+        fp_iterations: int = 10, average: bool = True, update: str = "simultaneous", mask_groups: bool = True,
+    ) -> None:  # fmt: skip
+        if social not in SOCIAL:
+            raise ValueError(f"social = {social!r}: expected one of {SOCIAL}")
+        if update not in UPDATES:
+            raise ValueError(f"update = {update!r}: expected one of {UPDATES}")
+        if not len(sigmas_m):
+            raise ValueError("sigmas_m = []: expected the width of at least one Gaussian")
+        above(0, **{f"sigmas_m[{i}]": sigma for i, sigma in enumerate(sigmas_m)})
+        whole(1, rounds=rounds, iterations=iterations)
+        whole(0, fp_iterations=fp_iterations)
+        self.sigmas_m, self.social = tuple(sigmas_m), social
+        self.rounds = {"forecast": rounds, "observed": 1, "none": 0}[social]
+        self.iterations, self.mask_groups = iterations, mask_groups
+        self.play = {"iterations": fp_iterations, "average": average, "update": update}
+
+    def fit(self, crowd: Crowd, cells: Tensor, bar: Progress | None = None) -> Fit:
+        """Fit to paths (T + 1, N, 2), or to several of each agent, (K, T + 1, N, 2).
+
+        bar: counts rounds; there is one more than `rounds`, of agents alone.
+        Raises ValueError for other shapes and if no path is feasible.
+        """
+        paths = cells if cells.ndim == 4 else cells[None]
+        if paths.ndim != 4 or paths.shape[1] < 2 or tuple(paths.shape[2:]) != (len(crowd), 2):
+            raise ValueError(
+                f"cells {tuple(cells.shape)}: expected (T + 1, {len(crowd)}, 2) of at least one step"
+            )
+        fine = feasible(crowd, paths)
+        if not fine.any():
+            raise ValueError(f"cells: none of {fine.numel()} paths can be walked on the grid")
+        if self.social == "observed":  # others' places differ from sample to sample
+            crowd = crowd.repeat(len(paths))
+            paths, fine = paths.transpose(0, 1).flatten(1, 2)[None], fine.flatten()[None]
+        horizon = paths.shape[1] - 1
+        theta = np.array([1.0, 1.0, *(0.0 for _ in self.sigmas_m), 0.0])
+        trail, losses = [], []
+        for k in range(self.rounds + 1):
+            weights = _as_weights(theta)
+            others = None if k == 0 else self._others(crowd, weights, paths, horizon)
+            theta, loss = self._fit_round(crowd, paths, fine, others, theta)
+            trail.append(_as_weights(theta))
+            losses.append(loss)
+            if bar:
+                bar.update()
+        return Fit(trail[-1], trail, losses, fine.numel(), int((~fine).sum()))
+
+    @torch.no_grad()
+    def _others(self, crowd: Crowd, weights: Weights, paths: Tensor, horizon: int) -> Tensor:
+        """Where the others are, as social features (T, N, M, H, W)."""
+        if self.social == "observed":
+            maps = at_cells(crowd.grid.shape, paths[0], crowd.speed.dtype)
+        else:
+            rules = {"sigmas_m": self.sigmas_m, "mask_groups": self.mask_groups, **self.play}
+            maps = FictitiousPlay(crowd, weights, horizon, **rules).run().occupancy
+        mask = crowd.pair_mask(self.mask_groups)
+        return social_features(maps, mask, self.sigmas_m, cell_m=crowd.grid.cell_m)
+
+    def _fit_round(
+        self, crowd: Crowd, paths: Tensor, fine: Tensor, social: Tensor | None, theta: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        """One convex problem: the others' places are given."""
+        horizon, count = paths.shape[1] - 1, fine.sum(0)
+        with_others = social is not None
+        if not with_others:
+            shape = horizon, len(crowd), len(self.sigmas_m), *crowd.grid.shape
+            social = torch.zeros((), dtype=crowd.speed.dtype, device=crowd.speed.device)
+            social = social.expand(shape)
+        seen = sum(path_features(crowd, path, social) for path in paths).sum(0)
+        walkers = count > 0
+        crowd_seen, social_seen = crowd.take(walkers), social[:, walkers]
+        times = count[walkers].to(seen)
+
+        parts = [
+            (crowd_seen.take(part), social_seen[:, part], times[part])
+            for part in torch.arange(len(times), device=times.device).split(AT_ONCE)
+        ]
+
+        def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
+            x = torch.tensor(point, dtype=seen.dtype, device=seen.device, requires_grad=True)
+            value, slope = -x.detach() @ seen, -seen.clone()
+            for walkers, near, often in parts:
+                total = (often * log_partition(walkers, x, near)).sum()
+                slope += torch.autograd.grad(total, x)[0]
+                value += total.detach()
+            scale = times.sum().item() * horizon
+            return value.item() / scale, slope.cpu().double().numpy() / scale
+
+        used = [(0, HIGHEST)] * 2 + [(0, HIGHEST if with_others else 0)] * len(self.sigmas_m)
+        used.append((0, HIGHEST if crowd.log_map is not None else 0))
+        if with_others:  # off the bound, so that the first step can tell the Gaussians apart
+            theta = np.maximum(theta, [0.0, 0.0, *(0.1 for _ in self.sigmas_m), 0.0])
+        found = minimize(
+            loss, theta, jac=True, method="L-BFGS-B", bounds=used, options={"maxiter": self.iterations}
+        )  # fmt: skip
+        return found.x, float(found.fun)

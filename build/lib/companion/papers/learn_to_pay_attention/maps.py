@@ -1,0 +1,202 @@
+"""Maps of attention and of class activation, and how well they point at what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from skimage.filters import threshold_otsu
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from companion.checks import whole
+from companion.papers.learn_to_pay_attention.attention import AttentionClassifier, one_of
+from companion.papers.learn_to_pay_attention.networks import GapClassifier
+from companion.training import evaluation_mode
+
+THRESHOLDS = ("otsu", "area", "mean")
+
+
+def _check_images(x: Tensor, batch_size: int) -> None:
+    whole(1, batch_size=batch_size)
+    if not len(x):
+        raise ValueError(f"x {tuple(x.shape)}: expected at least one image")
+
+
+@torch.no_grad()
+def attention_maps(
+    model: nn.Module, x: Tensor, *, query: Tensor | None = None, batch_size: int = 500
+) -> dict[str, Tensor]:
+    """The attention of every level, in inference mode: layer -> (images, height, width).
+
+    model: has a method `attend`. query: global vectors (images, features) to ask with instead
+      of the images' own, see `global_vectors`.
+    Raises ValueError for no images, or other numbers of images and queries.
+    """
+    _check_images(x, batch_size)
+    if query is not None and len(query) != len(x):
+        raise ValueError(f"query: {len(query)} vectors for {len(x)} images")
+    queries = [None] * len(x) if query is None else query.split(batch_size)
+    with evaluation_mode(model):
+        parts = [
+            model.attend(batch)[1] if q is None else model.attend(batch, q)[1]
+            for batch, q in zip(x.split(batch_size), queries, strict=False)
+        ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@torch.no_grad()
+def global_vectors(model: AttentionClassifier, x: Tensor, *, batch_size: int = 500) -> Tensor:
+    """The global vectors g of some images, (images, features), in inference mode."""
+    _check_images(x, batch_size)
+    with evaluation_mode(model):
+        return torch.cat([model.features(batch)[1] for batch in x.split(batch_size)])
+
+
+@torch.no_grad()
+def cam_maps(
+    model: GapClassifier, x: Tensor, classes: Tensor | None = None, *, batch_size: int = 500
+) -> Tensor:
+    """Class activation maps, (images, height, width): the share of each place in a class's logit.
+
+    Their mean over the places, plus the class's bias, is the logit.
+
+    classes: (images,), which class to explain; None: the predicted one.
+    Raises ValueError for no images, or classes that there are not.
+    """
+    _check_images(x, batch_size)
+    number = model.linear.out_features
+    if classes is not None and not (
+        classes.shape == x.shape[:1] and ((classes >= 0) & (classes < number)).all()
+    ):
+        raise ValueError(f"classes: expected {len(x)} numbers from 0 to {number - 1}")
+    maps = []
+    with evaluation_mode(model):
+        for start in range(0, len(x), batch_size):
+            features = model.features(x[start : start + batch_size])
+            if classes is None:
+                chosen = model.linear(features.mean((2, 3))).argmax(1)
+            else:
+                chosen = classes[start : start + batch_size]
+            weights = model.linear.weight[chosen]
+            maps.append(torch.einsum("bchw,bc->bhw", features, weights))
+    return torch.cat(maps)
+
+
+def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (images, h, w) at the size of the images, bilinear, the least value of each at 0."""
+    wide = interpolate(maps[:, None].float(), tuple(size), mode="bilinear", align_corners=False)
+    wide = wide[:, 0]
+    return wide - wide.amin((1, 2), keepdim=True)
+
+
+def _fit(maps: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps at the size of the truth, and the truth, both (images, pixels)."""
+    if truth.dim() != 3 or maps.dim() != 3 or len(maps) != len(truth):
+        raise ValueError(
+            f"maps {tuple(maps.shape)}, truth {tuple(truth.shape)}: expected (images, h, w) each"
+        )
+    if truth.dtype != torch.bool:
+        raise ValueError(f"truth: dtype {truth.dtype}, expected bool")
+    if not maps.isfinite().all():
+        raise ValueError("maps: expected finite values")
+    wide = resized(maps, truth.shape[1:]).flatten(1)
+    rounding = 8 * torch.finfo(wide.dtype).eps * maps.flatten(1).abs().amax(1, keepdim=True)
+    flat = wide.amax(1, keepdim=True) <= rounding  # what is left of a map without differences
+    return wide.masked_fill(flat, 0.0), truth.flatten(1)
+
+
+def pointing_game(maps: Tensor, truth: Tensor) -> Tensor:
+    """Whether the largest value of each map lies in the truth: (images,), 0 or 1.
+
+    Where several places share the largest value, the share of them in the truth; so a map that
+    is the same everywhere scores as chance does.
+
+    maps: (images, h, w), resized to the truth. truth: (images, height, width), bool.
+    """
+    wide, inside = _fit(maps, truth)
+    top = wide == wide.amax(1, keepdim=True)
+    return (top & inside).sum(1) / top.sum(1)
+
+
+def energy_in_box(maps: Tensor, truth: Tensor) -> Tensor:
+    """The share of each map, above its least value, that lies in the truth: (images,).
+
+    A map that is the same everywhere has nothing to share out and scores as chance does, the
+    truth's share of the image. maps, truth: as `pointing_game`.
+    """
+    wide, inside = _fit(maps, truth)
+    total = wide.sum(1)
+    share = (wide * inside).sum(1) / total
+    return torch.where(total > 0, share, inside.float().mean(1))
+
+
+def otsu_threshold(maps: Tensor) -> Tensor:
+    """Otsu's threshold of every map, (images,): it splits the values into two narrow groups.
+
+    scikit-image's, on a histogram of 256 bins; of a map that is the same everywhere, its value.
+    """
+    values = [float(threshold_otsu(m)) for m in maps.detach().cpu().numpy().astype(np.float64)]
+    return torch.tensor(values, dtype=maps.dtype, device=maps.device)
+
+
+def binarised(maps: Tensor, how: str = "otsu", *, area: int = 64) -> Tensor:
+    """The pixels of each map that stand out, bool, same shape.
+
+    how: "otsu" above Otsu's threshold, "mean" above the mean, "area" the `area` largest (the
+      earlier ones where values tie).
+    """
+    one_of("threshold", how, THRESHOLDS)
+    whole(0, area=area)
+    if how == "area":
+        flat = maps.flatten(1)
+        order = flat.argsort(dim=1, descending=True, stable=True)[:, :area]
+        return torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, True).view_as(maps)
+    level = otsu_threshold(maps) if how == "otsu" else maps.mean((1, 2))
+    return maps > level[:, None, None]
+
+
+def mask_iou(masks: Tensor, truth: Tensor) -> Tensor:
+    """Intersection over union of two sets of pixels, (images,); 0 where both are empty.
+
+    masks, truth: (images, height, width), bool.
+    """
+    if (masks.dtype, truth.dtype) != (torch.bool, torch.bool):
+        raise ValueError(f"masks, truth: dtypes {masks.dtype}, {truth.dtype}, expected bool")
+    if masks.shape != truth.shape:
+        raise ValueError(f"masks {tuple(masks.shape)}: expected the truth's {tuple(truth.shape)}")
+    both, either = (masks & truth).flatten(1).sum(1), (masks | truth).flatten(1).sum(1)
+    return both / either.clamp(min=1)
+
+
+@torch.no_grad()
+def perturbation_curve(
+    model: nn.Module, x: Tensor, maps: Tensor, kind: str, *, parts: int = 10, fill: float = 0.0
+) -> Tensor:
+    """Mean probability of the class predicted at first, as pixels go or come: (parts + 1,).
+
+    Pixels are taken in the order of the map, the largest value first, a `parts`-th of the image
+    at a time.
+
+    kind: "deletion" replaces them by `fill`; "insertion" begins with `fill` everywhere and puts
+      them back. A map that says what the network uses makes deletion fall early and insertion
+      rise early.
+    maps: (images, h, w); resized to the images.
+    """
+    one_of("kind", kind, ("deletion", "insertion"))
+    whole(1, parts=parts)
+    if len(maps) != len(x) or not maps.isfinite().all():
+        raise ValueError(f"maps {tuple(maps.shape)}: expected finite values, {len(x)} maps")
+    pixels = x.shape[2] * x.shape[3]
+    order = resized(maps, x.shape[2:]).flatten(1).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(1).view(len(x), 1, *x.shape[2:])
+    curve = []
+    with evaluation_mode(model):
+        chosen = model(x).argmax(1)
+        for part in range(parts + 1):
+            first = rank < round(pixels * part / parts)
+            gone = first if kind == "deletion" else ~first
+            probability = model(x.masked_fill(gone, fill)).softmax(1)
+            curve.append(probability.gather(1, chosen[:, None]).mean())
+    return torch.stack(curve)

@@ -1,0 +1,292 @@
+"""Distillation from a teacher that sees what the student looks at."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from companion.papers.masked_kd.architecture import (
+    UnsupportedModelError,
+    drop_point,
+    patch_count,
+    token_grid,
+)
+from companion.papers.masked_kd.attention import cls_attention, gradient_saliency
+from companion.papers.masked_kd.tokens import (
+    check_keep,
+    resize_scores,
+    select_tokens,
+    token_drop,
+)
+from companion.training import LOOK_EVERY, evaluation_mode
+
+KINDS = ("soft", "hard")
+SELECTORS = ("full", "student", "random", "bottom", "teacher", "saliency")
+
+
+def distillation_loss(
+    z: Tensor,
+    t: Tensor,
+    y: Tensor | None = None,
+    alpha: float = 0.5,
+    tau: float = 1.0,
+    kind: str = "soft",
+) -> Tensor:
+    """(1 - alpha) times cross-entropy to the labels plus alpha times what the teacher says.
+
+    z, t: logits of student and teacher, (B, K). y: class indices (B,) or probabilities (B, K) as
+    mixup makes them; needed unless alpha is 1.
+    alpha: weight of the teacher, 0 to 1. tau: temperature, above 0.
+    kind: "soft", tau² KL(teacher || student) averaged over the batch; "hard", cross-entropy to
+    the teacher's answer.
+    Raises ValueError for values out of range, other shapes, or missing labels.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind = {kind!r}: expected 'soft' or 'hard'")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha = {alpha!r}: expected 0 to 1")
+    if not 0 < tau < math.inf:
+        raise ValueError(f"tau = {tau!r}: expected a number above 0")
+    if z.shape != t.shape:
+        raise ValueError(
+            f"student logits {tuple(z.shape)} and teacher logits {tuple(t.shape)} differ: both "
+            "models must have the same classes"
+        )
+    if y is None and alpha < 1:
+        raise ValueError(f"y: labels are needed with alpha = {alpha!r}")
+    z, t = z.float(), t.float()
+    if kind == "hard":
+        taught = cross_entropy(z, t.argmax(1))
+    else:
+        taught = tau**2 * kl_div(
+            log_softmax(z / tau, 1),
+            log_softmax(t / tau, 1),
+            log_target=True,
+            reduction="batchmean",
+        )
+    # at alpha = 1 the labels are not touched at all
+    return taught if alpha == 1 else (1 - alpha) * cross_entropy(z, y) + alpha * taught
+
+
+@dataclass(eq=False)
+class CollapseGuard:
+    """Lets the teacher be masked only while its answers survive the mask.
+
+    Early in training a student looks anywhere. If the teacher is shown that, its answer says
+    nothing, the student learns to look elsewhere, and stays there. So a probe batch is asked now
+    and then: how often does the masked teacher answer as it does on the whole picture? Below
+    `threshold`, the teacher sees everything until the next look: a warm-up of the length needed.
+
+    images: probe batch, in the student's resolution; teacher_images where the teacher's differs.
+    threshold: least agreement, 0 to 1. every: steps between two looks.
+    log: (step, agreement) of every look.
+    """
+
+    images: Tensor
+    threshold: float = 0.8
+    every: int = 20
+    teacher_images: Tensor | None = None
+    log: list[tuple[int, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold = {self.threshold!r}: expected 0 to 1")
+        if self.every < 1:
+            raise ValueError(f"every = {self.every!r}: expected at least 1")
+        if not len(self.images):
+            raise ValueError(f"images {tuple(self.images.shape)}: expected at least one")
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step's outcome: loss with its graph, logits, and the patches the teacher saw.
+
+    keep: (B, k), or None where the teacher saw everything.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    teacher_logits: Tensor
+    keep: Tensor | None
+
+
+class MaskedDistiller:
+    """Distils a student from a teacher that sees only some patches of each picture.
+
+    >>> with MaskedDistiller(student, teacher, keep=98) as distiller:  # doctest: +SKIP
+    ...     for images, labels in batches:
+    ...         optimizer.zero_grad()
+    ...         distiller(images, labels).loss.backward()
+    ...         optimizer.step()
+
+    student, teacher: classifiers, see `cls_attention` and `token_drop`; the teacher runs in
+      inference mode without gradients, and no weight or mode of it changes.
+    keep: patches that the teacher sees.
+    alpha, tau, kind: as `distillation_loss`.
+    selector: "student" (the method); "random"; "bottom", the student's least; "teacher", by the
+      teacher's own attention, which costs a whole forward pass of it; "saliency", by the
+      student's gradients; "full" for no mask.
+    warmup: first steps without a mask. guard: a `CollapseGuard`, for as many as are needed.
+    layer: block of the student whose attention counts.
+    amp: dtype of autocast, such as torch.bfloat16; None for none. Scores stay in float32.
+    generator: CPU generator for "random".
+    Raises ValueError for values out of range and UnsupportedModelError for unknown models, both
+    at once and not at the first step.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        keep: int,
+        *,
+        alpha: float = 0.5,
+        tau: float = 1.0,
+        kind: str = "soft",
+        selector: str = "student",
+        warmup: int = 0,
+        guard: CollapseGuard | None = None,
+        layer: int = -1,
+        amp: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if selector not in SELECTORS:
+            raise ValueError(
+                f"selector = {selector!r}: expected one of {', '.join(map(repr, SELECTORS))}"
+            )
+        if warmup < 0:
+            raise ValueError(f"warmup = {warmup!r}: expected at least 0")
+        check_keep(keep, patch_count(teacher))
+        probe = torch.zeros(1, 2)
+        distillation_loss(probe, probe, torch.zeros(1, dtype=torch.long), alpha, tau, kind)
+        drop_point(teacher)
+        self.student, self.teacher, self.keep = student, teacher, keep
+        self.alpha, self.tau, self.kind, self.selector = alpha, tau, kind, selector
+        self.warmup, self.guard, self.amp, self.generator = warmup, guard, amp, generator
+        self.step = 0
+        self.masking = guard is None
+        self._stack = ExitStack()
+        self._masked_teacher = self._stack.enter_context(token_drop(teacher))
+        self._attention = None
+        if selector in ("student", "bottom", "teacher"):
+            watched = teacher if selector == "teacher" else student
+            self._attention = self._stack.enter_context(cls_attention(watched, layer))
+        self._probe_answers: Tensor | None = None
+
+    def __enter__(self) -> MaskedDistiller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove all hooks from both models."""
+        self._stack.close()
+
+    def __call__(
+        self, images: Tensor, labels: Tensor | None = None, teacher_images: Tensor | None = None
+    ) -> Step:
+        """Student on all patches, teacher on the chosen ones, and the loss between them.
+
+        images: (B, C, H, W); with mixup the mixed ones. teacher_images: the same pictures in the
+        teacher's resolution, where that differs; scores are then resized to its grid.
+        """
+        if not len(images):
+            raise ValueError(f"images {tuple(images.shape)}: expected at least one")
+        seen = images if teacher_images is None else teacher_images
+        self._check_resolution(seen)
+        if self.guard is not None and self.step % self.guard.every == 0:
+            self._look()
+        with self._autocast(images):
+            logits = self.student(images)
+        keep = None
+        if self.selector != "full" and self.masking and self.step >= self.warmup:
+            keep = self.select(images, seen)
+        answers = self._teach(seen, keep)
+        # a distilled student in training returns two answers: its own, and one for the teacher
+        own, taught = logits if isinstance(logits, tuple) else (logits, logits)
+        with torch.autocast(images.device.type, enabled=False):
+            loss = self._loss(own, taught, answers, labels)
+        self.step += 1
+        return Step(loss, own, answers, keep)
+
+    def _loss(self, own: Tensor, taught: Tensor, answers: Tensor, labels: Tensor | None) -> Tensor:
+        if own is taught:
+            return distillation_loss(own, answers, labels, self.alpha, self.tau, self.kind)
+        loss = self.alpha * distillation_loss(taught, answers, None, 1, self.tau, self.kind)
+        return (
+            loss + (1 - self.alpha) * cross_entropy(own.float(), labels)
+            if self.alpha < 1
+            else loss
+        )
+
+    def select(self, images: Tensor, teacher_images: Tensor) -> Tensor:
+        """The patches that the selector keeps of each picture, (B, keep), ascending.
+
+        "student" and "bottom" read the student's latest forward pass, which must have been of
+        these images.
+        """
+        grid_t = token_grid(self.teacher, teacher_images)
+        if self.selector == "random":
+            blank = torch.zeros(len(images), grid_t[0] * grid_t[1], device=images.device)
+            return select_tokens(blank, self.keep, "random", self.generator)
+        if self.selector == "teacher":
+            self._teach(teacher_images, None)
+            scores, grid = self._attention.scores, grid_t
+        elif self.selector == "saliency":
+            scores, grid = (
+                gradient_saliency(self.student, images),
+                token_grid(self.student, images),
+            )
+        else:
+            scores, grid = self._attention.scores, token_grid(self.student, images)
+        mode = "bottom" if self.selector == "bottom" else "top"
+        # looking at the scores waits for a GPU: there only now and then
+        check = images.device.type == "cpu" or self.step % LOOK_EVERY == 0
+        return select_tokens(resize_scores(scores, grid, grid_t), self.keep, mode, check=check)
+
+    def _teach(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        """The teacher's logits, (B, K), as ordinary tensors without a gradient."""
+        with evaluation_mode(self.teacher), torch.inference_mode(), self._autocast(images):
+            answers = self._masked_teacher(images, keep)
+        return answers.float().clone()
+
+    def _check_resolution(self, images: Tensor) -> None:
+        """Raise ValueError for pictures of a size that the teacher has no positions for."""
+        try:
+            rows, columns = token_grid(self.teacher, images)
+        except UnsupportedModelError:
+            raise
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: pass them in its own resolution as teacher_images"
+            ) from error
+        count = patch_count(self.teacher)
+        dynamic = getattr(self.teacher, "dynamic_img_size", False)
+        if count is not None and rows * columns != count and not dynamic:
+            raise ValueError(
+                f"the teacher has positions for {count} patches, but pictures of "
+                f"{images.shape[-2]} x {images.shape[-1]} have {rows} x {columns}: pass them in "
+                "its own resolution as teacher_images"
+            )
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, dtype=self.amp, enabled=self.amp is not None)
+
+    def _look(self) -> None:
+        """Let the guard decide whether the coming steps are masked."""
+        guard = self.guard
+        seen = guard.images if guard.teacher_images is None else guard.teacher_images
+        if self._probe_answers is None:
+            self._probe_answers = self._teach(seen, None).argmax(1)
+        with evaluation_mode(self.student), torch.no_grad(), self._autocast(guard.images):
+            self.student(guard.images)
+        answers = self._teach(seen, self.select(guard.images, seen)).argmax(1)
+        agreement = (answers == self._probe_answers).float().mean().item()
+        guard.log.append((self.step, agreement))
+        self.masking = agreement >= guard.threshold

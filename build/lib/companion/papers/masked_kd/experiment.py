@@ -1,0 +1,317 @@
+"""Pictures in batches, training a teacher, distilling students, and judging them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from companion.checks import whole
+from companion.data.files import open_picture
+from companion.data.root import MissingDataError
+from companion.device import starting_workers
+from companion.papers.masked_kd.architecture import token_grid
+from companion.papers.masked_kd.attention import cls_attention
+from companion.papers.masked_kd.distillation import MaskedDistiller
+from companion.papers.masked_kd.tokens import resize_scores, select_tokens, token_drop
+from companion.progress import Progress
+from companion.training import DivergenceError, evaluation_mode, shuffled_batches
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as timm uses
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Labelled pictures in memory.
+
+    train_x, test_x: (n, C, H, W). train_y, test_y: (n,). augment: (batch, generator) -> batch.
+    Raises ValueError for an empty part, or one with a label too many or too few.
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            pictures, labels = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
+            if not 1 <= len(pictures) == len(labels):
+                raise ValueError(
+                    f"{part}_x, {part}_y: {len(pictures)} pictures and {len(labels)} labels, "
+                    "expected as many of both, at least one"
+                )
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless training batches in a new order every epoch."""
+        for index in shuffled_batches(len(self.train_x), size, generator, self.train_x.device):
+            batch = self.train_x[index]
+            yield (
+                batch if self.augment is None else self.augment(batch, generator),
+                self.train_y[index],
+            )
+
+    def test_batches(self, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test pictures once, in order."""
+        yield from zip(self.test_x.split(size), self.test_y.split(size), strict=True)
+
+
+class Folder:
+    """Labelled pictures on disk, train/<class>/ and val/<class>/, decoded as they are needed.
+
+    Training pictures are cropped at random, flipped and, with `augment`, changed by torchvision's
+    RandAugment; test pictures are cropped in the middle. Normalised as timm's models expect.
+    workers: processes that decode; None: one a core, at most eight. Raises MissingDataError for a folder without them.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        size: int = 224,
+        *,
+        device: torch.device | str = "cpu",
+        workers: int | None = None,
+        augment: bool = True,
+    ) -> None:
+        from torchvision import transforms as tf
+        from torchvision.datasets import ImageFolder
+
+        tail = [tf.ToTensor(), tf.Normalize(MEAN, STD)]
+        changes = [tf.RandomResizedCrop(size, scale=(0.08, 1)), tf.RandomHorizontalFlip()]
+        middle = [tf.Resize(round(size / 0.875)), tf.CenterCrop(size)]
+        recipes = {
+            "train": [*changes, *([tf.RandAugment()] if augment else []), *tail],
+            "val": middle + tail,
+        }
+        self.sets = {}
+        for part, recipe in recipes.items():
+            try:
+                place, loader = str(Path(folder) / part), partial(open_picture, mode="RGB")
+                self.sets[part] = ImageFolder(place, tf.Compose(recipe), loader=loader)
+            except FileNotFoundError as error:
+                raise MissingDataError(
+                    f"data_root = {str(folder)!r}: expected {part}/ with one subfolder of "
+                    "pictures a class"
+                ) from error
+        self.classes = self.sets["train"].classes
+        self.device = torch.device(device)
+        self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
+
+    def _loader(self, part: str, size: int, generator: torch.Generator | None):
+        return torch.utils.data.DataLoader(
+            self.sets[part], size, shuffle=generator is not None, generator=generator,
+            num_workers=self.workers, drop_last=generator is not None,
+            pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+
+    @staticmethod
+    def _read(loader: torch.utils.data.DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+        with starting_workers():
+            return iter(loader)
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless training batches in a new order every epoch.
+
+        Raises ValueError for a batch larger than the set.
+        """
+        if size > len(self.sets["train"]):
+            raise ValueError(
+                f"batch_size = {size!r}: there are {len(self.sets['train'])} pictures"
+            )
+        loader = self._loader("train", size, generator)
+        while True:
+            for x, y in self._read(loader):
+                yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def test_batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test pictures once, in order."""
+        for x, y in self._read(self._loader("val", size, None)):
+            yield x.to(self.device), y.to(self.device)
+
+
+@dataclass(eq=False)
+class Run:
+    """What a distillation left behind.
+
+    student: trained. loss: of every step. masked: whether the teacher was masked, every step.
+    checks: (steps done, value) of every call of the monitor.
+    """
+
+    student: nn.Module
+    loss: list[float] = field(default_factory=list)
+    masked: list[bool] = field(default_factory=list)
+    checks: list[tuple[int, object]] = field(default_factory=list)
+
+
+def _optimiser(model: nn.Module, steps: int, lr: float, weight_decay: float):
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
+    # its first and last steps are its slowest, so that short runs need no warm-up of their own
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
+    return optimizer, schedule
+
+
+def train_teacher(
+    model: nn.Module,
+    pictures: Pictures | Folder,
+    steps: int,
+    *,
+    generator: torch.Generator,
+    lr: float = 3e-3,
+    batch_size: int = 128,
+    weight_decay: float = 0.05,
+    amp: torch.dtype | None = None,
+    bar: Progress | None = None,
+) -> nn.Module:
+    """Train on labels alone, by AdamW under a one-cycle rate; returns the model.
+
+    Raises DivergenceError for a loss that is not finite.
+    """
+    whole(0, steps=steps)
+    optimizer, schedule = _optimiser(model, steps, lr, weight_decay)
+    batches = pictures.batches(batch_size, generator)
+    model.train()
+    for _ in range(steps):
+        x, y = next(batches)
+        with torch.autocast(x.device.type, dtype=amp, enabled=amp is not None):
+            loss = cross_entropy(model(x), y)
+        _descend(loss, optimizer, schedule)
+        if bar is not None:
+            bar.update()
+    if steps and not loss.isfinite():
+        raise DivergenceError(f"the loss of the teacher is not finite: lower lr = {lr}")
+    return model
+
+
+def distil(
+    distiller: MaskedDistiller,
+    pictures: Pictures | Folder,
+    steps: int,
+    *,
+    generator: torch.Generator,
+    lr: float = 3e-3,
+    batch_size: int = 128,
+    weight_decay: float = 0.05,
+    monitor: Callable[[nn.Module], object] | None = None,
+    monitor_every: int = 0,
+    bar: Progress | None = None,
+) -> Run:
+    """Train the distiller's student, by AdamW under a one-cycle rate.
+
+    monitor: called with the student before the first step, every `monitor_every` steps and after
+    the last one.
+    Raises DivergenceError for a loss that is not finite.
+    """
+    whole(0, steps=steps)
+    student = distiller.student
+    optimizer, schedule = _optimiser(student, steps, lr, weight_decay)
+    batches = pictures.batches(batch_size, generator)
+    run, losses = Run(student), []
+    for done in range(steps + 1):
+        if monitor is not None and (
+            done == steps or (monitor_every and done % monitor_every == 0)
+        ):
+            with evaluation_mode(student), torch.no_grad():
+                run.checks.append((done, monitor(student)))
+        if done == steps:
+            break
+        student.train()
+        x, y = next(batches)
+        step = distiller(x, y)
+        _descend(step.loss, optimizer, schedule)
+        losses.append(step.loss.detach())
+        run.masked.append(step.keep is not None)
+        if bar is not None:
+            bar.update()
+    run.loss = torch.stack(losses).tolist() if losses else []
+    if not torch.tensor(run.loss).isfinite().all():
+        raise DivergenceError(f"the loss of a distillation is not finite: lower lr = {lr}")
+    return run
+
+
+def _descend(loss: Tensor, optimizer, schedule) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+
+
+@torch.no_grad()
+def student_scores(student: nn.Module, images: Tensor, *, layer: int = -1) -> Tensor:
+    """Attention of the student's CLS token to each patch, in inference mode; (B, N)."""
+    with evaluation_mode(student), cls_attention(student, layer) as attention:
+        student(images)
+        return attention.scores
+
+
+@torch.no_grad()
+def answers(model: nn.Module, pictures: Pictures | Folder) -> tuple[Tensor, Tensor]:
+    """Logits and labels of all test pictures, (n, K) and (n,)."""
+    with evaluation_mode(model):
+        outputs, labels = zip(
+            *((model(x).float(), y) for x, y in pictures.test_batches()), strict=True
+        )
+    return torch.cat(outputs), torch.cat(labels)
+
+
+@torch.no_grad()
+def masked_answers(
+    teacher: nn.Module,
+    pictures: Pictures | Folder,
+    keep: int,
+    mode: str = "top",
+    *,
+    student: nn.Module | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits of the teacher on `keep` patches of every test picture, and those patches.
+
+    mode: as `select_tokens`, by the attention of `student`; "random" needs none, but a generator
+      for patches that are the same another time.
+    Returns (n, K) and (n, keep).
+    Raises ValueError without a student where one is needed.
+    """
+    if mode != "random" and student is None:
+        raise ValueError(f"student = None: mode = {mode!r} needs one whose attention chooses")
+    logits, chosen = [], []
+    with evaluation_mode(teacher), token_drop(teacher) as masked:
+        for x, _ in pictures.test_batches():
+            grid = token_grid(teacher, x)
+            if mode == "random":
+                scores = torch.zeros(len(x), grid[0] * grid[1], device=x.device)
+            else:
+                scores = resize_scores(student_scores(student, x), token_grid(student, x), grid)
+            chosen.append(select_tokens(scores, keep, mode, generator))
+            logits.append(masked(x, chosen[-1]).float())
+    return torch.cat(logits), torch.cat(chosen)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Fraction classified rightly; an output that is not finite is a mistake."""
+    right = (logits.argmax(1) == labels) & logits.isfinite().all(1)
+    return right.sum().item() / len(right)  # a count, as not every device has float64
+
+
+def judge(logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> dict[str, float]:
+    """Accuracy (a fraction), mean negative log-likelihood, and mean KL from the full teacher.
+
+    KL(teacher || student) in nats, at temperature 1.
+    """
+    taught = kl_div(
+        log_softmax(logits, 1),
+        log_softmax(teacher_logits, 1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    return {
+        "accuracy": accuracy(logits, labels),
+        "NLL": cross_entropy(logits, labels).item(),
+        "KL": taught.item(),
+    }

@@ -1,0 +1,52 @@
+"""What a vision transformer costs, by formula and by count."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from companion.papers.masked_kd.tokens import check_keep
+
+
+def vit_macs(
+    dim: int,
+    depth: int,
+    *,
+    patches: int = 196,
+    keep: int | None = None,
+    patch: int = 16,
+    channels: int = 3,
+    mlp_ratio: float = 4.0,
+    classes: int = 1000,
+    prefix: int = 1,
+) -> int:
+    """Multiply-accumulates of one forward pass on one image.
+
+    All `patches` are embedded; `keep` of them (None: all) and `prefix` further tokens go through
+    `depth` blocks of width `dim`; one token is classified. Normalisation, softmax, activations
+    and additions are not counted, as is usual.
+    Raises ValueError for a keep count outside 1 to `patches`.
+    """
+    keep = patches if keep is None else keep
+    check_keep(keep, patches)
+    n = keep + prefix
+    block = (4 + 2 * mlp_ratio) * n * dim**2 + 2 * n**2 * dim
+    return round(depth * block + patches * channels * patch**2 * dim + dim * classes)
+
+
+def training_saving(student: float, teacher: float, masked: float) -> float:
+    """Fraction of a step's cost that masking saves, backward = 2 x forward of the student."""
+    return (teacher - masked) / (3 * student + teacher)
+
+
+def count_macs(model: nn.Module, images: Tensor) -> int:
+    """Count the multiply-accumulates of one forward pass, divided by the number of images.
+
+    Attention runs under the plain backend: PyTorch's counter does not see into the fused CPU
+    kernel. Works on the meta device, where nothing is computed.
+    """
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        model(images)
+    return counter.get_total_flops() // 2 // len(images)

@@ -1,0 +1,139 @@
+"""Choosing patches, and dropping the others from a transformer's sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from companion.papers.masked_kd.architecture import drop_point
+from companion.training import upload
+
+MODES = ("top", "bottom", "random", "full")
+
+
+def check_keep(keep: int, tokens: int | None = None) -> None:
+    """Raise ValueError unless `keep` is a whole number from 1 to the number of patches."""
+    whole = isinstance(keep, int) and not isinstance(keep, bool)
+    if not whole or keep < 1 or (tokens is not None and keep > tokens):
+        allowed = "at least 1" if tokens is None else f"1 to {tokens}, the number of patches"
+        raise ValueError(f"keep = {keep!r}: expected a whole number, {allowed}")
+
+
+def select_tokens(
+    scores: Tensor, k: int, mode: str = "top", generator: torch.Generator | None = None,
+    *, check: bool = True,
+) -> Tensor:  # fmt: skip
+    """Indices of k patches an image, in ascending order, (B, k).
+
+    scores: (B, N). mode: "top" takes the largest, "bottom" the smallest, "random" any k with the
+    same chance, "full" all N whatever k. Equal scores go by their place, so that every device
+    chooses the same. generator: CPU generator for "random". check: look whether the scores are
+    finite, for which a GPU has to be waited for.
+    Raises ValueError for k outside 1 to N, an unknown mode, or scores that are not finite.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode = {mode!r}: expected one of {', '.join(map(repr, MODES))}")
+    batch, tokens = scores.shape
+    if mode == "full":
+        return torch.arange(tokens, device=scores.device).expand(batch, -1)
+    check_keep(k, tokens)
+    if mode == "random":
+        scores = upload(torch.rand((batch, tokens), generator=generator), scores.device)
+    elif check and not scores.isfinite().all():
+        raise ValueError("scores: expected finite numbers; the student may have diverged")
+    order = scores.float().argsort(dim=1, descending=mode != "bottom", stable=True)
+    return order[:, :k].sort(1).values
+
+
+class _Kept(nn.Module):
+    """A layer of a model, and behind it the patches that are kept."""
+
+    def __init__(self, layer: nn.Module, prefix: int, keep: Tensor) -> None:
+        super().__init__()
+        self.layer, self.prefix, self.keep = layer, prefix, keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.layer(x)
+        prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
+        if self.keep.shape[0] != len(tokens) or self.keep.shape[1] > patches.shape[1]:
+            raise ValueError(
+                f"keep: expected ({len(tokens)}, at most {patches.shape[1]}) indices, "
+                f"got {tuple(self.keep.shape)}"
+            )
+        kept = patches.gather(1, self.keep[:, :, None].expand(-1, -1, tokens.shape[2]))
+        return torch.cat([prefix, kept], 1)
+
+
+@contextmanager
+def token_drop(model: nn.Module) -> Iterator[Callable[[Tensor, Tensor | None], Tensor]]:
+    """Let a vision transformer see some patches only.
+
+    Yields a function (images, keep) -> outputs of the model. All patches are embedded and get
+    their positions; then those that `keep` does not name leave the sequence. keep: (B, k)
+    indices of patches, 0 to N - 1, without those of CLS and other prefix tokens; None keeps all.
+    Nothing of the model changes but during a call of that function. A model may be compiled,
+    before or after: not a hook (`torch.compile` does not look whether there are new ones) but
+    another layer drops the tokens, for which it compiles anew.
+
+    Raises UnsupportedModelError as `drop_point`, and ValueError for a `keep` of another shape.
+    """
+    drop_point(model)
+
+    def forward(images: Tensor, keep: Tensor | None = None) -> Tensor:
+        if keep is None:
+            return model(images)
+        if keep.dtype != torch.long or keep.ndim != 2 or not keep.numel():
+            raise ValueError(f"keep: {keep.dtype} {tuple(keep.shape)}, expected (B, k) indices")
+        place = drop_point(model)
+        layer = place.module
+        kept = _Kept(layer, place.prefix, keep).train(layer.training)
+        setattr(place.parent, place.name, kept)
+        try:
+            return model(images)
+        finally:
+            setattr(place.parent, place.name, layer)
+
+    yield forward
+
+
+def resize_scores(scores: Tensor, grid_s: tuple[int, int], grid_t: tuple[int, int]) -> Tensor:
+    """Carry a student's scores (B, rows x columns) over to a teacher's grid, bilinearly.
+
+    Raises ValueError for scores that do not fill the grid, or grids of different aspect ratios,
+    whose patches cannot lie over the same picture.
+    """
+    (rows_s, columns_s), (rows_t, columns_t) = grid_s, grid_t
+    if scores.shape[1] != rows_s * columns_s:
+        raise ValueError(
+            f"scores: {scores.shape[1]} a picture do not fill a grid of {rows_s} x {columns_s}"
+        )
+    if grid_s == grid_t:
+        return scores
+    if rows_s * columns_t != columns_s * rows_t:
+        raise ValueError(
+            f"grids of {rows_s} x {columns_s} (student) and {rows_t} x {columns_t} (teacher) have "
+            "different shapes: give both models pictures of the same aspect ratio"
+        )
+    maps = scores.unflatten(1, grid_s)[:, None]
+    smaller = rows_t < rows_s
+    return interpolate(maps, grid_t, mode="bilinear", antialias=smaller).flatten(1)
+
+
+def patch_truth(mask: Tensor, patch: int) -> Tensor:
+    """Which patches hold a pixel of a mask: (B, H, W) bool -> (B, N) bool.
+
+    Raises ValueError for a patch that does not tile the mask.
+    """
+    if patch < 1 or mask.shape[1] % patch or mask.shape[2] % patch:
+        raise ValueError(f"patch = {patch!r}: expected a divisor of {tuple(mask.shape[1:])}")
+    pooled = torch.nn.functional.max_pool2d(mask[:, None].float(), patch)
+    return pooled.flatten(1) > 0
+
+
+def mask_recall(keep: Tensor, truth: Tensor) -> Tensor:
+    """Fraction of the true patches (B, N) that `keep` (B, k) holds, an image each; (B,)."""
+    return truth.gather(1, keep).sum(1) / truth.sum(1)

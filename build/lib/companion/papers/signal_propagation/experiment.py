@@ -1,0 +1,344 @@
+"""Scores with and without labels, and pruned networks that are repaired, trained and tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from companion.data.images import ImageSet
+from companion.papers.signal_propagation.initialisers import init_weights
+from companion.papers.signal_propagation.isometry import (
+    enforce_isometry,
+    rescale_layers,
+    residual_floor,
+)
+from companion.papers.signal_propagation.spectra import jacobian_singular_values, summary
+from companion.progress import Progress
+from companion.sparsity import (
+    Loss,
+    connection_sensitivity,
+    global_topk_mask,
+    magnitude_scores,
+    prunable_parameters,
+    random_scores,
+)
+from companion.stacked import groups, train_together
+from companion.training import error_rate
+
+Pairs = Sequence[tuple[Tensor, Tensor]]
+
+
+class NoSignalError(ValueError):
+    """Raised for scores that are nothing but rounding noise."""
+
+
+def _uniform(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy against the same probability for every class."""
+    return -outputs.log_softmax(1).mean()
+
+
+def _entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Entropy of the predictions, through which the gradient flows twice."""
+    log_p = outputs.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1).mean()
+
+
+def _argmax(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy against the network's own most likely class."""
+    return cross_entropy(outputs, outputs.detach().argmax(1))
+
+
+def _softmax(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy against the network's own prediction, held fixed: its gradient is zero."""
+    return cross_entropy(outputs, outputs.detach().softmax(1))
+
+
+SCORING_LOSSES: dict[str, Loss] = {
+    "labels": cross_entropy,
+    "uniform": _uniform,
+    "entropy": _entropy,
+    "argmax": _argmax,
+    "softmax": _softmax,
+}
+SCORINGS = (*SCORING_LOSSES, "random_labels")
+CRITERIA = ("connection_sensitivity", "magnitude", "random")
+NOISE = 1e-8  # scores whose largest is below this are rounding errors
+
+
+def scoring_loss(kind: str) -> Loss:
+    """A loss (outputs, targets) -> mean over the batch, to score connections with.
+
+    kind: "labels" is the cross-entropy that training uses; "uniform", "entropy" and "argmax"
+      ignore the targets. So does "softmax", which looks sensible and has no gradient at all:
+      `score` refuses it.
+    Raises ValueError for an unknown kind.
+    """
+    if kind not in SCORING_LOSSES:
+        raise ValueError(f"kind = {kind!r}: expected one of {', '.join(SCORING_LOSSES)}")
+    return SCORING_LOSSES[kind]
+
+
+def check_sizes(data: ImageSet, *, batch_size: int, n_jacobian_examples: int) -> None:
+    """Raise ValueError if more examples are asked for than the training set has."""
+    for name, count in (("batch_size", batch_size), ("n_jacobian_examples", n_jacobian_examples)):
+        if count > len(data.train_x):
+            raise ValueError(
+                f"{name} = {count}: {data.name!r} has {len(data.train_x)} training examples"
+            )
+
+
+def full_set(data: ImageSet, batch_size: int = 100) -> list[tuple[Tensor, Tensor]]:
+    """All training examples in batches, not augmented."""
+    return list(zip(data.train_x.split(batch_size), data.train_y.split(batch_size), strict=True))
+
+
+def score(
+    model: nn.Module,
+    batches: Pairs,
+    kind: str = "labels",
+    *,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Connection sensitivity over all batches: signed gradients added up, then one absolute value.
+
+    kind: of `SCORING_LOSSES`, or "random_labels": the labels, dealt out anew by the generator.
+
+    Raises ValueError for an unknown kind, and NoSignalError if no score reaches 1e-8: a ranking
+    of rounding errors is no ranking.
+    """
+    if kind not in SCORINGS:
+        raise ValueError(f"kind = {kind!r}: expected one of {', '.join(SCORINGS)}")
+    if not batches:
+        raise ValueError("batches: no example to score with")
+    if kind == "random_labels":
+        every = torch.cat([y for _, y in batches])
+        every = every[torch.randperm(len(every), generator=generator).to(every.device)]
+        parts = every.split([len(y) for _, y in batches])
+        batches = [(x, y) for (x, _), y in zip(batches, parts, strict=True)]
+        kind = "labels"
+    scores = connection_sensitivity(model, scoring_loss(kind), batches)
+    largest = max(s.max().item() for s in scores.values())
+    if largest < NOISE:
+        raise NoSignalError(
+            f"kind = {kind!r}: the largest score is {largest:.0e}, below {NOISE:.0e}: this loss has "
+            "no gradient at these weights, and a mask from it would be rounding noise"
+        )
+    return scores
+
+
+def criterion_scores(
+    criterion: str, model: nn.Module, batches: Pairs, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Scores of every prunable parameter under one of `CRITERIA`."""
+    if criterion == "connection_sensitivity":
+        return score(model, batches)
+    if criterion == "magnitude":
+        return magnitude_scores(prunable_parameters(model))
+    if criterion == "random":
+        return random_scores(prunable_parameters(model), generator)
+    raise ValueError(f"criterion = {criterion!r}: expected one of {', '.join(CRITERIA)}")
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """End-to-end singular values of one pruned network that was not trained.
+
+    before, after: summaries with the weights as the mask left them, and after isometry (None
+    where that was not asked for). margin: how far the layer that came nearest is above the least
+    residual that its mask allows.
+    """
+
+    activation: str
+    criterion: str
+    sparsity: float
+    seed: int
+    before: dict[str, float]
+    after: dict[str, float] | None
+    margin: float | None
+
+
+def spectra_by_sparsity(
+    activations: Iterable[str],
+    data: ImageSet,
+    make: Callable[[str], nn.Module],
+    *,
+    sparsities: Sequence[float],
+    seeds: Iterable[int],
+    look_at: Tensor,
+    init: str = "orthogonal",
+    gain: float = 1.0,
+    repaired: bool = True,
+    isometry: dict[str, object] | None = None,
+    progress: bool = True,
+) -> list[Spectrum]:
+    """Prune fresh networks by every criterion to every sparsity and take their spectra.
+
+    repaired: also take them after `enforce_isometry`, whose options `isometry` gives.
+    The other arguments are those of `train_cases`.
+    """
+    plans = [(a, s) for a in activations for s in seeds]
+    batches, found = full_set(data), []
+    total = len(plans) * len(CRITERIA) * len(sparsities)
+    with Progress(total, "spectra taken", show=progress) as bar:
+        for activation, seed in plans:
+            model = make(activation)
+            init_weights(model, init, gain=gain, generator=torch.Generator().manual_seed(seed))
+            start = {name: value.clone() for name, value in model.state_dict().items()}
+            x = look_at[:1] if activation == "linear" else look_at
+            for criterion in CRITERIA:
+                generator = torch.Generator().manual_seed(seed + 3000)
+                scores = criterion_scores(criterion, model, batches, generator)
+                for sparsity in sparsities:
+                    masks = global_topk_mask(scores, sparsity, warn=False)
+                    before = summary(jacobian_singular_values(model, x, masks=masks))
+                    after = margin = None
+                    if repaired:
+                        history = enforce_isometry(model, masks, **(isometry or {}))
+                        after = summary(jacobian_singular_values(model, x, masks=masks))
+                        margin = min(
+                            residuals[-1] - residual_floor(masks[name])
+                            for name, residuals in history.items()
+                        )
+                        model.load_state_dict(start)
+                    found.append(
+                        Spectrum(activation, criterion, sparsity, seed, before, after, margin)
+                    )
+                    bar.update()
+    return found
+
+
+VARIANTS = ("dense", "pruned", "rescaled", "isometry")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What distinguishes one trained network from another, the seed apart.
+
+    scoring: of `SCORINGS`. variant: "dense" is not pruned; "pruned" is trained as it is;
+    "rescaled" and "isometry" have their weights repaired first.
+    """
+
+    activation: str
+    init: str
+    variant: str = "pruned"
+    scoring: str = "labels"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One trained network.
+
+    error: percent of the test set. loss: of every training step. spectrum: summary of the
+    end-to-end singular values before training. masks: by parameter name; empty if dense.
+    """
+
+    case: Case
+    seed: int
+    error: float
+    loss: list[float]
+    spectrum: dict[str, float]
+    masks: dict[str, Tensor]
+    diverged: bool
+
+
+def repair(model: nn.Module, masks: dict[str, Tensor], variant: str, **isometry: object) -> None:
+    """Change the masked weights as a variant of `Case` says. isometry: of `enforce_isometry`."""
+    if variant not in VARIANTS:
+        raise ValueError(f"variant = {variant!r}: expected one of {', '.join(VARIANTS)}")
+    if variant == "isometry":
+        enforce_isometry(model, masks, **isometry)
+    elif variant == "rescaled":
+        rescale_layers(model, masks)
+
+
+def train_cases(
+    cases: Iterable[Case],
+    data: ImageSet,
+    make: Callable[[str], nn.Module],
+    *,
+    seeds: Iterable[int],
+    sparsity: float,
+    look_at: Tensor,
+    isometry: dict[str, object] | None = None,
+    gain: float = 1.0,
+    augment: Callable | None = None,
+    progress: bool = True,
+    **training: object,
+) -> list[Run]:
+    """Initialise, score on the whole training set, prune, repair, train and test.
+
+    Networks of one seed and initialisation start from the same weights and see the same batches.
+    Those that can be stacked train together (`companion.stacked`).
+
+    make: builds an untrained network from the name of an activation.
+    look_at: examples at which the end-to-end spectrum is taken; linear networks use the first.
+    isometry: options of `enforce_isometry`. training: options of `companion.training.train`.
+    """
+    cases, seeds = list(cases), list(seeds)
+    batches = full_set(data)
+
+    def plans(activation: str) -> Iterator[_Plan]:
+        for number, seed in enumerate(seeds):
+            known: dict[tuple[str, str], dict[str, Tensor]] = {}
+            for place, case in enumerate(cases):
+                if case.activation != activation:
+                    continue
+                model = make(case.activation)
+                init_weights(
+                    model, case.init, gain=gain, generator=torch.Generator().manual_seed(seed)
+                )
+                masks: dict[str, Tensor] = {}
+                if case.variant != "dense":
+                    key = (case.init, case.scoring)
+                    if key not in known:
+                        generator = torch.Generator().manual_seed(seed + 1000)
+                        scores = score(model, batches, case.scoring, generator=generator)
+                        known[key] = global_topk_mask(scores, sparsity, warn=False)
+                    masks = known[key]
+                    repair(model, masks, case.variant, **(isometry or {}))
+                x = look_at[:1] if activation == "linear" else look_at
+                spectrum = summary(jacobian_singular_values(model, x, masks=masks))
+                yield _Plan((number, place), model, case, seed, masks, spectrum)
+
+    runs: dict[tuple[int, int], Run] = {}
+    size = training.get("batch_size", 100)
+    with Progress(len(cases) * len(seeds), "networks trained", show=progress) as bar:
+        # networks with one activation may train together
+        for activation in dict.fromkeys(case.activation for case in cases):
+            for group in groups(
+                plans(activation), lambda plan: plan.model, data.train_x, size, augment
+            ):
+                runs |= _trained(group, data, augment, training)
+                bar.update(len(group))
+    return [runs[place] for place in sorted(runs)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """A network that is to be trained. place: numbers of its seed and of its case."""
+
+    place: tuple[int, int]
+    model: nn.Module
+    case: Case
+    seed: int
+    masks: dict[str, Tensor]
+    spectrum: dict[str, float]
+
+
+def _trained(plans: list[_Plan], data, augment, training) -> dict[tuple[int, int], Run]:
+    histories = train_together(
+        [plan.model for plan in plans], data.train_x, data.train_y,
+        seeds=[plan.seed + 2000 for plan in plans], masks=[plan.masks for plan in plans],
+        augment=augment, on_divergence="stop", **training,
+    )  # fmt: skip
+    return {
+        plan.place: Run(
+            plan.case, plan.seed, error_rate(plan.model, data.test_x, data.test_y), history.loss,
+            plan.spectrum, plan.masks, history.diverged,
+        )
+        for plan, history in zip(plans, histories, strict=True)
+    }  # fmt: skip

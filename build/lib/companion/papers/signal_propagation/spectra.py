@@ -1,0 +1,146 @@
+"""Singular values of Jacobians, layer by layer and from end to end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev
+
+from companion.device import has_float64
+from companion.sparsity import (
+    apply_masks,
+    full_precision,
+    mask_report,
+    prunable_parameters,
+    remove_masks,
+)
+from companion.training import evaluation_mode
+
+CHUNK = 64  # examples whose Jacobians are taken at once
+# Condition number beyond which a Jacobian that was computed in float32 is computed again in
+# float64: its smallest singular value then carries a relative error of about 1e-4.
+ILL_CONDITIONED = 1e3
+
+
+def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's parameters, detached, with masked entries 0; the model stays as it is.
+
+    masks: boolean tensors by parameter name; parameters without one are given whole.
+    Raises ValueError for a name or shape that does not fit the model.
+    """
+    if masks:
+        model = copy.deepcopy(model)
+        remove_masks(model)
+        apply_masks(model, masks).remove()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def jacobian(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Jacobians of the outputs with respect to the inputs, in inference mode.
+
+    One backward pass an output, batched over outputs and examples: in inference mode an output
+    depends on its own example only, so the sum over the batch has all Jacobians as derivatives.
+
+    x: (B, ...), at least one example. masks: applied without changing the model.
+    dtype: in which to compute; None: the model's. float32 is full float32 on every device.
+    Returns (B, K, d) for K outputs and d inputs an example.
+    """
+    if len(x) == 0:
+        raise ValueError("x: no example to take a Jacobian at")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype = {dtype}: expected a floating-point type")
+    state = dict(model.named_buffers()) | masked_parameters(model, masks or {})
+    dtype = dtype or next(iter(model.parameters())).dtype
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    with evaluation_mode(model), full_precision():
+        parts = [
+            jacrev(lambda part: functional_call(model, state, (part,)).sum(0))(part.to(dtype))
+            for part in x.split(CHUNK)
+        ]
+    parts = [part.flatten(2).movedim(0, 1) for part in parts]  # from (K, B, d)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]  # a copy costs as much as the passes
+
+
+def jacobian_singular_values(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Singular values of the Jacobian from inputs to outputs at every example of x.
+
+    masks: applied without changing the model.
+    dtype: in which passes are computed; None: the model's, and float64 for examples whose
+      Jacobian is so ill-conditioned that float32 cannot resolve it. The decomposition itself is
+      always in float64.
+    Returns (B, min(K, d)) in descending order, float64, on the CPU. A linear network has the
+    same values at every x: give it one example.
+
+    Raises ValueError for masks that do not fit and for a Jacobian that is not finite.
+    """
+    J = jacobian(model, x, masks=masks, dtype=dtype).cpu()
+    values = _decompose(J)
+    if dtype is None and J.dtype != torch.float64:
+        ill = values[:, -1] * ILL_CONDITIONED <= values[:, 0]
+        # Apple's GPUs have no float64: there the first answer stands
+        if ill.any() and has_float64(x.device):
+            again = jacobian(model, x[ill.to(x.device)], masks=masks, dtype=torch.float64)
+            values[ill] = _decompose(again.cpu())
+    return values
+
+
+def _decompose(J: Tensor) -> Tensor:
+    finite = J.flatten(1).isfinite().all(1)
+    if not finite.all():
+        raise ValueError(
+            f"the Jacobian of example {int(finite.logical_not().nonzero()[0])} is not finite: "
+            "activations or weights overflow"
+        )
+    return torch.linalg.svdvals(J.double())
+
+
+def layer_singular_values(
+    model: nn.Module, masks: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Singular values of every masked weight, a convolution reshaped to (out, in * kernel).
+
+    Returns vectors of length min(out, in * kernel), descending, float64, by parameter name.
+    Raises ValueError for masks that do not fit.
+    """
+    weights = masked_parameters(model, masks or {})
+    names = prunable_parameters(model, biases=False)
+    return {
+        name: torch.linalg.svdvals(weights[name].flatten(1).cpu().double())
+        for name in names
+        if weights[name].dim() > 1
+    }
+
+
+def structural_rank(mask: Tensor) -> int:
+    """Largest rank that weights with this pattern can have; convolutions as (out, in * kernel).
+
+    Raises ValueError for a mask of fewer than two dimensions.
+    """
+    if mask.dim() < 2:
+        raise ValueError(f"mask: shape {tuple(mask.shape)}, expected at least two dimensions")
+    return mask_report({"": mask})[0].structural_rank
+
+
+def summary(values: Tensor) -> dict[str, float]:
+    """Mean, deviation and extremes of singular values, pooled over examples."""
+    return {
+        "mean": values.mean().item(),
+        "std": values.std(correction=0).item(),
+        "max": values.max().item(),
+        "min": values.min().item(),
+    }

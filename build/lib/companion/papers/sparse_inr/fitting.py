@@ -1,0 +1,159 @@
+"""Fitting new signals from a starting point, and judging the fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from companion.papers.sparse_inr.masks import Masks, active_masks, apply_mask, zero_masked
+from companion.papers.sparse_inr.meta import signal_loss
+from companion.papers.sparse_inr.network import (
+    Params,
+    as_targets,
+    checked,
+    pixel_grid,
+    signals_at,
+    siren,
+    strict_float32,
+)
+from companion.sparsity import global_topk_mask, is_bias
+from companion.training import DivergenceError
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """Networks fitted to signals, all starting from one.
+
+    psnr: (signals, steps + 1), dB before the first step and after each.
+    params: as the network's, every trained tensor with a leading dimension of signals.
+    masks: as given, or with that dimension too where every signal was pruned for itself.
+    """
+
+    psnr: Tensor
+    params: Params
+    masks: Masks
+
+
+def psnr(mse: Tensor | float) -> Tensor | float:
+    """-10 log10 of a mean squared error of values in [0, 1], in dB."""
+    if isinstance(mse, Tensor):
+        return -10 * torch.log10(mse)
+    return -10 * math.log10(mse) if mse > 0 else math.inf
+
+
+def fit(
+    params: Params,
+    masks: Masks,
+    targets: Tensor,
+    steps: int,
+    lr: float,
+    opt: str = "adam",
+    *,
+    coords: Tensor | None = None,
+    prune_at: Mapping[int, int] | None = None,
+) -> FitResult:
+    """Fit one network to each signal on its own, all of them at once.
+
+    targets: (signals, points, channels), in [0, 1]. opt: "adam" or "sgd" (plain gradient descent).
+    coords: as `meta_train`.
+    prune_at: number of steps -> weights to keep from then on; each signal's network is pruned by
+      the magnitude of its own weights (the baselines that prune after fitting).
+    Raises ValueError for another optimiser, and masks, targets or coords that do not fit; DivergenceError for a loss that is not finite.
+    """
+    if opt not in ("adam", "sgd"):
+        raise ValueError(f"opt = {opt!r}: expected 'adam' or 'sgd'")
+    theta, omega_0 = checked(params, masks)
+    (coords, targets), count = signals_at(coords, targets, omega_0), len(targets)
+    theta = {
+        name: w.detach().expand(count, *w.shape).clone().requires_grad_()
+        for name, w in apply_mask(theta, masks).items()
+    }
+    if prune_at:
+        masks = {name: m.expand(count, *m.shape) for name, m in masks.items()}
+    active = masks if prune_at else active_masks(masks)
+    # one signal's loss does not depend on another's weights, and both optimisers work entry by
+    # entry: a sum of losses is as many separate fits
+    kind = torch.optim.Adam if opt == "adam" else torch.optim.SGD
+    optimizer = kind(theta.values(), lr=lr)
+    losses = vmap(signal_loss, in_dims=(0, 0 if prune_at else None, None, None, 0))
+    errors = []
+    with strict_float32():
+        for step in range(steps + 1):
+            if prune_at and step in prune_at:
+                active = masks = _prune_each(theta, masks, prune_at[step])
+                zero_masked(theta, active)
+            with torch.set_grad_enabled(step < steps):
+                error = losses(theta, active, omega_0, coords, targets)
+            errors.append(error.detach())
+            if step < steps:
+                optimizer.zero_grad(set_to_none=True)
+                error.sum().backward()
+                optimizer.step()
+                zero_masked(theta, active)
+    mse = torch.stack(errors, 1)
+    if not mse.isfinite().all():
+        raise DivergenceError(f"the loss of a fit is not finite: lower lr = {lr}")
+    fitted = {name: w.detach() for name, w in theta.items()} | {"omega_0": omega_0}
+    return FitResult(psnr(mse), fitted, masks)
+
+
+def _prune_each(theta: Params, masks: Masks, keep: int) -> Masks:
+    """Keep the largest `keep` weights of every signal's network."""
+    names = [name for name in masks if not is_bias(name)]
+    each = []
+    for i in range(len(masks[names[0]])):
+        ranked = {n: theta[n][i].detach().abs().masked_fill(~masks[n][i], -1.0) for n in names}
+        each.append(global_topk_mask(ranked, keep=keep, warn=False))
+    return masks | {name: torch.stack([m[name] for m in each]) for name in names}
+
+
+@torch.no_grad()
+def render(params: Params, coords: Tensor) -> Tensor:
+    """Values of fitted networks (`FitResult.params`) at points, (signals, points, channels)."""
+    fixed = {"omega_0": params["omega_0"]}
+    theta = {name: w for name, w in params.items() if name != "omega_0"}
+    with strict_float32():
+        return vmap(lambda t: siren(t | fixed, coords.to(params["omega_0"].device)))(theta)
+
+
+def held_out_psnr(
+    params: Params, masks: Masks, images: Tensor, steps: int, lr: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit every second pixel in both directions, look at the pixels in between.
+
+    images: (n, channels, height, width), cut to odd sides.
+    Returns mean PSNRs, (n,) each: on the fitted pixels, on those in between, and on those in
+    between for linear interpolation.
+    """
+    height, width = (side - 1 + side % 2 for side in images.shape[2:])
+    images = images[:, :, :height, :width]
+    coords = pixel_grid(height, width).to(images)
+    seen = torch.zeros(height, width, dtype=torch.bool)
+    seen[::2, ::2] = True
+    seen = seen.flatten().to(images.device)
+    targets = as_targets(images).as_subclass(Tensor)
+    result = fit(params, masks, targets[:, seen], steps, lr, coords=coords[seen])
+    between = torch.nn.functional.interpolate(
+        images[:, :, ::2, ::2], (height, width), mode="bilinear", align_corners=True
+    )
+    outputs = render(result.params, coords)
+
+    def at(values: Tensor, where: Tensor) -> Tensor:
+        return psnr((values - targets)[:, where].square().mean((1, 2)))
+
+    return (
+        at(outputs, seen),
+        at(outputs, ~seen),
+        at(as_targets(between).as_subclass(Tensor), ~seen),
+    )
+
+
+def mean_psnr(results: FitResult | Sequence[FitResult], step: int = -1) -> float:
+    """PSNR of each picture, averaged, after some steps of the fit."""
+    several = [results] if isinstance(results, FitResult) else results
+    return torch.cat([r.psnr[:, step] for r in several]).mean().item()

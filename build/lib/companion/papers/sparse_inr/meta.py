@@ -1,0 +1,174 @@
+"""Meta-learning a starting point, densely and round by round sparser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from companion.papers.sparse_inr.masks import (
+    Masks,
+    active_masks,
+    apply_mask,
+    count_params,
+    full_masks,
+    magnitude_prune,
+    zero_masked,
+)
+from companion.papers.sparse_inr.network import Params, checked, signals_at, siren, strict_float32
+from companion.progress import Progress
+from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
+
+
+def signal_loss(
+    theta: Params, masks: Masks, omega_0: Tensor, coords: Tensor, target: Tensor
+) -> Tensor:
+    """Mean squared error of one signal, eq-sparse-inr-loss."""
+    output = siren(theta | {"omega_0": omega_0}, coords, masks)
+    return (output - target).square().mean()
+
+
+def maml_loss(
+    params: Params,
+    masks: Masks,
+    coords: Tensor,
+    targets: Tensor,
+    inner_lr: float,
+    inner_steps: int,
+    *,
+    first_order: bool = False,
+) -> Tensor:
+    """Mean loss of several signals after a few steps of gradient descent on each, eq-sparse-inr-outer.
+
+    coords: (points, in). targets: (signals, points, out). All signals are stepped at once; the
+    result can be differentiated through the inner steps.
+    first_order: take the inner gradients for constants.
+    """
+    theta, omega_0 = checked(params, masks)
+
+    def adapted_loss(target: Tensor) -> Tensor:
+        fast = theta
+        for _ in range(inner_steps):  # eq-sparse-inr-inner
+            slope = grad(signal_loss)(fast, masks, omega_0, coords, target)
+            if first_order:
+                slope = {name: g.detach() for name, g in slope.items()}
+            fast = {name: w - inner_lr * slope[name] for name, w in fast.items()}
+        return signal_loss(fast, masks, omega_0, coords, target)
+
+    with strict_float32():
+        return vmap(adapted_loss)(targets).mean()
+
+
+def meta_train(
+    params: Params,
+    masks: Masks,
+    tasks: Tensor,
+    steps: int,
+    *,
+    coords: Tensor | None = None,
+    inner_lr: float = 1e-2,
+    inner_steps: int = 2,
+    outer_lr: float = 3e-4,
+    tasks_per_step: int = 3,
+    generator: torch.Generator | None = None,
+    opt_state: dict | None = None,
+    first_order: bool = False,
+    bar: Progress | None = None,
+) -> tuple[Params, dict, list[float]]:
+    """Minimise `maml_loss` over random signals with Adam, keeping to the masks.
+
+    tasks: (n, points, channels), the family of signals, in [0, 1]. coords: (points, 2); None takes
+      the pixel grid of square pictures.
+    generator: draws the signals of every step, without repeating one before all had their turn;
+      None: PyTorch's own, so that every call draws others.
+    opt_state: Adam's, from an earlier call, to continue where it stopped.
+
+    Returns the trained copy of params, Adam's state, and the loss of every step.
+    Raises ValueError for masks, tasks or coords that do not fit, DivergenceError for a loss that is
+    not finite.
+    """
+    theta, omega_0 = checked(params, masks)
+    coords, tasks = signals_at(coords, tasks, omega_0)
+    theta = {
+        name: w.detach().clone().requires_grad_() for name, w in apply_mask(theta, masks).items()
+    }
+    optimizer = torch.optim.Adam(theta.values(), lr=outer_lr)
+    if opt_state is not None:
+        optimizer.load_state_dict(opt_state)
+    order = shuffled_batches(len(tasks), tasks_per_step, generator, tasks.device)
+    active = active_masks(masks)
+    log: list[Tensor] = []
+    with strict_float32():
+        for step in range(1, steps + 1):
+            batch = tasks[next(order)]
+            optimizer.zero_grad(set_to_none=True)
+            loss = maml_loss(
+                theta | {"omega_0": omega_0}, active, coords, batch, inner_lr, inner_steps, first_order=first_order
+            )  # fmt: skip
+            loss.backward()
+            optimizer.step()
+            zero_masked(theta, active)  # Adam's memory from before the pruning would move them
+            log.append(loss.detach())
+            if (step % LOOK_EVERY == 0 or step == steps) and not (
+                torch.stack(log[-LOOK_EVERY:]).isfinite().all()
+            ):
+                raise DivergenceError(
+                    f"the meta-learning loss is not finite by step {step}: lower outer_lr = {outer_lr}"
+                )
+            if bar is not None:
+                bar.update()
+    trained = {name: w.detach() for name, w in theta.items()} | {"omega_0": omega_0}
+    return trained, optimizer.state_dict(), torch.stack(log).tolist() if log else []
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A meta-learned network: its masks, outer steps so far, Adam's state, losses of all steps."""
+
+    params: Params
+    masks: Masks
+    outer_steps: int
+    opt_state: dict
+    log: tuple[float, ...]
+
+    @property
+    def weights(self) -> int:
+        return count_params(self.masks)
+
+
+def meta_learn(params: Params, tasks: Tensor, steps: int, **options: object) -> Checkpoint:
+    """Meta-train a dense network; options as `meta_train`."""
+    masks = full_masks(params)
+    params, state, log = meta_train(params, masks, tasks, steps, **options)
+    return Checkpoint(params, masks, steps, state, tuple(log))
+
+
+def meta_prune(
+    start: Checkpoint,
+    tasks: Tensor,
+    *,
+    rounds: int,
+    amount: float,
+    round_steps: int,
+    prune: Callable[[Params, Masks, float], Masks] = magnitude_prune,
+    **options: object,
+) -> list[Checkpoint]:
+    """Meta-SparseINR: prune the meta-learned network, continue to meta-train it, and again.
+
+    No rewinding: every round goes on from the current weights with Adam's state.
+    prune: `magnitude_prune`, or any function of the same arguments. options: as `meta_train`.
+    Returns the start and the network after every round.
+    """
+    chain = [start]
+    for _ in range(rounds):
+        last = chain[-1]
+        masks = prune(last.params, last.masks, amount)
+        params, state, log = meta_train(
+            last.params, masks, tasks, round_steps, opt_state=last.opt_state, **options
+        )
+        steps = last.outer_steps + round_steps
+        chain.append(Checkpoint(params, masks, steps, state, last.log + tuple(log)))
+    return chain

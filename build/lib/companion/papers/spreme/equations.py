@@ -1,0 +1,72 @@
+"""Equations of a fitted model: as text, in sympy, and held against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sympy as sp
+from torch import Tensor
+
+from companion.papers.spreme.library import Library
+
+
+def as_text(library: Library, coefficients: Tensor, precision: int = 3) -> list[str]:
+    """One line a state, in the style of pysindy: ``x' = -0.498 x + 1.02 x y``.
+
+    coefficients: (n, p) of one environment. precision: significant digits.
+    """
+    names = library.get_feature_names()
+    lines = []
+    for state, row in zip(library.names, coefficients.tolist(), strict=True):
+        terms = [(value, name) for value, name in zip(row, names, strict=True) if value]
+        told = ""
+        for value, name in terms:
+            sign = ("-" if value < 0 else "") if not told else (" - " if value < 0 else " + ")
+            told += f"{sign}{abs(value):.{precision}g}" + ("" if name == "1" else f" {name}")
+        lines.append(f"{state}' = {told or '0'}")
+    return lines
+
+
+def as_sympy(library: Library, coefficients: Tensor) -> list[sp.Expr]:
+    """The right-hand sides as sympy expressions, coefficients as floats of full precision.
+
+    coefficients: (n, p) of one environment.
+    """
+    terms = library.expressions()
+    return [
+        sp.Add(*[sp.Float(v) * term for v, term in zip(row, terms, strict=True) if v])
+        for row in coefficients.tolist()
+    ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the right-hand side of one state differs from the truth.
+
+    missing, extra: terms that only the truth, or only the model has. errors: relative error of
+    the coefficient of every term that both have.
+    """
+
+    missing: tuple[sp.Expr, ...]
+    extra: tuple[sp.Expr, ...]
+    errors: dict[sp.Expr, float]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the terms are those of the truth."""
+        return not (self.missing or self.extra)
+
+
+def compare(found: Sequence[sp.Expr], truth: Sequence[sp.Expr]) -> list[Comparison]:
+    """Align two systems of equations term by term.
+
+    found, truth: one expression a state, with numbers as coefficients.
+    """
+    out = []
+    for ours, theirs in zip(found, truth, strict=True):
+        a, b = (sp.expand(e).as_coefficients_dict() for e in (ours, theirs))
+        a, b = ({k: float(v) for k, v in d.items() if v != 0} for d in (a, b))
+        errors = {term: abs(a[term] / b[term] - 1) for term in a if term in b}
+        out.append(Comparison(tuple(b.keys() - a.keys()), tuple(a.keys() - b.keys()), errors))
+    return out

@@ -1,0 +1,67 @@
+"""S2: sequentially thresholded least squares, with one decision for all environments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from companion.checks import at_least
+from companion.papers.spreme.derivative import Gram
+
+ROUNDS = 20  # as pysindy's STLSQ
+
+
+def solve(gram: Gram, support: Tensor, ridge: float = 0.0) -> Tensor:
+    """Least squares on a support, (..., E, n, p), zero elsewhere.
+
+    support: boolean (or coefficients, for the terms that are not zero), broadcastable to
+      (..., E, n, p). ridge: on columns scaled to unit mean
+      square over all environments.
+
+    Columns that depend on each other share their coefficient (the solution of least norm).
+    """
+    G, c = gram.G, gram.c
+    mean = torch.diagonal(G, dim1=-2, dim2=-1).mean(-2, keepdim=True)
+    inverse = torch.where(mean > 0, mean.rsqrt(), 0)[..., None, :]  # (..., 1, 1, p)
+    keep = support.bool().to(G.dtype) * (gram.q[..., None] > 0)
+    weight = keep * inverse  # (..., E, n, p)
+    system = weight[..., :, None] * G[..., None, :, :] * weight[..., None, :]
+    # the diagonal of a column that is out, or always zero, is one: its coefficient is zero
+    idle = ((weight == 0) | (torch.diagonal(G, dim1=-2, dim2=-1) <= 0)[..., None, :]).to(G.dtype)
+    system = system + torch.diag_embed(idle + ridge * (1 - idle))
+    target = (weight * c)[..., None]
+    factor, info = torch.linalg.cholesky_ex(system)
+    solution = torch.cholesky_solve(target, factor)
+    # dependent columns may pass with a pivot of mere round-off
+    bad = (info != 0) | (torch.diagonal(factor, dim1=-2, dim2=-1).amin(-1) < 1e-6)
+    if bad.any():
+        solution[bad] = torch.linalg.pinv(system[bad], rtol=1e-13, hermitian=True) @ target[bad]
+    return solution[..., 0] * weight
+
+
+def group_stlsq(
+    gram: Gram, threshold: float, ridge: float = 1e-6, *, shared: bool = True
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Drop terms whose coefficients are small, refit, and so on until none is dropped.
+
+    A term is small if the root mean square of its raw coefficients over the environments is
+    below the threshold; shared=False looks at each environment by itself, which is pysindy's
+    STLSQ on every environment at once.
+
+    Returns coefficients (..., E, n, p) of a last fit without ridge, the support (..., n, p)
+    or, not shared, (..., E, n, p), and the support after every round.
+    """
+    at_least(0, threshold=threshold, ridge=ridge)
+    support = torch.ones_like(gram.c[..., 0, :, :] if shared else gram.c, dtype=torch.bool)
+    path = [support]
+    for _ in range(ROUNDS):
+        wide = support[..., None, :, :] if shared else support
+        coefficients = solve(gram, wide, ridge)
+        size = coefficients.square().mean(-3).sqrt() if shared else coefficients.abs()
+        kept = support & (size >= threshold) & (size > 0)
+        path.append(kept)
+        if torch.equal(kept, support):
+            break
+        support = kept
+    support = path[-1]
+    return solve(gram, support[..., None, :, :] if shared else support), support, path

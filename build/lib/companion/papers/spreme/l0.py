@@ -1,0 +1,148 @@
+"""S3: the best subset of terms, by exhaustive search, for all environments together."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from companion.checks import at_least, whole
+from companion.papers.spreme.derivative import CHUNK, Gram
+
+MOST = 20_000_000  # subsets of one size that a search may meet
+DEPENDENT = 1e-13  # a column with less than this of itself left adds nothing
+
+
+def subsets(p: int, k: int) -> Tensor:
+    """All subsets of k of p columns, (C, k), in lexicographic order, to do with as one likes.
+
+    Raises ValueError for negative numbers and where there are too many to search.
+    """
+    return all_subsets(p, k).clone()
+
+
+@lru_cache(maxsize=16)
+def all_subsets(p: int, k: int) -> Tensor:
+    """`subsets` as the searches share them: nobody may write to it."""
+    whole(0, p=p, k=k)
+    count = math.comb(p, k)
+    if count > MOST:
+        raise ValueError(f"max_terms = {k}: {count:,} subsets of {p} terms, at most {MOST:,}")
+    flat = itertools.chain.from_iterable(itertools.combinations(range(p), k))
+    return torch.from_numpy(np.fromiter(flat, np.int64, count * k).reshape(count, k))
+
+
+def residuals(gram: Gram, chosen: Tensor) -> Tensor:
+    """What each subset leaves of the targets, rho(S) / q: (..., E, n, C), 1 where q is 0.
+
+    chosen: (C, k) columns. A Cholesky factorisation of every k by k problem, one entry of all
+    of them at a time. Columns that depend on earlier ones of their subset add nothing.
+    """
+    scale = torch.diagonal(gram.G, dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    inverse = torch.where(scale > 0, 1 / scale, 0)
+    G = (inverse[..., :, None] * gram.G * inverse[..., None, :]).flatten(-2)
+    size = torch.where(gram.q > 0, gram.q.sqrt(), 1)
+    c = gram.c * inverse[..., None, :] / size[..., None]
+    p = scale.shape[-1]
+    columns = chosen.to(G.device).T
+    left = torch.ones((), dtype=G.dtype, device=G.device)
+    factor, solved = [], []
+    for a, column in enumerate(columns):
+        row = []
+        rest, target = 1.0, c[..., column]
+        for b in range(a):
+            entry = G[..., columns[b] * p + column]
+            for m in range(b):
+                entry = entry - row[m] * factor[b][m]
+            entry = entry * factor[b][b]
+            row.append(entry)
+            rest = rest - entry.square()
+            target = target - entry[..., None, :] * solved[b]
+        if a:
+            # the inverse of the diagonal entry; none for a column that depends on others
+            row.append(torch.where(rest > DEPENDENT, rest.clamp_min(DEPENDENT).rsqrt(), 0))
+            target = target * row[-1][..., None, :]
+        else:
+            row.append(1.0)
+        factor.append(row)
+        solved.append(target)
+        left = left - target.square()
+    left = left.expand(*gram.q.shape, len(chosen))
+    return torch.where(gram.q[..., None] > 0, left.clamp_min(0), 1)
+
+
+def effective_samples(gram: Gram) -> Tensor:
+    """Independent rows of each environment, (E,): readings over the window, at least 3."""
+    return (gram.samples / gram.window).clamp_min(3)
+
+
+def scores(gram: Gram, chosen: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """Each environment's share of the criterion for these subsets, (..., E, n, C).
+
+    The criterion of several environments is the sum of their shares, so that a search over
+    subsets of environments computes this once.
+    """
+    M = effective_samples(gram)[:, None, None]
+    penalty = chosen.shape[1] * M.log()
+    return M * torch.log(residuals(gram, chosen) + epsilon) + penalty
+
+
+def best_subsets(
+    gram: Gram, max_terms: int = 3, epsilon: float = 1e-4, *, shared: bool = True
+) -> list[tuple[Tensor, Tensor]]:
+    """The best subset of every size from 0 to max_terms, for every state by itself.
+
+    shared: one subset for all environments; else each environment has its own.
+    Returns for k = 0, 1, ...: columns (..., n, k) or (..., E, n, k), and the criterion
+    without the last dimension.
+
+    Raises ValueError for a negative max_terms or one with too many subsets.
+    """
+    whole(0, max_terms=max_terms)
+    at_least(0, epsilon=epsilon)
+    E, n, p = gram.c.shape[-3:]
+    lead = gram.c.shape[:-3]
+    flat = Gram(
+        gram.G.reshape(-1, E, p, p), gram.c.reshape(-1, E, n, p), gram.q.reshape(-1, E, n),
+        gram.samples, gram.window,
+    )  # fmt: skip
+    shape = (*lead, n) if shared else (*lead, E, n)
+    found = []
+    for k in range(min(max_terms, p) + 1):
+        every = all_subsets(p, k)
+        # as much of the batch, then of the subsets, as fits
+        cases = max(1, CHUNK // (4 * E * n * len(every)))
+        some = max(1, CHUNK // (4 * E * n * cases))
+        columns, values = [], []
+        for first in range(0, len(flat.q), cases):
+            part = slice(first, first + cases)
+            piece = Gram(flat.G[part], flat.c[part], flat.q[part], flat.samples, flat.window)
+            best = None
+            for chosen in every.split(some):
+                share = scores(piece, chosen, epsilon)
+                value, place = (share.sum(-3) if shared else share).min(-1)
+                which = chosen.to(place.device)[place]
+                if best is None:
+                    best, kept = value, which
+                else:
+                    kept = torch.where((value < best)[..., None], which, kept)
+                    best = torch.minimum(value, best)
+            columns.append(kept)
+            values.append(best)
+        found.append((torch.cat(columns).reshape(*shape, k), torch.cat(values).reshape(shape)))
+    return found
+
+
+def select(path: list[tuple[Tensor, Tensor]], p: int) -> tuple[Tensor, Tensor]:
+    """The support of least criterion over all sizes, (..., p), and that criterion (...)."""
+    criterion = torch.stack([value for _, value in path], -1)
+    best, size = criterion.min(-1)
+    support = torch.zeros((*best.shape, p), dtype=torch.bool, device=best.device)
+    for k, (columns, _) in enumerate(path):
+        chosen = torch.zeros_like(support).scatter_(-1, columns, True)
+        support |= chosen & (size == k)[..., None]
+    return support, best

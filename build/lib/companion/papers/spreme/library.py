@@ -1,0 +1,149 @@
+"""Candidate terms: their values, names and symbols, in pysindy's order."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import sympy as sp
+import torch
+from torch import Tensor
+
+MOST = 100_000  # monomials
+
+
+@dataclass(frozen=True)
+class Term:
+    """A candidate term that is no monomial.
+
+    name: maps the states' names to the term's. values: maps (..., n) to (...).
+    symbol: maps the states' symbols to an expression.
+    """
+
+    name: Callable[[Sequence[str]], str]
+    values: Callable[[Tensor], Tensor]
+    symbol: Callable[[Sequence[sp.Symbol]], sp.Expr]
+
+
+def sine(*states: int) -> Term:
+    """The sine of one state, or of the sum of several."""
+    return Term(
+        lambda names: f"sin({'+'.join(names[i] for i in states)})",
+        lambda x: torch.sin(x[..., list(states)].sum(-1)),
+        lambda symbols: sp.sin(sp.Add(*[symbols[i] for i in states])),
+    )
+
+
+class Library:
+    """All monomials of n states up to a degree, then further terms.
+
+    Order and names are those of pysindy's PolynomialLibrary followed by a CustomLibrary.
+
+    n: number of states. degree: highest total degree. extra: terms after the monomials.
+    names: of the states; x0, x1, ... by default.
+
+    Raises ValueError for fewer than one state, a negative degree or a wrong number of names.
+
+    >>> Library(2, 2, names=["x", "y"]).get_feature_names()
+    ['1', 'x', 'y', 'x^2', 'x y', 'y^2']
+    """
+
+    def __init__(
+        self, n: int, degree: int = 5, extra: Iterable[Term] = (), names: Sequence[str] = ()
+    ) -> None:
+        if n < 1:
+            raise ValueError(f"n = {n}: expected at least one state")
+        if degree < 0:
+            raise ValueError(f"degree = {degree}: expected at least 0")
+        if math.comb(n + degree, degree) > MOST:
+            raise ValueError(
+                f"degree = {degree}: {math.comb(n + degree, degree):,} monomials of {n} states, "
+                f"expected at most {MOST:,}"
+            )
+        if names and len(names) != n:
+            raise ValueError(f"names = {list(names)}: expected {n} names, one a state")
+        self.n, self.degree, self.extra = n, degree, tuple(extra)
+        self.names = list(names) or [f"x{i}" for i in range(n)]
+        # the states that a monomial multiplies, with repetition: () is the constant
+        self.monomials = [
+            states
+            for total in range(degree + 1)
+            for states in itertools.combinations_with_replacement(range(n), total)
+        ]
+
+    @property
+    def p(self) -> int:
+        """Number of terms."""
+        return len(self.monomials) + len(self.extra)
+
+    @cached_property
+    def exponents(self) -> Tensor:
+        """(monomials, n): how often each monomial multiplies each state."""
+        rows = [[states.count(i) for i in range(self.n)] for states in self.monomials]
+        return torch.tensor(rows)
+
+    @cached_property
+    def _steps(self) -> list[tuple[list[int], list[int]]]:
+        """By degree from 2: each monomial's parent among those of one degree less, its new state."""
+        steps = []
+        for total in range(2, self.degree + 1):
+            before = [m for m in self.monomials if len(m) == total - 1]
+            new = [m for m in self.monomials if len(m) == total]
+            steps.append(([before.index(m[:-1]) for m in new], [m[-1] for m in new]))
+        return steps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Values of all terms: (..., n) to (..., p)."""
+        if x.shape[-1] != self.n:
+            raise ValueError(f"x: shape {tuple(x.shape)}, expected (..., {self.n})")
+        blocks = [torch.ones_like(x[..., :1]), x] if self.degree else [torch.ones_like(x[..., :1])]
+        for parents, states in self._steps:
+            blocks.append(blocks[-1][..., parents] * x[..., states])
+        return torch.cat([*blocks, *[term.values(x)[..., None] for term in self.extra]], -1)
+
+    def some(self, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        """A function that computes only these columns: (..., n) to (..., len(columns)).
+
+        A roll-out of a sparse model spends its time here.
+        """
+        if sorted(columns) != list(columns) or not set(columns) <= set(range(self.p)):
+            raise ValueError(f"columns = {list(columns)}: expected ascending, 0 to {self.p - 1}")
+        powers = self.exponents[[c for c in columns if c < len(self.monomials)]]
+        rest = [self.extra[c - len(self.monomials)] for c in columns if c >= len(self.monomials)]
+        highest = int(powers.max()) if len(powers) else 0
+        # entry (state, power) of the flattened table of powers
+        places = powers + torch.arange(self.n) * (highest + 1)
+
+        def evaluate(x: Tensor) -> Tensor:
+            steps = [torch.ones_like(x)]
+            for _ in range(highest):
+                steps.append(steps[-1] * x)
+            flat = torch.stack(steps, -1).flatten(-2)
+            values = flat[..., places.to(x.device)].prod(-1)
+            if rest:
+                values = torch.cat([values, torch.stack([t.values(x) for t in rest], -1)], -1)
+            return values
+
+        return evaluate
+
+    def get_feature_names(self, input_features: Sequence[str] | None = None) -> list[str]:
+        """Names of the terms, as pysindy's method of the same name gives them."""
+        names = list(input_features) if input_features is not None else self.names
+        told = []
+        for states in self.monomials:
+            powers = [(names[i], states.count(i)) for i in sorted(set(states))]
+            told.append(" ".join(v if k == 1 else f"{v}^{k}" for v, k in powers) or "1")
+        return told + [term.name(names) for term in self.extra]
+
+    def symbols(self) -> list[sp.Symbol]:
+        """The states as real sympy symbols."""
+        return [sp.Symbol(name, real=True) for name in self.names]
+
+    def expressions(self) -> list[sp.Expr]:
+        """The terms as sympy expressions of `symbols`."""
+        states = self.symbols()
+        monomials = [sp.Mul(*[states[i] for i in which]) for which in self.monomials]
+        return monomials + [term.symbol(states) for term in self.extra]

@@ -1,0 +1,110 @@
+"""Detectors that need no scene: OpenCV's histogram of gradients, and background subtraction."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from companion.papers.visual_compiler.network import Detections, suppress
+from companion.papers.visual_compiler.scene import Scene
+
+# rows and columns of what is too small for a person, and of a gap in one; these and the threshold
+# were chosen on the tuning frames of PETS 2009 S2-L1
+OPEN, CLOSE = (2, 2), (5, 3)
+# the trained window holds a person with a margin on each side
+MARGIN = torch.tensor([0.14, 0.125])  # of the window's width and height
+
+
+def without_opencv() -> str:
+    """Why OpenCV's detectors cannot run here, "" if they can."""
+    try:
+        import cv2
+    except ImportError:
+        return "OpenCV is not installed (opencv-python-headless<5)"
+    if not hasattr(cv2, "HOGDescriptor"):
+        return "OpenCV 5 has no HOG detector: install opencv-python-headless<5"
+    return ""
+
+
+def hog_detect(
+    pictures: Tensor, *, enlarge: float = 1.0, overlap: float = 0.4, told_in: int | None = None
+) -> list[Detections]:
+    """People by OpenCV's HOG detector, trained on real people (Dalal and Triggs).
+
+    pictures: (n, 3, H, W) in [0, 1] or uint8. enlarge: factor before detection; the window is 64
+    by 128 pixels, so smaller people are missed. told_in: boxes come back, less the window's margin,
+    in pixels of a picture of this width; None for that of the pictures given.
+    """
+    if not 0 < enlarge < float("inf"):
+        raise ValueError(f"enlarge = {enlarge!r}: expected a factor above 0")
+    missing = without_opencv()
+    if missing:
+        raise ImportError(missing)
+    import cv2
+
+    hog = cv2.HOGDescriptor()
+    hog.setSVMDetector(cv2.HOGDescriptor_getDefaultPeopleDetector())
+    height, width = pictures.shape[2:]
+    per = enlarge * width / (told_in or width)  # searched pixels a pixel told
+    limit = torch.tensor([width, height, width, height]) * (enlarge / per)
+    found = []
+    for picture in pictures:
+        frame = _as_frame(picture)
+        if enlarge != 1:
+            size = round(width * enlarge), round(height * enlarge)
+            frame = cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
+        windows, weights = hog.detectMultiScale(
+            frame,
+            hitThreshold=-0.5,
+            winStride=(8, 8),
+            padding=(16, 16),
+            scale=1.08,
+            groupThreshold=0,
+        )
+        windows = torch.as_tensor(np.asarray(windows), dtype=torch.float32).view(-1, 4)
+        scores = torch.as_tensor(np.asarray(weights), dtype=torch.float32).view(-1)
+        corner, size = windows[:, :2], windows[:, 2:]
+        boxes = torch.cat([corner + MARGIN * size, corner + (1 - MARGIN) * size], 1) / per
+        boxes = torch.minimum(boxes.clamp(min=0), limit)
+        keep = suppress(boxes, scores, overlap)
+        found.append(Detections(boxes[keep], scores[keep]))
+    return found
+
+
+def subtract_background(
+    pictures: Tensor, scene: Scene, *, threshold: float = 0.2, smallest: int = 20
+) -> list[Detections]:
+    """People as what differs from the scene's background: connected pieces, scored by fill.
+
+    threshold: difference of the strongest channel that counts. smallest: pixels of a piece.
+    """
+    import cv2
+
+    background = scene.background.cpu()
+    speck = np.ones(OPEN, np.uint8)
+    found = []
+    for picture in pictures:
+        picture = picture.float() / 255 if picture.dtype == torch.uint8 else picture
+        moving = ((picture.cpu() - background).abs().amax(0) > threshold).numpy().astype(np.uint8)
+        # an opening by an even kernel, whose two steps must shift in opposite directions
+        moving = cv2.dilate(cv2.erode(moving, speck, anchor=(0, 0)), speck, anchor=(1, 1))
+        moving = cv2.morphologyEx(moving, cv2.MORPH_CLOSE, np.ones(CLOSE, np.uint8))
+        _, _, stats, _ = cv2.connectedComponentsWithStats(moving)
+        x, y, w, h, area = torch.from_numpy(stats[1:]).float().unbind(1)
+        big = area >= smallest
+        boxes = torch.stack([x, y, x + w, y + h], 1)[big]
+        expected = scene.person_height(torch.stack([x + w / 2, y + h], 1).double()).float()
+        # a piece as tall as a person there is the surer one
+        fit = -(h / expected.nan_to_num(1.0).clamp(min=1)).log().abs()
+        score = (fit.exp() * (area / (w * h)).sqrt())[big]
+        order = score.argsort(descending=True)
+        found.append(Detections(boxes[order], score[order]))
+    return found
+
+
+def _as_frame(picture: Tensor) -> np.ndarray:
+    """(H, W, 3) uint8 in OpenCV's order of channels."""
+    if picture.dtype != torch.uint8:
+        picture = (picture * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(picture.movedim(0, 2).cpu().numpy()[..., ::-1])

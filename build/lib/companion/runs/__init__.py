@@ -1,0 +1,1 @@
+"""Runs of the chapters: one at a time, kept as a record, or many over a grid."""

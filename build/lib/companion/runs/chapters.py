@@ -1,0 +1,280 @@
+"""The chapters as files: find, read, check their parameters.
+
+Reading needs only the standard library, so that a machine without Jupyter can run a chapter's
+code cells (`companion record`).
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import io
+import json
+import os
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+from companion.device import pick_device
+from companion.files import ROOT, write_whole
+from companion.notebook import parameters
+
+FOLDER = ROOT / "notebooks"
+TAGS = frozenset(
+    {
+        "parameters",
+        "remove-input",
+        "remove-cell",
+        "hide-input",
+        "hide-cell",
+        "nbval-check-output",
+        "raises-exception",
+    }
+)
+
+
+def stems() -> list[str]:
+    """Stems of the chapters that exist, in alphabetical order.
+
+    Raises ValueError where there are no notebooks: outside a checkout.
+    """
+    if not FOLDER.is_dir():
+        raise ValueError(
+            f"{FOLDER}: no such folder; the chapters are in a checkout of the project, "
+            "and its own .venv/bin/companion finds them"
+        )
+    return sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+
+
+def find(name: str | os.PathLike) -> Path:
+    """The notebook of a stem, or of a path to it.
+
+    Raises ValueError for a chapter that does not exist, with what there is.
+    """
+    path, chapter = Path(name), FOLDER / f"{name}.ipynb"
+    with contextlib.suppress(OSError, ValueError):  # too long, or what no file can be called
+        if path.suffix == ".ipynb" and path.is_file():
+            return path.resolve()
+        if chapter.is_file():
+            return chapter
+    raise ValueError(
+        f"notebook = {parameters.told(str(name))}: "
+        f"expected one of {', '.join(stems()) or 'none yet'}"
+    )
+
+
+def read(path: Path) -> dict:
+    """A notebook as a dictionary, every source a single string.
+
+    Raises ValueError for a file that is no notebook of format 4.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise ValueError(f"{path}: not a notebook: {error}") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str) -> dict:
+    """As `read`, of a notebook's text; errors call it by this name."""
+    try:
+        notebook = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: not a notebook: {error}") from None
+    try:
+        for cell in notebook["cells"]:
+            cell["source"] = "".join(cell["source"])
+            wanted = {"metadata", "outputs"} if cell["cell_type"] == "code" else {"metadata"}
+            if not wanted <= cell.keys():
+                raise KeyError(*wanted)
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{name}: not a notebook of format 4, or a damaged one") from None
+    return notebook
+
+
+def code_cells(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def tags(cell: dict) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def recorded_values(notebook: dict) -> dict[str, object]:
+    """What the stored cells recorded, by name."""
+    values: dict[str, object] = {}
+    for cell in code_cells(notebook):
+        for output in cell["outputs"]:
+            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+            if name:
+                data = output["data"]
+                if "application/json" in data:
+                    values[name] = data["application/json"]
+                else:
+                    values[name] = ast.literal_eval("".join(data["text/plain"]))
+    return values
+
+
+def declared(path: Path) -> dict[str, object]:
+    """Type by parameter, as the first code cell states them, without running it."""
+    return _declared(code_cells(read(path)), str(path))
+
+
+def _declared(cells: list[dict], name: str) -> dict[str, object]:
+    with _readable(name):
+        return parameters.declared(_annotations(cells[0]["source"] if cells else ""))
+
+
+@functools.lru_cache(maxsize=64)  # as for the next: a sweep checks one notebook thousands of times
+def _annotations(source: str) -> dict[str, str]:
+    """The annotation of each name in a source, as text."""
+    return {
+        statement.target.id: ast.unparse(statement.annotation)
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(source: str, name: str) -> types.CodeType:
+    return compile(source, name, "exec", dont_inherit=True)
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Make one line of whatever goes wrong in the first cells of a notebook that is no chapter."""
+    try:
+        yield
+    except (ValueError, ImportError):  # ours, which say what is wrong
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"{name}: its parameters cannot be read: {type(error).__name__}: {error}"
+        ) from None
+
+
+def validate(path: Path, given: dict[str, object], *, here: bool = False) -> dict[str, object]:
+    """Run only the parameters cell and the check cell with these values; return all values.
+
+    here: the run would be on this machine; also refuse a device, a data set, a folder or a file
+    that is not there.
+
+    Raises companion.notebook.ParameterError as the notebook itself would, before a kernel is
+    started. A name that is not one of the notebook's parameters is never executed.
+    """
+    return check(read(path), str(path), given, here=here)
+
+
+def check(
+    notebook: dict, name: str, given: dict[str, object], *, here: bool = False
+) -> dict[str, object]:
+    """As `validate`, of a notebook that was read from the file of this name."""
+    # of an earlier run's output, too, the cell that checks comes after what was set
+    stated = [cell for cell in code_cells(notebook) if "injected-parameters" not in tags(cell)]
+    known = _declared(stated, name)
+    problems = parameters.unknown(given, known)
+    if len(stated) < 2:
+        raise ValueError(f"{name}: expected a cell of parameters and one that checks them")
+    space: dict[str, object] = {"In": [], "__name__": "parameters", "HERE": here}
+
+    def run(source: str) -> None:
+        space["In"].append(source)
+        with _readable(name):
+            exec(_compiled(source, name), space)
+
+    run(stated[0]["source"])
+    usual = space.get("dataset")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            run(injected({name: value for name, value in given.items() if name in known}))
+            run(stated[1]["source"])
+    except parameters.ParameterError as error:
+        problems.append(str(error))
+    if problems:
+        raise parameters.ParameterError("; ".join(problems))
+    with _readable(name):
+        values = {name: space[name] for name in known}
+    if here:
+        _check_place(values, usual)
+    print(said.getvalue(), end="")
+    return values
+
+
+# data sets that the catalogue has under the name of a family
+FAMILIES = {
+    "hotel": ("eth",),
+    "zara01": ("ucy",),
+    "zara02": ("ucy",),
+    "students03": ("ucy",),
+    "ethucy": ("eth", "ucy"),
+}
+
+
+def _check_place(values: dict[str, object], usual: object) -> None:
+    """Raise ValueError for a device, a data root or a data set that this machine lacks.
+
+    usual: the data set that needs no download. It and the usual devices are not looked up:
+    importing torch takes seconds.
+    """
+    if values.get("device", "auto") not in ("auto", "cpu"):
+        pick_device(str(values["device"]))
+    root, name = str(values.get("data_root", "")), values.get("dataset", usual)
+    if wrong := parameters.OUTSIDE["folder"](root) if root else None:
+        raise parameters.ParameterError(f"data_root = {root!r}: {wrong}")
+    if name == usual:
+        return
+    from companion.data.catalogue import catalogue
+    from companion.data.root import MissingDataError, data_root
+
+    place, sets = data_root(root), catalogue()
+    if name == "folder" and "scene_path" not in values:  # pictures of the user's own
+        for part in ("train", "val"):
+            if not any((place / part).glob("*/*")):
+                raise parameters.ParameterError(
+                    f"dataset = 'folder', data_root = {str(place)!r}: expected {part}/ there, "
+                    "with one subfolder of pictures a class"
+                )
+    for source in (sets[family] for family in FAMILIES.get(name, (name,)) if family in sets):
+        try:
+            # of a set whose files are not known one by one, chapters take what is there
+            source.require(name, place, whole=bool(source.sizes))
+        except MissingDataError as error:
+            said = str(error).removeprefix(f"dataset {name!r} ").removeprefix("is ")
+            raise parameters.ParameterError(f"dataset = {name!r}: {said}") from None
+
+
+def defaults(path: Path) -> dict[str, object]:
+    """Value by parameter, as the first code cell states them, without running it."""
+    return parameters.literals(code_cells(read(path))[0]["source"])
+
+
+def presets(path: Path) -> dict[str, dict[str, object]]:
+    """The profiles that the check cell states, by name; the first changes nothing."""
+    check = ast.parse(code_cells(read(path))[1]["source"])
+    for node in ast.walk(check):
+        if isinstance(node, ast.keyword) and node.arg == "profiles":
+            return ast.literal_eval(node.value)
+    return {}
+
+
+def write_preset_files(path: Path) -> None:
+    """Write each preset but the default one as a YAML file for ``papermill -f``."""
+    import yaml
+
+    folder = path.parent / "params"
+    for name, preset in list(presets(path).items())[1:]:
+        values = yaml.safe_dump({"profile": name} | preset, sort_keys=False)
+        head = f"# preset {name!r} of {path.name}: written by make notebooks, not by hand\n"
+        write_whole(folder / f"{path.stem}-{name.replace('_', '-')}.yaml", head + values)
+
+
+def injected(given: dict[str, object]) -> str:
+    """The cell of values that papermill would put after the parameters cell.
+
+    Raises companion.notebook.ParameterError for what is no name or no literal: nothing that
+    was given is executed.
+    """
+    lines = [f"{name} = {parameters.literal(name, value)}" for name, value in given.items()]
+    return "\n".join(["# Parameters", *lines]) + "\n"

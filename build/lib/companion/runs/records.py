@@ -1,0 +1,202 @@
+"""Recorded runs: one small JSON each under book/recorded, with provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from companion.device import pick_device
+from companion.files import ROOT, locked, sweep_up, to_json, write_whole
+from companion.runs import chapters
+from companion.runs.executor import TARGET, as_script
+from companion.runs.fingerprint import fingerprint
+from companion.runs.provenance import provenance
+from companion.runs.record import DONE, FAILED, UNFINISHED, Run, load, save
+
+FOLDER = ROOT / "book" / "recorded"
+LIMIT = 100_000  # bytes of a record
+FIGURE_LIMIT = 60_000  # bytes of one of its figures
+
+
+class RecordError(RuntimeError):
+    """Raised when a run that was to be recorded did not finish."""
+
+
+def load_records(stem: str) -> list[Run]:
+    """The recorded runs of a chapter, oldest first, `stale` where its code has changed since.
+
+    Raises:
+        ValueError: for a record, or a figure of one, that was changed by hand.
+    """
+    folder, current = FOLDER / stem, fingerprint(chapters.find(stem))
+    runs = []
+    for path in folder.glob("*.json"):
+        if path.name.endswith(".part.json"):  # of a run that broke off, or goes on
+            continue
+        run = load(path)
+        for figure in run.figures:
+            if sha256(folder / figure["file"]) != figure["sha256"]:
+                raise ValueError(f"{folder / figure['file']}: not as it was written: record again")
+        runs.append(replace(run, stale=run.fingerprint != current))
+    return sorted(runs, key=lambda run: (run.provenance.get("date", ""), run.name))
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+def record_run(name: str, stem: str, given: dict[str, object], folder: Path | None = None) -> Run:
+    """Run a chapter's code cells in a Python of their own and keep the result.
+
+    name: of the record, such as "mnist". given: parameter values. folder: where to put it
+      instead of book/recorded/<stem>.
+
+    The file appears under its name only when the run has finished; until then, and if it
+    fails, what was recorded so far lies beside it as <name>.part.json. A claim that did not
+    hold is a result: it is kept.
+
+    Raises ParameterError for bad values before anything starts, ValueError for a bad name,
+    BusyError if this record is being made, by whichever chapter, and RecordError for a run that
+    did not finish.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
+        raise ValueError(f"name = {name!r}: expected letters, digits, '-' and '_', 80 at most")
+    path = chapters.find(stem)
+    values = chapters.validate(path, given, here=True)
+    device = pick_device(str(values.get("device", "cpu")))
+    folder = folder or FOLDER / path.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"name = {name!r}: {{holder}} is writing this record; wait, or take another name"
+    with locked(folder / f".{name}.lock", busy):
+        sweep_up(folder)
+        return _record(folder / f"{name}.json", path, given, values, device)
+
+
+def _record(
+    whole: Path, path: Path, given: dict[str, object], values: dict[str, object], device: object
+) -> Run:
+    """Make the record `whole`, of which this process holds the lock."""
+    part = whole.with_suffix(".part.json")
+    options = [
+        f"-p {key} {shlex.quote(_option(value))}"
+        for key, value in given.items()
+        if key != "data_root"
+    ]
+    head = {
+        "paper": path.stem,
+        "name": whole.stem,
+        "status": UNFINISHED,
+        "command": " ".join(["companion record", path.stem, "--name", whole.stem, *options]),
+        "fingerprint": fingerprint(path),
+        "provenance": provenance(device),
+    }
+    _drop_figures(part, [])  # of a run that broke off
+    write_whole(part, to_json(head))
+    start = time.perf_counter()
+    outcome = as_script(path, given, part)
+    result = json.loads(part.read_text(encoding="utf-8"))
+    result["seconds"] = round(time.perf_counter() - start)
+    if outcome.missed:
+        told = outcome.error.partition(": ")[2]
+        print(f"kept, though not every claim came out as expected: {told}")
+    elif outcome.error:
+        said = {"status": FAILED, "error": outcome.error, "said": outcome.told.splitlines()}
+        with suppress(OSError):  # a full disk may be what it failed of
+            write_whole(part, to_json(result | said))
+        raise RecordError(f"{path.stem} did not finish: {outcome.error}. What it had is in {part}")
+    recorded = result.pop("values", {})
+    run = Run.of_values(
+        result.pop("paper"), result.pop("name"), recorded, **(result | {"status": DONE})
+    )
+    save(run, part)
+    size = part.stat().st_size
+    if size > LIMIT:
+        raise RecordError(
+            f"the record has {size} bytes, more than {LIMIT}: record less in {path.name} ({part})"
+        )
+    # from here on only names change: that needs no room on the disk
+    for figure in run.figures:
+        _part_of(whole.with_name(figure["file"])).replace(whole.with_name(figure["file"]))
+    _drop_figures(whole, run.figures)
+    part.replace(whole)
+    return run
+
+
+def _part_of(file: Path) -> Path:
+    """The name of a figure while its record is not finished."""
+    return file.with_suffix(f".part{file.suffix}")
+
+
+def _drop_figures(record: Path, new: list[dict[str, str]]) -> None:
+    """Remove the figures of the record that is about to be replaced, but for those of the new."""
+    name = record.name.removesuffix(".json").removesuffix(".part")
+    kept = {figure["file"] for figure in new}
+    try:
+        old = json.loads(record.read_text(encoding="utf-8")).get("figures", [])
+        files = {figure["file"] for figure in old} - kept
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return  # there is none, or it is not one of our records
+    for file in files:
+        if re.fullmatch(rf"{name}-[\w-]+\.png", str(file)):
+            path = record.with_name(file)
+            path = _part_of(path) if record.name.endswith(".part.json") else path
+            path.unlink(missing_ok=True)
+
+
+def keep_figure(name: str, caption: str, alt: str) -> None:
+    """Save the current figure beside the record that is being written, if there is one.
+
+    A figure that shows nothing, because these settings left its experiment out, is not kept.
+    """
+    import matplotlib.pyplot as plt
+
+    target = os.environ.get(TARGET)
+    if target and any(map(_shows_something, plt.gcf().axes)):
+        part = Path(target)
+        run = part.name.removesuffix(".part.json")
+        file = part.with_name(f"{run}-{name}.png")
+        picture = io.BytesIO()
+        plt.savefig(picture, format="png", dpi=100, metadata={"Software": None})
+        small = _shrink(picture.getvalue())
+        write_whole(_part_of(file), small)
+        kept = json.loads(part.read_text(encoding="utf-8"))
+        figure = {"file": file.name, "name": f"{name}-{run}", "caption": caption, "alt": alt}
+        figure["sha256"] = hashlib.sha256(small).hexdigest()
+        kept["figures"] = [f for f in kept.get("figures", []) if f["file"] != file.name] + [figure]
+        write_whole(part, to_json(kept))
+    plt.close("all")
+
+
+def _shows_something(ax) -> bool:
+    # Axes.has_data() is true for a line without a point
+    lines = (line.get_ydata() for line in ax.lines)
+    drawn = any(y == y for ys in lines for y in map(float, ys))
+    return drawn or bool(ax.images or ax.collections or ax.patches)
+
+
+def _shrink(png: bytes) -> bytes:
+    """Reduce a picture that is too large for the book to 256 colours, or to fewer."""
+    from PIL import Image
+
+    original = png
+    for colours in (256, 64, 16):
+        if len(png) <= FIGURE_LIMIT:
+            break
+        with Image.open(io.BytesIO(original)) as picture:
+            reduced = picture.convert("RGB").quantize(colours)
+        file = io.BytesIO()
+        reduced.save(file, "png", optimize=True)
+        png = file.getvalue()
+    return png
+
+
+def _option(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,653 @@
+"""Scores, masks, and training that keeps to a mask.
+
+A pruner is a score: a dictionary with one tensor a parameter. `global_topk_mask` turns any
+scores into a mask, and `apply_masks` makes a model keep to it. Sparsity always means the
+fraction *removed*, in [0, 1). The order of a dictionary is the order of its entries: where
+scores tie, the earlier entry is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from companion.training import evaluation_mode
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+NORMALISATIONS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# layers whose weights are matrices, however small
+MATRICES = (
+    nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention,
+    nn.Embedding, nn.EmbeddingBag,
+)  # fmt: skip
+
+
+def prunable_parameters(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
+    """Trainable weights, then biases, of every layer that does more than scale its input.
+
+    Left out are normalisations of any make, PReLU, and layer scales. Weights come first because
+    ties are broken by this order. A parameter that two modules share appears once.
+    Raises ValueError for a lazy layer that has not seen an input yet.
+    """
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(
+                f"model: {name!r} of a lazy layer has no values yet; pass a batch first"
+            )
+    excluded = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if is_scaling(module) or is_scale(module, name)
+    }
+    named = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in excluded
+    ]
+    weights = {name: p for name, p in named if not is_bias(name)}
+    if not biases:
+        return weights
+    return weights | {name: p for name, p in named if is_bias(name)}
+
+
+def is_scaling(module: nn.Module) -> bool:
+    """Whether a module's weights only multiply channels: a normalisation, PReLU, a layer scale."""
+    if isinstance(module, NORMALISATIONS):
+        return True
+    if isinstance(module, MATRICES) or any(True for _ in module.children()):
+        return False
+    own = dict(module.named_parameters(recurse=False))
+    weights = [name for name in own if not is_bias(name)]
+    return bool(weights) and all(_is_vector(own[name]) for name in weights)
+
+
+def is_scale(module: nn.Module, name: str) -> bool:
+    """Whether one parameter of a module is a scale of channels, as in `ConvNeXt` or `weight_norm`."""
+    parameter = getattr(module, name)
+    if isinstance(module, MATRICES) or is_bias(name) or not _is_vector(parameter):
+        return False
+    if isinstance(module, ParametrizationList):  # lengths, of which every output has one
+        return len(list(module.parameters())) > 1 and name == "original0"
+    return parameter.dim() == 0 or "gamma" in name or "scale" in name
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    return sum(size > 1 for size in parameter.shape) <= 1
+
+
+def is_bias(name: str) -> bool:
+    """Whether a parameter of this name is a bias ("fc.bias", "bias_ih_l0", "in_proj_bias")."""
+    return "bias" in name.rpartition(".")[2]
+
+
+def connection_gradients(
+    model: nn.Module,
+    loss_fn: Loss,
+    batches: Batches,
+    *,
+    params: Iterable[str] | None = None,
+    bn_mode: str = "identity",
+    reduction: str = "signed",
+) -> dict[str, Tensor]:
+    """Derivative of the loss with respect to a multiplier on every weight, at 1.
+
+    g_j = dL(c * w)/dc_j at c = 1 = w_j dL/dw_j (connection sensitivity, SNIP). One ordinary backward pass a
+    batch, in `full_precision`; nothing of the model changes. Scores of 16-bit weights are float32.
+
+    loss_fn: maps (outputs, targets) to the mean loss of a batch. Batches are weighted by their
+      size, so how the examples are split does not matter.
+    params: names to score; None: `prunable_parameters`.
+    bn_mode: "identity" runs batch normalisation (and any other that tracks statistics, frozen ones
+      included) in inference mode with fresh statistics (mean 0, variance 1); "batch" with the
+      statistics of each batch.
+    reduction: "signed" adds gradients before any absolute value is taken; "absolute" adds
+      their absolute values batch by batch.
+
+    Raises ValueError for unknown modes or names, for nothing to score, for no batches or an empty
+    one, for a loss that is no finite scalar or a gradient that is not finite, in identity mode for
+    a normalisation that tracks no statistics, and in batch mode for a frozen one.
+    """
+    if bn_mode not in ("identity", "batch"):
+        raise ValueError(f"bn_mode = {bn_mode!r}: expected 'identity' or 'batch'")
+    if reduction not in ("signed", "absolute"):
+        raise ValueError(f"reduction = {reduction!r}: expected 'signed' or 'absolute'")
+    if any(isinstance(module, nn.DataParallel) for module in model.modules()):
+        raise ValueError("model: is in nn.DataParallel; score the network in its .module")
+    if params is None:
+        chosen = prunable_parameters(model)
+    else:
+        known, names = dict(model.named_parameters()), list(params)
+        if missing := [name for name in names if name not in known]:
+            raise ValueError(f"params: the model has no parameter {missing[0]!r}")
+        chosen = {name: known[name] for name in names}
+    if not chosen:
+        raise ValueError("params: no trainable parameter to score")
+
+    mean: dict[str, Tensor] = {}
+    count = 0
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        fixed = stack.enter_context(_scoring_mode(model, bn_mode))
+        theta = {name: _leaf(parameter) for name, parameter in chosen.items()}
+        for inputs, targets in batches:
+            if not len(inputs):
+                raise ValueError("batches: an empty batch")
+            gradients = switch_gradients(model, loss_fn, theta, (inputs, targets), fixed)
+            count += len(inputs)
+            for name, g in gradients.items():
+                if reduction == "absolute":
+                    g.abs_()
+                # the mean moves by this batch's share of all examples so far
+                mean[name] = mean[name].lerp_(g, len(inputs) / count) if name in mean else g
+    if not count:
+        raise ValueError("batches: no example to score with")
+    if (bad := _not_finite(mean)) is not None:
+        raise ValueError(f"the gradient of {bad!r} is not finite, though the loss is")
+    return mean
+
+
+def _leaf(parameter: Tensor) -> Tensor:
+    """The parameter's values as a leaf of a graph of its own."""
+    value = parameter.detach()
+    # what was made in inference mode cannot be saved for a backward pass
+    return (value.clone() if value.is_inference() else value).requires_grad_()
+
+
+def switch_gradients(
+    model: nn.Module,
+    loss_fn: Loss,
+    theta: Mapping[str, Tensor],
+    batch: tuple[Tensor, Tensor],
+    buffers: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """w dL/dw of one batch for the parameters theta, which must be leaves that require gradients.
+
+    buffers: tensors that stand in for the model's own buffers.
+    Raises ValueError if the loss is no finite scalar.
+    """
+    inputs, targets = (t.clone() if t.is_inference() else t for t in batch)
+    with full_precision():
+        outputs = functional_call(model, {**(buffers or {}), **theta}, (inputs,))
+        loss = loss_fn(outputs, targets)
+        if loss.numel() != 1:
+            raise ValueError(f"loss_fn: returned {tuple(loss.shape)}, expected the mean loss")
+        if not math.isfinite(loss.item()):
+            raise ValueError(
+                f"the loss of a scoring batch is {loss.item()}: check data and weights"
+            )
+        # backward, not grad: what it leaves in .grad is ours to multiply in place
+        loss.backward(inputs=list(theta.values()))
+    gradients = {}
+    for name, w in theta.items():
+        g, w.grad = torch.zeros_like(w) if w.grad is None else w.grad, None
+        if g.element_size() < 4:  # a product of 16-bit numbers vanishes, a mean of them drifts
+            g = g.float()
+        gradients[name] = g.mul_(w.detach())  # dL/dc = w dL/dw
+    return gradients
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Full float32 inside the block: no TF32, no bf16, no autocast; all comes back as it was.
+
+    Scores near a threshold and small singular values do not survive eleven bits.
+    """
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    parts = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    before = [part.fp32_precision for part in parts]
+    # PyTorch refuses to read its older switches where they differ from the newer ones: they go
+    # along, unless they differ already
+    matmul = convolutions = None
+    with suppress(RuntimeError):
+        matmul = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        convolutions = cudnn.allow_tf32
+    try:
+        if matmul is not None:
+            torch.set_float32_matmul_precision("highest")
+        if convolutions is not None:
+            cudnn.allow_tf32 = False
+        for part in parts:
+            part.fp32_precision = "ieee"
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if convolutions is not None:
+            cudnn.allow_tf32 = convolutions
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that holds NaN or infinity."""
+    # the sum shows either, ten times faster than isfinite and with one wait for a GPU
+    sums = [tensor.sum(dtype=torch.float32) for tensor in tensors.values()]
+    if not sums or math.isfinite(torch.stack(sums).sum()):
+        return None
+    # a sum can also overflow
+    return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)
+
+
+def connection_sensitivity(
+    model: nn.Module,
+    loss_fn: Loss,
+    batches: Batches,
+    *,
+    params: Iterable[str] | None = None,
+    bn_mode: str = "identity",
+    reduction: str = "signed",
+) -> dict[str, Tensor]:
+    """SNIP's saliency |dL/dc|, not normalised (normalising never changes the ranking).
+
+    Arguments and errors as `connection_gradients`.
+    """
+    gradients = connection_gradients(
+        model, loss_fn, batches, params=params, bn_mode=bn_mode, reduction=reduction
+    )
+    return {name: g.abs_() for name, g in gradients.items()}
+
+
+@contextmanager
+def _scoring_mode(model: nn.Module, bn_mode: str) -> Iterator[dict[str, Tensor]]:
+    """Put the model in scoring mode; yield what stands in for its own tensors: fresh statistics."""
+    stand_in = {
+        name: tensor.clone()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if not is_lazy(tensor) and tensor.is_inference()  # as in `_leaf`
+    }
+    with evaluation_mode(model), ExitStack() as stack:
+        for path, module in model.named_modules():
+            if isinstance(module, nn.RNNBase):
+                # cuDNN has no backward pass for these in inference mode; PyTorch's kernels do
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False, allow_tf32=False))
+            tracked = tracks_statistics(module)
+            if bn_mode == "batch" and isinstance(module, (_BatchNorm, _InstanceNorm)):
+                module.train()
+            elif bn_mode == "batch" and tracked:
+                raise ValueError(f"bn_mode = 'batch': the statistics of {path!r} are frozen")
+            elif isinstance(module, _BatchNorm) and not tracked:
+                raise ValueError(
+                    f"bn_mode = 'identity': {path!r} tracks no statistics and always uses the batch's"
+                )
+            if tracked:
+                prefix = f"{path}." if path else ""
+                stand_in[f"{prefix}running_mean"] = torch.zeros_like(module.running_mean)
+                stand_in[f"{prefix}running_var"] = torch.ones_like(module.running_var)
+                if getattr(module, "num_batches_tracked", None) is not None:
+                    stand_in[f"{prefix}num_batches_tracked"] = module.num_batches_tracked.clone()
+        yield stand_in
+
+
+def tracks_statistics(module: nn.Module) -> bool:
+    """Whether a module normalises by running statistics: batch normalisation, frozen or not."""
+    statistics = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+    return all(isinstance(value, Tensor) for value in statistics)
+
+
+def random_scores(
+    params: Mapping[str, Tensor], generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Independent uniform scores, drawn on the CPU so that every device gets the same ones.
+
+    generator: on the CPU; None: PyTorch's own.
+    """
+    return {
+        name: torch.rand(p.shape, generator=generator).to(p.device) for name, p in params.items()
+    }
+
+
+def magnitude_scores(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The absolute value of every entry."""
+    return {name: p.detach().abs() for name, p in params.items()}
+
+
+def shuffle_within_layer(
+    tensors: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Permute the entries of each tensor: layers keep their counts, connections their luck.
+
+    Works on scores and on masks alike.
+    """
+    return {
+        name: t.flatten()[torch.randperm(t.numel(), generator=generator).to(t.device)].view_as(t)
+        for name, t in tensors.items()
+    }
+
+
+ROUNDINGS: dict[str, Callable[[float], int]] = {
+    "round": round,
+    "floor": math.floor,
+    "ceil": math.ceil,
+}
+
+
+def kept_count(total: int, sparsity: float, rounding: str = "round") -> int:
+    """How many of `total` entries a sparsity leaves: kappa = round(total * (1 - sparsity)).
+
+    "round" goes half to even, as the official code does.
+    Raises ValueError for a sparsity outside [0, 1) or an unknown rounding.
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity = {sparsity!r}: expected the fraction removed, in [0, 1)")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding = {rounding!r}: expected one of {', '.join(ROUNDINGS)}")
+    return ROUNDINGS[rounding](total * (1.0 - sparsity))
+
+
+def global_topk_mask(
+    scores: Mapping[str, Tensor],
+    sparsity: float | None = None,
+    keep: int | None = None,
+    rounding: str = "round",
+    *,
+    warn: bool = True,
+) -> dict[str, Tensor]:
+    """Keep the highest scores over all tensors jointly, exactly as many as asked for.
+
+    Give either the sparsity (fraction removed, in [0, 1)) or the number of entries to keep.
+    Among equal scores the earlier one is kept (order of the dictionary, then row-major).
+
+    Returns boolean tensors of the scores' shapes. Warns if a tensor of weights is left empty
+    (unless `warn` is off, for callers to whom that is a result).
+    Raises ValueError for scores that are not finite, not real numbers or on several devices, and
+    for a sparsity or count out of range.
+    """
+    if (sparsity is None) == (keep is None):
+        raise ValueError("global_topk_mask: give either sparsity or keep")
+    if not scores:
+        raise ValueError("scores: no tensor to rank")
+    for name, score in scores.items():
+        if not isinstance(score, Tensor) or score.is_complex() or score.dtype == torch.bool:
+            kind = score.dtype if isinstance(score, Tensor) else type(score).__name__
+            raise ValueError(f"scores: {name!r} is {kind}, expected a tensor of numbers")
+    if len(devices := {str(score.device) for score in scores.values()}) > 1:
+        raise ValueError(f"scores: on several devices, {', '.join(sorted(devices))}")
+    flat = torch.cat([s.detach().flatten() for s in scores.values()])
+    if (bad := _not_finite(scores)) is not None:
+        raise ValueError(f"scores: {bad!r} holds NaN or infinity")
+    keep = kept_count(flat.numel(), sparsity, rounding) if keep is None else keep
+    if type(keep) is not int or not 0 <= keep <= flat.numel():
+        raise ValueError(f"keep = {keep!r}: expected a count between 0 and {flat.numel()}")
+
+    chosen = topk_by_index(flat, keep)
+    parts = chosen.split([s.numel() for s in scores.values()])
+    masks = {
+        name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)
+    }
+    empty = [name for name, mask in masks.items() if mask.dim() > 1 and not mask.any()]
+    if empty and warn:
+        warnings.warn(f"layer collapse: nothing is left of {', '.join(empty)}", stacklevel=2)
+    return masks
+
+
+def topk_by_index(flat: Tensor, keep: int) -> Tensor:
+    """Boolean mask of the `keep` largest entries; equal ones by lowest index."""
+    if keep == 0:
+        return torch.zeros_like(flat, dtype=torch.bool)
+    # selection picks arbitrary ties but is faster than a stable sort: take its threshold only
+    threshold = _kth_largest(flat, keep, by_topk=flat.is_cuda)
+    chosen = flat > threshold
+    ties = (flat == threshold).nonzero().squeeze(1)
+    chosen[ties[: keep - int(chosen.sum())]] = True
+    return chosen
+
+
+def _kth_largest(flat: Tensor, k: int, *, by_topk: bool) -> Tensor:
+    """The k-th largest entry; by topk on a GPU, where kthvalue of a vector uses one block."""
+    if by_topk:
+        return flat.topk(k, sorted=False).values.min()
+    return flat.kthvalue(flat.numel() - k + 1).values
+
+
+class apply_masks:
+    """Make a model keep to its masks, whatever the optimiser does.
+
+    Zeroes the masked entries and masks their gradients; zeroes them again at the end of every
+    `torch.optim` step, after `load_state_dict` and before every forward pass of the model, so
+    that no momentum, weight decay or stored value revives one. Names of parameters and of the
+    `state_dict` stay as they are. A copy of the model (`copy.deepcopy`, pickle) keeps to the masks on its
+    own, until `remove_masks`. A compiled model is masked likewise, whenever it was compiled, but
+    for one thing: entries written by hand stay until the next step, not only until the next pass.
+
+    Works as a context manager or until `remove` is called; the entries stay zero afterwards.
+
+    masks: boolean tensors by parameter name, on any device; parameters without one are left alone.
+    Raises ValueError for a name, shape or dtype that does not fit the model.
+    """
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        known = check_masks(model, masks)
+        self._masked: list[_Masked] = []
+        self._hooks = []
+        for name, mask in masks.items():
+            path, _, local = name.rpartition(".")
+            masked = _Masked(known[name], local, Zeros(mask))
+            self._masked.append(masked)
+            owner = model.get_submodule(path)
+            self._hooks.append(owner.register_load_state_dict_post_hook(masked.after_load))
+        self._hooks.append(model.register_forward_pre_hook(self._before_forward))
+
+    def _before_forward(self, *_: object) -> None:
+        # a compiled graph outlives masks and is shared between models: it must not contain any
+        if not torch.compiler.is_compiling():
+            for masked in self._masked:
+                if masked in _MASKED:
+                    masked.zero()
+
+    def remove(self) -> None:
+        """Let go of the model; the masked entries are zero at this moment."""
+        for hook in self._hooks:
+            hook.remove()
+        for masked in self._masked:
+            masked.release()
+        self._masked.clear()
+
+    def __enter__(self) -> apply_masks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def remove_masks(model: nn.Module) -> None:
+    """Let go of a model that keeps to masks, such as a copy of a masked one."""
+    own = {id(parameter) for parameter in model.parameters()}
+    for masked in list(_MASKED):
+        if id(masked.parameter) in own:
+            masked.release()
+
+
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
+class Zeros:
+    """Zeroes the masked entries of a tensor, wherever it lies.
+
+    By a bitwise and: four times as fast on a CPU as filling, and 0 where NaN times 0 is NaN.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.bits = mask
+
+    def fitting(self, tensor: Tensor) -> Tensor:
+        """All bits set where an entry is kept, in integers of the tensor's width."""
+        dtype = INTEGERS[tensor.element_size()]
+        if self.bits.dtype != dtype or self.bits.device != tensor.device:
+            self.bits = -(self.bits != 0).to(tensor.device, dtype)
+        return self.bits
+
+    def fill(self, tensor: Tensor) -> None:
+        bits = self.fitting(tensor)
+        tensor.view(bits.dtype).bitwise_and_(bits)
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        bits = self.fitting(gradient)
+        if gradient.requires_grad:  # for a second derivative
+            return gradient.masked_fill(bits == 0, 0)
+        return (gradient.view(bits.dtype) & bits).view(gradient.dtype)
+
+
+class _Masked:
+    """Keeps the masked entries of one parameter and of its gradient at zero.
+
+    The hooks of its module hold it, so a copy of the module comes with one for its own parameter.
+    """
+
+    def __init__(
+        self, parameter: nn.Parameter, name: str, zeros: Zeros, active: bool = True
+    ) -> None:
+        self.parameter, self.name, self.zeros = parameter, name, zeros
+        self._hook = None
+        if active:
+            _MASKED.add(self)
+            self._bind(parameter)
+
+    def _bind(self, parameter: nn.Parameter) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self.parameter = parameter
+        self._hook = parameter.register_hook(self.zeros) if parameter.requires_grad else None
+        self.zero()
+
+    def zero(self) -> None:
+        # through .data: to autograd a weight that was zero before has not changed, so
+        # several forward passes may share one backward pass
+        self.zeros.fill(self.parameter.data)
+
+    def after_load(self, module: nn.Module, _: object) -> None:
+        if self in _MASKED:  # load_state_dict(assign=True) puts another parameter there
+            self._bind(getattr(module, self.name))
+
+    def release(self) -> None:
+        self.zero()
+        if self._hook is not None:
+            self._hook.remove()
+        _MASKED.discard(self)
+
+    def __reduce__(self) -> tuple:
+        return _Masked, (self.parameter, self.name, self.zeros, self in _MASKED)
+
+
+_MASKED: weakref.WeakSet[_Masked] = weakref.WeakSet()
+
+
+@torch.compiler.disable
+def _after_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Zero what an optimiser's memory has moved, of all models that keep to masks."""
+    if not _MASKED:
+        return
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for masked in list(_MASKED):
+        if id(masked.parameter) in moved:
+            masked.zero()
+
+
+register_optimizer_step_post_hook(_after_step)
+
+
+def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """The model's parameters by name; ValueError for a mask that fits none of them."""
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for name, mask in masks.items():
+        _check_mask(name, mask, known)
+    return known
+
+
+def _check_mask(name: str, mask: object, known: Mapping[str, Tensor] | None = None) -> None:
+    """Raise ValueError unless this is a mask, and of a tensor among those known."""
+    if known is not None and name not in known:
+        hint = f" (it has '_orig_mod.{name}')" if f"_orig_mod.{name}" in known else ""
+        raise ValueError(f"masks: the model has no parameter {name!r}{hint}")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"masks: {name!r} is {kind}, expected a tensor of torch.bool")
+    if known is not None and mask.shape != known[name].shape:
+        expected = tuple(known[name].shape)
+        raise ValueError(f"masks: {name!r} has shape {tuple(mask.shape)}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What a mask leaves of one layer.
+
+    dead_units: outputs without an incoming connection.
+    structural_rank: largest rank that weights with this pattern can have (the largest matching
+      of inputs and outputs); convolutions are reshaped to (out, in * kernel).
+    """
+
+    name: str
+    total: int
+    kept: int
+    dead_units: int
+    structural_rank: int
+
+    @property
+    def density(self) -> float:
+        return self.kept / self.total
+
+
+def mask_report(masks: Mapping[str, Tensor], *, ranks: bool = True) -> list[LayerReport]:
+    """One `LayerReport` for every mask of two or more dimensions, in order.
+
+    ranks: False leaves out the structural ranks (-1), which take seconds for millions of entries.
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import structural_rank
+
+    for name, mask in masks.items():
+        _check_mask(name, mask)
+    reports = []
+    for name, mask in masks.items():
+        if mask.dim() < 2:
+            continue
+        rows = mask.flatten(1).cpu()
+        rank = -1
+        if ranks:
+            rank = structural_rank(csr_array(rows.numpy())) if rows.any() else 0
+        dead = int((~rows.any(dim=1)).sum())
+        reports.append(LayerReport(name, mask.numel(), int(mask.sum()), dead, int(rank)))
+    return reports
+
+
+def mask_overlap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Fraction of the entries kept by `a` that `b` keeps too (1 for equal masks).
+
+    Two independent random masks of density d overlap by d.
+    Raises ValueError if the masks are not of the same parameters and shapes, not boolean, or `a`
+    keeps nothing.
+    """
+    if a.keys() != b.keys():
+        raise ValueError(f"masks of different parameters: {sorted(a.keys() ^ b.keys())}")
+    for name, mask in a.items():
+        _check_mask(name, mask)
+        _check_mask(name, b[name], a)
+    kept = count_kept(a)
+    if not kept:
+        raise ValueError("a: keeps nothing")
+    return sum(int((a[name] & b[name].to(a[name].device)).sum()) for name in a) / kept
+
+
+def count_kept(masks: Mapping[str, Tensor]) -> int:
+    """How many entries all masks together keep."""
+    return sum(int(mask.sum()) for mask in masks.values())

@@ -1,0 +1,208 @@
+"""One supervised loop and one evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+# Steps between two looks at the loss: a GPU has to be waited for.
+LOOK_EVERY = 100
+# Devices on which `train(mixed=True)` computes in bf16.
+MIXED = ("cuda",)
+
+
+class DivergenceError(RuntimeError):
+    """Raised when a training loss is no longer finite."""
+
+
+@dataclass
+class History:
+    """What a training run left behind.
+
+    loss: training loss of every step. checks: (step, value) of every call of `monitor`.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    checks: list[tuple[int, float]] = field(default_factory=list)
+    diverged: bool = False
+
+
+def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device, without waiting for what the device still computes.
+
+    CUDA sets ordinary memory of the CPU aside before it returns; MPS does not promise that.
+    """
+    return tensor.to(device, non_blocking=torch.device(device).type != "mps")
+
+
+def shuffled_batches(
+    count: int,
+    batch_size: int,
+    generator: torch.Generator | None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Tensor]:
+    """Endless index batches; every epoch in a new order, batches crossing epoch boundaries.
+
+    generator: of the CPU, so that the order is the same everywhere; None: PyTorch's own.
+    device: where the batches are used; the order goes there an epoch at a time.
+
+    Raises ValueError for a batch larger than the set.
+    """
+    if not 1 <= batch_size <= count:
+        raise ValueError(
+            f"batch_size = {batch_size!r}: expected 1 to {count}, the size of the set"
+        )
+    waiting = torch.empty(0, dtype=torch.long, device=device)
+    while True:
+        while len(waiting) < batch_size:
+            order = torch.randperm(count, generator=generator)
+            waiting = torch.cat([waiting, upload(order, device)])
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]
+
+
+def train(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    steps: int,
+    generator: torch.Generator,
+    batch_size: int = 100,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    milestones: Iterable[int] = (),
+    gamma: float = 0.1,
+    augment=None,
+    monitor=None,
+    monitor_every: int = 0,
+    on_divergence: str = "raise",
+    mixed: bool = False,
+) -> History:
+    """Minimise the mean cross-entropy by SGD.
+
+    A masked model keeps to its masks: train it inside `companion.sparsity.apply_masks`.
+
+    inputs, targets: tensors on the model's device, (n, ...) and (n,) class indices.
+    generator: CPU generator of the batch order (and of the augmentation).
+    milestones: steps at which the learning rate is multiplied by gamma.
+    augment: function (batch, generator) -> batch.
+    monitor: called without arguments every `monitor_every` steps; its value is kept.
+    on_divergence: "raise" a DivergenceError on a loss that is not finite, or "stop".
+    mixed: on CUDA, and for a network with convolutions, compute products in bf16 (autocast) and
+      lay images and kernels out with the channels innermost. Weights, their updates and the loss
+      stay float32, but a product keeps eight bits only: the run ends as one of another seed
+      might. Without effect elsewhere; scoring and testing stay in full precision.
+
+    Raises ValueError for arguments out of range and for inputs and targets that do not fit.
+    """
+    check_training(inputs, targets, steps=steps, lr=lr, on_divergence=on_divergence)
+    history = History()
+    device = inputs.device
+    precision = nullcontext()
+    if mixed and device.type in MIXED and any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        model.to(memory_format=torch.channels_last)
+        precision = torch.autocast(device.type, torch.bfloat16)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov,
+        fused=device.type == "cuda" or None,
+    )  # fmt: skip
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, sorted(milestones), gamma)
+    order = shuffled_batches(len(inputs), batch_size, generator, device)
+    losses: list[Tensor] = []
+    model.train()
+    for step in range(1, steps + 1):
+        index = next(order)
+        batch = inputs[index] if augment is None else augment(inputs[index], generator)
+        optimizer.zero_grad(set_to_none=True)
+        with precision:
+            loss = cross_entropy(model(batch), targets[index])
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+        if step % LOOK_EVERY == 0 or step == steps:
+            history.loss += torch.stack(losses).tolist()
+            losses.clear()
+            if not torch.isfinite(torch.tensor(history.loss[-LOOK_EVERY:])).all():
+                history.diverged = True
+                if on_divergence == "raise":
+                    raise DivergenceError(
+                        f"the training loss is not finite by step {step}: lower lr = {lr}"
+                    )
+                return history
+        if monitor is not None and monitor_every and step % monitor_every == 0:
+            history.checks.append((step, monitor()))
+            model.train()
+    return history
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model in inference mode inside the block; every module's own mode comes back."""
+    was = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in was.items():
+            module.training = training
+
+
+@torch.no_grad()
+def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1000) -> Tensor:
+    """Outputs of the model in inference mode, (n, classes).
+
+    Raises ValueError for no inputs and for a batch_size below 1.
+    """
+    if len(inputs) == 0:
+        raise ValueError("inputs: no example")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size!r}: expected an integer of at least 1")
+    with evaluation_mode(model):
+        return torch.cat([model(batch) for batch in inputs.split(batch_size)])
+
+
+def error_rate(
+    model: nn.Module, inputs: Tensor, targets: Tensor, *, batch_size: int = 1000
+) -> float:
+    """Misclassified examples in percent; an output that is not finite is a mistake.
+
+    Raises ValueError for no examples and for inputs and targets that do not fit.
+    """
+    _check_examples(inputs, targets)
+    outputs = predict(model, inputs, batch_size=batch_size)
+    right = (outputs.argmax(1) == targets) & outputs.isfinite().all(1)
+    return 100.0 * (1.0 - int(right.sum()) / len(right))
+
+
+def check_training(
+    inputs: Tensor, targets: Tensor, *, steps: int, lr: float, on_divergence: str
+) -> None:
+    """Raise ValueError for what `train` cannot work with."""
+    if type(steps) is not int or steps < 0:
+        raise ValueError(f"steps = {steps!r}: expected an integer of at least 0")
+    if not (lr >= 0 and math.isfinite(lr)):
+        raise ValueError(f"lr = {lr!r}: expected a finite number of at least 0")
+    _check_examples(inputs, targets)
+    if on_divergence not in ("raise", "stop"):
+        raise ValueError(f"on_divergence = {on_divergence!r}: expected 'raise' or 'stop'")
+
+
+def _check_examples(inputs: Tensor, targets: Tensor) -> None:
+    """Raise ValueError unless there is one class index for every input."""
+    if targets.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"targets: shape {tuple(targets.shape)}, expected one class index for each of {len(inputs)} inputs"
+        )
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ValueError(f"targets: {targets.dtype}, expected integer class indices")
