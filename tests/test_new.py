@@ -65,7 +65,7 @@ def check(root, paper, title, authors, arxiv):
 
 def test_all_that_a_chapter_needs_is_written_and_listed(root):
     written = new_paper("lottery_ticket", "Tickets: it's \u201cone\u201d", "A. Bee and C. Dee", "1803.03635", root=root)  # fmt: skip
-    assert len(written) == 7
+    assert len(written) == 8
     assert set(written) <= state(root).keys()
     check(
         root, "lottery_ticket", "Tickets: it's \u201cone\u201d", "A. Bee and C. Dee", "1803.03635"

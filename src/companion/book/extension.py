@@ -12,7 +12,7 @@ from docutils.parsers.rst import directives
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from companion.book import tables
+from companion.book import api, tables
 from companion.book.docstrings import tidy_docstring
 from companion.book.runs import (
     RECORDED,
@@ -193,6 +193,7 @@ def register(app) -> dict[str, bool]:
     app.connect("build-finished", _write_claims)
     app.connect("autodoc-process-docstring", _tidy)
     app.connect("source-read", _derive_tables)
+    app.connect("source-read", _write_api)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -202,6 +203,12 @@ def _derive_tables(app, docname: str, source: list[str]) -> None:
         if not is_untouched(chapters.find(stem)):
             logger.warning("its outputs were edited: make notebooks NB=%s", stem, location=docname)
         source[0] = derive_tables(source[0], stem)
+
+
+def _write_api(app, docname: str, source: list[str]) -> None:
+    folder, _, name = docname.rpartition("/")
+    if folder == "book/api":
+        source[0] = api.page(name)
 
 
 def derive_tables(text: str, stem: str) -> str:

@@ -163,6 +163,11 @@ plt.show()""",
 ]
 
 
+API = """# API: {paper}
+
+Made from the docstrings when the book is built: see `companion.book.api`.
+"""
+
 # what the cells of the example call something
 TAKEN = frozenset(
     [
@@ -227,6 +232,7 @@ def new_paper(
         package / "claims.yaml": CLAIMS.replace("DATE", today),
         notebook: json.dumps(_notebook(about), indent=1, ensure_ascii=False) + "\n",
         test: TEST.format(**about),
+        root / f"book/api/{paper}.md": API.format(**about),
     }
     for path, more in (
         (root / "book/references.bib", BIBLIOGRAPHY.format(**about)),

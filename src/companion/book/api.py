@@ -1,0 +1,113 @@
+"""The API pages, made from the library's source: one a paper, and one of what they share."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from companion.book import runs
+
+LIBRARY = Path(__file__).parents[1]
+SHARED = {  # heading -> modules, or packages with all that is in them
+    "Networks and masks": ["sparsity", "models", "training", "stacked"],
+    "Data": ["data"],
+    "Trajectories": ["forecasting"],
+    "Figures, devices and files": ["figures", "slider", "device", "progress", "files"],
+    "Chapters and runs": ["notebook", "runs.record"],
+}
+# of the library itself, not for its users
+INTERNAL = {"companion", "companion.__main__", "companion.checks"}
+
+
+def page(name: str) -> str:
+    """The page `book/api/<name>` as MyST: of a paper, or "shared"."""
+    return _shared() if name == "shared" else _paper(name)
+
+
+def _paper(paper: str) -> str:
+    about = next(entry for entry in runs.papers() if entry["stem"] == paper)
+    package = LIBRARY / "papers" / paper
+    parts = [
+        f"# API: {paper}",
+        f"[{about['title']}](../../notebooks/{paper}.ipynb). Import from `companion.papers.{paper}`;"
+        " what only the chapter uses is imported from the module that it stands in.",
+        _module(package / "__init__.py"),
+        "## Names to begin with",
+        _table(package / "__init__.py"),
+    ]
+    for module in _modules(package):
+        parts += [f"## {module.stem}", _module(module)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _shared() -> str:
+    parts = ["# API: what the chapters share"]
+    for heading, names in SHARED.items():
+        parts.append(f"## {heading}")
+        for name in names:
+            place = LIBRARY.joinpath(*name.split("."))
+            for module in [place.with_suffix(".py")] if not place.is_dir() else _modules(place):
+                if module.is_file():
+                    parts += [f"### {_dotted(module).removeprefix('companion.')}", _module(module)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _modules(package: Path) -> list[Path]:
+    """The public modules of a package, in the order of its imports, then by name."""
+    found = {file.stem: file for file in sorted(package.glob("*.py")) if file.stem[0] != "_"}
+    first = [module.rpartition(".")[2] for module, _ in _imports(package / "__init__.py")]
+    return [found[name] for name in dict.fromkeys([*first, *found]) if name in found]
+
+
+def _module(file: Path) -> str:
+    lines = [f".. automodule:: {_dotted(file)}", "   :members:", "   :ignore-module-all:"]
+    return "\n".join(["```{eval-rst}", *lines, "```"])
+
+
+def _table(init: Path) -> str:
+    """Each name that a package exports, linked, with the first line of its docstring."""
+    rows = ["| Name | |", "|---|---|"]
+    origins = {name: place for _, names in _imports(init) for name, place in names.items()}
+    for name in _exported(init):
+        place = origins.get(name, f"{_dotted(init)}.{name}")
+        *module, original = place.split(".")
+        what = _summary(LIBRARY.parent.joinpath(*module), original)
+        rows.append(f"| {{py:obj}}`{name} <{place}>` | {what} |")
+    return "\n".join(rows)
+
+
+def _dotted(file: Path) -> str:
+    parts = file.relative_to(LIBRARY.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def _imports(init: Path) -> list[tuple[str, dict[str, str]]]:
+    """Module by module what a package imports: by its name there, where it is from."""
+    return [
+        (module, {alias.asname or alias.name: f"{module}.{alias.name}" for alias in node.names})
+        for node in ast.parse(init.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom) and (module := node.module or "")[:10] == "companion."
+    ]
+
+
+def _exported(init: Path) -> list[str]:
+    for node in ast.parse(init.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
+def _summary(module: Path, name: str) -> str:
+    """The first line of what a module says of a name; empty for a constant without a docstring."""
+    file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            line = (ast.get_docstring(node) or "").partition("\n")[0]
+            return line.replace("|", "\\|")
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and name in {alias.name for alias in node.names}
+        ):
+            return _summary(LIBRARY.parent.joinpath(*node.module.split(".")), name)
+    return ""
