@@ -2,8 +2,11 @@
 
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 
 import pytest
 import yaml
@@ -174,3 +177,23 @@ def test_the_patterns_find_what_they_should(what, text):
 )
 def test_the_patterns_leave_the_rest_alone(text):
     assert not any(re.search(pattern, text) for pattern in FORBIDDEN.values())
+
+
+def test_a_wheel_has_all_that_the_library_reads(tmp_path):
+    """Bodies, plates, tracks, claims and schemas: every file of the package but its caches."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    ours = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "src"], cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    for name in filter(lambda name: (ROOT / name).is_file(), ours):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path / "dist")], cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name for name in archive.namelist() if name.startswith("companion/")}
+    assert inside == {name.removeprefix("src/") for name in ours if (ROOT / name).is_file()}

@@ -22,6 +22,7 @@ from companion.files import ROOT, write_whole
 from companion.notebook import parameters
 
 FOLDER = ROOT / "notebooks"
+HOME = "https://github.com/paper-companion/paper-companion"
 TAGS = frozenset(
     {
         "parameters",
@@ -42,8 +43,8 @@ def stems() -> list[str]:
     """
     if not FOLDER.is_dir():
         raise ValueError(
-            f"{FOLDER}: no such folder; the chapters are in a checkout of the project, "
-            "and its own .venv/bin/companion finds them"
+            f"{FOLDER}: no such folder; the chapters are in a checkout of the project "
+            f"(git clone {HOME}), whose own .venv/bin/companion finds them; or give the path of a notebook"
         )
     return sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
