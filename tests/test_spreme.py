@@ -608,7 +608,7 @@ def test_the_loops_gradients_hold_the_library_constant():
         begin, end = x[:, :, :-1].flatten(1, 2), x[:, :, 1:].flatten(1, 2)
         change, _ = loop.stage(values, begin, weights, step)
         error = torch.nn.functional.huber_loss(begin + change, end, reduction="sum")
-        return error / (4 * 33 * 2)
+        return error / (4 * 34 * 2)  # by R T n, T the samples, not the steps
 
     def rolled(values):
         path, _ = loop.roll_out(values, x[:, :, 0], weights, step, 34)
@@ -631,7 +631,7 @@ def test_the_loop_starts_where_the_official_code_starts(name, error, terms):
     found = sp.SYSTEMS[name]
     result = sp.learn_mask(sp.make_library(name), x, found.step, 1, sp.PUBLISHED[name])
     assert result.first_support.sum() == terms
-    assert result.validation[0] == pytest.approx(error, rel=0.01)
+    assert result.validation[0] == pytest.approx(error, rel=1e-4)  # the digits that are known
 
 
 def test_first_fits_share_out_columns_that_depend_on_each_other():

@@ -102,14 +102,15 @@ def one_step_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Huber loss of one step from every sample, and its gradient by the coefficients.
 
-    x: (E, R, T, n). The loss is summed over environments and divided by R T n. Returns it and
-    the gradient, (E, n, k), in which the library's values are constants.
+    x: (E, R, T, n). The loss of the R (T - 1) steps is summed over environments and states and
+    divided by R T n, as in the official code. Returns it and the gradient, (E, n, k), in which
+    the library's values are constants.
     """
     E, R, T, n = x.shape
     start, end = x[:, :, :-1].reshape(E, -1, n), x[:, :, 1:].reshape(E, -1, n)
     change, mean = stage(values, start, coefficients, step)
     error = start + change - end
-    count = R * (T - 1) * n
+    count = R * T * n  # not R (T - 1) n, the number of errors: as the official code
     loss = torch.where(error.abs() < 1, error.square() / 2, error.abs() - 0.5).sum() / count
     return loss, step / count * (error.clamp(-1, 1).mT @ mean)
 
