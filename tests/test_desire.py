@@ -754,7 +754,7 @@ def test_what_cannot_be_trained_or_drawn_is_named_at_once():
 def test_scenes_go_where_there_is_no_double_precision(monkeypatch):
     windows = de.simulate_tjunction(2).windows
     assert windows.to("cpu").origin_m.dtype == torch.float64
-    monkeypatch.setattr(trajectories, "has_float64", lambda device: False)
+    monkeypatch.setattr(trajectories.windows, "has_float64", lambda device: False)
     assert windows.to("cpu").origin_m.dtype == torch.float32
 
 
