@@ -217,7 +217,7 @@ def learn_mask(
     epochs: int,
     settings: LoopSettings | None = None,
     *,
-    show: bool = False,
+    progress: bool = False,
 ) -> LoopResult:
     """The published loop for a number of epochs; 0 leaves the first fits as they are.
 
@@ -253,7 +253,7 @@ def learn_mask(
     logit = torch.logit((FIRST_GATE * share[:, columns]).clamp_min(1e-9))
     weights, mask = Adam(scaled, settings.rate), Adam(logit, settings.mask_rate)
     best, validation, terms = None, [], []
-    with Progress(epochs, "epochs", show=show) as bar:
+    with Progress(epochs, "epochs", show=progress) as bar:
         for epoch in range(epochs):
             gate = logit.sigmoid() * alive
             on = (gate > settings.gate).to(x.dtype)
