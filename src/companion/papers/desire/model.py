@@ -102,7 +102,7 @@ class Desire(nn.Module):
         all_samples, all_scores = [], []
         for first in range(0, len(windows), batch):
             part = windows[first : first + batch]
-            h_x, samples = draw(self.generator, part, n_samples, generator=generator)
+            h_x, samples = draw_futures(self.generator, part, n_samples, generator=generator)
             features = self.ranker.fusion.encode(part)
             last = part.past[:, :, -1]
             paths, ranks = [], []
@@ -118,7 +118,7 @@ class Desire(nn.Module):
 
 
 @torch.no_grad()
-def draw(
+def draw_futures(
     generator_module: SampleGenerator,
     windows: TrajectoryWindows,
     n_samples: int,
@@ -174,6 +174,7 @@ def _descend(
     generator: torch.Generator,
     device: torch.device,
     what: str,
+    progress: bool,
 ) -> Trace:
     """Minimise losses(indices)["loss"] by Adam, clipped, at a rate that decays on a cosine.
 
@@ -195,7 +196,7 @@ def _descend(
     )
     order: Iterator[Tensor] = shuffled_batches(count, batch, generator, device)
     trace = Trace()
-    with Progress(total, what, show=total > 0) as bar:
+    with Progress(total, what, show=progress and total > 0) as bar:
         for _ in range(epochs):
             sums: dict[str, Tensor] = {}
             for _ in range(per_epoch):
@@ -250,6 +251,7 @@ def train_generator(
     lr: float = 2e-3,
     batch: int = 128,
     augment: bool = False,
+    progress: bool = False,
 ) -> Trace:
     """First stage: minimise the distance of posterior samples plus kl_weight times the KL.
 
@@ -270,7 +272,7 @@ def train_generator(
 
     return _descend(
         model, losses, count=len(past), epochs=epochs, batch=batch, lr=lr,
-        generator=generator, device=past.device, what="steps of the generator",
+        generator=generator, device=past.device, what="steps of the generator", progress=progress,
     )  # fmt: skip
 
 
@@ -283,6 +285,7 @@ def train_regressor(
     lr: float = 2e-3,
     batch: int = 128,
     augment: bool = False,
+    progress: bool = False,
 ) -> Trace:
     """Minimise the mean squared distance of the one path of RNN ED; as `train_generator`."""
     past, future = _present(windows, model.decoder.pred_len)
@@ -296,7 +299,7 @@ def train_regressor(
 
     return _descend(
         model, losses, count=len(past), epochs=epochs, batch=batch, lr=lr,
-        generator=generator, device=past.device, what="steps of the regressor",
+        generator=generator, device=past.device, what="steps of the regressor", progress=progress,
     )  # fmt: skip
 
 
@@ -313,6 +316,7 @@ def train_ranker(
     lr: float = 2e-3,
     batch: int = 32,
     augment: bool = False,
+    progress: bool = False,
 ) -> Trace:
     """Second stage: the generator stands still, the ranker learns L_CE + L_reg on its samples.
 
@@ -339,7 +343,9 @@ def train_ranker(
         if augment:
             part = symmetric(part, int(torch.randint(8, (), generator=generator)))
         seen = part.future if rank_samples == "posterior" else None
-        h_x, samples = draw(model.generator, part, n_samples, generator=generator, future=seen)
+        h_x, samples = draw_futures(
+            model.generator, part, n_samples, generator=generator, future=seen
+        )
         features = ranker.fusion.encode(part)
         last, truth, there = part.past[:, :, -1], part.future / unit, part.mask
         scores, delta = ranker(samples, last, h_x, features, there)
@@ -352,7 +358,7 @@ def train_ranker(
 
     return _descend(
         ranker, losses, count=len(windows), epochs=epochs, batch=batch, lr=lr,
-        generator=generator, device=windows.past.device, what="steps of the ranker",
+        generator=generator, device=windows.past.device, what="steps of the ranker", progress=progress,
     )  # fmt: skip
 
 
@@ -430,12 +436,12 @@ def oracle_error(
 class Calibration:
     """Do scores mean what they say? One row a bin of the predicted share.
 
-    predicted: mean softmax of the scores; wanted: mean of q; nearest: how often the sample is
+    predicted: mean softmax of the scores; target: mean of q; nearest: how often the sample is
     the nearest of all; count: samples in the bin.
     """
 
     predicted: Tensor
-    wanted: Tensor
+    target: Tensor
     nearest: Tensor
     count: Tensor
 

@@ -42,7 +42,7 @@ TRAJNET_SDD = {  # the files of TrajNet's training part that are scenes of Stanf
     "hyang": (4, 5, 6, 7, 9),
     "nexus": (0, 1, 2, 3, 4, 7, 8, 9),
 }
-UNIT = {"tjunction": 1.0, "sdd": 5.0, "trajnet": 1.0, "ethucy": 1.0}  # about a metre each
+UNITS_PER_METRE = {"tjunction": 1.0, "sdd": 5.0, "trajnet": 1.0, "ethucy": 1.0}  # about
 NEEDS = {"tjunction": (), "sdd": ("sdd",), "trajnet": ("trajnet",), "ethucy": ("eth", "ucy")}
 PATCH_CELLS = 2  # points a side by which a cell of the ground is averaged
 
@@ -123,15 +123,35 @@ def load_sdd(
     pred_len: int = 10,
     dt_s: float = 0.4,
     start_every_s: float = 2.0,
+    phase: int = 0,
+    min_agents: int = 1,
     cells: int = 64,
     extent: float = 440.0,
     pictures: bool = True,
 ) -> TrajectoryWindows:
-    """Windows of videos of the Stanford Drone Dataset, in px/5.
+    """Load windows of videos of the Stanford Drone Dataset.
 
-    videos: such as "gates/8". Boxes that the annotators call lost are left out, an agent is the
-    middle of his box. cells, extent: of the picture, `ground_picture`, px/5 a side.
-    Raises what `load_tracks` raises; ValueError for a video without a whole window.
+    Boxes that the annotators call lost are left out, an agent is the middle of a box. Lengths
+    are in the unit of the paper's tables, pixels of the video reduced five times (`unit` is
+    "px/5").
+
+    Args:
+        videos: such as "gates/8".
+        root: as in `load_tracks`.
+        obs_len: steps seen, at least 1.
+        pred_len: steps to predict, at least 0.
+        dt_s: seconds to a step, a multiple of 1/30 s.
+        start_every_s: seconds between the starts of two windows, above 0.
+        phase: the video's frame at which the clock starts, below the frames of a step.
+        min_agents: least agents of a window.
+        cells: of the image of the ground, along a side.
+        extent: side of that image in px/5, above 0.
+        pictures: add the image of the ground.
+
+    Raises:
+        ValueError: for arguments out of range and a video without a whole window.
+        MissingDataError: as `load_tracks`.
+        CorruptDataError: as `load_tracks`.
     """
     if not videos:
         raise ValueError("videos = []: expected at least one, such as 'gates/8'")
@@ -139,13 +159,11 @@ def load_sdd(
         raise ValueError(f"start_every_s = {start_every_s!r}: expected seconds above 0")
     parts = []
     for video in videos:
-        tracks = load_tracks(f"sdd/{video}", root, dt_s=dt_s)
-        shrink = torch.diag(torch.tensor([REDUCE, REDUCE, 1.0], dtype=torch.float64))
-        tracks = dataclasses.replace(
-            tracks, position=tracks.position / REDUCE, to_pixels=tracks.to_pixels @ shrink
-        )
+        tracks = load_tracks(f"sdd/{video}", root, dt_s=dt_s, phase=phase)
+        tracks = tracks.scaled(1 / REDUCE, f"px/{REDUCE}")
         stride = max(1, round(start_every_s / dt_s))
-        windows = cut_windows(tracks, obs_len=obs_len, pred_len=pred_len, stride=stride)
+        sizes = {"obs_len": obs_len, "pred_len": pred_len, "min_agents": min_agents}
+        windows = cut_windows(tracks, stride=stride, **sizes)
         if pictures:
             picture, middle = ground_picture(tracks, extent, cells)
             windows = with_picture(windows, picture, middle, extent / cells)
@@ -234,8 +252,10 @@ def load_folds(
     Raises ValueError for another dataset or dt_s and for counts below 1, MissingDataError for a
     set that is not there, before anything is loaded.
     """
-    if dataset not in UNIT:
-        raise ValueError(f"dataset = {dataset!r}: expected one of {', '.join(map(repr, UNIT))}")
+    if dataset not in UNITS_PER_METRE:
+        raise ValueError(
+            f"dataset = {dataset!r}: expected one of {', '.join(map(repr, UNITS_PER_METRE))}"
+        )
     if dataset in ("trajnet", "ethucy") and dt_s != 0.4:
         raise ValueError(f"dt_s = {dt_s!r}: {dataset} has steps of 0.4 s")
     if dataset in ("trajnet", "ethucy") and pictures:

@@ -32,8 +32,8 @@ class Weights:
         """The same pedestrian taking no notice of others."""
         return replace(self, social=tuple(0.0 for _ in self.social))
 
-    def louder(self, factor: float) -> Weights:
-        """The same with the social weights multiplied."""
+    def with_social(self, factor: float) -> Weights:
+        """The same with the social weights multiplied by a factor."""
         return replace(self, social=tuple(factor * w for w in self.social))
 
 

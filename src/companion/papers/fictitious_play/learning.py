@@ -33,13 +33,13 @@ HIGHEST = 100.0  # of any weight, so that a line search cannot run away
 class Fit:
     """Weights learnt from paths.
 
-    trail: the weights after each round, the single-agent fit first. nats_per_step: the training
+    history: the weights after each round, the single-agent fit first. nats_per_step: the training
     loss after each round. paths, infeasible: how many there were, and how many were left out
     because a step of theirs cannot be taken on the grid.
     """
 
     weights: Weights
-    trail: list[Weights]
+    history: list[Weights]
     nats_per_step: list[float]
     paths: int
     infeasible: int
@@ -144,11 +144,20 @@ class MaxEntIOC:
         self.iterations, self.mask_groups = iterations, mask_groups
         self.play = {"iterations": fp_iterations, "average": average, "update": update}
 
-    def fit(self, crowd: Crowd, cells: Tensor, bar: Progress | None = None) -> Fit:
-        """Fit to paths (T + 1, N, 2), or to several of each agent, (K, T + 1, N, 2).
+    def fit(self, crowd: Crowd, cells: Tensor, *, progress: bool = False) -> Fit:
+        """Fit the weights to paths.
 
-        bar: counts rounds; there is one more than `rounds`, of agents alone.
-        Raises ValueError for other shapes and if no path is feasible.
+        Args:
+            crowd: N pedestrians.
+            cells: their paths, shape (T + 1, N, 2), or several of each, (K, T + 1, N, 2).
+            progress: show a bar that counts rounds, one more than `rounds`: the first is of
+                agents alone.
+
+        Returns:
+            The weights, and how they came about.
+
+        Raises:
+            ValueError: for other shapes and if no path is feasible.
         """
         paths = cells if cells.ndim == 4 else cells[None]
         if paths.ndim != 4 or paths.shape[1] < 2 or tuple(paths.shape[2:]) != (len(crowd), 2):
@@ -163,16 +172,16 @@ class MaxEntIOC:
             paths, fine = paths.transpose(0, 1).flatten(1, 2)[None], fine.flatten()[None]
         horizon = paths.shape[1] - 1
         theta = np.array([1.0, 1.0, *(0.0 for _ in self.sigmas_m), 0.0])
-        trail, losses = [], []
-        for k in range(self.rounds + 1):
-            weights = _as_weights(theta)
-            others = None if k == 0 else self._others(crowd, weights, paths, horizon)
-            theta, loss = self._fit_round(crowd, paths, fine, others, theta)
-            trail.append(_as_weights(theta))
-            losses.append(loss)
-            if bar:
+        history, losses = [], []
+        with Progress(self.rounds + 1, "rounds of learning", show=progress) as bar:
+            for k in range(self.rounds + 1):
+                weights = _as_weights(theta)
+                others = None if k == 0 else self._others(crowd, weights, paths, horizon)
+                theta, loss = self._fit_round(crowd, paths, fine, others, theta)
+                history.append(_as_weights(theta))
+                losses.append(loss)
                 bar.update()
-        return Fit(trail[-1], trail, losses, fine.numel(), int((~fine).sum()))
+        return Fit(history[-1], history, losses, fine.numel(), int((~fine).sum()))
 
     @torch.no_grad()
     def _others(self, crowd: Crowd, weights: Weights, paths: Tensor, horizon: int) -> Tensor:

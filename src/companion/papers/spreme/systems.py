@@ -110,7 +110,7 @@ def make_library(name: str, degree: int = 5) -> Library:
     return Library(found.n, degree, extra, found.states)
 
 
-def draw(
+def draw_environments(
     name: str, seed: int = 1000, *, n_traj: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Parameters of the environments and initial states, as the official code draws them.
@@ -202,7 +202,7 @@ def trajectories(
         raise ValueError(f"n_envs = {n_envs}: {name} has 1 to {found.n_envs} environments")
     if n_traj is not None and n_traj < 1:
         raise ValueError(f"n_traj = {n_traj}: expected at least 1")
-    parameters, initial = draw(name, seed, n_traj=n_traj)
+    parameters, initial = draw_environments(name, seed, n_traj=n_traj)
     parameters = parameters[:n_envs]
     x = integrate(name, parameters, initial, found.times)
     return torch.from_numpy(x.copy()), torch.from_numpy(found.times), parameters
