@@ -785,3 +785,76 @@ def test_the_best_path_is_the_one_of_its_own_refinement():
                 paths = samples[iteration, scene, agent]
                 assert torch.equal(alone[scene, agent], paths[top])
                 assert torch.equal(joint[scene, agent], paths[together])
+
+
+# ---------------------------------------------------------------- what strangers hand over
+
+
+def test_what_does_not_fit_is_named_and_never_taken(junction):
+    windows, model = junction.windows[:2], small_model()
+    sampler, past = model.generator, junction.windows.past[0]
+    forecast = model.predict(windows, 3, 1, generator=generator())
+    drawn = forecast.samples[0]
+    for call, message in {
+        lambda: model.predict(windows, generator=0): r"generator = 0: expected a torch.Generator",
+        lambda: sampler.sample(past, 3, generator=7): r"generator = 7: expected a torch.Generator",
+        lambda: sampler.sample(past[0], 3, generator=generator()): r"past \(8, 2\): expected",
+        lambda: sampler.sample(past.double(), 3, generator=generator()): (
+            "past, weights = torch.float64, torch.float32: expected one floating dtype"
+        ),
+        lambda: sampler.sample(past, 0, generator=generator()): "n_samples = 0",
+        lambda: de.Regressor(12)(past[0]): r"past \(8, 2\)",
+        lambda: model.ranker(drawn[0], past, past): r"samples \(4, 3, 12, 2\): expected",
+        lambda: model.ranker(drawn, windows.past[:, :, -1], drawn[..., 0, 0]): r"h_x \(2, 4, 3\)",
+        lambda: de.log_polar_pool(past[:, 0], past[:, 0]): "expected .scenes, agents, 2",
+        lambda: de.log_polar_pool(
+            windows.past[:, :, 0], windows.past[:, :, 0], windows.mask.long()
+        ): "mask: torch.int64, expected a boolean mask",
+        lambda: dataclasses.replace(windows, mask=windows.mask.float()): "mask: torch.float32",
+        lambda: dataclasses.replace(windows, mask=windows.mask[:, :2]): r"mask \(2, 2\): expected",
+        lambda: forecast.best(2): "iteration = 2: expected -2 to 1",
+        lambda: forecast.jointly_best(-3): "iteration = -3: expected -2 to 1",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_counts_may_be_numpys(junction):
+    three = np.int64(3)
+    windows = de.simulate_tjunction(three, n_agents=three, seed=int(three)).windows
+    assert windows.mask.shape == (3, 3)
+    turned = de.model.symmetric(windows, np.int64(5))
+    assert torch.equal(turned.past, de.model.symmetric(windows, 5).past)
+    forecast = small_model().predict(windows, three, np.int64(1), generator=generator())
+    assert forecast.samples.shape[3] == 3
+
+
+def test_training_shows_a_bar_only_when_asked(junction, capsys):
+    for progress in (False, True):
+        model = de.SampleGenerator(12, hidden=4, latent=2)
+        windows = junction.windows[:4]
+        options = {"epochs": 1, "generator": generator(), "progress": progress}
+        de.train_generator(model, windows, **options)
+        shown = capsys.readouterr()
+        assert bool(shown.out + shown.err) == progress
+
+
+def test_drone_windows_say_their_unit_and_can_begin_at_another_phase(tmp_path):
+    folder = tmp_path / FOLDER / "SDD" / "gates" / "video8"
+    folder.mkdir(parents=True)
+    rows = [
+        f'{a} {5 * f} {a} {5 * f + 10} {a + 10} {f} 0 0 0 "Biker"'
+        for a in range(1 + 1)
+        for f in range(240 if a else 400)
+    ]
+    (folder / "annotations.txt").write_text("\n".join(rows))
+    load = {"obs_len": 5, "pred_len": 10, "pictures": False}
+    windows = de.load_sdd(["gates/8"], tmp_path, **load)
+    assert windows.unit == "px/5"
+    assert (windows.past[0, 0, 1] - windows.past[0, 0, 0]).tolist() == pytest.approx([12, 0])
+    later = de.load_sdd(["gates/8"], tmp_path, phase=6, **load)
+    shift = (later.to_world(later.past) - windows.to_world(windows.past))[0, 0, 0]
+    assert shift.tolist() == pytest.approx([6, 0], abs=1e-4)
+    both = de.load_sdd(["gates/8"], tmp_path, min_agents=2, **load)
+    assert 0 < len(both) < len(windows)
+    assert both.mask.all()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from companion.data.trajectories import Tracks
 from companion.papers import fictitious_play as fp
 from companion.papers.fictitious_play import give_way, planning
 from companion.runs import chapters, executor
@@ -943,3 +944,58 @@ def test_what_no_crowd_can_be_is_named_at_once():
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_what_does_not_fit_is_named_and_never_taken():
+    kernel, reward, terminal = random_mdp()
+    values = fp.soft_value_iteration(kernel, reward, terminal)
+    start = torch.tensor([[0, 0], [3, 2]])
+    policy, _ = fp.plan(kernel, reward, terminal, start)
+    cells = start.expand(4, 2, 2)
+    crowd, _ = fp.crowd.head_on(1.0)
+    for call, message in {
+        lambda: fp.soft_value_iteration(kernel.float(), reward, terminal): (
+            "log_kernel, reward, terminal = torch.float32, torch.float64, torch.float64"
+        ),
+        # a negative index would wrap around, silently
+        lambda: fp.occupancy(kernel, reward, values, start - 1): r"start: agents \[0\] are off",
+        lambda: fp.occupancy(kernel, reward, values, start.double()): "start: torch.float64 of",
+        lambda: fp.occupancy(kernel, reward, values[1:], start): r"values .*expected 4 maps",
+        lambda: fp.plan(kernel, reward, terminal, start[:1]): r"start: .*expected whole cells",
+        lambda: fp.path_log_prob(cells.double(), kernel, reward, values): "cells: torch.float64",
+        lambda: fp.nll_per_step(cells, policy): "policy: a Tensor, expected a Policy",
+        lambda: policy.sample(3, 0): "generator = 0: expected a torch.Generator",
+        lambda: fp.crowd.self_play_crowd(2, 0): "generator = 0: expected a torch.Generator",
+        lambda: dataclasses.replace(crowd, speed=torch.tensor([1, 1])): "speed = torch.int64",
+        lambda: dataclasses.replace(crowd, start=crowd.start.double()): "start: torch.float64",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_counts_may_be_numpys_and_positions_single():
+    two = np.int64(2)
+    crowd, paths, _ = fp.scenes.self_play(two, TRUE, n_samples=two, horizon=np.int64(4))
+    assert paths.shape == (2, 5, 6, 2)
+    positions = crowd.grid.to_metres(paths[0])
+    rest = (crowd.goal.float(), crowd.speed, crowd.scene)
+    seen = fp.observe(crowd.grid, crowd.dt_s, positions.float(), *rest)
+    assert torch.equal(seen.cells, paths[0])
+    exact = fp.observe(crowd.grid, crowd.dt_s, positions, *rest)
+    one, other = (
+        fp.MaxEntIOC(social="none").fit(found.crowd, found.cells).weights
+        for found in (seen, exact)
+    )
+    assert one == other
+
+
+def test_a_scene_in_pixels_or_on_another_clock_is_refused():
+    step = torch.arange(60)
+    tracks = Tracks("mine", step, 0 * step, torch.rand(60, 2).double(), 0.4, unit="px")
+    with pytest.raises(ValueError, match="scene = 'mine': its tracks are in pixels"):
+        fp.filmed(tracks)
+    with pytest.raises(ValueError, match=r"dt_s = 0.8: mine has steps of 0.4 s"):
+        fp.filmed(tracks, dt_s=0.8)
+    simulated = fp.scenes.circle_crossing(2, horizon=3)
+    with pytest.raises(ValueError, match="was not cut from windows"):
+        simulated.by_window(simulated.cells[None])

@@ -943,3 +943,58 @@ def test_a_state_of_no_finite_error_is_never_kept(monkeypatch):
     kept = spreme.learn_mask(library, x[0], 0.02, 3, spreme.PUBLISHED["linear"])
     assert kept.epoch == 0
     assert torch.equal(kept.coefficients, loop.first_fits(library, x[0], 0.02, 160))
+
+
+def test_a_model_takes_numpy_lists_and_torch_alike():
+    x, t, _ = spreme.trajectories("lotka", n_envs=2, n_traj=2)
+    options = {"window": 11}
+    model = spreme.SharedSINDy(spreme.make_library("lotka"), **options).fit(x, t)
+    times = torch.from_numpy(t.numpy()).requires_grad_() if isinstance(t, torch.Tensor) else t
+    for other in (
+        spreme.SharedSINDy(spreme.make_library("lotka"), **options).fit(x.numpy(), t.numpy()),
+        spreme.SharedSINDy(spreme.make_library("lotka"), **options).fit(x.float().double(), times),
+        spreme.SharedSINDy(5, **options).fit(
+            [path for e in x.numpy() for path in e], t.numpy(), env=torch.tensor([3, 3, 8, 8])
+        ),
+    ):
+        assert torch.allclose(model.coef_, other.coef_, atol=1e-4)
+    assert other.environments_ == [3, 8]  # labels, not tensors
+    start = x[1, 0, 0]
+    one = model.simulate(start.numpy(), t, 1)
+    many = model.simulate(start[None].tolist(), t.numpy(), 1)
+    assert one.shape == (len(t), 2)
+    assert torch.equal(one, many[0])
+    single = spreme.SharedSINDy(spreme.make_library("lotka"), **options).fit(x[0, 0], t)
+    assert single.coef_.shape == (1, 2, 21)
+
+
+def test_strange_states_and_terms_are_named():
+    library = spreme.Library(2, 1, [spreme.sine(2)])
+    for call, message in {
+        lambda: library.get_feature_names(): "sine of state 2: there are 2 states",
+        lambda: spreme.sine(-1): r"states = \[-1\]: expected indices from 0",
+        lambda: spreme.sine(): r"states = \[\]",
+        lambda: spreme.SharedSINDy(library="poly").fit(torch.rand(9, 2), 1.0): "library = 'poly'",
+        lambda: spreme.SharedSINDy(1).fit(torch.rand(9, 2), "soon"): "t: expected a step or times",
+        lambda: spreme.SharedSINDy(1).fit(1j * np.ones((9, 2)), 1.0): "x: dtype torch.complex128",
+        lambda: spreme.add_noise(torch.rand(5, 2).double(), 0.1, 3, 2): "generator = 3",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    model = spreme.SharedSINDy(1, derivative="fd").fit(torch.rand(9, 2).double(), 1.0)
+    with pytest.raises(ValueError, match="x0: NaN or infinity"):
+        model.simulate([torch.nan, 0.0], [0.0, 1.0])
+
+
+def test_a_plate_without_a_line_of_strains_needs_its_blanks():
+    text = "hours,A1,A2,B1\n0,0.1,0.2,0.3\n1,0.2,0.4,0.3\n2,0.3,0.6,0.3\n"
+    with pytest.raises(CorruptDataError, match="`blanks` has to name the wells without cells"):
+        parse_table(text)
+    plate = parse_table(text, blanks=["B1"])
+    assert plate.wells == ("A1", "A2")
+    assert plate.density[1].tolist() == pytest.approx([-0.1, 0.1, 0.3])
+    assert parse_table(text, blanks=()).density.shape == (3, 3)
+    with pytest.raises(ValueError, match=r"blanks = \['C9'\]: growth table has no such wells"):
+        parse_table(text, blanks=["C9"])
+    with pytest.raises(CorruptDataError, match="two wells have one name"):
+        parse_table(text.replace("A2", "A1"), blanks=())

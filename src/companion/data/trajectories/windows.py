@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from companion.checks import whole
+from companion.checks import boolean, whole
 from companion.data.trajectories.tracks import Tracks
 from companion.device import has_float64
 
@@ -35,6 +35,9 @@ class TrajectoryWindows:
         start: shape (scenes,), first step of the window.
         unit: "m", "px", or "px/5" (pixels of a video reduced five times).
         left_out: agents of windows that were there for a part of the time only (`partial`).
+
+    Raises:
+        ValueError: for shapes that disagree, and a mask that is not boolean.
     """
 
     past: Tensor
@@ -49,6 +52,16 @@ class TrajectoryWindows:
     start: Tensor | None = None
     unit: str = "m"
     left_out: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        boolean(self.past.shape[:2], mask=self.mask)
+        for name in ("past", "future"):
+            value = getattr(self, name)
+            if value.ndim != 4 or value.shape[:2] != self.mask.shape or value.shape[-1] != 2:
+                raise ValueError(
+                    f"{name} {tuple(value.shape)}: expected (scenes, agents, steps, 2) for "
+                    f"a mask {tuple(self.mask.shape)}"
+                )
 
     def __len__(self) -> int:
         return len(self.past)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from companion.checks import above, whole
+from companion.checks import a_generator, above, one_dtype, whole
 from companion.training import upload
 
 ENCODE_SCALE = 5.0
@@ -33,6 +33,9 @@ class PastEncoder(nn.Module):
         self.gru = nn.GRU(TCONV, hidden, batch_first=True)
 
     def forward(self, past: Tensor) -> Tensor:
+        if past.ndim != 3 or past.shape[-1] != 2 or not past.shape[1]:
+            raise ValueError(f"past {tuple(past.shape)}: expected (agents, steps, 2)")
+        one_dtype(past=past, weights=self.tconv.weight)
         at = past - past[:, -1:] if self.centred else past
         seen = self.tconv((at / self.scale).transpose(1, 2)).relu().transpose(1, 2)
         return self.gru(seen)[1][0]
@@ -72,6 +75,8 @@ class Regressor(nn.Module):
 
     def forward(self, past: Tensor) -> Tensor:
         """past: (..., steps, 2). Returns (..., pred_len, 2)."""
+        if past.ndim < 3:
+            raise ValueError(f"past {tuple(past.shape)}: expected (..., agents, steps, 2)")
         flat = past.flatten(0, -3)
         path = self.decoder(self.encoder(flat), flat[:, -1])
         return path.unflatten(0, past.shape[:-2])
@@ -132,6 +137,8 @@ class SampleGenerator(nn.Module):
         return self.decoder(drive.flatten(0, 1), start.flatten(0, 1)).unflatten(0, z.shape[:2])
 
     def _normal(self, past: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+        whole(1, n_samples=n_samples)
+        a_generator(generator=generator)
         shape = len(past), n_samples, self.latent
         return upload(torch.randn(shape, generator=generator).to(past.dtype), past.device)
 

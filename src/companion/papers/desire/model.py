@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from companion.checks import above, whole
+from companion.checks import a_generator, above, whole
 from companion.data.trajectories import TrajectoryWindows
 from companion.papers.desire.generator import Regressor, SampleGenerator, kl_divergence
 from companion.papers.desire.ranking import (
@@ -40,11 +40,18 @@ class Forecast:
 
     def best(self, iteration: int = -1) -> Tensor:
         """The best scored path of every agent, (scenes, agents, steps, 2)."""
+        self._check(iteration)
         top = self.scores[iteration].argmax(-1)
         return pick(self.samples[iteration], top)
 
+    def _check(self, iteration: int) -> None:
+        count = len(self.samples)
+        if not -count <= iteration < count:
+            raise ValueError(f"iteration = {iteration}: expected {-count} to {count - 1}")
+
     def jointly_best(self, iteration: int = -1) -> Tensor:
         """The paths of the sample whose scores, summed over the agents, are best, as `best`."""
+        self._check(iteration)
         scores = self.scores[iteration].masked_fill(~self.mask[..., None], 0.0).sum(1)
         top = scores.argmax(-1)[:, None].expand(-1, self.mask.shape[1])
         return pick(self.samples[iteration], top)
@@ -92,13 +99,11 @@ class Desire(nn.Module):
         generator: a CPU generator of the draws, which absent agents do not use. batch: scenes
         at a time. Raises ValueError for n_samples or batch below 1, n_refine below 0 or no scene.
         """
-        whole(1, batch=batch)
+        whole(1, batch=batch, n_samples=n_samples)
+        whole(0, n_refine=n_refine)
+        a_generator(generator=generator)
         if not len(windows):
             raise ValueError("windows: expected at least one scene")
-        if n_samples < 1 or n_refine < 0:
-            raise ValueError(
-                f"n_samples, n_refine = {n_samples!r}, {n_refine!r}: expected at least 1 and 0"
-            )
         all_samples, all_scores = [], []
         for first in range(0, len(windows), batch):
             part = windows[first : first + batch]
@@ -183,6 +188,7 @@ def _descend(
     whole(0, epochs=epochs)
     whole(1, batch=batch)
     above(0, lr=lr)
+    a_generator(generator=generator)
     batch = min(batch, count)
     per_epoch = math.ceil(count / batch)
     total = epochs * per_epoch

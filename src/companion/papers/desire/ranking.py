@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
-from companion.checks import above, whole
+from companion.checks import above, boolean, one_dtype, whole
 from companion.data.trajectories import TrajectoryWindows
 
 VELOCITY, SCENE, SOCIAL = 16, 32, 48
@@ -50,6 +50,7 @@ def log_polar_bins(
     near = distance < r_max
     near &= ~torch.eye(position.shape[-2], dtype=torch.bool, device=position.device)
     if mask is not None:
+        boolean(mask=mask)
         near &= mask[..., :, None] & mask[..., None, :]
     return torch.where(near, (ring * wedges + wedge).long(), -1)
 
@@ -69,6 +70,11 @@ def log_polar_pool(
     position: (scenes, agents, 2); state: (scenes, agents, width); mask: (scenes, agents).
     Only pairs that are near are touched, so the cost grows with them and not with all cells.
     """
+    if state.ndim != 3 or tuple(position.shape) != (*state.shape[:2], 2):
+        raise ValueError(
+            f"position, state = {tuple(position.shape)}, {tuple(state.shape)}: expected "
+            "(scenes, agents, 2) and (scenes, agents, width)"
+        )
     scenes, agents, width = state.shape
     cells = rings * wedges
     kinds = {"rings": rings, "wedges": wedges, "r_min": r_min, "r_max": r_max}
@@ -275,6 +281,18 @@ class RankRefine(nn.Module):
         (scenes, agents, hidden); mask: (scenes, agents), who is there (all by default).
         Those who are not there get zeros.
         """
+        if samples.ndim != 5 or tuple(samples.shape[3:]) != (self.pred_len, 2):
+            raise ValueError(
+                f"samples {tuple(samples.shape)}: expected (scenes, agents, samples, "
+                f"{self.pred_len}, 2)"
+            )
+        people = tuple(samples.shape[:2])
+        for name, value, width in (("last_pos", last_pos, 2), ("h_x", h_x, self.gru.hidden_size)):
+            if tuple(value.shape) != (*people, width):
+                raise ValueError(f"{name} {tuple(value.shape)}: expected {(*people, width)}")
+        one_dtype(samples=samples, last_pos=last_pos, h_x=h_x, weights=self.reward.weight)
+        if mask is not None:
+            boolean(people, mask=mask)
         if mask is not None and not self.fusion.has_social and not mask.all():
             return self._present_only(samples, last_pos, h_x, feature_map, mask)
         chi = self.fusion.of_paths(samples, last_pos, feature_map)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from companion.checks import at_least
+from companion.checks import a_generator, at_least
 from companion.training import train
 
 SPEEDS_MPS = (0.8, 1.2, 1.6)  # of the three classes of people
@@ -24,6 +24,7 @@ def sprites(kind: Tensor, generator: torch.Generator, *, noise: float = 0.1) -> 
     Raises ValueError for another kind or a negative noise.
     """
     at_least(0, noise=noise)
+    a_generator(generator=generator)
     if not ((kind >= 0) & (kind <= 2)).all():
         raise ValueError(f"kind: {kind.unique().tolist()}, expected 0, 1 or 2")
     n = len(kind)

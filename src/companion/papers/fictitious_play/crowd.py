@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from companion.checks import above, whole
+from companion.checks import a_generator, above, one_dtype, whole
 from companion.papers.fictitious_play.grid import Grid, goal_distance, speed_errors
 
 SIGMAS_M = (0.35, 0.9)  # intimate and personal distance
@@ -73,6 +73,9 @@ class Crowd:
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != self.grid.shape:
                 raise ValueError(f"{name} {tuple(value.shape)}: expected {self.grid.shape}")
+        one_dtype(speed=self.speed)
+        if self.start.is_floating_point():
+            raise ValueError(f"start: {self.start.dtype}, expected whole cells (Grid.to_cell)")
         if not (self.speed >= 0).all():
             raise ValueError(f"speed: the least is {self.speed.min():g}, expected at least 0")
         for name, bad in (
@@ -172,6 +175,7 @@ def self_play_crowd(
     Raises ValueError for counts below 1 and for no speeds.
     """
     whole(1, n_scenes=n_scenes, n_agents=n_agents)
+    a_generator(generator=generator)
     if not len(speeds):
         raise ValueError("speeds = []: expected at least one, in m/s")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from companion.checks import whole
+from companion.checks import a_generator, one_dtype, whole
 
 FORMS = ("convolution", "logsumexp")
 MARGIN = 60.0  # nats above the smallest normal number at which a value is still trusted
@@ -49,7 +49,12 @@ def occupancy(
     values: what `soft_value_iteration` returned for the same kernel and reward.
     start: (N, 2) cells. Returns (T + 1, N, H, W), every map summing to 1.
     """
+    if len(values) != len(reward) + 1:
+        raise ValueError(
+            f"values {tuple(values.shape)}: expected {len(reward) + 1} maps for {len(reward)} steps"
+        )
     _check(log_kernel, reward, values[-1], form)
+    _check_start(start, values[-1])
     forward = _forward_by_convolution if form == "convolution" else _forward_by_logsumexp
     now = torch.zeros_like(values[0])
     now[torch.arange(len(start), device=start.device), start[:, 0], start[:, 1]] = 1
@@ -69,6 +74,18 @@ def _check(log_kernel: Tensor, reward: Tensor, terminal: Tensor, form: str) -> N
         )
     if log_kernel.shape[1] != log_kernel.shape[2] or log_kernel.shape[1] % 2 == 0:
         raise ValueError(f"log_kernel {tuple(log_kernel.shape)}: expected (N, k, k) with odd k")
+    one_dtype(log_kernel=log_kernel, reward=reward, terminal=terminal)
+
+
+def _check_start(start: Tensor, terminal: Tensor) -> None:
+    agents, *size = terminal.shape
+    if tuple(start.shape) != (agents, 2) or start.is_floating_point():
+        raise ValueError(
+            f"start: {start.dtype} of shape {tuple(start.shape)}, expected whole cells ({agents}, 2)"
+        )
+    outside = ((start < 0) | (start >= torch.tensor(size, device=start.device))).any(-1)
+    if outside.any():
+        raise ValueError(f"start: agents {_some(outside)} are off the grid {tuple(size)}")
 
 
 def _correlate(maps: Tensor, kernels: Tensor) -> Tensor:
@@ -157,6 +174,7 @@ class Policy:
         Raises ValueError for n below 1.
         """
         whole(1, n=n)
+        a_generator(generator=generator)
         horizon, agents, _, width = self.reward.shape
         radius, size = self.log_kernel.shape[-1] // 2, self.log_kernel.shape[-1]
         device = self.reward.device
@@ -192,6 +210,8 @@ def path_log_prob(
         raise ValueError(
             f"cells {tuple(cells.shape)}: expected {(horizon + 1, agents, 2)} for this reward"
         )
+    if cells.is_floating_point():
+        raise ValueError(f"cells: {cells.dtype}, expected whole numbers (Grid.to_cell)")
     radius = log_kernel.shape[-1] // 2
     move = cells[1:] - cells[:-1] + radius
     size = torch.tensor([height, width], device=cells.device)
@@ -218,10 +238,7 @@ def plan(log_kernel: Tensor, reward: Tensor, terminal: Tensor, start: Tensor):
     """
     if not len(start):
         raise ValueError("start: expected at least one agent")
-    size = torch.tensor(terminal.shape[1:], device=start.device)
-    outside = ((start < 0) | (start >= size)).any(-1)
-    if outside.any():
-        raise ValueError(f"start: agents {_some(outside)} are off the grid {tuple(size.tolist())}")
+    _check_start(start, terminal)
     values = soft_value_iteration(log_kernel, reward, terminal)
     maps = occupancy(log_kernel, reward, values, start)
     agents = torch.arange(len(start), device=start.device)

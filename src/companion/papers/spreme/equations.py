@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import sympy as sp
+import sympy
 from torch import Tensor
 
 from companion.papers.spreme.library import Library
@@ -28,14 +28,14 @@ def as_text(library: Library, coefficients: Tensor, precision: int = 3) -> list[
     return lines
 
 
-def as_sympy(library: Library, coefficients: Tensor) -> list[sp.Expr]:
+def as_sympy(library: Library, coefficients: Tensor) -> list[sympy.Expr]:
     """The right-hand sides as sympy expressions, coefficients as floats of full precision.
 
     coefficients: (n, p) of one environment.
     """
     terms = library.expressions()
     return [
-        sp.Add(*[sp.Float(v) * term for v, term in zip(row, terms, strict=True) if v])
+        sympy.Add(*[sympy.Float(v) * term for v, term in zip(row, terms, strict=True) if v])
         for row in coefficients.tolist()
     ]
 
@@ -48,9 +48,9 @@ class Comparison:
     the coefficient of every term that both have.
     """
 
-    missing: tuple[sp.Expr, ...]
-    extra: tuple[sp.Expr, ...]
-    errors: dict[sp.Expr, float]
+    missing: tuple[sympy.Expr, ...]
+    extra: tuple[sympy.Expr, ...]
+    errors: dict[sympy.Expr, float]
 
     @property
     def exact(self) -> bool:
@@ -58,14 +58,14 @@ class Comparison:
         return not (self.missing or self.extra)
 
 
-def compare(found: Sequence[sp.Expr], truth: Sequence[sp.Expr]) -> list[Comparison]:
+def compare(found: Sequence[sympy.Expr], truth: Sequence[sympy.Expr]) -> list[Comparison]:
     """Align two systems of equations term by term.
 
     found, truth: one expression a state, with numbers as coefficients.
     """
     out = []
     for ours, theirs in zip(found, truth, strict=True):
-        a, b = (sp.expand(e).as_coefficients_dict() for e in (ours, theirs))
+        a, b = (sympy.expand(e).as_coefficients_dict() for e in (ours, theirs))
         a, b = ({k: float(v) for k, v in d.items() if v != 0} for d in (a, b))
         errors = {term: abs(a[term] / b[term] - 1) for term in a if term in b}
         out.append(Comparison(tuple(b.keys() - a.keys()), tuple(a.keys() - b.keys()), errors))

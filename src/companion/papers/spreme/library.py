@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import sympy as sp
+import sympy
 import torch
 from torch import Tensor
 
@@ -25,16 +25,37 @@ class Term:
 
     name: Callable[[Sequence[str]], str]
     values: Callable[[Tensor], Tensor]
-    symbol: Callable[[Sequence[sp.Symbol]], sp.Expr]
+    symbol: Callable[[Sequence[sympy.Symbol]], sympy.Expr]
 
 
 def sine(*states: int) -> Term:
-    """The sine of one state, or of the sum of several."""
-    return Term(
-        lambda names: f"sin({'+'.join(names[i] for i in states)})",
-        lambda x: torch.sin(x[..., list(states)].sum(-1)),
-        lambda symbols: sp.sin(sp.Add(*[symbols[i] for i in states])),
-    )
+    """The sine of one state, or of the sum of several.
+
+    Args:
+        states: their indices, from 0.
+
+    Raises:
+        ValueError: for none, or one below 0; where the term is used, for one that is not there.
+
+    >>> Library(2, 1, [sine(0), sine(0, 1)], ["x", "y"]).get_feature_names()
+    ['1', 'x', 'y', 'sin(x)', 'sin(x+y)']
+    """
+    if not states or min(states) < 0:
+        raise ValueError(f"states = {list(states)}: expected indices from 0, at least one")
+
+    def check(n: int) -> None:
+        if max(states) >= n:
+            raise ValueError(f"sine of state {max(states)}: there are {n} states, from 0")
+
+    def name(names: Sequence[str]) -> str:
+        check(len(names))
+        return f"sin({'+'.join(names[i] for i in states)})"
+
+    def values(x: Tensor) -> Tensor:
+        check(x.shape[-1])
+        return torch.sin(x[..., list(states)].sum(-1))
+
+    return Term(name, values, lambda s: sympy.sin(sympy.Add(*[s[i] for i in states])))
 
 
 class Library:
@@ -138,12 +159,12 @@ class Library:
             told.append(" ".join(v if k == 1 else f"{v}^{k}" for v, k in powers) or "1")
         return told + [term.name(names) for term in self.extra]
 
-    def symbols(self) -> list[sp.Symbol]:
+    def symbols(self) -> list[sympy.Symbol]:
         """The states as real sympy symbols."""
-        return [sp.Symbol(name, real=True) for name in self.names]
+        return [sympy.Symbol(name, real=True) for name in self.names]
 
-    def expressions(self) -> list[sp.Expr]:
+    def expressions(self) -> list[sympy.Expr]:
         """The terms as sympy expressions of `symbols`."""
         states = self.symbols()
-        monomials = [sp.Mul(*[states[i] for i in which]) for which in self.monomials]
+        monomials = [sympy.Mul(*[states[i] for i in which]) for which in self.monomials]
         return monomials + [term.symbol(states) for term in self.extra]

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import sympy as sp
+import sympy
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from companion.checks import at_least, whole
+from companion.checks import a_generator, at_least, one_dtype, whole
 from companion.papers.spreme.library import Library, sine
 
 TOLERANCE = 1e-12  # of the integrators, relative and absolute
@@ -217,18 +217,20 @@ def add_noise(x: Tensor, level: float, generator: torch.Generator, copies: int) 
     """
     at_least(0, level=level)
     whole(1, copies=copies)
+    a_generator(generator=generator)
+    one_dtype(x=x)
     scale = x.flatten(0, -2).std(0, correction=0)
     noise = torch.randn((copies, *x.shape), generator=generator, dtype=x.dtype)
     return x + level * scale * noise.to(x.device)
 
 
-def true_expressions(name: str, parameters: Sequence | None = None) -> list[sp.Expr]:
+def true_expressions(name: str, parameters: Sequence | None = None) -> list[sympy.Expr]:
     """The right-hand sides in sympy; with symbols for the parameters where none are given."""
     found = system(name)
-    states = [sp.Symbol(s, real=True) for s in found.states]
+    states = [sympy.Symbol(s, real=True) for s in found.states]
     if parameters is None:
-        parameters = [sp.Symbol(p, real=True) for p in found.parameters]
-    return [sp.sympify(e) for e in found.rhs(states, parameters, sp.sin)]
+        parameters = [sympy.Symbol(p, real=True) for p in found.parameters]
+    return [sympy.sympify(e) for e in found.rhs(states, parameters, sympy.sin)]
 
 
 def true_coefficients(name: str, parameters: np.ndarray, library: Library) -> Tensor:
@@ -239,16 +241,16 @@ def true_coefficients(name: str, parameters: np.ndarray, library: Library) -> Te
     Raises ValueError if the library lacks one of the terms.
     """
     found = system(name)
-    symbols = [sp.Symbol(p, real=True) for p in found.parameters]
+    symbols = [sympy.Symbol(p, real=True) for p in found.parameters]
     states, terms = library.symbols(), library.expressions()
     if library.names != list(found.states):
         raise ValueError(f"library: its states are {library.names}, expected {found.states}")
     out = torch.zeros(len(parameters), found.n, library.p, dtype=torch.float64)
     for k, rhs in enumerate(true_expressions(name)):
-        for factor in sp.Add.make_args(sp.expand(rhs)):
+        for factor in sympy.Add.make_args(sympy.expand(rhs)):
             coefficient, term = factor.as_independent(*states)
             if term not in terms:
                 raise ValueError(f"library: lacks the term {term} of {name}")
-            values = sp.lambdify(symbols, coefficient)(*np.asarray(parameters).T)
+            values = sympy.lambdify(symbols, coefficient)(*np.asarray(parameters).T)
             out[:, k, terms.index(term)] = torch.as_tensor(values)
     return out
