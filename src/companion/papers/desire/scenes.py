@@ -50,11 +50,18 @@ PATCH_CELLS = 2  # points a side by which a cell of the ground is averaged
 def ground_picture(tracks: Tracks, extent: float, cells: int) -> tuple[Tensor, Tensor]:
     """The reference picture on a square grid in the tracks' own unit.
 
-    extent: the side of the square around the middle of the tracks. cells: along a side.
-    Returns (1 + 3, cells, cells), a channel that is 1 where there is a picture and then red,
-    green and blue in [0, 1], rows along y; and the middle (2,).
-    Raises ValueError for tracks without a picture or without a map to it, for cells below 1 and
-    an extent that is not above 0; CorruptDataError for a picture that cannot be decoded.
+    Args:
+        tracks: of one scene.
+        extent: side of the square around the middle of the tracks, above 0.
+        cells: along a side, at least 1.
+
+    Returns:
+        Shape (1 + 3, cells, cells), a channel that is 1 where there is a picture and then red, green
+        and blue in [0, 1], rows along y; and the middle (2,).
+
+    Raises:
+        ValueError: for tracks without a picture or without a map to it, and numbers out of range.
+        CorruptDataError: for a picture that cannot be decoded.
     """
     if tracks.picture is None or tracks.to_pixels is None:
         raise ValueError(
@@ -88,7 +95,14 @@ def ground_picture(tracks: Tracks, extent: float, cells: int) -> tuple[Tensor, T
 def with_picture(
     windows: TrajectoryWindows, picture: Tensor, middle: Tensor, cell: float
 ) -> TrajectoryWindows:
-    """Windows of one scene with its picture; the world's origin moves to the picture's middle."""
+    """Windows of one scene with its picture; the world's origin moves to the picture's middle.
+
+    Args:
+        windows: of one scene.
+        picture: as `ground_picture` gives it.
+        middle: likewise.
+        cell: side of a cell of the picture, in the windows' unit.
+    """
     return dataclasses.replace(
         windows,
         origin_m=windows.origin_m - middle,
@@ -180,9 +194,20 @@ def sdd_videos(root: str | os.PathLike = "") -> list[str]:
 def load_trajnet(
     names: Sequence[str], root: str | os.PathLike = "", *, obs_len: int = 8, pred_len: int = 12
 ) -> TrajectoryWindows:
-    """Windows of files of TrajNet such as "bookstore_0", in metres, without pictures.
+    """Load windows of files of TrajNet, in metres, without pictures.
 
     The files hold pieces of 20 steps; those whose end is withheld are left out.
+
+    Args:
+        names: such as "bookstore_0".
+        root: as in `load_tracks`.
+        obs_len: steps seen, at least 1.
+        pred_len: steps to predict; 0 reads what is seen of test files, whose ends are withheld.
+
+    Raises:
+        ValueError: for no names, and a file without a whole window.
+        MissingDataError: as `load_tracks`.
+        CorruptDataError: as `load_tracks`.
     """
     if not names:
         raise ValueError("names = []: expected at least one, such as 'bookstore_0'")
@@ -202,13 +227,21 @@ def load_eth_ucy(
     pred_len: int = 12,
     min_agents: int = 2,
 ) -> TrajectoryWindows:
-    """Windows of scenes of `ETH_UCY`, in metres, at steps of 0.4 s, without pictures.
+    """Load windows of scenes of ETH and UCY, in metres, at steps of 0.4 s, without pictures.
 
-    scenes: such as "univ", which is the benchmark's annotation of the university square: with 8
-    and 12 steps it gives 24,334 paths, 14,295 of "students001" and 10,039 of "students003".
-    min_agents: of a window; the benchmark takes those with 2 at least.
+    Args:
+        scenes: of `ETH_UCY`, such as "univ", which is the benchmark's annotation of the university
+            square: with 8 and 12 steps it gives 24,334 paths, 14,295 of "students001" and 10,039 of
+            "students003".
+        root: as in `load_tracks`.
+        obs_len: steps seen, at least 1.
+        pred_len: steps to predict, at least 0.
+        min_agents: of a window; the benchmark takes those with 2 at least.
 
-    Raises ValueError for an unknown scene, or none.
+    Raises:
+        ValueError: for an unknown scene, or none.
+        MissingDataError: as `load_tracks`.
+        CorruptDataError: as `load_tracks`.
     """
     if not scenes:
         raise ValueError("scenes = []: expected at least one, such as 'univ'")
@@ -223,7 +256,14 @@ def load_eth_ucy(
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Scenes to learn from and scenes to test on; truth: of the test scenes, where it is known."""
+    """Scenes to learn from and scenes to test on.
+
+    Args:
+        name: of the fold.
+        train: scenes to learn from.
+        test: scenes to test on.
+        truth: of the test scenes, where it is known.
+    """
 
     name: str
     train: TrajectoryWindows
@@ -242,15 +282,25 @@ def load_folds(
     pictures: bool = True,
     seed: int = 0,
 ) -> Iterator[Fold]:
-    """One fold after the other, each loaded when its turn comes.
+    """Load one fold after the other, each when its turn comes.
 
-    dataset: "tjunction" (n_scenes, and a quarter more to test on; every fold other seeds),
-    "sdd" (five folds by video, the first tests on `SDD_TEST`), "trajnet" (five by file) or
-    "ethucy" (five, each leaves a scene out, as the usual benchmark does: its "univ", and windows
-    with two people at least). dt_s: seconds to a step, 0.4 for "trajnet" and "ethucy".
     Only the junction and "sdd" come with pictures of the ground.
-    Raises ValueError for another dataset or dt_s and for counts below 1, MissingDataError for a
-    set that is not there, before anything is loaded.
+
+    Args:
+        dataset: "tjunction" (every fold other seeds), "sdd" (five folds by video, the first tests on
+            `SDD_TEST`), "trajnet" (five by file) or "ethucy" (five, each leaves a scene out, as the
+            usual benchmark does: its "univ", and windows with two people at least).
+        root: as in `load_tracks`.
+        obs_len: steps seen.
+        pred_len: steps to predict.
+        dt_s: seconds to a step, 0.4 for "trajnet" and "ethucy".
+        n_scenes: of the junction to learn from, and a quarter more to test on.
+        pictures: with images of the ground.
+        seed: of the junction.
+
+    Raises:
+        ValueError: for another dataset or dt_s and for counts below 1.
+        MissingDataError: for a set that is not there, before anything is loaded.
     """
     if dataset not in UNITS_PER_METRE:
         raise ValueError(

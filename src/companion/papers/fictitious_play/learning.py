@@ -33,9 +33,12 @@ HIGHEST = 100.0  # of any weight, so that a line search cannot run away
 class Fit:
     """Weights learnt from paths.
 
-    history: the weights after each round, the single-agent fit first. nats_per_step: the training
-    loss after each round. paths, infeasible: how many there were, and how many were left out
-    because a step of theirs cannot be taken on the grid.
+    Args:
+        weights: of the last round.
+        history: the weights after each round, the single-agent fit first.
+        nats_per_step: the training loss after each round.
+        paths: how many there were.
+        infeasible: how many of them were left out because a step cannot be taken on the grid.
     """
 
     weights: Weights
@@ -57,9 +60,15 @@ def feasible(crowd: Crowd, cells: Tensor) -> Tensor:
 
 
 def path_features(crowd: Crowd, cells: Tensor, social: Tensor) -> Tensor:
-    """Features f(τ) summed over a path, (N, 3 + M) for paths (T + 1, N, 2).
+    """Features f(τ) summed over a path.
 
-    social: (T, N, M, H, W), what `social_features` returns. Infeasible paths get zeros.
+    Args:
+        crowd: N pedestrians.
+        cells: paths of shape (T + 1, N, 2).
+        social: shape (T, N, M, H, W), as `social_features` returns it.
+
+    Returns:
+        Shape (N, 3 + M), in the order of this module; infeasible paths get zeros.
     """
     fine = feasible(crowd, cells)
     cells = torch.where(fine[:, None], cells, crowd.start)
@@ -76,7 +85,17 @@ def path_features(crowd: Crowd, cells: Tensor, social: Tensor) -> Tensor:
 
 
 def expected_features(crowd: Crowd, policy: Policy, D: Tensor, social: Tensor) -> Tensor:
-    """E[f] under a policy with occupancy D, (N, 3 + M)."""
+    """E[f] under a policy.
+
+    Args:
+        crowd: N pedestrians.
+        policy: theirs.
+        D: its occupancy, shape (T + 1, N, H, W).
+        social: shape (T, N, M, H, W), as `social_features` returns it.
+
+    Returns:
+        Shape (N, 3 + M).
+    """
     errors = crowd.errors()
     weighed = (policy.log_kernel.exp() * errors).flip(1, 2)
     speed = torch.zeros(len(crowd)).to(errors)
@@ -94,9 +113,18 @@ def expected_features(crowd: Crowd, policy: Policy, D: Tensor, social: Tensor) -
 
 
 def log_partition(crowd: Crowd, theta: Tensor, social: Tensor) -> Tensor:
-    """V_0 at the start, (N,), differentiable in theta (3 + M,).
+    """V_0 at the start, differentiable in the weights.
 
-    social: (T, N, M, H, W).
+    Args:
+        crowd: N pedestrians.
+        theta: shape (3 + M,), in the order of this module.
+        social: shape (T, N, M, H, W), as `social_features` returns it.
+
+    Returns:
+        Shape (N,), nats.
+
+    Raises:
+        ValueError: for another number of weights.
     """
     if len(theta) != 3 + social.shape[2]:
         raise ValueError(f"theta {tuple(theta.shape)}: expected {3 + social.shape[2]} weights")
@@ -115,15 +143,25 @@ def _as_weights(theta: Sequence[float]) -> Weights:
 
 
 class MaxEntIOC:
-    """Learn the weights of a crowd from its paths.
+    """Learn the weights of a crowd from its paths, by maximum-entropy inverse optimal control.
 
-    social: where the others are while weights are learnt. "forecast": where fictitious play
-      under the present weights expects them, in alternation over `rounds`; "observed": where
-      they were seen, in one round; "none": nowhere, the single-agent model.
-    iterations: of L-BFGS-B a round. The weights are bounded by zero from below.
-    fp_iterations, average, update, mask_groups: as `FictitiousPlay`.
+    Args:
+        sigmas_m: widths of the Gaussians, metres, at least one.
+        social: where the others are while weights are learnt. "forecast": where fictitious play
+            under the present weights expects them, in alternation over `rounds`; "observed": where
+            they were seen, in one round; "none": nowhere, the single-agent model.
+        rounds: of learning and play, at least 1.
+        iterations: of L-BFGS-B in a round, at least 1. The weights are bounded by zero from below.
+        fp_iterations: as `FictitiousPlay`'s iterations.
+        average: as in `FictitiousPlay`.
+        update: as in `FictitiousPlay`.
+        mask_groups: as in `FictitiousPlay`.
 
-    Raises ValueError for an unknown choice, no Gaussian and counts out of range.
+    Raises:
+        ValueError: for an unknown choice, no Gaussian and counts out of range.
+
+    References:
+        Ziebart et al. (2008); Ma et al. (2017) for the play in between.
     """
 
     def __init__(

@@ -52,7 +52,12 @@ class Observed:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Observed:
-        """A copy on a device, with the crowd in a precision; positions keep theirs if they can."""
+        """A copy on a device, with the crowd in a precision; positions keep theirs if they can.
+
+        Args:
+            device: None leaves it.
+            dtype: of the crowd; None leaves it.
+        """
         kind = None if self.kind is None else self.kind.to(device)
         keeps = device is None or has_float64(device)
         positions = self.positions.to(device, None if keeps else torch.float32)
@@ -163,8 +168,20 @@ def self_play(
 ) -> tuple[Crowd, Tensor, Forecast]:  # fmt: skip
     """Scenes whose paths are drawn from the play of the model itself, so that the truth is known.
 
-    where: as `self_play_crowd`. Returns the crowd, paths (samples, T + 1, N, 2), and the
-    forecast that they were drawn from.
+    Args:
+        n_scenes: at least 1.
+        weights: what everybody cares about.
+        n_samples: paths a person, at least 1.
+        horizon: T, steps.
+        iterations: rounds of play.
+        seed: of scenes and paths.
+        where: as `self_play_crowd`.
+
+    Returns:
+        The crowd, paths (samples, T + 1, N, 2), and the forecast that they were drawn from.
+
+    Raises:
+        ValueError: for counts below 1.
     """
     whole(1, n_samples=n_samples)
     generator = torch.Generator().manual_seed(seed)
@@ -179,7 +196,18 @@ def circle_crossing(
 ) -> Observed:  # fmt: skip
     """Scenes of the social-force simulator: all want to the other side of a circle.
 
-    speeds: what the simulated people prefer, m/s; meeting in the middle makes them slower.
+    Args:
+        n_scenes: at least 1.
+        horizon: T, steps.
+        n_agents: of a scene.
+        speeds: what the simulated people prefer, m/s; meeting in the middle makes them slower.
+        cell_m: side of a cell, metres.
+        dt_s: seconds to a step.
+        radius_cells: R.
+        seed: of the scenes.
+
+    Raises:
+        ValueError: for numbers out of range.
     """
     paths, goals, kind = simulate_crossing(
         n_scenes, n_agents=n_agents, speeds_mps=speeds, steps=horizon, dt_s=dt_s, seed=seed
@@ -274,10 +302,20 @@ def _windows(
 
 
 def log_occupancy(grid: Grid, positions: Tensor, sigma_m: float = 0.5) -> Tensor:
-    """Log of how often each cell was walked on, blurred, 0 at the busiest, (H, W).
+    """Log of how often each cell was walked on, blurred, 0 at the busiest.
 
-    positions: (..., 2) in metres; those off the grid do not count. One visit of every cell is
-    added, so that a cell that nobody used stays possible.
+    One visit of every cell is added, so that a cell that nobody used stays possible.
+
+    Args:
+        grid: of the scene.
+        positions: shape (..., 2), metres; those off the grid do not count.
+        sigma_m: standard deviation of the blur, metres, above 0.
+
+    Returns:
+        Shape (H, W), nats.
+
+    Raises:
+        ValueError: for a width that is not above 0.
     """
     cells = grid.to_cell(positions).reshape(-1, 2)
     cells = cells[grid.holds(cells)]

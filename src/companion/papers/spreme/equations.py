@@ -12,9 +12,15 @@ from companion.papers.spreme.library import Library
 
 
 def as_text(library: Library, coefficients: Tensor, precision: int = 3) -> list[str]:
-    """One line a state, in the style of pysindy: ``x' = -0.498 x + 1.02 x y``.
+    """Write equations in the style of pysindy: ``x' = -0.498 x + 1.02 x y``.
 
-    coefficients: (n, p) of one environment. precision: significant digits.
+    Args:
+        library: the terms.
+        coefficients: shape (n, p), of one environment.
+        precision: significant digits.
+
+    Returns:
+        One line a state.
     """
     names = library.get_feature_names()
     lines = []
@@ -31,7 +37,9 @@ def as_text(library: Library, coefficients: Tensor, precision: int = 3) -> list[
 def as_sympy(library: Library, coefficients: Tensor) -> list[sympy.Expr]:
     """The right-hand sides as sympy expressions, coefficients as floats of full precision.
 
-    coefficients: (n, p) of one environment.
+    Args:
+        library: the terms.
+        coefficients: shape (n, p), of one environment.
     """
     terms = library.expressions()
     return [
@@ -44,8 +52,10 @@ def as_sympy(library: Library, coefficients: Tensor) -> list[sympy.Expr]:
 class Comparison:
     """How the right-hand side of one state differs from the truth.
 
-    missing, extra: terms that only the truth, or only the model has. errors: relative error of
-    the coefficient of every term that both have.
+    Args:
+        missing: terms that only the truth has.
+        extra: terms that only the model has.
+        errors: relative error of the coefficient of every term that both have.
     """
 
     missing: tuple[sympy.Expr, ...]
@@ -61,7 +71,14 @@ class Comparison:
 def compare(found: Sequence[sympy.Expr], truth: Sequence[sympy.Expr]) -> list[Comparison]:
     """Align two systems of equations term by term.
 
-    found, truth: one expression a state, with numbers as coefficients.
+    Args:
+        found: one expression a state, with numbers as coefficients.
+        truth: likewise.
+
+    >>> x = sympy.Symbol("x")
+    >>> (state,) = compare([2.2 * x + x**2], [2.0 * x])
+    >>> state.exact, state.extra, round(state.errors[x], 3)
+    (False, (x**2,), 0.1)
     """
     out = []
     for ours, theirs in zip(found, truth, strict=True):

@@ -19,8 +19,10 @@ MOST = 100_000  # monomials
 class Term:
     """A candidate term that is no monomial.
 
-    name: maps the states' names to the term's. values: maps (..., n) to (...).
-    symbol: maps the states' symbols to an expression.
+    Args:
+        name: maps the states' names to the term's.
+        values: maps states of shape (..., n) to values of shape (...).
+        symbol: maps the states' symbols to an expression.
     """
 
     name: Callable[[Sequence[str]], str]
@@ -63,13 +65,20 @@ class Library:
 
     Order and names are those of pysindy's PolynomialLibrary followed by a CustomLibrary.
 
-    n: number of states. degree: highest total degree. extra: terms after the monomials.
-    names: of the states; x0, x1, ... by default.
+    Args:
+        n: number of states, at least 1.
+        degree: highest total degree, at least 0.
+        extra: terms after the monomials.
+        names: of the states; x0, x1, ... by default.
 
-    Raises ValueError for fewer than one state, a negative degree or a wrong number of names.
+    Raises:
+        ValueError: for numbers out of range, over 100,000 monomials and a wrong number of names.
 
-    >>> Library(2, 2, names=["x", "y"]).get_feature_names()
+    >>> library = Library(2, 2, names=["x", "y"])
+    >>> library.get_feature_names()
     ['1', 'x', 'y', 'x^2', 'x y', 'y^2']
+    >>> library(torch.tensor([2.0, 3.0])).tolist()
+    [1.0, 2.0, 3.0, 4.0, 6.0, 9.0]
     """
 
     def __init__(
@@ -117,7 +126,17 @@ class Library:
         return steps
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Values of all terms: (..., n) to (..., p)."""
+        """Values of all terms.
+
+        Args:
+            x: states of shape (..., n).
+
+        Returns:
+            Shape (..., p).
+
+        Raises:
+            ValueError: for another number of states.
+        """
         if x.shape[-1] != self.n:
             raise ValueError(f"x: shape {tuple(x.shape)}, expected (..., {self.n})")
         blocks = [torch.ones_like(x[..., :1]), x] if self.degree else [torch.ones_like(x[..., :1])]
@@ -126,9 +145,18 @@ class Library:
         return torch.cat([*blocks, *[term.values(x)[..., None] for term in self.extra]], -1)
 
     def some(self, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
-        """A function that computes only these columns: (..., n) to (..., len(columns)).
+        """A function that computes only some columns.
 
         A roll-out of a sparse model spends its time here.
+
+        Args:
+            columns: ascending.
+
+        Returns:
+            A function from (..., n) to (..., len(columns)).
+
+        Raises:
+            ValueError: for columns that do not ascend or are out of range.
         """
         if sorted(columns) != list(columns) or not set(columns) <= set(range(self.p)):
             raise ValueError(f"columns = {list(columns)}: expected ascending, 0 to {self.p - 1}")
