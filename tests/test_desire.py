@@ -85,7 +85,7 @@ def test_pooling_is_the_mean_state_a_cell():
 def test_hand_placed_neighbours_hit_their_cells(distance, degrees, ring, wedge):
     angle = math.radians(degrees)
     at = torch.tensor([[0.0, 0.0], [distance * math.cos(angle), distance * math.sin(angle)]])
-    assert de.log_polar_bins(at.double())[0, 1] == ring * 6 + wedge
+    assert de.ranking.log_polar_bins(at.double())[0, 1] == ring * 6 + wedge
 
 
 def test_pooling_does_not_care_for_the_order_of_agents():
@@ -121,7 +121,7 @@ def test_projecting_cell_by_cell_is_the_layer_on_the_pooled_table():
     mask = normal(5, 7, seed=2) < 0.8
     layer = nn.Linear(36 * 3, 4, bias=False).double()
     pooled = layer(de.log_polar_pool(position, state, mask).flatten(2))
-    near = de.Neighbours.find(de.log_polar_bins(position, mask), 36)
+    near = de.ranking.Neighbours.find(de.ranking.log_polar_bins(position, mask), 36)
     ours = near.projected_mean(state.flatten(0, 1), layer.weight).view(5, 7, 4)
     torch.testing.assert_close(ours, pooled)
     weigh = normal(5, 7, 4, seed=3)
@@ -131,7 +131,7 @@ def test_projecting_cell_by_cell_is_the_layer_on_the_pooled_table():
             for x in (ours, pooled)
         ]
         torch.testing.assert_close(*slopes)
-    alone = de.Neighbours.find(de.log_polar_bins(100 * position), 36)
+    alone = de.ranking.Neighbours.find(de.ranking.log_polar_bins(100 * position), 36)
     assert not alone.projected_mean(state.flatten(0, 1), layer.weight).any()
 
 
@@ -236,7 +236,7 @@ def test_the_target_is_a_softmax_of_the_largest_distance():
     samples = torch.zeros(1, 2, 3, 2)
     samples[0, 0, 1] = torch.tensor([3.0, 4.0])
     samples[0, 1, 2, 0] = 2.0
-    assert de.largest_distance(samples, future).tolist() == [[5.0, 2.0]]
+    assert de.ranking.largest_distance(samples, future).tolist() == [[5.0, 2.0]]
     q = de.target_distribution(samples, future, q_scale=1.5)
     torch.testing.assert_close(q[0, 0], torch.tensor(1 / (1 + math.exp(3 / 1.5))))
 
@@ -251,9 +251,9 @@ def test_the_gradient_of_the_cross_entropy_is_p_minus_q():
 def test_refinement_loss_weighs_evenly_or_by_q():
     future, refined = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2, 2)
     refined[0, 1, :, 0] = torch.tensor([2.0, 4.0])
-    assert de.refinement_loss(refined, future).item() == 1.5
+    assert de.ranking.refinement_loss(refined, future).item() == 1.5
     q = torch.tensor([[0.9, 0.1]])
-    assert de.refinement_loss(refined, future, q).item() == pytest.approx(0.3)
+    assert de.ranking.refinement_loss(refined, future, q).item() == pytest.approx(0.3)
 
 
 def test_no_correction_makes_every_iteration_the_same(junction):
@@ -335,9 +335,13 @@ def test_a_forecast_does_not_know_the_future(junction, social):
     assert torch.equal(seen.samples, unseen.samples)
     assert torch.equal(seen.scores, unseen.scores)
     # the same check notices a generator that draws from the posterior
-    _, leaked = de.draw(model.generator, windows, 4, generator=generator(), future=windows.future)
+    _, leaked = de.model.draw_futures(
+        model.generator, windows, 4, generator=generator(), future=windows.future
+    )
     other = windows.future.flip(0)
-    _, again = de.draw(model.generator, windows, 4, generator=generator(), future=other)
+    _, again = de.model.draw_futures(
+        model.generator, windows, 4, generator=generator(), future=other
+    )
     assert not torch.equal(leaked, again)
 
 
@@ -454,11 +458,11 @@ def test_calibrated_scores_lie_on_the_diagonal():
     # whoever is nearest is drawn from q
     nearest = torch.multinomial(q, 1, generator=generator(1))
     distance = torch.ones_like(q).scatter(-1, nearest, 0.0)
-    table = de.calibration(scores, q, distance)
-    torch.testing.assert_close(table.predicted, table.wanted)
+    table = de.model.calibration(scores, q, distance)
+    torch.testing.assert_close(table.predicted, table.target)
     error = (table.predicted * (1 - table.predicted) / table.count).sqrt()
     assert ((table.predicted - table.nearest).abs() < 4 * error).all()
-    over = de.calibration(3 * scores, q, distance)
+    over = de.model.calibration(3 * scores, q, distance)
     assert over.predicted[-1] > over.nearest[-1] + 0.1
 
 
@@ -484,14 +488,14 @@ def test_exits_are_even_and_never_the_entry_or_the_missing_arm():
 
 def test_walkers_start_where_they_should_and_leave_where_they_meant_to(junction):
     windows = junction.windows
-    assert (de.arm_of(windows.past[:, :, 0]) == junction.entry).all()
-    assert (de.arm_of(windows.future[:, :, -1]) == junction.exit).double().mean() > 0.9
+    assert (de.junction.arm_of(windows.past[:, :, 0]) == junction.entry).all()
+    assert (de.junction.arm_of(windows.future[:, :, -1]) == junction.exit).double().mean() > 0.9
     assert junction.valid(windows.future).double().mean() > 0.95
-    assert de.off_walkway_rate(windows.future, windows) < 0.01
+    assert de.junction.off_walkway_rate(windows.future, windows) < 0.01
 
 
 def test_the_picture_shows_three_arms():
-    picture = de.walkway()[:, 0]
+    picture = de.junction.walkway()[:, 0]
     for missing in range(4):
         x, y = (8 * de.junction.arm_directions()).T
         column, row = (x / 0.5 + 32).long(), (y / 0.5 + 32).long()
@@ -503,10 +507,10 @@ def test_the_picture_shows_three_arms():
 
 def test_paths_off_the_picture_are_off_the_walkway(junction):
     windows = junction.windows
-    assert de.off_walkway_rate(windows.future + 100.0, windows) == 1
+    assert de.junction.off_walkway_rate(windows.future + 100.0, windows) == 1
     bare = dataclasses.replace(windows, raster=None)
     with pytest.raises(ValueError, match=r"windows.raster = None"):
-        de.off_walkway_rate(windows.future, bare)
+        de.junction.off_walkway_rate(windows.future, bare)
 
 
 @pytest.mark.parametrize("which", range(8))
@@ -515,14 +519,14 @@ def test_symmetries_move_picture_and_paths_together(junction, which):
     shifted = dataclasses.replace(
         windows, origin_m=torch.tensor([3.0, 1.0]).expand(24, 2), future=windows.future * 1.3
     )
-    before = de.off_walkway_rate(shifted.future, shifted)
-    moved = de.symmetric(shifted, which)
+    before = de.junction.off_walkway_rate(shifted.future, shifted)
+    moved = de.model.symmetric(shifted, which)
     assert 0.05 < before < 0.95
-    assert de.off_walkway_rate(moved.future, moved).item() == pytest.approx(
+    assert de.junction.off_walkway_rate(moved.future, moved).item() == pytest.approx(
         before.item(), abs=2e-3
     )
     if which:
-        assert de.off_walkway_rate(shifted.future, moved) != before
+        assert de.junction.off_walkway_rate(shifted.future, moved) != before
 
 
 # ---------------------------------------------------------------- the scene
@@ -536,7 +540,7 @@ def test_features_are_read_where_a_path_is():
     features = torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)])
     both = torch.stack([features, 10 * features])
     index, origin = torch.tensor([1, 0, 1]), torch.tensor([[0.5, 1.0], [0.0, 0.0], [-1.0, 0.2]])
-    found = de.FeatureMap(both, index, origin, cell)
+    found = de.ranking.FeatureMap(both, index, origin, cell)
     points = 2 * torch.rand((3, 2, 4, 5, 2), generator=generator()) - 1
     world = points + origin[:, None, None, None]
     scale = torch.tensor([10.0, 1.0, 10.0])[:, None, None, None, None]
@@ -586,8 +590,11 @@ def test_a_ranker_with_scene_needs_a_picture(junction):
         (lambda j: de.load_eth_ucy(["zara9"]), "scene = 'zara9'"),
         (lambda j: de.load_eth_ucy([]), "scenes = "),
         (lambda j: de.load_sdd(["gates/8"], start_every_s=0), "start_every_s = 0"),
-        (lambda j: de.ground_picture(tracks(Path("x.png"), torch.eye(3)), 0.0, 4), "extent"),
-        (lambda j: de.ground_picture(tracks(Path("x.png"), torch.eye(3)), 1.0, 0), "cells"),
+        (
+            lambda j: de.scenes.ground_picture(tracks(Path("x.png"), torch.eye(3)), 0.0, 4),
+            "extent",
+        ),
+        (lambda j: de.scenes.ground_picture(tracks(Path("x.png"), torch.eye(3)), 1.0, 0), "cells"),
         (lambda j: de.simulate_tjunction(1, dt_s=1e9), "dt_s = 1000000000.0"),
     ],
 )
@@ -615,7 +622,9 @@ def test_the_ground_is_cut_from_the_picture_where_the_tracks_are(tmp_path):
     Image.fromarray(image).save(tmp_path / "ground.png")
     # pixels are twice the unit along x and once along y: the spot is at x 14 to 16, y 60 to 64
     homography = torch.diag(torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64))
-    ground, middle = de.ground_picture(tracks(tmp_path / "ground.png", homography), 80.0, 40)
+    ground, middle = de.scenes.ground_picture(
+        tracks(tmp_path / "ground.png", homography), 80.0, 40
+    )
     assert middle.tolist() == [20.0, 40.0]
     assert ground.shape == (4, 40, 40)
     row, column = divmod(ground[1].argmax().item(), 40)
@@ -628,13 +637,13 @@ def test_the_ground_is_cut_from_the_picture_where_the_tracks_are(tmp_path):
 
 def test_tracks_without_a_picture_are_refused():
     with pytest.raises(ValueError, match="use_scene false"):
-        de.ground_picture(tracks(), 10.0, 8)
+        de.scenes.ground_picture(tracks(), 10.0, 8)
 
 
 def test_folds_of_the_junction_differ_and_repeat():
     options = {"obs_len": 6, "pred_len": 5, "n_scenes": 8, "seed": 1}
-    folds = list(de.load_folds("tjunction", **options))
-    again = next(de.load_folds("tjunction", **options))
+    folds = list(de.scenes.load_folds("tjunction", **options))
+    again = next(de.scenes.load_folds("tjunction", **options))
     assert len(folds) == 5
     assert [len(folds[0].train), len(folds[0].test)] == [8, 2]
     assert folds[0].test.future.shape == (2, 4, 5, 2)
@@ -658,7 +667,7 @@ def test_folds_of_the_junction_differ_and_repeat():
 )
 def test_folds_are_refused_before_anything_is_loaded(dataset, options, message, tmp_path):
     with pytest.raises((ValueError, MissingDataError), match=message):
-        de.load_folds(dataset, tmp_path, obs_len=8, pred_len=12, **options)
+        de.scenes.load_folds(dataset, tmp_path, obs_len=8, pred_len=12, **options)
 
 
 def test_drone_videos_that_are_missing_are_named_before_anything_is_loaded(tmp_path):
@@ -668,7 +677,7 @@ def test_drone_videos_that_are_missing_are_named_before_anything_is_loaded(tmp_p
         folder.mkdir(parents=True)
         (folder / "annotations.txt").touch()
     with pytest.raises(IncompleteDataError, match=r"it lacks deathCircle/2\."):
-        de.load_folds("sdd", tmp_path, obs_len=8, pred_len=12)
+        de.scenes.load_folds("sdd", tmp_path, obs_len=8, pred_len=12)
 
 
 def test_the_left_out_university_square_is_the_benchmarks(real_data):
@@ -689,8 +698,8 @@ def test_the_left_out_university_square_is_the_benchmarks(real_data):
 
 def test_pedestrians_of_a_scene_are_never_in_both_parts(real_data):
     root = real_data("trajectories")
-    videos = de.sdd_videos(root)
-    assert set(de.SDD_TEST) <= set(videos)
+    videos = de.scenes.sdd_videos(root)
+    assert set(de.scenes.SDD_TEST) <= set(videos)
     windows = de.load_sdd(["quad/2", "quad/3"], root, cells=16)
     assert windows.raster.shape == (2, 4, 16, 16)
     assert windows.raster_index.unique().tolist() == [0, 1]
@@ -700,7 +709,7 @@ def test_pedestrians_of_a_scene_are_never_in_both_parts(real_data):
     cell = (here / windows.meters_per_cell + 8).long().clamp(0, 15)
     covered = windows.raster[windows.raster_index[:, None], 0, cell[..., 1], cell[..., 0]]
     assert covered[windows.mask].min() > 0  # a cell at the edge is covered in part
-    fold = next(de.load_folds("ethucy", root, obs_len=8, pred_len=12, pictures=False))
+    fold = next(de.scenes.load_folds("ethucy", root, obs_len=8, pred_len=12, pictures=False))
     alone = de.load_eth_ucy(["eth"], root)
     torch.testing.assert_close(fold.test.past, alone.past)
     assert len(fold.train) == sum(
@@ -718,9 +727,13 @@ def test_what_cannot_be_trained_or_drawn_is_named_at_once():
     for call, message in {
         lambda: de.simulate_tjunction(2, dt_s=1e9): "dt_s = 1000000000.0",
         lambda: de.simulate_tjunction(2, noise_m=-1.0): "noise_m = -1.0",
-        lambda: next(de.load_folds("tjunction", obs_len=8, pred_len=12, dt_s=1e9)): "dt_s = ",
-        lambda: de.load_folds("tjunction", obs_len=8, pred_len=12, n_scenes=0): "n_scenes = 0",
-        lambda: de.load_folds("tjunction", obs_len=8, pred_len=12, seed=-1): "seed = -1",
+        lambda: next(
+            de.scenes.load_folds("tjunction", obs_len=8, pred_len=12, dt_s=1e9)
+        ): "dt_s = ",
+        lambda: de.scenes.load_folds(
+            "tjunction", obs_len=8, pred_len=12, n_scenes=0
+        ): "n_scenes = 0",
+        lambda: de.scenes.load_folds("tjunction", obs_len=8, pred_len=12, seed=-1): "seed = -1",
         lambda: de.load_eth_ucy([]): "scenes = ",
         lambda: de.SampleGenerator(0): "pred_len = 0",
         lambda: de.SampleGenerator(12, latent=0): "latent = 0",
@@ -742,10 +755,10 @@ def test_what_cannot_be_trained_or_drawn_is_named_at_once():
         ): "q_scale = 0.0",
         lambda: de.RankRefine(12, channels=3).fusion.encode(windows): "channels = 3: .* have 1",
         lambda: de.oracle_error(paths, truth, mode="mean_closest", share=2.0): "share = 2.0",
-        lambda: de.calibration(score, score, score, bins=50): "bins = 50: expected 1 to 12",
-        lambda: de.log_polar_bins(torch.rand(3, 2), r_min=5.0): "r_min, r_max = 5.0, 4.0",
-        lambda: de.log_polar_bins(torch.rand(3, 2), rings=0): "rings = 0",
-        lambda: de.symmetric(windows, 8): "which = 8",
+        lambda: de.model.calibration(score, score, score, bins=50): "bins = 50: expected 1 to 12",
+        lambda: de.ranking.log_polar_bins(torch.rand(3, 2), r_min=5.0): "r_min, r_max = 5.0, 4.0",
+        lambda: de.ranking.log_polar_bins(torch.rand(3, 2), rings=0): "rings = 0",
+        lambda: de.model.symmetric(windows, 8): "which = 8",
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
@@ -754,7 +767,7 @@ def test_what_cannot_be_trained_or_drawn_is_named_at_once():
 def test_scenes_go_where_there_is_no_double_precision(monkeypatch):
     windows = de.simulate_tjunction(2).windows
     assert windows.to("cpu").origin_m.dtype == torch.float64
-    monkeypatch.setattr(trajectories, "has_float64", lambda device: False)
+    monkeypatch.setattr(trajectories.windows, "has_float64", lambda device: False)
     assert windows.to("cpu").origin_m.dtype == torch.float32
 
 
@@ -772,3 +785,76 @@ def test_the_best_path_is_the_one_of_its_own_refinement():
                 paths = samples[iteration, scene, agent]
                 assert torch.equal(alone[scene, agent], paths[top])
                 assert torch.equal(joint[scene, agent], paths[together])
+
+
+# ---------------------------------------------------------------- what strangers hand over
+
+
+def test_what_does_not_fit_is_named_and_never_taken(junction):
+    windows, model = junction.windows[:2], small_model()
+    sampler, past = model.generator, junction.windows.past[0]
+    forecast = model.predict(windows, 3, 1, generator=generator())
+    drawn = forecast.samples[0]
+    for call, message in {
+        lambda: model.predict(windows, generator=0): r"generator = 0: expected a torch.Generator",
+        lambda: sampler.sample(past, 3, generator=7): r"generator = 7: expected a torch.Generator",
+        lambda: sampler.sample(past[0], 3, generator=generator()): r"past \(8, 2\): expected",
+        lambda: sampler.sample(past.double(), 3, generator=generator()): (
+            "past, weights = torch.float64, torch.float32: expected one floating dtype"
+        ),
+        lambda: sampler.sample(past, 0, generator=generator()): "n_samples = 0",
+        lambda: de.Regressor(12)(past[0]): r"past \(8, 2\)",
+        lambda: model.ranker(drawn[0], past, past): r"samples \(4, 3, 12, 2\): expected",
+        lambda: model.ranker(drawn, windows.past[:, :, -1], drawn[..., 0, 0]): r"h_x \(2, 4, 3\)",
+        lambda: de.log_polar_pool(past[:, 0], past[:, 0]): "expected .scenes, agents, 2",
+        lambda: de.log_polar_pool(
+            windows.past[:, :, 0], windows.past[:, :, 0], windows.mask.long()
+        ): "mask: torch.int64, expected a boolean mask",
+        lambda: dataclasses.replace(windows, mask=windows.mask.float()): "mask: torch.float32",
+        lambda: dataclasses.replace(windows, mask=windows.mask[:, :2]): r"mask \(2, 2\): expected",
+        lambda: forecast.best(2): "iteration = 2: expected -2 to 1",
+        lambda: forecast.jointly_best(-3): "iteration = -3: expected -2 to 1",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_counts_may_be_numpys(junction):
+    three = np.int64(3)
+    windows = de.simulate_tjunction(three, n_agents=three, seed=int(three)).windows
+    assert windows.mask.shape == (3, 3)
+    turned = de.model.symmetric(windows, np.int64(5))
+    assert torch.equal(turned.past, de.model.symmetric(windows, 5).past)
+    forecast = small_model().predict(windows, three, np.int64(1), generator=generator())
+    assert forecast.samples.shape[3] == 3
+
+
+def test_training_shows_a_bar_only_when_asked(junction, capsys):
+    for progress in (False, True):
+        model = de.SampleGenerator(12, hidden=4, latent=2)
+        windows = junction.windows[:4]
+        options = {"epochs": 1, "generator": generator(), "progress": progress}
+        de.train_generator(model, windows, **options)
+        shown = capsys.readouterr()
+        assert bool(shown.out + shown.err) == progress
+
+
+def test_drone_windows_say_their_unit_and_can_begin_at_another_phase(tmp_path):
+    folder = tmp_path / FOLDER / "SDD" / "gates" / "video8"
+    folder.mkdir(parents=True)
+    rows = [
+        f'{a} {5 * f} {a} {5 * f + 10} {a + 10} {f} 0 0 0 "Biker"'
+        for a in range(1 + 1)
+        for f in range(240 if a else 400)
+    ]
+    (folder / "annotations.txt").write_text("\n".join(rows))
+    load = {"obs_len": 5, "pred_len": 10, "pictures": False}
+    windows = de.load_sdd(["gates/8"], tmp_path, **load)
+    assert windows.unit == "px/5"
+    assert (windows.past[0, 0, 1] - windows.past[0, 0, 0]).tolist() == pytest.approx([12, 0])
+    later = de.load_sdd(["gates/8"], tmp_path, phase=6, **load)
+    shift = (later.to_world(later.past) - windows.to_world(windows.past))[0, 0, 0]
+    assert shift.tolist() == pytest.approx([6, 0], abs=1e-4)
+    both = de.load_sdd(["gates/8"], tmp_path, min_agents=2, **load)
+    assert 0 < len(both) < len(windows)
+    assert both.mask.all()

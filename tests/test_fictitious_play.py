@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from companion.data.trajectories import Tracks
 from companion.papers import fictitious_play as fp
-from companion.papers.fictitious_play import planning
+from companion.papers.fictitious_play import give_way, planning
 from companion.runs import chapters, executor
 
 F64 = torch.float64
@@ -218,7 +219,7 @@ def test_an_infeasible_path_is_counted_and_not_averaged():
     policy, _ = fp.respond(crowd, TRUE.alone(), 2)
     path = crowd.start.repeat(3, 1, 1)
     path[2, 1, 0] += 3
-    found = fp.score(policy, path)
+    found = fp.metrics.likelihood(policy, path)
     assert (found.paths, found.infeasible) == (2, 1)
     assert found.nats_per_step == pytest.approx(fp.nll_per_step(policy, path)[0].item())
 
@@ -234,7 +235,7 @@ def test_a_start_far_below_the_best_cell_is_planned_in_log_space(depth):
     policy, maps = fp.plan(kernel, reward, terminal, start)
     exact = fp.soft_value_iteration(kernel, reward, terminal, form="logsumexp")
     assert policy.values[0, 0, 0, 0] == pytest.approx(exact[0, 0, 0, 0].item())
-    assert fp.start_value(kernel, reward, terminal, start).item() == pytest.approx(
+    assert fp.planning.start_value(kernel, reward, terminal, start).item() == pytest.approx(
         exact[0, 0, 0, 0].item()
     )
     assert (maps.sum((2, 3)) - 1).abs().max() < 1e-9
@@ -289,7 +290,7 @@ def test_samples_are_as_frequent_as_the_occupancy_says():
     assert paths.shape == (20_000, 5, 2, 2)
     assert torch.isfinite(policy.log_prob(paths[0])).all()
     for t in (1, 4):
-        counts = sum(fp.at_cells((4, 5), p[t : t + 1], F64)[0] for p in paths[:4000]) / 4000
+        counts = sum(fp.social.at_cells((4, 5), p[t : t + 1], F64)[0] for p in paths[:4000]) / 4000
         # four standard errors of a share of at most 1/2
         assert (counts - maps[t]).abs().max() < 4 * 0.5 / math.sqrt(4000)
 
@@ -300,7 +301,7 @@ def test_samples_are_as_frequent_as_the_occupancy_says():
 def test_smoothing_is_a_gaussian_of_peak_one_cut_at_three_sigma():
     point = torch.zeros(21, 21, dtype=F64)
     point[10, 10] = 1
-    blurred = fp.smooth(point, 0.8, 0.4)
+    blurred = fp.social.smooth(point, 0.8, 0.4)
     assert blurred[10, 10] == 1
     assert blurred[10, 12].item() == pytest.approx(math.exp(-0.5))
     assert blurred[12, 12].item() == pytest.approx(math.exp(-1.0))
@@ -331,7 +332,7 @@ def test_a_passer_by_repels_only_while_there():
     gone = crowd.start[1].repeat(11, 1)
     gone[2] = torch.tensor([10, 10])
     other = torch.stack([crowd.start[0].repeat(11, 1), gone], 1)
-    maps = fp.at_cells(crowd.grid.shape, other, F64)
+    maps = fp.social.at_cells(crowd.grid.shape, other, F64)
     near = fp.social_features(maps, crowd.pair_mask(), (0.35,), cell_m=0.4)[:, 0, 0]
     assert near[1, 10, 10] == 1  # the step that ends at 2
     assert near[7, 10, 10] == 0  # the step that ends at 8
@@ -367,7 +368,7 @@ def test_people_of_different_scenes_do_not_meet():
 
 
 def test_order_of_agents_does_not_matter():
-    crowd, _, _ = fp.self_play(2, TRUE, n_samples=1, iterations=0)
+    crowd, _, _ = fp.scenes.self_play(2, TRUE, n_samples=1, iterations=0)
     order = torch.tensor([4, 2, 0, 5, 1, 3])
     one = fp.FictitiousPlay(crowd, TRUE, 6, iterations=4).run()
     other = fp.FictitiousPlay(crowd.take(order), TRUE, 6, iterations=4).run()
@@ -428,9 +429,9 @@ def test_the_second_mover_sees_what_the_first_has_changed():
     ).run()
     _, alone = fp.respond(crowd, TRUE.alone(), 8)
     mask = crowd.pair_mask()
-    _, first = fp.respond(crowd, TRUE, 8, fp.expected_others(alone, mask))
+    _, first = fp.respond(crowd, TRUE, 8, fp.social.expected_others(alone, mask))
     seen = torch.stack([first[:, 0], alone[:, 1]], 1)
-    _, second = fp.respond(crowd, TRUE, 8, fp.expected_others(seen, mask))
+    _, second = fp.respond(crowd, TRUE, 8, fp.social.expected_others(seen, mask))
     assert torch.allclose(after.response[:, 0], first[:, 0], atol=1e-14)
     assert torch.allclose(after.response[:, 1], second[:, 1], atol=1e-14)
     assert (second[:, 1] - first[:, 1]).abs().max() > 1e-3
@@ -438,7 +439,7 @@ def test_the_second_mover_sees_what_the_first_has_changed():
 
 
 def test_sequential_play_keeps_agents_in_their_places():
-    crowd = fp.self_play_crowd(3, generator(1))
+    crowd = fp.crowd.self_play_crowd(3, generator(1))
     shuffled = crowd.take(torch.tensor([0, 3, 6, 1, 4, 7, 2, 5, 8]))
     play = fp.FictitiousPlay(shuffled, TRUE, 5, iterations=2, update="sequential").run()
     paths = play.sample(1, generator())
@@ -470,7 +471,7 @@ def test_exploitability_is_the_path_divergence_from_the_best_response():
     crowd = fp.Crowd(grid, 0.4, start, grid.to_metres(start.flip(0)), speed, scene, radius_cells=1)
     weights = fp.Weights(1.0, 1.0, (2.0, 1.0))
     policy, maps = fp.respond(crowd, weights.alone(), 2)
-    others = fp.expected_others(maps, crowd.pair_mask())
+    others = fp.social.expected_others(maps, crowd.pair_mask())
     best, _ = fp.respond(crowd, weights, 2, others)
     found = fp.exploitability(crowd, weights, policy, maps)
     for agent in range(2):
@@ -483,7 +484,7 @@ def test_exploitability_is_the_path_divergence_from_the_best_response():
 
 
 def test_exploitability_vanishes_at_the_equilibrium():
-    crowd, weights = fp.head_on(8)
+    crowd, weights = fp.crowd.head_on(8)
     best = fp.FictitiousPlay(crowd, weights, 10, iterations=60, average=False).run()
     assert fp.exploitability(crowd, weights, best.policy, best.response).max() < 1e-9
     alone = fp.FictitiousPlay(crowd, weights, 10, iterations=0).run()
@@ -493,13 +494,13 @@ def test_exploitability_vanishes_at_the_equilibrium():
 @pytest.mark.parametrize("average", [True, False])
 @pytest.mark.parametrize("weight", [0.0, 8.0, 20.0])
 def test_people_head_on_are_images_of_each_other(weight, average):
-    crowd, weights = fp.head_on(weight)
+    crowd, weights = fp.crowd.head_on(weight)
     maps = fp.FictitiousPlay(crowd, weights, 10, iterations=40, average=average).run().occupancy
     assert (maps[:, 0] - maps[:, 1].flip(1, 2)).abs().max() < 1e-12
 
 
 def test_sequential_updates_break_the_symmetry():
-    crowd, weights = fp.head_on(20.0)
+    crowd, weights = fp.crowd.head_on(20.0)
     maps = fp.FictitiousPlay(crowd, weights, 10, iterations=3, update="sequential").run().occupancy
     assert (maps[:, 0] - maps[:, 1].flip(1, 2)).abs().max() > 1e-3
 
@@ -508,14 +509,14 @@ def test_sequential_updates_break_the_symmetry():
 
 
 def small_crowd():
-    crowd = fp.self_play_crowd(2, generator(3))
+    crowd = fp.crowd.self_play_crowd(2, generator(3))
     log_map = torch.rand(crowd.grid.shape, generator=generator(4), dtype=F64).log()
     return dataclasses.replace(crowd, log_map=log_map)
 
 
 def some_social(crowd, horizon):
     _, maps = fp.respond(crowd, TRUE.alone(), horizon)
-    return fp.social_features(maps, crowd.pair_mask(), fp.SIGMAS_M, cell_m=crowd.grid.cell_m)
+    return fp.social_features(maps, crowd.pair_mask(), fp.crowd.SIGMAS_M, cell_m=crowd.grid.cell_m)
 
 
 def test_the_gradient_is_the_difference_of_expected_and_seen_features():
@@ -523,13 +524,15 @@ def test_the_gradient_is_the_difference_of_expected_and_seen_features():
     social = some_social(crowd, horizon)
     theta = torch.tensor([1.5, 2.0, 3.0, 0.7, 0.4], dtype=F64, requires_grad=True)
     weights = fp.Weights(1.5, 2.0, (3.0, 0.7), 0.4)
-    others = fp.expected_others(fp.respond(crowd, TRUE.alone(), horizon)[1], crowd.pair_mask())
+    others = fp.social.expected_others(
+        fp.respond(crowd, TRUE.alone(), horizon)[1], crowd.pair_mask()
+    )
     policy, maps = fp.respond(crowd, weights, horizon, others)
     path = policy.sample(1, generator())[0]
-    seen = fp.path_features(crowd, path, social)
-    loss = fp.log_partition(crowd, theta, social) - seen @ theta
+    seen = fp.learning.path_features(crowd, path, social)
+    loss = fp.learning.log_partition(crowd, theta, social) - seen @ theta
     assert torch.allclose(-loss.detach(), policy.log_prob(path), atol=1e-9)
-    expected = fp.expected_features(crowd, policy, maps, social)
+    expected = fp.learning.expected_features(crowd, policy, maps, social)
     for agent in range(len(crowd)):
         (slope,) = torch.autograd.grad(loss[agent], theta, retain_graph=True)
         assert (slope - (expected - seen)[agent]).abs().max() < 1e-8
@@ -539,24 +542,26 @@ def test_the_gradient_passes_gradcheck():
     crowd, horizon = take(small_crowd(), 0, 1), 2
     social = some_social(crowd, horizon)
     theta = torch.tensor([1.0, 0.5, 2.0, 0.3, 0.2], dtype=F64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: fp.log_partition(crowd, x, social), (theta,))
+    assert torch.autograd.gradcheck(
+        lambda x: fp.learning.log_partition(crowd, x, social), (theta,)
+    )
 
 
 def test_the_weights_behind_sampled_paths_are_found():
-    crowd, paths, _ = fp.self_play(6, TRUE, n_samples=60, seed=1)
+    crowd, paths, _ = fp.scenes.self_play(6, TRUE, n_samples=60, seed=1)
     fit = fp.MaxEntIOC(rounds=3).fit(crowd, paths)
     assert fit.weights.speed == pytest.approx(2, rel=0.06)
     assert fit.weights.goal == pytest.approx(3, rel=0.08)
-    cost = fp.social_cost(fit.weights.social, fp.SIGMAS_M)
-    assert cost == pytest.approx(fp.social_cost(TRUE.social, fp.SIGMAS_M), rel=0.2)
-    assert fit.trail[0].social == (0.0, 0.0)
+    cost = fp.social.social_cost(fit.weights.social, fp.crowd.SIGMAS_M)
+    assert cost == pytest.approx(fp.social.social_cost(TRUE.social, fp.crowd.SIGMAS_M), rel=0.2)
+    assert fit.history[0].social == (0.0, 0.0)
     assert fit.nats_per_step[-1] < fit.nats_per_step[0] - 0.03
     assert (fit.paths, fit.infeasible) == (60 * 18, 0)
 
 
 @pytest.mark.parametrize("social", ["observed", "none", "forecast"])
 def test_infeasible_paths_are_counted_and_do_not_change_the_fit(social):
-    crowd, paths, _ = fp.self_play(2, TRUE, n_samples=3, horizon=5)
+    crowd, paths, _ = fp.scenes.self_play(2, TRUE, n_samples=3, horizon=5)
     bad = torch.cat([paths, paths[:1]])
     bad[3, 2] += 4  # everybody jumps
     rules = {"rounds": 1, "fp_iterations": 2, "iterations": 10, "social": social}
@@ -570,7 +575,7 @@ def test_infeasible_paths_are_counted_and_do_not_change_the_fit(social):
 
 def test_others_where_they_were_seen_are_learnt_from_their_own_sample():
     """Each sample of a scene has its own neighbours: mixing them up would lose the signal."""
-    crowd, paths, _ = fp.self_play(4, TRUE, n_samples=4, seed=5)
+    crowd, paths, _ = fp.scenes.self_play(4, TRUE, n_samples=4, seed=5)
     several = fp.MaxEntIOC(social="observed").fit(crowd, paths)
     flat = crowd.repeat(4)
     merged = fp.MaxEntIOC(social="observed").fit(flat, paths.transpose(0, 1).flatten(1, 2))
@@ -582,13 +587,13 @@ def test_an_unknown_way_of_learning_is_refused():
         fp.MaxEntIOC(social="both")
     crowd = crossing_pair()
     with pytest.raises(ValueError, match="theta"):
-        fp.log_partition(crowd, torch.ones(3, dtype=F64), some_social(crowd, 2))
+        fp.learning.log_partition(crowd, torch.ones(3, dtype=F64), some_social(crowd, 2))
 
 
 def test_chunks_of_agents_do_not_change_the_fit(monkeypatch):
     from companion.papers.fictitious_play import learning
 
-    crowd, paths, _ = fp.self_play(2, TRUE, n_samples=3, horizon=5)
+    crowd, paths, _ = fp.scenes.self_play(2, TRUE, n_samples=3, horizon=5)
     whole = fp.MaxEntIOC(social="none").fit(crowd, paths).weights
     monkeypatch.setattr(learning, "AT_ONCE", 2)
     parts = fp.MaxEntIOC(social="none").fit(crowd, paths).weights
@@ -601,13 +606,13 @@ def test_chunks_of_agents_do_not_change_the_fit(monkeypatch):
 def test_figures_differ_in_size_and_the_classifier_sees_it():
     g = generator()
     kind = torch.arange(3).repeat(300)
-    pictures = fp.sprites(kind, g)
+    pictures = fp.appearance.sprites(kind, g)
     assert pictures.shape == (900, 3, 32, 16)
     assert pictures.min() >= 0
     assert pictures.max() <= 1
     torch.manual_seed(0)
     model = fp.SpeedClassifier().fit(pictures, kind, g, steps=400)
-    seen = model(fp.sprites(kind, g)).argmax(1)
+    seen = model(fp.appearance.sprites(kind, g)).argmax(1)
     assert (seen == kind).float().mean() > 0.5  # a third by chance
     speed = model.speed(pictures)
     assert speed.dtype == F64
@@ -633,44 +638,44 @@ def test_the_speed_is_the_expectation_over_classes():
 def test_the_symmetric_response_has_slope_minus_half_the_cost():
     for cost in (0.5, 2.0, 5.0):
         step = 1e-6
-        slope = (fp.soft_response(0.5 + step, cost) - fp.soft_response(0.5 - step, cost)) / (
-            2 * step
-        )
+        slope = (
+            give_way.soft_response(0.5 + step, cost) - give_way.soft_response(0.5 - step, cost)
+        ) / (2 * step)
         assert slope == pytest.approx(-cost / 2, rel=1e-6)
-    assert fp.soft_response(0.5, 7.0) == 0.5
+    assert give_way.soft_response(0.5, 7.0) == 0.5
 
 
 @pytest.mark.parametrize("cost", [0.3, 1.9, 2.0, 2.0001, 2.1, 3.0, 8.0])
 def test_yielding_equilibria_appear_at_a_cost_of_two(cost):
-    found = fp.equilibria(cost)
+    found = give_way.equilibria(cost)
     assert len(found) == (1 if cost <= 2 else 3)
     for p, q in found:
-        assert p == pytest.approx(fp.soft_response(q, cost), abs=1e-9)
-        assert q == pytest.approx(fp.soft_response(p, cost), abs=1e-9)
+        assert p == pytest.approx(give_way.soft_response(q, cost), abs=1e-9)
+        assert q == pytest.approx(give_way.soft_response(p, cost), abs=1e-9)
     if cost > 2:
         assert found[1][0] > 0.5 > found[1][1]
 
 
 def test_undamped_play_is_stable_below_two_only():
-    quiet = fp.play_give_way(1.5, (0.7, 0.7), 200, average=False)
+    quiet = give_way.play_give_way(1.5, (0.7, 0.7), 200, average=False)
     assert abs(quiet[-1] - 0.5).max() < 1e-6
-    loud = fp.play_give_way(4.0, (0.51, 0.51), 200, average=False)
+    loud = give_way.play_give_way(4.0, (0.51, 0.51), 200, average=False)
     assert abs(loud[-1] - 0.5).min() > 0.4  # both flip from side to side for ever
     assert (loud[-1] > 0.5).all() != (loud[-2] > 0.5).all()
 
 
 def test_averaged_play_finds_half_or_one_who_yields():
-    symmetric = fp.play_give_way(4.0, (0.8, 0.8), 4000, average=True)
+    symmetric = give_way.play_give_way(4.0, (0.8, 0.8), 4000, average=True)
     assert abs(symmetric[-1] - 0.5).max() < 1e-2
-    uneven = fp.play_give_way(4.0, (0.6, 0.55), 20_000, average=True)
-    assert uneven[-1] == pytest.approx(np.array(fp.equilibria(4.0)[1]), abs=0.02)
+    uneven = give_way.play_give_way(4.0, (0.6, 0.55), 20_000, average=True)
+    assert uneven[-1] == pytest.approx(np.array(give_way.equilibria(4.0)[1]), abs=0.02)
 
 
 # ---------------------------------------------------------------- scenes and judgements
 
 
 def test_self_play_is_what_it_says():
-    crowd, paths, forecast = fp.self_play(3, TRUE, n_samples=5, seed=2)
+    crowd, paths, forecast = fp.scenes.self_play(3, TRUE, n_samples=5, seed=2)
     assert len(crowd) == 9
     assert paths.shape == (5, 11, 9, 2)
     place = crowd.grid.to_metres(crowd.start)
@@ -678,20 +683,20 @@ def test_self_play_is_what_it_says():
     assert torch.allclose(crowd.goal.norm(dim=1), torch.tensor(2.2 * 1.3, dtype=F64))
     assert set(crowd.speed.tolist()) <= {0.8, 1.2, 1.6}
     assert fp.nll_per_step(forecast.policy, paths).isfinite().all()
-    again, same, _ = fp.self_play(3, TRUE, n_samples=5, seed=2)
+    again, same, _ = fp.scenes.self_play(3, TRUE, n_samples=5, seed=2)
     assert torch.equal(paths, same)
     assert torch.equal(crowd.start, again.start)
 
 
 def test_people_who_cross_are_observed_whole():
-    seen = fp.circle_crossing(5, horizon=6, seed=1)
+    seen = fp.scenes.circle_crossing(5, horizon=6, seed=1)
     assert seen.cells.shape == (7, 20, 2)
     assert seen.counts == {
         "agents": 20, "off_grid": 0, "no_goal": 0, "infeasible": 0, "scenes": 5, "empty_scenes": 0,
     }  # fmt: skip
     assert torch.equal(seen.crowd.speed, torch.tensor([0.8, 1.2, 1.6], dtype=F64)[seen.kind])
-    assert (seen.walked() < 1.7).all()
-    assert torch.equal(seen.walking(seen.walked()).crowd.speed, seen.walked())
+    assert (seen.mean_speed() < 1.7).all()
+    assert torch.equal(seen.with_speed(seen.mean_speed()).crowd.speed, seen.mean_speed())
 
 
 def test_what_does_not_fit_the_grid_is_counted():
@@ -741,7 +746,7 @@ def test_clearance_counts_only_those_who_matter():
         [[[0.0, 0.0], [3.0, 0.0], [0.1, 0.0]], [[0.0, 0.0], [1.0, 0.0], [0.1, 0.0]]]
     )
     pairs = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
-    assert fp.clearance(positions, pairs).tolist() == [1.0, 1.0, math.inf]
+    assert fp.metrics.clearance(positions, pairs).tolist() == [1.0, 1.0, math.inf]
 
 
 def test_the_modified_hausdorff_distance_has_its_hand_value():
@@ -756,7 +761,7 @@ def test_the_modified_hausdorff_distance_has_its_hand_value():
 def test_busy_cells_have_a_higher_log_occupancy():
     grid = fp.Grid(0, 5, 0, 5, 0.5)
     points = torch.tensor([[2.6, 2.6]] * 50 + [[0.1, 4.9], [9.0, 9.0]])
-    found = fp.log_occupancy(grid, points)
+    found = fp.scenes.log_occupancy(grid, points)
     assert found.max() == 0
     assert found.argmax() == 5 * 10 + 5
     assert found.isfinite().all()
@@ -838,7 +843,7 @@ def test_the_planned_fault_of_a_late_reward_is_caught(monkeypatch):
     crowd = crossing_pair(horizon=4)
     maps = fp.respond(crowd, TRUE.alone(), 4)[1]
     right = fp.social_features(maps, crowd.pair_mask(), (0.35,), cell_m=0.4)
-    late = torch.stack([fp.smooth(maps[t].flip(0), 0.35, 0.4) for t in range(4)])
+    late = torch.stack([fp.social.smooth(maps[t].flip(0), 0.35, 0.4) for t in range(4)])
     assert (right[:, :, 0] - late).abs().max() > 0.1
 
 
@@ -875,7 +880,7 @@ def test_the_chapter_runs_with_other_parameters(tmp_path):
 def test_a_crowd_goes_to_a_device_in_its_precision_and_a_grid_without_double_precision(
     monkeypatch,
 ):
-    pair, _ = fp.head_on(1.0)
+    pair, _ = fp.crowd.head_on(1.0)
     pair = dataclasses.replace(pair, log_map=torch.zeros(pair.grid.shape).double())
     moved = pair.to("cpu", torch.float32)
     assert {t.dtype for t in (moved.goal, moved.speed, moved.log_map)} == {torch.float32}
@@ -886,25 +891,25 @@ def test_a_crowd_goes_to_a_device_in_its_precision_and_a_grid_without_double_pre
     assert torch.equal(pair.grid.to_cell(points), cells)
     assert pair.grid.to_metres(pair.start).dtype == torch.float32
     assert torch.allclose(pair.grid.to_metres(pair.start).double(), places, atol=1e-6)
-    seen = fp.circle_crossing(2, horizon=5)
+    seen = fp.scenes.circle_crossing(2, horizon=5)
     assert seen.positions.dtype == torch.float64
     assert seen.to("cpu", torch.float32).positions.dtype == torch.float32
 
 
 def test_what_no_crowd_can_be_is_named_at_once():
-    pair, weights = fp.head_on(1.0)
+    pair, weights = fp.crowd.head_on(1.0)
     crowd = lambda **k: dataclasses.replace(pair, **k)  # noqa: E731
     generator = torch.Generator()
     paths = torch.stack([pair.start] * 4)
     for call, message in {
-        lambda: fp.circle_crossing(2, dt_s=1e9): "dt_s = 1000000000.0",
-        lambda: fp.circle_crossing(2, dt_s=math.inf): "dt_s = inf",
-        lambda: fp.circle_crossing(2, speeds=()): "speeds_mps = ",
-        lambda: fp.self_play_crowd(0, generator): "n_scenes = 0",
-        lambda: fp.self_play_crowd(1, generator, n_agents=0): "n_agents = 0",
-        lambda: fp.self_play_crowd(1, generator, speeds=[]): "speeds = ",
-        lambda: fp.self_play_crowd(1, generator, dt_s=0.0): "dt_s = 0.0",
-        lambda: fp.self_play_crowd(1, generator, cell_m=1e-9): "cell_m = 1e-09",
+        lambda: fp.scenes.circle_crossing(2, dt_s=1e9): "dt_s = 1000000000.0",
+        lambda: fp.scenes.circle_crossing(2, dt_s=math.inf): "dt_s = inf",
+        lambda: fp.scenes.circle_crossing(2, speeds=()): "speeds_mps = ",
+        lambda: fp.crowd.self_play_crowd(0, generator): "n_scenes = 0",
+        lambda: fp.crowd.self_play_crowd(1, generator, n_agents=0): "n_agents = 0",
+        lambda: fp.crowd.self_play_crowd(1, generator, speeds=[]): "speeds = ",
+        lambda: fp.crowd.self_play_crowd(1, generator, dt_s=0.0): "dt_s = 0.0",
+        lambda: fp.crowd.self_play_crowd(1, generator, cell_m=1e-9): "cell_m = 1e-09",
         lambda: fp.Grid(-math.inf, 4, -4, 4, 0.4): "cell_m = 0.4",
         lambda: crowd(radius_cells=0): "radius_cells = 0",
         lambda: crowd(speed=-pair.speed): "speed: the least is -1.2",
@@ -914,7 +919,7 @@ def test_what_no_crowd_can_be_is_named_at_once():
         lambda: fp.respond(pair, weights, 0): "horizon = 0",
         lambda: fp.respond(pair.take(torch.zeros(2).bool()), weights, 3): "at least one agent",
         lambda: fp.respond(pair, weights, 3)[0].sample(0, generator): "n = 0",
-        lambda: fp.self_play(1, weights, n_samples=0): "n_samples = 0",
+        lambda: fp.scenes.self_play(1, weights, n_samples=0): "n_samples = 0",
         lambda: fp.FictitiousPlay(pair, weights, 3, tolerance=math.nan): "tolerance = nan",
         lambda: fp.MaxEntIOC([]): "sigmas_m = ",
         lambda: fp.MaxEntIOC([0.4, -1.0]): r"sigmas_m\[1\] = -1.0",
@@ -924,8 +929,10 @@ def test_what_no_crowd_can_be_is_named_at_once():
         lambda: fp.MaxEntIOC().fit(pair, paths[:1]): "at least one step",
         lambda: fp.MaxEntIOC().fit(pair, paths[:, :1]): "cells",
         lambda: fp.straight_lines(pair, 0): "horizon = 0",
-        lambda: fp.clearance(torch.zeros(3, 2, 2), torch.zeros(3, 3).bool()): r"pairs \(3, 3\)",
-        lambda: fp.sprites(torch.tensor([3]), generator): "kind",
+        lambda: fp.metrics.clearance(
+            torch.zeros(3, 2, 2), torch.zeros(3, 3).bool()
+        ): r"pairs \(3, 3\)",
+        lambda: fp.appearance.sprites(torch.tensor([3]), generator): "kind",
         lambda: fp.SpeedClassifier([]): "speeds_mps = ",
         lambda: fp.SpeedClassifier()(torch.rand(2, 3, 16, 16)): "pictures",
         lambda: fp.SpeedClassifier().fit(
@@ -937,3 +944,58 @@ def test_what_no_crowd_can_be_is_named_at_once():
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_what_does_not_fit_is_named_and_never_taken():
+    kernel, reward, terminal = random_mdp()
+    values = fp.soft_value_iteration(kernel, reward, terminal)
+    start = torch.tensor([[0, 0], [3, 2]])
+    policy, _ = fp.plan(kernel, reward, terminal, start)
+    cells = start.expand(4, 2, 2)
+    crowd, _ = fp.crowd.head_on(1.0)
+    for call, message in {
+        lambda: fp.soft_value_iteration(kernel.float(), reward, terminal): (
+            "log_kernel, reward, terminal = torch.float32, torch.float64, torch.float64"
+        ),
+        # a negative index would wrap around, silently
+        lambda: fp.occupancy(kernel, reward, values, start - 1): r"start: agents \[0\] are off",
+        lambda: fp.occupancy(kernel, reward, values, start.double()): "start: torch.float64 of",
+        lambda: fp.occupancy(kernel, reward, values[1:], start): r"values .*expected 4 maps",
+        lambda: fp.plan(kernel, reward, terminal, start[:1]): r"start: .*expected whole cells",
+        lambda: fp.path_log_prob(cells.double(), kernel, reward, values): "cells: torch.float64",
+        lambda: fp.nll_per_step(cells, policy): "policy: a Tensor, expected a Policy",
+        lambda: policy.sample(3, 0): "generator = 0: expected a torch.Generator",
+        lambda: fp.crowd.self_play_crowd(2, 0): "generator = 0: expected a torch.Generator",
+        lambda: dataclasses.replace(crowd, speed=torch.tensor([1, 1])): "speed = torch.int64",
+        lambda: dataclasses.replace(crowd, start=crowd.start.double()): "start: torch.float64",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_counts_may_be_numpys_and_positions_single():
+    two = np.int64(2)
+    crowd, paths, _ = fp.scenes.self_play(two, TRUE, n_samples=two, horizon=np.int64(4))
+    assert paths.shape == (2, 5, 6, 2)
+    positions = crowd.grid.to_metres(paths[0])
+    rest = (crowd.goal.float(), crowd.speed, crowd.scene)
+    seen = fp.observe(crowd.grid, crowd.dt_s, positions.float(), *rest)
+    assert torch.equal(seen.cells, paths[0])
+    exact = fp.observe(crowd.grid, crowd.dt_s, positions, *rest)
+    one, other = (
+        fp.MaxEntIOC(social="none").fit(found.crowd, found.cells).weights
+        for found in (seen, exact)
+    )
+    assert one == other
+
+
+def test_a_scene_in_pixels_or_on_another_clock_is_refused():
+    step = torch.arange(60)
+    tracks = Tracks("mine", step, 0 * step, torch.rand(60, 2).double(), 0.4, unit="px")
+    with pytest.raises(ValueError, match="scene = 'mine': its tracks are in pixels"):
+        fp.filmed(tracks)
+    with pytest.raises(ValueError, match=r"dt_s = 0.8: mine has steps of 0.4 s"):
+        fp.filmed(tracks, dt_s=0.8)
+    simulated = fp.scenes.circle_crossing(2, horizon=3)
+    with pytest.raises(ValueError, match="was not cut from windows"):
+        simulated.by_window(simulated.cells[None])

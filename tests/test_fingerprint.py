@@ -170,8 +170,8 @@ def test_a_fingerprint_reaches_what_a_chapter_uses_and_not_what_others_use():
 
     snip, desire = reached("snip"), reached("desire")
     assert {"__init__.py", "papers/__init__.py", "papers/snip/__init__.py", "sparsity.py"} <= snip
-    assert {"data/trajectories.py", "forecasting.py", "papers/desire/model.py"} <= desire
-    for other in ("data/trajectories.py", "papers/desire/model.py", "forecasting.py"):
+    assert {"data/trajectories/sets.py", "forecasting.py", "papers/desire/model.py"} <= desire
+    for other in ("data/trajectories/sets.py", "papers/desire/model.py", "forecasting.py"):
         assert other not in snip
     for other in (
         "sparsity.py",

@@ -144,3 +144,18 @@ def test_a_damaged_reference_picture_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"reference\.png cannot be decoded"):
         plot_tracks(plt.figure().gca(), tracks)
     plt.close("all")
+
+
+def test_shapes_that_would_broadcast_to_something_else_are_refused():
+    samples, truth = torch.zeros(3, 4, 5, 12, 2), torch.zeros(3, 4, 12, 2)
+    for call, message in {
+        lambda: ade(samples[..., :7, :], truth[:, :, None]): r"path, truth .*as many steps",
+        lambda: fde(truth[..., 0], truth[..., 0]): "path, truth",
+        lambda: min_ade(truth, truth): r"samples, truth \(3, 4, 12, 2\)",
+        lambda: min_fde(samples, truth[:1]): "samples, truth",
+        lambda: masked_mean(truth, truth.long()): "mask: torch.int64, expected a boolean mask",
+        lambda: nearest_distance(truth, torch.ones(3, 4)): "mask: torch.float32",
+        lambda: constant_velocity(torch.zeros(8), 3): r"past \(8,\)",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()

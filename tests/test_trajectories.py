@@ -667,7 +667,7 @@ def test_half_a_real_file_is_refused(real_data, name, file, tmp_path):
 
 def test_the_table_of_published_files_holds_for_the_real_ones(real_data):
     base = real_data("trajectories") / FOLDER
-    for file, (rows, first) in trajectories._published().items():
+    for file, (rows, first) in trajectories.sets._published().items():
         lines = [line.split() for line in (base / file).read_text(encoding="utf-8").splitlines()]
         known = [line for line in lines if line and "?" not in line]
         columns = [0, 1, 2, 4] if file.endswith("obsmat.txt") else [0, 1, 2, 3]
@@ -720,3 +720,47 @@ def test_every_scene_can_be_loaded(real_data):
     assert len([n for n in names if n.startswith("trajnet/")]) == 59
     for name in names[:8]:
         assert load_tracks(name, root).position.isfinite().all()
+
+
+def test_trajnets_withheld_ends_are_named_and_what_is_seen_can_be_cut(tmp_path):
+    rows = [f"{12 * k} 1 {0.1 * k} 0" if k < 8 else f"{12 * k} 1 ? ?" for k in range(20)]
+    put(tmp_path, "TrajNet/Test/stanford/demo_0.txt", "\n".join(rows))
+    tracks = load_tracks("trajnet/demo_0", tmp_path)
+    with pytest.raises(ValueError, match="withholds 12 positions: pred_len = 0"):
+        cut_windows(tracks)
+    windows = cut_windows(tracks, pred_len=0)
+    assert windows.past.shape == (1, 1, 8, 2)
+    assert windows.future.shape == (1, 1, 0, 2)
+
+
+def test_a_phase_reads_other_frames_of_a_video(tmp_path):
+    rows = [f'0 {f} 0 {f + 2} 2 {f} 0 0 0 "Biker"' for f in range(30)]
+    put(tmp_path, "SDD/gates/video8/annotations.txt", "\n".join(rows))
+    tracks = load_tracks("sdd/gates/8", tmp_path, phase=5)
+    assert tracks.position[:, 0].tolist() == [6, 18, 30]
+    assert tracks.step.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="phase = 12: expected a frame of the first step"):
+        load_tracks("sdd/gates/8", tmp_path, phase=12)
+    with pytest.raises(ValueError, match="phase = 1: expected 0, 'eth'"):
+        load_tracks("eth", tmp_path, phase=1)
+
+
+def test_windows_go_back_to_the_world():
+    tracks = straight()
+    windows = cut_windows(tracks, obs_len=3, pred_len=4)
+    world = windows.to_world(windows.past)
+    at = tracks.of(int(windows.agent[2, 1]))
+    first = int((at[0] == windows.start[2]).nonzero())
+    assert torch.allclose(world[2, 1], at[1][first : first + 3], atol=1e-5)
+    with pytest.raises(ValueError, match="index = 3: expected a slice"):
+        windows[3]
+
+
+def test_float32_positions_lose_nothing_of_the_map():
+    homography = torch.tensor([[1, 0.001, 3], [0, 1.5, 2], [1e-6, 0, 1]], dtype=torch.float64)
+    points = 1000 * torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    exact = transform(homography, points.double())
+    assert torch.equal(transform(homography, points), exact.float())
+    assert torch.equal(
+        transform(homography, points.long()), transform(homography, points.long().double())
+    )

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from numbers import Integral
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing torch takes seconds
+    from torch import Tensor
 
 
 def whole(least: int, **values: object) -> None:
@@ -25,3 +29,32 @@ def above(least: float, **values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value > least):
             raise ValueError(f"{name} = {value!r}: expected a finite number above {least}")
+
+
+def a_generator(**values: object) -> None:
+    """Raise ValueError for what is no torch.Generator, such as a seed."""
+    import torch
+
+    for name, value in values.items():
+        if not isinstance(value, torch.Generator):
+            raise ValueError(
+                f"{name} = {value!r}: expected a torch.Generator, such as "
+                "torch.Generator().manual_seed(0)"
+            )
+
+
+def one_dtype(**tensors: Tensor) -> None:
+    """Raise ValueError unless all are of one floating dtype."""
+    kinds = {tensor.dtype for tensor in tensors.values()}
+    if len(kinds) > 1 or not next(iter(kinds)).is_floating_point:
+        told = ", ".join(str(tensor.dtype) for tensor in tensors.values())
+        raise ValueError(f"{', '.join(tensors)} = {told}: expected one floating dtype")
+
+
+def boolean(shape: tuple[int, ...] | None = None, **masks: Tensor) -> None:
+    """Raise ValueError for a mask that is not boolean, or not of a shape."""
+    for name, mask in masks.items():
+        if str(mask.dtype) != "torch.bool":
+            raise ValueError(f"{name}: {mask.dtype}, expected a boolean mask")
+        if shape is not None and tuple(mask.shape) != tuple(shape):
+            raise ValueError(f"{name} {tuple(mask.shape)}: expected the shape {tuple(shape)}")

@@ -13,16 +13,30 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from companion.checks import boolean
 from companion.data.files import open_picture
 from companion.data.trajectories import Tracks
 from companion.figures import COLOURS
 
 
 def constant_velocity(past: Tensor, steps: int) -> Tensor:
-    """Go on as in the last seen step: past (..., obs, 2) to a path (..., steps, 2).
+    """Go on as in the last seen step.
 
-    Raises ValueError for fewer than two seen steps or less than one to go.
+    Args:
+        past: shape (..., obs, 2), at least two steps.
+        steps: how many to go, at least 1.
+
+    Returns:
+        Shape (..., steps, 2).
+
+    Raises:
+        ValueError: for fewer than two seen steps or less than one to go.
+
+    >>> constant_velocity(torch.tensor([[0.0, 0.0], [1.0, 0.5]]), 2).tolist()
+    [[2.0, 1.0], [3.0, 1.5]]
     """
+    if past.ndim < 2 or past.shape[-1] != 2:
+        raise ValueError(f"past {tuple(past.shape)}: expected (..., steps, 2)")
     if past.shape[-2] < 2:
         raise ValueError(f"past: {past.shape[-2]} step(s) seen, expected at least 2")
     if steps < 1:
@@ -33,43 +47,108 @@ def constant_velocity(past: Tensor, steps: int) -> Tensor:
 
 
 def displacement(path: Tensor, truth: Tensor) -> Tensor:
-    """Distance at every step: (..., steps)."""
+    """Distance at every step.
+
+    Args:
+        path: shape (..., steps, 2).
+        truth: of as many steps; its leading axes broadcast.
+
+    Returns:
+        Shape (..., steps).
+
+    Raises:
+        ValueError: for another number of steps.
+    """
+    if path.ndim < 2 or path.shape[-1] != 2 or path.shape[-2:] != truth.shape[-2:]:
+        raise ValueError(
+            f"path, truth {tuple(path.shape)}, {tuple(truth.shape)}: expected (..., steps, 2) of "
+            "as many steps"
+        )
     return (path - truth).norm(dim=-1)
 
 
 def ade(path: Tensor, truth: Tensor) -> Tensor:
-    """Average displacement error of each path: (...)."""
+    """Average displacement error of each path, shape (...); arguments as in `displacement`.
+
+    Raises:
+        ValueError: as `displacement`.
+
+    >>> ade(torch.zeros(3, 2), torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 1.0]])).item()
+    2.0
+    """
     return displacement(path, truth).mean(-1)
 
 
 def fde(path: Tensor, truth: Tensor) -> Tensor:
-    """Displacement error of each path at its last step: (...)."""
-    return displacement(path[..., -1, :], truth[..., -1, :])
+    """Displacement error of each path at its last step, shape (...).
+
+    Raises:
+        ValueError: as `displacement`.
+    """
+    return displacement(path, truth)[..., -1]
+
+
+def _one_truth(samples: Tensor, truth: Tensor) -> Tensor:
+    """The truth with an axis for the samples, of which each has to be a path of it."""
+    if samples.ndim < 3 or (*samples.shape[:-3], *samples.shape[-2:]) != tuple(truth.shape):
+        raise ValueError(
+            f"samples, truth {tuple(samples.shape)}, {tuple(truth.shape)}: expected "
+            "(..., samples, steps, 2) and (..., steps, 2)"
+        )
+    return truth[..., None, :, :]
 
 
 def min_ade(samples: Tensor, truth: Tensor) -> Tensor:
-    """Average displacement error of the best sample of each agent: (...).
+    """Average displacement error of the best sample of each agent.
 
     Every agent picks its own best, so the picked ones need not belong together.
+
+    Args:
+        samples: shape (..., samples, steps, 2).
+        truth: shape (..., steps, 2).
+
+    Returns:
+        Shape (...).
+
+    Raises:
+        ValueError: for shapes that disagree.
     """
-    return ade(samples, truth[..., None, :, :]).amin(-1)
+    return ade(samples, _one_truth(samples, truth)).amin(-1)
 
 
 def min_fde(samples: Tensor, truth: Tensor) -> Tensor:
-    """Last displacement error of the sample that ends nearest: (...)."""
-    return fde(samples, truth[..., None, :, :]).amin(-1)
+    """Last displacement error of the sample that ends nearest; arguments as in `min_ade`.
+
+    Raises:
+        ValueError: for shapes that disagree.
+    """
+    return fde(samples, _one_truth(samples, truth)).amin(-1)
 
 
 def miss_rate(samples: Tensor, truth: Tensor, radius: float = 2.0) -> Tensor:
-    """Share of agents none of whose samples ends within `radius` of the truth: a number."""
+    """Fraction of agents none of whose samples ends within a radius of the truth.
+
+    Args:
+        samples: shape (..., samples, steps, 2).
+        truth: shape (..., steps, 2).
+        radius: in the unit of the positions.
+
+    Returns:
+        A number from 0 to 1.
+
+    Raises:
+        ValueError: for shapes that disagree.
+    """
     return (min_fde(samples, truth) > radius).to(samples.dtype).mean()
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the values (scenes, agents) where the mask is True.
+    """Mean of the values where a boolean mask of their shape is True.
 
-    Raises ValueError if it is True nowhere.
+    Raises:
+        ValueError: for another mask, and if it is True nowhere.
     """
+    boolean(values.shape, mask=mask)
     if not mask.any():
         raise ValueError("mask: it is True nowhere, so there is nothing to take the mean of")
     return values[mask].mean()
@@ -78,10 +157,19 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def nearest_distance(
     paths: Tensor, mask: Tensor | None = None, *, between_steps: bool = False
 ) -> Tensor:
-    """How close each two agents come at the same time: (..., agents, agents).
+    """How close each two agents come at the same time.
 
-    paths: (..., agents, steps, 2). Infinite on the diagonal and for pairs that the mask
-    (..., agents) leaves out. between_steps: also between the steps, where all walk straight.
+    Args:
+        paths: shape (..., agents, steps, 2).
+        mask: boolean, shape (..., agents), who is there; all by default.
+        between_steps: also between the steps, where all walk straight.
+
+    Returns:
+        Shape (..., agents, agents); infinite on the diagonal and for pairs that the mask leaves
+        out.
+
+    Raises:
+        ValueError: for a mask that is not boolean.
     """
     apart = paths[..., :, None, :, :] - paths[..., None, :, :, :]
     shortest = apart.norm(dim=-1).amin(-1)
@@ -94,6 +182,7 @@ def nearest_distance(
     alone = torch.eye(paths.shape[-3], dtype=torch.bool, device=paths.device)
     shortest = shortest.masked_fill(alone, torch.inf)
     if mask is not None:
+        boolean(mask=mask)
         pair = mask[..., :, None] & mask[..., None, :]
         shortest = shortest.masked_fill(~pair, torch.inf)
     return shortest
@@ -102,20 +191,41 @@ def nearest_distance(
 def collision_rate(
     paths: Tensor, radius: float, mask: Tensor | None = None, *, between_steps: bool = False
 ) -> Tensor:
-    """Share of scenes in which some two agents come nearer than `radius`: a number.
+    """Fraction of scenes in which some two agents come nearer than a radius.
 
-    paths: (..., agents, steps, 2), all leading axes (scenes, samples) are counted.
-    mask and between_steps: as in `nearest_distance`.
+    Args:
+        paths: shape (..., agents, steps, 2); all leading axes (scenes, samples) are counted.
+        radius: in the unit of the positions.
+        mask: boolean, shape (..., agents), who is there; all by default.
+        between_steps: also between the steps, where all walk straight.
+
+    Returns:
+        A number from 0 to 1.
+
+    Raises:
+        ValueError: for a mask that is not boolean.
+
+    >>> head_on = torch.tensor([[[0.0, 0], [2, 0]], [[2.0, 0], [0, 0]]])
+    >>> collision_rate(head_on, 0.5).item(), collision_rate(head_on, 0.5, between_steps=True).item()
+    (0.0, 1.0)
     """
     nearest = nearest_distance(paths, mask, between_steps=between_steps)
     return (nearest.flatten(-2).amin(-1) < radius).to(paths.dtype).mean()
 
 
 def modified_hausdorff(first: Tensor, second: Tensor) -> Tensor:
-    """Modified Hausdorff distance of two paths, as sets of points (Dubuisson and Jain, 1994).
+    """Modified Hausdorff distance of two paths, as sets of points.
 
-    first: (..., n, 2), second: (..., m, 2). The larger of the two mean distances from a point
-    of one to the nearest of the other: (...).
+    Args:
+        first: shape (..., n, 2).
+        second: shape (..., m, 2).
+
+    Returns:
+        The larger of the two mean distances from a point of one to the nearest of the other,
+        shape (...).
+
+    References:
+        Dubuisson and Jain (1994), d22 and f2.
     """
     apart = torch.cdist(first, second)
     return torch.maximum(apart.amin(-1).mean(-1), apart.amin(-2).mean(-1))
@@ -128,9 +238,17 @@ def plot_paths(
     colour: str | Sequence[str] = "blue",
     **style: object,
 ) -> None:
-    """Draw paths (n, steps, 2) as lines that end in a dot; one colour, or one each.
+    """Draw paths as lines that end in a dot.
 
-    Colours are names of `companion.figures.COLOURS` or anything that matplotlib takes.
+    Args:
+        axes: to draw on.
+        paths: shape (n, steps, 2).
+        colour: one for all, or one each: names of `companion.figures.COLOURS` or anything that
+            matplotlib takes.
+        style: of the lines, as matplotlib's `plot` takes it.
+
+    Raises:
+        ValueError: for another number of colours.
     """
     paths = np.asarray(paths)
     colours = [colour] * len(paths) if isinstance(colour, str) else list(colour)
@@ -144,9 +262,12 @@ def plot_paths(
 
 
 def plot_tracks(axes: Axes, tracks: Tracks, *, steps: tuple[int, int] | None = None) -> None:
-    """Draw the tracks over the reference picture (in pixels), or over metres without one.
+    """Draw tracks over the reference picture (in pixels), or over metres without one.
 
-    steps: first and one past the last step to draw; None draws all.
+    Args:
+        axes: to draw on.
+        tracks: of one scene.
+        steps: first and one past the last step to draw; None draws all.
     """
     shown = tracks if steps is None else tracks.between(*steps)
     over = tracks.picture is not None and tracks.to_pixels is not None
@@ -158,7 +279,7 @@ def plot_tracks(axes: Axes, tracks: Tracks, *, steps: tuple[int, int] | None = N
         path = shown.pixels(path) if over else path
         plot_paths(axes, path[None], colour=names[number % len(names)])
     axes.set_aspect("equal")
-    unit = "pixel" if over or tracks.unit == "px" else "m"
+    unit = "px" if over else tracks.unit
     axes.set(xlabel=f"x ({unit})", ylabel=f"y ({unit})")
 
 

@@ -72,7 +72,7 @@ def test_futures_against_a_loop_over_agents(windows, compare):
 
 def one_hot_layer(position, state, layer):
     """Pooling by a dense product with one-hot cells, as it is often written."""
-    bins = de.log_polar_bins(position)
+    bins = de.ranking.log_polar_bins(position)
     hot = one_hot(bins.clamp_min(0), 36).to(state) * (bins >= 0)[..., None]
     total = torch.einsum("bijc,bjd->bicd", hot, state)
     return layer((total / hot.sum(2).clamp_min(1)[..., None]).flatten(2))
@@ -86,7 +86,7 @@ def test_pooling_by_agents(agents, rounds, compare):
     layer = torch.nn.Linear(36 * 48, 48, bias=False)
 
     def ours():
-        near = de.Neighbours.find(de.log_polar_bins(position), 36)
+        near = de.ranking.Neighbours.find(de.ranking.log_polar_bins(position), 36)
         return near.projected_mean(state.flatten(0, 1), layer.weight).view(scenes, agents, 48)
 
     def pooled():
@@ -113,7 +113,7 @@ def test_index_add_by_agents(agents, compare):
     state = torch.randn((scenes, agents, 48), generator=generator(1)).requires_grad_()
 
     def dense():
-        bins = de.log_polar_bins(position)
+        bins = de.ranking.log_polar_bins(position)
         hot = one_hot(bins.clamp_min(0), 36).to(state) * (bins >= 0)[..., None]
         total = torch.einsum("bijc,bjd->bicd", hot, state)
         return total / hot.sum(2).clamp_min(1)[..., None]
@@ -160,7 +160,9 @@ def test_pictures_once_a_batch(windows, compare):
     def each_scene():
         features = ranker.fusion.scene(windows.raster[windows.raster_index])
         index = torch.arange(SCENES)
-        return step(de.FeatureMap(features, index, windows.origin_m, windows.meters_per_cell))
+        return step(
+            de.ranking.FeatureMap(features, index, windows.origin_m, windows.meters_per_cell)
+        )
 
     for ours, theirs in zip(step(), each_scene(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-1)

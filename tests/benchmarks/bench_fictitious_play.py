@@ -75,7 +75,7 @@ def test_convolution_against_a_dense_table(compare):
 
 
 def crowd_of(scenes):
-    return fp.self_play_crowd(scenes, torch.Generator().manual_seed(0))
+    return fp.crowd.self_play_crowd(scenes, torch.Generator().manual_seed(0))
 
 
 def play(crowd):
@@ -133,10 +133,10 @@ def test_separable_gaussians(compare):
     def dense():
         return torch.nn.functional.conv2d(maps, kernel, padding=6)
 
-    torch.testing.assert_close(fp.smooth(maps, 0.9, 0.5), dense())
+    torch.testing.assert_close(fp.social.smooth(maps, 0.9, 0.5), dense())
     compare(
         "blurring 160 maps of 40×40 cells a side at a time",
-        lambda: fp.smooth(maps, 0.9, 0.5),
+        lambda: fp.social.smooth(maps, 0.9, 0.5),
         "by a 13×13 convolution",
         dense,
         rounds=9,

@@ -7,7 +7,7 @@ import pysindy
 import pytest
 import torch
 
-from companion.papers import spreme as sp
+from companion.papers import spreme
 
 COPIES = {"linear": 2, "lorenz": 2, "lotka": 4, "pendulum": 4}
 LEVEL = 0.02
@@ -19,10 +19,10 @@ def cases():
     """System -> noisy copies, times, library, the shared true terms."""
     found = {}
     for name, copies in COPIES.items():
-        x, t, parameters = sp.trajectories(name)
-        library = sp.make_library(name)
-        truth = sp.true_coefficients(name, parameters, library)
-        noisy = sp.add_noise(x, LEVEL, torch.Generator().manual_seed(0), copies)
+        x, t, parameters = spreme.trajectories(name)
+        library = spreme.make_library(name)
+        truth = spreme.true_coefficients(name, parameters, library)
+        noisy = spreme.add_noise(x, LEVEL, torch.Generator().manual_seed(0), copies)
         found[name] = noisy, t.numpy(), library, (truth != 0).any(0)
     return found
 
@@ -38,11 +38,11 @@ def pysindy_library(name):
 
 def pysindy_fits(name, x, t, optimiser, *, pooled=False):
     """One pysindy model per copy and environment (or per copy), each over its trajectories."""
-    smoothing = {"window_length": sp.SYSTEMS[name].smoothing, "polyorder": 3}
+    smoothing = {"window_length": spreme.SYSTEMS[name].smoothing, "polyorder": 3}
     out = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for copy in sp.pool(x) if pooled else x:
+        for copy in spreme.experiment.pool(x) if pooled else x:
             for environment in copy:
                 model = pysindy.SINDy(
                     optimiser(),
@@ -67,7 +67,10 @@ def best_rates(name, x, t, truth):
         ("STLSQ, pooled", stlsq, True),
     ):  # fmt: skip
         rates[label] = max(
-            sp.exact(pysindy_fits(name, x, t, o, pooled=pooled) != 0, truth).double().mean().item()
+            spreme.exact(pysindy_fits(name, x, t, o, pooled=pooled) != 0, truth)
+            .double()
+            .mean()
+            .item()
             for o in grid
         )
     return rates
@@ -81,10 +84,10 @@ def test_all_environments_at_once(name, method, cases, compare):
         "l0": {"lotka": 20, "pendulum": 20, "linear": 4, "lorenz": 4},
         "group_stlsq": {"lotka": 60, "pendulum": 60, "linear": 6, "lorenz": 6},
     }[method]
-    window = sp.SYSTEMS[name].window
-    model = sp.SharedSINDy(library, method, threshold=THRESHOLD[name], window=window)
+    window = spreme.SYSTEMS[name].window
+    model = spreme.SharedSINDy(library, method, threshold=THRESHOLD[name], window=window)
     peer = lambda: pysindy.STLSQ(threshold=THRESHOLD[name], alpha=1e-3)  # noqa: E731
-    right = sp.exact(model.fit(x, t).support_, truth).double().mean().item()
+    right = spreme.exact(model.fit(x, t).support_, truth).double().mean().item()
     label = {"l0": "S3, exhaustive", "group_stlsq": f"S2, threshold {THRESHOLD[name]}"}[method]
     note = f"exact {right:.0%} of {len(x)} copies"
     if method == "l0":
@@ -107,8 +110,8 @@ def test_all_environments_at_once(name, method, cases, compare):
 @pytest.mark.parametrize("name", ["pendulum", "linear"])
 def test_searching_all_subsets(name, cases, compare):
     x, t, library, _ = cases[name]
-    gram = sp.build_gram(library, x[:1], t, "weak", sp.SYSTEMS[name].window)
-    chosen = sp.subsets(library.p, 3)
+    gram = spreme.build_gram(library, x[:1], t, "weak", spreme.SYSTEMS[name].window)
+    chosen = spreme.l0.subsets(library.p, 3)
 
     def batched_lapack():
         """The same residuals by torch's batched Cholesky of every small matrix."""
@@ -119,10 +122,10 @@ def test_searching_all_subsets(name, cases, compare):
         return 1 - solved.square().sum(-2).movedim(-1, 2) / gram.q[..., None]
 
     # unscaled columns cost the peer digits
-    assert torch.allclose(sp.residuals(gram, chosen), batched_lapack(), atol=1e-5)
+    assert torch.allclose(spreme.l0.residuals(gram, chosen), batched_lapack(), atol=1e-5)
     compare(
         f"{name}: {len(chosen):,} subsets in {x.shape[1]} environments, entry by entry",
-        lambda: sp.residuals(gram, chosen),
+        lambda: spreme.l0.residuals(gram, chosen),
         "batched Cholesky of every 3 by 3 matrix",
         batched_lapack,
         rounds=5,

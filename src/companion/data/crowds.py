@@ -21,9 +21,12 @@ LONGEST = 100_000  # steps of the integrator, minutes of computing
 class Repulsion:
     """How two walkers at a distance d (metres) push each other: strength · exp((reach − d) / decay).
 
-    strength: m/s². reach_m, decay_m: metres. behind: the share that is felt of somebody straight
-    behind, against 1 straight ahead. sidestep: a part of the push that goes to the walker's
-    right instead of away from the other.
+    Args:
+        strength: m/s².
+        reach_m: metres.
+        decay_m: metres.
+        behind: the share that is felt of somebody straight behind, against 1 straight ahead.
+        sidestep: a part of the push that goes to the walker's right instead of away from the other.
     """
 
     strength: float
@@ -47,13 +50,25 @@ def social_force(
 ) -> Tensor:
     """Walk all scenes at once and give the positions at every step.
 
-    start: (..., agents, 2) metres. waypoints: (..., agents, points, 2), headed for in turn; the
-    next one counts from arrival_m on, and everybody stops at the last. speed: (..., agents),
-    preferred, m/s; walkers start with it. steps: how many of dt_s seconds, integrated by
-    semi-implicit Euler steps of at most substep_s.
-    Returns (..., steps + 1, agents, 2), the start first.
-    Raises ValueError for shapes that do not fit, for times that are not above 0 and for a dt_s
-    of more than a thousand substeps.
+    Args:
+        start: shape (..., agents, 2), metres.
+        waypoints: shape (..., agents, points, 2), headed for in turn; everybody stops at the last.
+        speed: shape (..., agents), preferred, m/s; walkers start with it.
+        repulsion: how walkers push each other.
+        steps: how many of dt_s seconds.
+        dt_s: seconds to a step, at most a thousand substeps.
+        substep_s: longest of the semi-implicit Euler steps, seconds.
+        relaxation_s: time in which a velocity relaxes, seconds.
+        arrival_m: distance from which on the next way point counts, metres.
+
+    Returns:
+        Shape (..., steps + 1, agents, 2), the start first.
+
+    Raises:
+        ValueError: for shapes that do not fit, times that are not above 0 and too many substeps.
+
+    References:
+        Helbing and Molnár (1995).
     """
     agents = start.shape[-2]
     if waypoints.shape[-3] != agents or speed.shape[-1] != agents:
@@ -134,12 +149,24 @@ def simulate_crossing(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """People on a circle who all want to the other side, so that they meet in the middle.
 
-    They start evenly around the circle, turned and shaken by a random angle, and give way to
-    the right for 40 % of a push of 6 exp((0.6 − d) / 0.45) m/s².
-    speeds_mps: the preferred speeds to draw from.
-    Returns positions (scenes, steps + 1, agents, 2) and goals (scenes, agents, 2) in metres,
-    and the index of each walker's speed (scenes, agents); float64.
-    Raises ValueError for counts below 1 and for a radius or speeds that are not above 0.
+    They start evenly around the circle, turned and shaken by a random angle, and give way to the
+    right for 40 % of a push of 6 exp((0.6 − d) / 0.45) m/s².
+
+    Args:
+        n_scenes: at least 1.
+        n_agents: of a scene, at least 1.
+        radius_m: of the circle, metres, above 0.
+        speeds_mps: the preferred speeds to draw from, m/s.
+        steps: at least 1.
+        dt_s: seconds to a step.
+        seed: of everything.
+
+    Returns:
+        Positions (scenes, steps + 1, agents, 2) and goals (scenes, agents, 2) in metres, and the
+        index of each walker's speed (scenes, agents); float64.
+
+    Raises:
+        ValueError: for counts below 1 and for a radius or speeds that are not above 0.
     """
     for name, value in {"n_scenes": n_scenes, "n_agents": n_agents, "steps": steps}.items():
         if value < 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -29,9 +29,14 @@ BLANK = "0"  # the strain of a well without cells
 class Growth:
     """A plate's growth curves.
 
-    density: (wells, readings), optical density above the blanks' mean, float64.
-    hours: (readings,), ascending. wells, strains: a name each, in the order of density.
-    blank: mean reading of the wells without cells. checksum: sha256 of the table's text.
+    Args:
+        density: float64 tensor of shape (wells, readings), optical density above the blanks'
+            mean.
+        hours: shape (readings,), ascending.
+        wells: a name each, in the order of density.
+        strains: likewise; "" where the table does not tell.
+        blank: mean reading of the wells without cells, 0 where there are none.
+        checksum: sha256 of the table's text.
     """
 
     density: Tensor
@@ -42,53 +47,95 @@ class Growth:
     checksum: str
 
 
-def load_growth(root: str | os.PathLike = "") -> Growth:
-    """The bundled plate; with a root, the table `growth.csv` in that folder instead.
+def load_growth(root: str | os.PathLike = "", *, blanks: Sequence[str] | None = None) -> Growth:
+    """Load the bundled plate, or one of your own.
 
     A table has comment lines that start with #, a line "hours" with the wells' names, a line
-    "strain" with "0" for blanks, then a line a reading: the hour, and a density for each well.
+    "strain" with "0" for wells without cells, then a line a reading: the hour, and a density for
+    each well. All are separated by commas. Without a line "strain" `blanks` has to say which
+    wells have no cells.
 
-    Raises MissingDataError or CorruptDataError, saying what is expected.
+    Args:
+        root: a table, or the folder of one that is called "growth.csv"; empty: the bundled plate.
+        blanks: names of the wells without cells, whose mean is subtracted; () for none. None
+            reads them in the line "strain".
+
+    Raises:
+        ValueError: for a name in `blanks` that the table lacks.
+        MissingDataError: if there is no such table.
+        CorruptDataError: if it is not laid out like this.
+
+    >>> plate = load_growth()
+    >>> plate.density.shape, plate.wells[0], plate.strains[0]
+    (torch.Size([94, 52]), 'A1', 'G')
     """
-    if root:
-        path = data_root(root) / BUNDLED
-        if not path.is_file():
-            raise MissingDataError(
-                f"{path} is not there: expected a plate's table, laid out as the bundled one; "
-                "leave data_root empty for that"
-            )
-        return parse_table(read_text(path), str(path))
-    return parse_table(files("companion.data").joinpath(BUNDLED).read_text(encoding="utf-8"))
+    if not root:
+        bundled = files("companion.data").joinpath(BUNDLED).read_text(encoding="utf-8")
+        return parse_table(bundled, blanks=blanks)
+    path = Path(root).expanduser()
+    path = path if path.is_file() else data_root(root) / BUNDLED
+    if not path.is_file():
+        raise MissingDataError(
+            f"{path} is not there: expected a plate's table, laid out as the bundled one; "
+            "leave data_root empty for that"
+        )
+    return parse_table(read_text(path), str(path), blanks=blanks)
 
 
-def parse_table(text: str, name: str = "growth table") -> Growth:
-    """A plate's table as curves above its blanks.
+def parse_table(
+    text: str, name: str = "growth table", *, blanks: Sequence[str] | None = None
+) -> Growth:
+    """Parse a plate's table into curves above its blanks.
 
-    name: what errors call it.
-    Raises CorruptDataError for what is no such table, or one without blanks or cultures.
+    Args:
+        text: as `load_growth` describes it.
+        name: what errors call it.
+        blanks: as in `load_growth`.
+
+    Raises:
+        ValueError: for a name in `blanks` that the table lacks.
+        CorruptDataError: for what is no such table, or one without blanks or cultures.
     """
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     try:
         rows = list(csv.reader(lines))
     except csv.Error as error:
         raise CorruptDataError(f"{name}: {error}") from error
-    if len(rows) < 5 or rows[0][0] != "hours" or rows[1][0] != "strain":
+    if not rows or rows[0][0] != "hours":
         raise CorruptDataError(f'{name}: expected a line "hours", a line "strain" and readings')
+    named = len(rows) > 1 and rows[1][0] == "strain"
+    if not named and blanks is None:
+        raise CorruptDataError(
+            f'{name}: expected a line "hours", a line "strain" and readings; without strains, '
+            "`blanks` has to name the wells without cells"
+        )
+    if len(rows) < 4 + named:
+        raise CorruptDataError(f"{name}: expected three readings at least")
     if len({len(row) for row in rows}) != 1:
         raise CorruptDataError(f"{name}: the lines differ in their number of entries")
     try:
-        numbers = np.array(rows[2:], dtype=np.float64)
+        numbers = np.array(rows[1 + named :], dtype=np.float64)
     except ValueError as error:
         raise CorruptDataError(f"{name}: {error}") from error
     if not np.isfinite(numbers).all() or not (np.diff(numbers[:, 0]) > 0).all():
         raise CorruptDataError(f"{name}: expected finite readings and ascending hours")
-    strains = np.array(rows[1][1:])
-    cells = strains != BLANK
-    if cells.all() or not cells.any():
+    names = np.array(rows[0][1:])
+    if len(set(names.tolist())) < len(names):
+        raise CorruptDataError(f"{name}: two wells have one name")
+    strains = np.array(rows[1][1:] if named else [""] * len(names))
+    if blanks is None:
+        cells = strains != BLANK
+        if cells.all():
+            raise CorruptDataError(f'{name}: expected cultures, and blanks (strain "0")')
+    else:
+        unknown = sorted(set(blanks) - set(names.tolist()))
+        if unknown:
+            raise ValueError(f"blanks = {unknown}: {name} has no such wells")
+        cells = ~np.isin(names, list(blanks))
+    if not cells.any():
         raise CorruptDataError(f'{name}: expected cultures, and blanks (strain "0")')
     density = numbers[:, 1:].T
-    blank = density[~cells].mean()
-    names = np.array(rows[0][1:])
+    blank = density[~cells].mean() if not cells.all() else 0.0
     return Growth(
         torch.from_numpy(density[cells] - blank),
         torch.from_numpy(numbers[:, 0].copy()),
@@ -100,10 +147,14 @@ def parse_table(text: str, name: str = "growth table") -> Growth:
 
 
 def table_from_curveball(lines: Iterable[str], header: str = "") -> str:
-    """The compact table made from the lines of curveball's Tecan_210115.csv.
+    """Make the compact table from the lines of curveball's Tecan_210115.csv.
 
-    Wells in the order A1, A2, ..., H12; hours to 5 decimals, densities to the reader's 4.
-    header: put before it, each line after a "# ".
+    Args:
+        lines: of that file.
+        header: put before the table, each line after a "# ".
+
+    Returns:
+        Wells in the order A1, A2, ..., H12; hours to 5 decimals, densities to the reader's 4.
     """
     readings: dict[str, dict[str, str]] = {}
     strains: dict[str, str] = {}

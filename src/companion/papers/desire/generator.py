@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from companion.checks import above, whole
+from companion.checks import a_generator, above, one_dtype, whole
 from companion.training import upload
 
 ENCODE_SCALE = 5.0
@@ -18,10 +18,16 @@ TCONV = 16
 
 
 class PastEncoder(nn.Module):
-    """H_X = GRU(relu(tconv(X))): past (agents, steps, 2) to (agents, hidden).
+    """H_X = GRU(relu(tconv(X))).
 
-    centred: encode places relative to the last seen one; else in the scene's frame, which tells
-    where in the scene somebody is.
+    Args:
+        hidden: width of the GRU, at least 1.
+        unit: the length of a metre in the positions, above 0.
+        centred: encode positions relative to the last seen one; else in the scene's frame, which
+            tells where in the scene somebody is.
+
+    Raises:
+        ValueError: for numbers out of range.
     """
 
     def __init__(self, hidden: int, *, unit: float = 1.0, centred: bool = False) -> None:
@@ -33,6 +39,20 @@ class PastEncoder(nn.Module):
         self.gru = nn.GRU(TCONV, hidden, batch_first=True)
 
     def forward(self, past: Tensor) -> Tensor:
+        """Encode the past.
+
+        Args:
+            past: shape (agents, steps, 2).
+
+        Returns:
+            Shape (agents, hidden).
+
+        Raises:
+            ValueError: for another shape, or a dtype that is not the weights'.
+        """
+        if past.ndim != 3 or past.shape[-1] != 2 or not past.shape[1]:
+            raise ValueError(f"past {tuple(past.shape)}: expected (agents, steps, 2)")
+        one_dtype(past=past, weights=self.tconv.weight)
         at = past - past[:, -1:] if self.centred else past
         seen = self.tconv((at / self.scale).transpose(1, 2)).relu().transpose(1, 2)
         return self.gru(seen)[1][0]
@@ -41,7 +61,14 @@ class PastEncoder(nn.Module):
 class PathDecoder(nn.Module):
     """A GRU driven by one vector, whose linear head gives a displacement a step.
 
-    every_step: the vector enters at every step; else at the first, and zeros follow.
+    Args:
+        hidden: width of the GRU.
+        pred_len: steps to predict, at least 1.
+        unit: the length of a metre in the positions.
+        every_step: the vector enters at every step; else at the first, and zeros follow.
+
+    Raises:
+        ValueError: for a pred_len out of range.
     """
 
     def __init__(self, hidden: int, pred_len: int, *, unit: float, every_step: bool) -> None:
@@ -52,7 +79,15 @@ class PathDecoder(nn.Module):
         self.head = nn.Linear(hidden, 2)
 
     def forward(self, drive: Tensor, last: Tensor) -> Tensor:
-        """drive: (paths, hidden), last: (paths, 2). Returns (paths, pred_len, 2)."""
+        """Decode displacements and sum them up.
+
+        Args:
+            drive: shape (paths, hidden).
+            last: shape (paths, 2), the last seen positions.
+
+        Returns:
+            Shape (paths, pred_len, 2).
+        """
         steps = drive[:, None].expand(-1, self.pred_len, -1)
         if not self.every_step:
             steps = torch.cat([steps[:, :1], torch.zeros_like(steps[:, 1:])], 1)
@@ -61,7 +96,17 @@ class PathDecoder(nn.Module):
 
 
 class Regressor(nn.Module):
-    """RNN ED: one future for one past; trained on the distance, it averages what may happen."""
+    """RNN ED: one future for one past; trained on the distance, it averages what may happen.
+
+    Args:
+        pred_len: steps to predict, at least 1.
+        hidden: width of the GRUs.
+        unit: the length of a metre in the positions.
+        centred: as in `PastEncoder`.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
 
     def __init__(
         self, pred_len: int, *, hidden: int = 48, unit: float = 1.0, centred: bool = False
@@ -71,19 +116,45 @@ class Regressor(nn.Module):
         self.decoder = PathDecoder(hidden, pred_len, unit=unit, every_step=True)
 
     def forward(self, past: Tensor) -> Tensor:
-        """past: (..., steps, 2). Returns (..., pred_len, 2)."""
+        """Predict one path of each agent.
+
+        Args:
+            past: shape (..., agents, steps, 2).
+
+        Returns:
+            Shape (..., agents, pred_len, 2).
+
+        Raises:
+            ValueError: for another shape, or a dtype that is not the weights'.
+        """
+        if past.ndim < 3:
+            raise ValueError(f"past {tuple(past.shape)}: expected (..., agents, steps, 2)")
         flat = past.flatten(0, -3)
         path = self.decoder(self.encoder(flat), flat[:, -1])
         return path.unflatten(0, past.shape[:-2])
 
 
 class SampleGenerator(nn.Module):
-    """The first module of DESIRE: futures from a past and a latent variable (spec §2.1).
+    """The first module of DESIRE: futures from a past and a latent variable.
 
-    pred_len: steps to predict. hidden, latent: widths of the GRUs and of z.
-    mask_scale: multiply the softmax mask by `hidden`, so that it is 1 on average.
-    every_step: feed the masked past to the decoder at every step, or at the first only.
-    unit: the length of a metre in the positions. centred: as in `PastEncoder`.
+    Args:
+        pred_len: steps to predict, at least 1.
+        hidden: width of the GRUs, at least 1.
+        latent: width of z, at least 1.
+        mask_scale: multiply the softmax mask by `hidden`, so that it is 1 on average.
+        every_step: feed the masked past to the decoder at every step, or at the first only.
+        unit: the length of a metre in the positions, above 0.
+        centred: as in `PastEncoder`.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    References:
+        Lee et al. (2017), section "Diverse sample generation with CVAE".
+
+    >>> sampler, g = SampleGenerator(12, hidden=8, latent=4), torch.Generator().manual_seed(0)
+    >>> sampler.sample(torch.zeros(3, 8, 2), 20, generator=g).shape
+    torch.Size([3, 20, 12, 2])
     """
 
     def __init__(
@@ -109,11 +180,20 @@ class SampleGenerator(nn.Module):
         self.decoder = PathDecoder(hidden, pred_len, unit=unit, every_step=every_step)
 
     def encode(self, past: Tensor) -> Tensor:
-        """H_X (agents, hidden) of past (agents, steps, 2)."""
+        """H_X of shape (agents, hidden) of a past of shape (agents, steps, 2)."""
         return self.past_encoder(past)
 
     def posterior(self, past: Tensor, future: Tensor, h_x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log of the standard deviation of z, each (agents, latent)."""
+        """The distribution of z that has seen the future.
+
+        Args:
+            past: shape (agents, steps, 2).
+            future: shape (agents, pred_len, 2).
+            h_x: what `encode` makes of the past.
+
+        Returns:
+            Mean and log of the standard deviation, each of shape (agents, latent).
+        """
         at = future - past[:, -1:] if self.past_encoder.centred else future
         scaled = (at / self.past_encoder.scale).transpose(1, 2)
         h_y = self.future_gru(self.future_tconv(scaled).relu().transpose(1, 2))[1][0]
@@ -121,17 +201,35 @@ class SampleGenerator(nn.Module):
         return self.mean(e), self.log_sigma(e).clamp(-6, 4)
 
     def beta(self, z: Tensor) -> Tensor:
-        """The mask (..., hidden) on H_X; sums to 1, or to `hidden` if scaled."""
+        """The mask on H_X.
+
+        Args:
+            z: shape (..., latent).
+
+        Returns:
+            Shape (..., hidden), summing to 1, or to `hidden` if scaled.
+        """
         share = self.mask(z).softmax(-1)
         return share * share.shape[-1] if self.mask_scale else share
 
     def decode(self, h_x: Tensor, z: Tensor, last: Tensor) -> Tensor:
-        """Futures (agents, samples, pred_len, 2) of z (agents, samples, latent)."""
+        """Futures of given latent variables.
+
+        Args:
+            h_x: shape (agents, hidden).
+            z: shape (agents, samples, latent).
+            last: shape (agents, 2), the last seen positions.
+
+        Returns:
+            Shape (agents, samples, pred_len, 2).
+        """
         drive = h_x[:, None] * self.beta(z)
         start = last[:, None].expand(-1, z.shape[1], -1)
         return self.decoder(drive.flatten(0, 1), start.flatten(0, 1)).unflatten(0, z.shape[:2])
 
     def _normal(self, past: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+        whole(1, n_samples=n_samples)
+        a_generator(generator=generator)
         shape = len(past), n_samples, self.latent
         return upload(torch.randn(shape, generator=generator).to(past.dtype), past.device)
 
@@ -143,10 +241,19 @@ class SampleGenerator(nn.Module):
         generator: torch.Generator,
         h_x: Tensor | None = None,
     ) -> Tensor:
-        """What may come of past (agents, steps, 2), as at test time: z is standard normal.
+        """Draw futures as at test time: z is standard normal.
 
-        generator: a CPU generator, so that all devices draw the same. Returns (agents, n_samples,
-        pred_len, 2).
+        Args:
+            past: shape (agents, steps, 2).
+            n_samples: futures an agent, at least 1.
+            generator: a CPU generator, so that all devices draw the same.
+            h_x: what `encode` makes of the past, if that is known already.
+
+        Returns:
+            Shape (agents, n_samples, pred_len, 2).
+
+        Raises:
+            ValueError: for other shapes or dtypes, no samples, and a seed in place of a generator.
         """
         h_x = self.encode(past) if h_x is None else h_x
         z = self._normal(past, n_samples, generator)
@@ -155,9 +262,19 @@ class SampleGenerator(nn.Module):
     def reconstruct(
         self, past: Tensor, future: Tensor, n_samples: int, *, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Futures with z from the posterior, which has seen the future; training only.
+        """Draw futures with z from the posterior, which has seen the future; for training only.
 
-        Returns (agents, n_samples, pred_len, 2) and the posterior's mean and log sigma.
+        Args:
+            past: shape (agents, steps, 2).
+            future: shape (agents, pred_len, 2).
+            n_samples: futures an agent, at least 1.
+            generator: a CPU generator.
+
+        Returns:
+            Shape (agents, n_samples, pred_len, 2), and the posterior's mean and log sigma.
+
+        Raises:
+            ValueError: as `sample`.
         """
         h_x = self.encode(past)
         mean, log_sigma = self.posterior(past, future, h_x)
@@ -167,5 +284,16 @@ class SampleGenerator(nn.Module):
 
 
 def kl_divergence(mean: Tensor, log_sigma: Tensor) -> Tensor:
-    """D_KL(N(mean, sigma²) ‖ N(0, 1)) summed over the last axis, in nats."""
+    """D_KL(N(mean, sigma²) ‖ N(0, 1)) summed over the last axis.
+
+    Args:
+        mean: shape (..., latent).
+        log_sigma: likewise, log of the standard deviation.
+
+    Returns:
+        Shape (...), nats.
+
+    >>> kl_divergence(torch.tensor([1.0, 0.0]), torch.zeros(2)).item()
+    0.5
+    """
     return 0.5 * (mean.square() + (2 * log_sigma).exp() - 2 * log_sigma - 1).sum(-1)

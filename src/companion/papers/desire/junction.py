@@ -26,8 +26,11 @@ TYPICAL_SPEED = 1.3
 class Junction:
     """Simulated scenes and their truth.
 
-    windows: what a forecaster gets; origin (0, 0), raster 1 where people may walk.
-    entry, exit: (scenes, agents), index into ARMS. missing: (scenes,), the arm that is not there.
+    Args:
+        windows: what a forecaster gets; origin (0, 0), raster 1 where people may walk.
+        entry: shape (scenes, agents), index into ARMS.
+        exit: likewise.
+        missing: shape (scenes,), the arm that is not there.
     """
 
     windows: TrajectoryWindows
@@ -36,7 +39,14 @@ class Junction:
     missing: Tensor
 
     def valid(self, paths: Tensor) -> Tensor:
-        """Whether paths (scenes, agents, ..., steps, 2) end in one of the two possible exits."""
+        """Whether paths end in one of the two possible exits.
+
+        Args:
+            paths: shape (scenes, agents, ..., steps, 2).
+
+        Returns:
+            Boolean, shape (scenes, agents, ...).
+        """
         arm = arm_of(paths[..., -1, :])
         more = (...,) + (None,) * (arm.ndim - 2)
         entry = self.entry.to(arm.device)[more]
@@ -50,12 +60,22 @@ def arm_directions(dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def arm_of(points: Tensor) -> Tensor:
-    """The arm (...) towards which points (..., 2) lie."""
+    """The arm towards which points lie.
+
+    Args:
+        points: shape (..., 2), metres.
+
+    Returns:
+        Indices into ARMS of shape (...).
+
+    >>> ARMS[arm_of(torch.tensor([-3.0, 1.0]))]
+    'west'
+    """
     return (points @ arm_directions(points.dtype).to(points.device).T).argmax(-1)
 
 
 def walkway() -> Tensor:
-    """(4, 1, 64, 64): picture k is 1 on the walkway of a junction without arm k, rows along y."""
+    """Where people may walk, (4, 1, 64, 64): picture k is of a junction without arm k, rows along y."""
     middle = (torch.arange(CELLS, dtype=torch.float64) + 0.5 - CELLS / 2) * METERS_PER_CELL
     y, x = torch.meshgrid(middle, middle, indexing="ij")
     along = torch.stack([x, y, -x, -y])
@@ -76,15 +96,30 @@ def simulate_tjunction(
     repulsion: Repulsion = REPULSION,
     seed: int = 0,
 ) -> Junction:
-    """Walk n_scenes of n_agents through junctions that lack one arm each.
+    """Let people walk through junctions that lack one arm each.
 
     A walker starts 4.6 to 6.6 m out in an arm that is there, prefers a speed of N(1.3, 0.15) in
-    [0.9, 1.7] m/s, heads for the crossing, then for a place 3 m into one of the other two arms,
-    drawn evenly, then for one 14 m out, 0.2 to 1.5 m to the right of the middle. Whoever is faster or is seen for longer than 8 steps
-    starts further out, so that the last seen place is 1 to 3 m before the origin and no turn has
-    begun. noise_m: standard deviation of the measurement, added to all steps.
-    Raises ValueError for counts below 1, fewer than two seen steps, negative noise, or a time
-    that is not positive or takes for ever.
+    [0.9, 1.7] m/s, heads for the crossing, then for a point 3 m into one of the other two arms, drawn
+    evenly, then for one 14 m out, 0.2 to 1.5 m to the right of the middle. Whoever is faster or is
+    seen for longer than 8 steps starts further out, so that the last seen position is 1 to 3 m before
+    the origin and no turn has begun.
+
+    Args:
+        n_scenes: at least 1.
+        n_agents: of a scene, at least 1.
+        obs_len: steps seen, at least 2.
+        pred_len: steps to predict, at least 1.
+        dt_s: seconds to a step, above 0.
+        noise_m: standard deviation of the measurement, added to all steps.
+        repulsion: how walkers push each other.
+        seed: of everything.
+
+    Raises:
+        ValueError: for counts or numbers out of range, or a time that takes too many substeps.
+
+    >>> junction = simulate_tjunction(2)
+    >>> junction.windows.past.shape, junction.windows.raster.shape
+    (torch.Size([2, 4, 8, 2]), torch.Size([4, 1, 64, 64]))
     """
     lowest = {"n_scenes": (n_scenes, 1), "n_agents": (n_agents, 1), "pred_len": (pred_len, 1)}
     for name, (value, least) in {**lowest, "obs_len": (obs_len, 2)}.items():
@@ -144,10 +179,20 @@ def simulate_tjunction(
 
 
 def off_walkway_rate(paths: Tensor, windows: TrajectoryWindows) -> Tensor:
-    """Share of the points of paths (scenes, agents, ..., steps, 2) off the walkway: a number.
+    """Fraction of the points of paths that are off the walkway.
 
     Reads the first channel of the raster, above one half where people may walk; beyond its edge
-    nobody may. Raises ValueError without a raster.
+    nobody may.
+
+    Args:
+        paths: shape (scenes, agents, ..., steps, 2).
+        windows: the scenes.
+
+    Returns:
+        A number from 0 to 1.
+
+    Raises:
+        ValueError: without a raster.
     """
     if windows.raster is None or windows.raster_index is None:
         raise ValueError("windows.raster = None: expected a picture of where people may walk")

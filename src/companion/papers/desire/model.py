@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from companion.checks import above, whole
+from companion.checks import a_generator, above, whole
 from companion.data.trajectories import TrajectoryWindows
 from companion.papers.desire.generator import Regressor, SampleGenerator, kl_divergence
 from companion.papers.desire.ranking import (
@@ -30,8 +30,10 @@ LAST_RATE = 0.05  # of the first, where the learning rate's decay ends
 class Forecast:
     """What a model expects, after every refinement.
 
-    samples: (refinements + 1, scenes, agents, samples, steps, 2), IT0 first.
-    scores: (refinements + 1, scenes, agents, samples). mask: (scenes, agents), who is there.
+    Args:
+        samples: shape (refinements + 1, scenes, agents, samples, steps, 2), IT0 first.
+        scores: shape (refinements + 1, scenes, agents, samples).
+        mask: shape (scenes, agents), who is there.
     """
 
     samples: Tensor
@@ -39,19 +41,54 @@ class Forecast:
     mask: Tensor
 
     def best(self, iteration: int = -1) -> Tensor:
-        """The best scored path of every agent, (scenes, agents, steps, 2)."""
+        """The best scored path of every agent.
+
+        Args:
+            iteration: refinements, or -1 for the last.
+
+        Returns:
+            Shape (scenes, agents, steps, 2).
+
+        Raises:
+            ValueError: for an iteration that was not run.
+        """
+        self._check(iteration)
         top = self.scores[iteration].argmax(-1)
         return pick(self.samples[iteration], top)
 
+    def _check(self, iteration: int) -> None:
+        count = len(self.samples)
+        if not -count <= iteration < count:
+            raise ValueError(f"iteration = {iteration}: expected {-count} to {count - 1}")
+
     def jointly_best(self, iteration: int = -1) -> Tensor:
-        """The paths of the sample whose scores, summed over the agents, are best, as `best`."""
+        """The paths of the sample whose scores, summed over the agents, are best.
+
+        Args:
+            iteration: refinements, or -1 for the last.
+
+        Returns:
+            Shape (scenes, agents, steps, 2).
+
+        Raises:
+            ValueError: for an iteration that was not run.
+        """
+        self._check(iteration)
         scores = self.scores[iteration].masked_fill(~self.mask[..., None], 0.0).sum(1)
         top = scores.argmax(-1)[:, None].expand(-1, self.mask.shape[1])
         return pick(self.samples[iteration], top)
 
 
 def pick(samples: Tensor, index: Tensor) -> Tensor:
-    """Samples (..., samples, steps, 2) at an index (...): (..., steps, 2)."""
+    """Pick one sample of each agent.
+
+    Args:
+        samples: shape (..., samples, steps, 2).
+        index: shape (...).
+
+    Returns:
+        Shape (..., steps, 2).
+    """
     where = index[..., None, None, None].expand(*index.shape, 1, *samples.shape[-2:])
     return samples.gather(-3, where).squeeze(-3)
 
@@ -60,7 +97,16 @@ class Desire(nn.Module):
     """Draw futures from the generator, rank and refine them with the ranker.
 
     Several rankers may share one generator; only training gives the generator a future.
-    Raises ValueError for two of different widths or steps to predict.
+
+    Args:
+        generator: the first module.
+        ranker: the second, of the same width and steps to predict.
+
+    Raises:
+        ValueError: for two of different widths or steps to predict.
+
+    References:
+        Lee et al. (2017), CVPR.
     """
 
     def __init__(self, generator: SampleGenerator, ranker: RankRefine) -> None:
@@ -86,39 +132,48 @@ class Desire(nn.Module):
         *,
         generator: torch.Generator,
         batch: int = 64,
+        progress: bool = False,
     ) -> Forecast:
         """Draw, rank, refine n_refine times. Reads the past, the mask and the raster only.
 
-        generator: a CPU generator of the draws, which absent agents do not use. batch: scenes
-        at a time. Raises ValueError for n_samples or batch below 1, n_refine below 0 or no scene.
+        Args:
+            windows: the scenes.
+            n_samples: futures an agent, at least 1.
+            n_refine: refinements, at least 0.
+            generator: a CPU generator of the draws, which absent agents do not use.
+            batch: scenes at a time, at least 1.
+            progress: show a bar that counts scenes.
+
+        Raises:
+            ValueError: for numbers out of range, no scene, and a seed in place of a generator.
         """
-        whole(1, batch=batch)
+        whole(1, batch=batch, n_samples=n_samples)
+        whole(0, n_refine=n_refine)
+        a_generator(generator=generator)
         if not len(windows):
             raise ValueError("windows: expected at least one scene")
-        if n_samples < 1 or n_refine < 0:
-            raise ValueError(
-                f"n_samples, n_refine = {n_samples!r}, {n_refine!r}: expected at least 1 and 0"
-            )
         all_samples, all_scores = [], []
-        for first in range(0, len(windows), batch):
-            part = windows[first : first + batch]
-            h_x, samples = draw(self.generator, part, n_samples, generator=generator)
-            features = self.ranker.fusion.encode(part)
-            last = part.past[:, :, -1]
-            paths, ranks = [], []
-            for iteration in range(n_refine + 1):
-                scores, delta = self.ranker(samples, last, h_x, features, part.mask)
-                paths.append(samples)
-                ranks.append(scores)
-                if iteration < n_refine:
-                    samples = samples + delta
-            all_samples.append(torch.stack(paths))
-            all_scores.append(torch.stack(ranks))
+        with Progress(len(windows), "scenes", show=progress) as bar:
+            for first in range(0, len(windows), batch):
+                part = windows[first : first + batch]
+                h_x, samples = draw_futures(self.generator, part, n_samples, generator=generator)
+                features = self.ranker.fusion.encode(part)
+                last = part.past[:, :, -1]
+                paths, ranks = [], []
+                for iteration in range(n_refine + 1):
+                    scores, delta = self.ranker(samples, last, h_x, features, part.mask)
+                    paths.append(samples)
+                    ranks.append(scores)
+                    if iteration < n_refine:
+                        samples = samples + delta
+                all_samples.append(torch.stack(paths))
+                all_scores.append(torch.stack(ranks))
+                bar.update(len(part))
         return Forecast(torch.cat(all_samples, 1), torch.cat(all_scores, 1), windows.mask)
 
 
 @torch.no_grad()
-def draw(
+def draw_futures(
     generator_module: SampleGenerator,
     windows: TrajectoryWindows,
     n_samples: int,
@@ -126,10 +181,19 @@ def draw(
     generator: torch.Generator,
     future: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """H_X (scenes, agents, hidden) and samples (scenes, agents, n_samples, steps, 2).
+    """Encode the past and draw futures.
 
-    future: (scenes, agents, steps, 2) draws z from the posterior, for training. Everybody who
-    is not there gets zeros and uses no random numbers.
+    Everybody who is not there gets zeros and uses no random numbers.
+
+    Args:
+        generator_module: the first module.
+        windows: the scenes.
+        n_samples: futures an agent.
+        generator: a CPU generator.
+        future: shape (scenes, agents, steps, 2), draws z from the posterior, for training.
+
+    Returns:
+        H_X (scenes, agents, hidden) and samples (scenes, agents, n_samples, steps, 2).
     """
     there = windows.mask
     past = windows.past[there]
@@ -174,6 +238,7 @@ def _descend(
     generator: torch.Generator,
     device: torch.device,
     what: str,
+    progress: bool,
 ) -> Trace:
     """Minimise losses(indices)["loss"] by Adam, clipped, at a rate that decays on a cosine.
 
@@ -182,6 +247,7 @@ def _descend(
     whole(0, epochs=epochs)
     whole(1, batch=batch)
     above(0, lr=lr)
+    a_generator(generator=generator)
     batch = min(batch, count)
     per_epoch = math.ceil(count / batch)
     total = epochs * per_epoch
@@ -195,7 +261,7 @@ def _descend(
     )
     order: Iterator[Tensor] = shuffled_batches(count, batch, generator, device)
     trace = Trace()
-    with Progress(total, what, show=total > 0) as bar:
+    with Progress(total, what, show=progress and total > 0) as bar:
         for _ in range(epochs):
             sums: dict[str, Tensor] = {}
             for _ in range(per_epoch):
@@ -250,11 +316,30 @@ def train_generator(
     lr: float = 2e-3,
     batch: int = 128,
     augment: bool = False,
+    progress: bool = False,
 ) -> Trace:
     """First stage: minimise the distance of posterior samples plus kl_weight times the KL.
 
-    The distance is the mean over samples and steps, in the model's unit. batch: agents at a
-    time. augment: turn and mirror everybody at random. The trace has loss, rec and kl (nats).
+    The distance is the mean over samples and steps, in the model's unit.
+
+    Args:
+        model: the first module, trained in place.
+        windows: scenes to learn from.
+        epochs: at least 0.
+        generator: a CPU generator, of batches and draws.
+        n_samples: futures an agent, at least 1.
+        kl_weight: of the KL, beside the mean distance in metres.
+        lr: Adam's first rate, above 0; it decays to 5 %.
+        batch: agents at a time, at least 1.
+        augment: turn and mirror everybody at random.
+        progress: show a bar.
+
+    Returns:
+        The trace of loss, rec and kl (nats).
+
+    Raises:
+        ValueError: for numbers out of range, and windows of other steps or without anybody.
+        DivergenceError: for a loss that is not finite.
     """
     past, future = _present(windows, model.decoder.pred_len)
     whole(1, n_samples=n_samples)
@@ -270,7 +355,7 @@ def train_generator(
 
     return _descend(
         model, losses, count=len(past), epochs=epochs, batch=batch, lr=lr,
-        generator=generator, device=past.device, what="steps of the generator",
+        generator=generator, device=past.device, what="steps of the generator", progress=progress,
     )  # fmt: skip
 
 
@@ -283,8 +368,27 @@ def train_regressor(
     lr: float = 2e-3,
     batch: int = 128,
     augment: bool = False,
+    progress: bool = False,
 ) -> Trace:
-    """Minimise the mean squared distance of the one path of RNN ED; as `train_generator`."""
+    """Minimise the mean squared distance of the one path of RNN ED.
+
+    Args:
+        model: trained in place.
+        windows: scenes to learn from.
+        epochs: at least 0.
+        generator: a CPU generator, of the batches.
+        lr: as in `train_generator`.
+        batch: as in `train_generator`.
+        augment: as in `train_generator`.
+        progress: show a bar.
+
+    Returns:
+        The trace of the loss.
+
+    Raises:
+        ValueError: as `train_generator`.
+        DivergenceError: for a loss that is not finite.
+    """
     past, future = _present(windows, model.decoder.pred_len)
     unit = model.decoder.unit
 
@@ -296,7 +400,7 @@ def train_regressor(
 
     return _descend(
         model, losses, count=len(past), epochs=epochs, batch=batch, lr=lr,
-        generator=generator, device=past.device, what="steps of the regressor",
+        generator=generator, device=past.device, what="steps of the regressor", progress=progress,
     )  # fmt: skip
 
 
@@ -313,14 +417,32 @@ def train_ranker(
     lr: float = 2e-3,
     batch: int = 32,
     augment: bool = False,
+    progress: bool = False,
 ) -> Trace:
-    """Second stage: the generator stands still, the ranker learns L_CE + L_reg on its samples.
+    """Second stage: the generator is fixed, the ranker learns L_CE + L_reg on its samples.
 
-    rank_samples: "posterior" (they have seen the future and lie near it) or "prior" (as at test
-    time). reg_weighting: "uniform", or "q", by which near samples are pulled most. q_scale: in
-    metres (units of the model). batch: scenes at a time. augment: give each batch one of the
-    eight symmetries of the square. The trace has loss, ce, entropy (of q) and reg.
-    Raises ValueError for other words, and for scenes without a raster if the ranker reads one.
+    Args:
+        model: both modules; the ranker is trained in place.
+        windows: scenes to learn from.
+        epochs: at least 0.
+        generator: a CPU generator, of batches and draws.
+        n_samples: futures an agent, at least 1.
+        rank_samples: "posterior" (they have seen the future and lie near it) or "prior" (as at test
+            time).
+        reg_weighting: "uniform", or "q", by which near samples are pulled most.
+        q_scale: temperature of q in metres (units of the model), above 0.
+        lr: Adam's first rate, above 0; it decays to 5 %.
+        batch: scenes at a time, at least 1.
+        augment: give each batch one of the eight symmetries of the square.
+        progress: show a bar.
+
+    Returns:
+        The trace of loss, ce, entropy (of q) and reg.
+
+    Raises:
+        ValueError: for other words, numbers out of range, and for scenes without a raster if the
+            ranker reads one.
+        DivergenceError: for a loss that is not finite.
     """
     choices = {"rank_samples": (rank_samples, ("posterior", "prior"))}
     choices["reg_weighting"] = (reg_weighting, ("uniform", "q"))
@@ -339,7 +461,9 @@ def train_ranker(
         if augment:
             part = symmetric(part, int(torch.randint(8, (), generator=generator)))
         seen = part.future if rank_samples == "posterior" else None
-        h_x, samples = draw(model.generator, part, n_samples, generator=generator, future=seen)
+        h_x, samples = draw_futures(
+            model.generator, part, n_samples, generator=generator, future=seen
+        )
         features = ranker.fusion.encode(part)
         last, truth, there = part.past[:, :, -1], part.future / unit, part.mask
         scores, delta = ranker(samples, last, h_x, features, there)
@@ -352,14 +476,19 @@ def train_ranker(
 
     return _descend(
         ranker, losses, count=len(windows), epochs=epochs, batch=batch, lr=lr,
-        generator=generator, device=windows.past.device, what="steps of the ranker",
+        generator=generator, device=windows.past.device, what="steps of the ranker", progress=progress,
     )  # fmt: skip
 
 
 def symmetric(windows: TrajectoryWindows, which: int) -> TrajectoryWindows:
-    """Scenes under one of the eight symmetries of the square, pictures and all.
+    """Scenes under one of the eight symmetries of the square, rasters and all.
 
-    which: 0 to 7; 4 and more mirror y, then which % 4 quarter turns from x towards y.
+    Args:
+        windows: the scenes.
+        which: 0 to 7; 4 and more mirror y, then which % 4 quarter turns from x towards y.
+
+    Raises:
+        ValueError: for another number.
     """
     if which not in range(8):
         raise ValueError(f"which = {which!r}: expected 0 to 7")
@@ -396,12 +525,23 @@ def oracle_error(
     scores: Tensor | None = None,
     share: float = 0.1,
 ) -> Tensor:
-    """ "Top 10 %" error at every step, (..., steps), in one of the readings of the paper.
+    """The "top 10 %" error at every step, in one of the readings of the paper.
 
-    samples: (..., samples, steps, 2), truth: (..., steps, 2); of K samples n = max(1, share · K)
-    count. mode: "min_ranked", the nearest at each step of the n best scored; "mean_closest", the
-    mean of the n nearest at each step; "last_closest", the n-th nearest at each step.
-    Raises ValueError for another mode, a share outside (0, 1], or "min_ranked" without scores.
+    Of K samples n = max(1, share · K) count.
+
+    Args:
+        samples: shape (..., samples, steps, 2).
+        truth: shape (..., steps, 2).
+        mode: "min_ranked", the nearest at each step of the n best scored; "mean_closest", the mean
+            of the n nearest at each step; "last_closest", the n-th nearest at each step.
+        scores: shape (..., samples), for "min_ranked".
+        share: above 0, up to 1.
+
+    Returns:
+        Shape (..., steps).
+
+    Raises:
+        ValueError: for another mode, a share out of range, or "min_ranked" without scores.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share = {share!r}: expected a fraction above 0, up to 1")
@@ -428,23 +568,34 @@ def oracle_error(
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Do scores mean what they say? One row a bin of the predicted share.
+    """Whether scores are calibrated: one row a bin of the predicted share.
 
-    predicted: mean softmax of the scores; wanted: mean of q; nearest: how often the sample is
-    the nearest of all; count: samples in the bin.
+    Args:
+        predicted: mean softmax of the scores.
+        target: mean of q.
+        nearest: how often the sample is the nearest of all.
+        count: samples in the bin.
     """
 
     predicted: Tensor
-    wanted: Tensor
+    target: Tensor
     nearest: Tensor
     count: Tensor
 
 
 def calibration(scores: Tensor, q: Tensor, distance: Tensor, *, bins: int = 8) -> Calibration:
-    """Compare p = softmax(scores) with q and with being nearest; all (agents, samples).
+    """Compare p = softmax(scores) with q and with being nearest.
 
     Bins hold equally many samples, up to ties.
-    Raises ValueError for no bins, or more of them than samples.
+
+    Args:
+        scores: shape (agents, samples).
+        q: likewise.
+        distance: likewise, of each sample from the truth.
+        bins: 1 up to the number of samples.
+
+    Raises:
+        ValueError: for bins out of range.
     """
     if not 1 <= bins <= scores.numel():
         raise ValueError(f"bins = {bins!r}: expected 1 to {scores.numel()}, the number of samples")

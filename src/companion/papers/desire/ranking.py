@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
-from companion.checks import above, whole
+from companion.checks import above, boolean, one_dtype, whole
 from companion.data.trajectories import TrajectoryWindows
 
 VELOCITY, SCENE, SOCIAL = 16, 32, 48
@@ -32,11 +32,27 @@ def log_polar_bins(
     r_min: float = R_MIN,
     r_max: float = R_MAX,
 ) -> Tensor:
-    """The cell of j on a log-polar grid around i: (..., agents, agents), -1 for no cell.
+    """The cell of j on a log-polar grid around i.
 
-    position: (..., agents, 2); mask: (..., agents), who is there. Cells are numbered ring by
-    ring; who is nearer than r_min counts in ring 0, who is at r_max or beyond in none.
-    Raises ValueError for no rings or wedges, or unless 0 < r_min < r_max.
+    Cells are numbered ring by ring; who is nearer than r_min counts in ring 0, who is at r_max or
+    beyond in none.
+
+    Args:
+        position: shape (..., agents, 2).
+        mask: boolean, shape (..., agents), who is there.
+        rings: at least 1.
+        wedges: at least 1.
+        r_min: radius of the innermost ring, above 0.
+        r_max: radius of the grid, above r_min.
+
+    Returns:
+        Shape (..., agents, agents), -1 for no cell.
+
+    Raises:
+        ValueError: for numbers out of range, and a mask that is not boolean.
+
+    >>> log_polar_bins(torch.tensor([[0.0, 0.0], [1.0, 0.1], [9.0, 0.0]]))[0].tolist()
+    [-1, 15, -1]
     """
     whole(1, rings=rings, wedges=wedges)
     if not 0 < r_min < r_max < math.inf:
@@ -50,6 +66,7 @@ def log_polar_bins(
     near = distance < r_max
     near &= ~torch.eye(position.shape[-2], dtype=torch.bool, device=position.device)
     if mask is not None:
+        boolean(mask=mask)
         near &= mask[..., :, None] & mask[..., None, :]
     return torch.where(near, (ring * wedges + wedge).long(), -1)
 
@@ -64,11 +81,30 @@ def log_polar_pool(
     r_min: float = R_MIN,
     r_max: float = R_MAX,
 ) -> Tensor:
-    """Mean state of the neighbours in every cell: (scenes, agents, rings · wedges, width).
+    """Mean state of the neighbours in every cell.
 
-    position: (scenes, agents, 2); state: (scenes, agents, width); mask: (scenes, agents).
     Only pairs that are near are touched, so the cost grows with them and not with all cells.
+
+    Args:
+        position: shape (scenes, agents, 2).
+        state: shape (scenes, agents, width).
+        mask: boolean, shape (scenes, agents), who is there.
+        rings: as in `log_polar_bins`.
+        wedges: as in `log_polar_bins`.
+        r_min: as in `log_polar_bins`.
+        r_max: as in `log_polar_bins`.
+
+    Returns:
+        Shape (scenes, agents, rings · wedges, width).
+
+    Raises:
+        ValueError: for shapes that disagree, and as `log_polar_bins`.
     """
+    if state.ndim != 3 or tuple(position.shape) != (*state.shape[:2], 2):
+        raise ValueError(
+            f"position, state = {tuple(position.shape)}, {tuple(state.shape)}: expected "
+            "(scenes, agents, 2) and (scenes, agents, width)"
+        )
     scenes, agents, width = state.shape
     cells = rings * wedges
     kinds = {"rings": rings, "wedges": wedges, "r_min": r_min, "r_max": r_max}
@@ -85,8 +121,12 @@ def log_polar_pool(
 class Neighbours:
     """Who is near whom, in which cell: one row a pair; found once for all steps of a path.
 
-    source, target: rows of the flattened states. share: 1 / how many share target and cell.
-    slot: place in a table (cells, most, width) that holds the pairs cell by cell.
+    Args:
+        source: rows of the flattened states.
+        target: likewise.
+        share: 1 / how many share target and cell.
+        slot: index into a table (cells, most, width) that holds the pairs cell by cell.
+        most: pairs of the fullest cell.
     """
 
     source: Tensor
@@ -112,11 +152,17 @@ class Neighbours:
         return cls(scene * agents + j, target, 1.0 / count, cell * most + place, most)
 
     def projected_mean(self, state: Tensor, weight: Tensor) -> Tensor:
-        """What a linear layer makes of the pooled states: (rows, out).
+        """What a linear layer makes of the pooled states.
 
-        state: (rows, width), weight: (out, cells * width), as of a layer on the pooled table.
-        Every message is multiplied by the weights of its own cell only, cell by cell in one
-        batched product, and summed up at its target: empty cells cost next to nothing.
+        Every message is multiplied by the weights of its own cell only, cell by cell in one batched
+        product, and summed up at its target: empty cells cost next to nothing.
+
+        Args:
+            state: shape (rows, width).
+            weight: shape (out, cells * width), as of a layer on the pooled table.
+
+        Returns:
+            Shape (rows, out).
         """
         width = state.shape[1]
         cells = weight.shape[1] // width
@@ -134,9 +180,11 @@ class Neighbours:
 class FeatureMap:
     """Features of the ground, and where it lies.
 
-    features: (rasters, channels, rows, columns), every second cell of a raster.
-    index: (scenes,), the raster of a scene. origin: (scenes, 2), its origin in the world.
-    meters_per_cell: of the raster.
+    Args:
+        features: shape (rasters, channels, rows, columns), every second cell of a raster.
+        index: shape (scenes,), the raster of a scene.
+        origin: shape (scenes, 2), its origin in the world.
+        meters_per_cell: of the raster.
     """
 
     features: Tensor
@@ -145,7 +193,14 @@ class FeatureMap:
     meters_per_cell: float
 
     def at(self, points: Tensor) -> Tensor:
-        """Features (scenes, ..., channels) at points (scenes, ..., 2); 0 beyond the edge."""
+        """Read the features at points; 0 beyond the edge.
+
+        Args:
+            points: shape (scenes, ..., 2).
+
+        Returns:
+            Shape (scenes, ..., channels).
+        """
         rows, columns = self.features.shape[-2:]
         world = points + self.origin.to(points).view(-1, *(1,) * (points.ndim - 2), 2)
         # feature (r, c) looks at the raster's cell (2r, 2c), the first of a pair
@@ -162,9 +217,16 @@ class FeatureMap:
 
 
 class SceneContextFusion(nn.Module):
-    """What the ranker is told of a hypothesis at each step (spec §2.3).
+    """What the ranker reads of a hypothesis at each step.
 
-    channels: of the raster; 0 leaves the scene out. social: pool the neighbours' states.
+    Args:
+        channels: of the raster; 0 leaves the scene out.
+        social: pool the neighbours' states.
+        hidden: width of the states.
+        unit: the length of a metre in the positions.
+
+    References:
+        Lee et al. (2017), "Scene context fusion".
     """
 
     def __init__(
@@ -190,7 +252,12 @@ class SceneContextFusion(nn.Module):
         """The features of the rasters of some scenes; None if the scene is left out.
 
         Every raster is encoded once, and only those that the scenes use.
-        Raises ValueError for scenes without a raster, or one of other channels.
+
+        Args:
+            windows: the scenes.
+
+        Raises:
+            ValueError: for scenes without a raster, or one of other channels.
         """
         if not self.has_scene:
             return None
@@ -211,7 +278,19 @@ class SceneContextFusion(nn.Module):
     def of_paths(
         self, samples: Tensor, last_pos: Tensor, feature_map: FeatureMap | None
     ) -> Tensor:
-        """The part that no state enters: (scenes, agents, samples, steps, width)."""
+        """The part that no state enters.
+
+        Args:
+            samples: shape (scenes, agents, samples, steps, 2).
+            last_pos: shape (scenes, agents, 2).
+            feature_map: as `encode` gives it.
+
+        Returns:
+            Shape (scenes, agents, samples, steps, width).
+
+        Raises:
+            ValueError: without a feature map, if there is a scene.
+        """
         start = last_pos[:, :, None, None].expand(*samples.shape[:3], 1, 2)
         step = torch.cat([start, samples], -2).diff(dim=-2) / self.unit
         parts = [self.velocity(step).relu()]
@@ -238,8 +317,18 @@ class SceneContextFusion(nn.Module):
 class RankRefine(nn.Module):
     """A GRU that runs along every hypothesis, sums up its rewards and corrects its path.
 
-    pred_len: steps. channels: of the raster, 0 for no scene. social: see the neighbours.
-    unit: the length of a metre in the positions.
+    Args:
+        pred_len: steps, at least 1.
+        channels: of the raster, 0 for no scene.
+        social: see the neighbours.
+        hidden: width of the GRU, that of the generator.
+        unit: the length of a metre in the positions, above 0.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    References:
+        Lee et al. (2017), "IOC-based ranking and refinement".
     """
 
     def __init__(
@@ -269,12 +358,33 @@ class RankRefine(nn.Module):
         feature_map: FeatureMap | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Scores (scenes, agents, samples) and corrections of the shape of the samples.
+        """Score hypotheses and correct their paths; those who are not there get zeros.
 
-        samples: (scenes, agents, samples, steps, 2); last_pos: (scenes, agents, 2); h_x:
-        (scenes, agents, hidden); mask: (scenes, agents), who is there (all by default).
-        Those who are not there get zeros.
+        Args:
+            samples: shape (scenes, agents, samples, steps, 2).
+            last_pos: shape (scenes, agents, 2).
+            h_x: shape (scenes, agents, hidden).
+            feature_map: as `SceneContextFusion.encode` gives it.
+            mask: boolean, shape (scenes, agents), who is there; all by default.
+
+        Returns:
+            Scores (scenes, agents, samples) and corrections of the shape of the samples.
+
+        Raises:
+            ValueError: for shapes or dtypes that disagree, and a mask that is not boolean.
         """
+        if samples.ndim != 5 or tuple(samples.shape[3:]) != (self.pred_len, 2):
+            raise ValueError(
+                f"samples {tuple(samples.shape)}: expected (scenes, agents, samples, "
+                f"{self.pred_len}, 2)"
+            )
+        people = tuple(samples.shape[:2])
+        for name, value, width in (("last_pos", last_pos, 2), ("h_x", h_x, self.gru.hidden_size)):
+            if tuple(value.shape) != (*people, width):
+                raise ValueError(f"{name} {tuple(value.shape)}: expected {(*people, width)}")
+        one_dtype(samples=samples, last_pos=last_pos, h_x=h_x, weights=self.reward.weight)
+        if mask is not None:
+            boolean(people, mask=mask)
         if mask is not None and not self.fusion.has_social and not mask.all():
             return self._present_only(samples, last_pos, h_x, feature_map, mask)
         chi = self.fusion.of_paths(samples, last_pos, feature_map)
@@ -333,22 +443,63 @@ class RankRefine(nn.Module):
 
 
 def largest_distance(samples: Tensor, future: Tensor) -> Tensor:
-    """d_k (..., samples): the largest distance of each hypothesis from the truth."""
+    """d_k, the largest distance of each hypothesis from the truth.
+
+    Args:
+        samples: shape (..., samples, steps, 2).
+        future: shape (..., steps, 2).
+
+    Returns:
+        Shape (..., samples).
+    """
     return (samples - future[..., None, :, :]).norm(dim=-1).amax(-1)
 
 
 def target_distribution(samples: Tensor, future: Tensor, q_scale: float = 1.0) -> Tensor:
-    """q = softmax(−d / q_scale) over the samples; q_scale, above 0, is in the samples' unit."""
+    """q = softmax(−d / q_scale) over the samples.
+
+    Args:
+        samples: shape (..., samples, steps, 2).
+        future: shape (..., steps, 2).
+        q_scale: above 0, in the samples' unit.
+
+    Returns:
+        Shape (..., samples).
+
+    Raises:
+        ValueError: for a q_scale out of range.
+
+    >>> samples = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]]])
+    >>> target_distribution(samples, torch.zeros(1, 2)).round(decimals=2).tolist()
+    [0.73..., 0.27...]
+    """
     above(0, q_scale=q_scale)
     return (-largest_distance(samples, future) / q_scale).softmax(-1)
 
 
 def ranking_loss(scores: Tensor, q: Tensor) -> Tensor:
-    """Cross entropy (...) of the scores' softmax under q; its gradient is p − q."""
+    """Cross entropy of the scores' softmax under q; its gradient is p − q.
+
+    Args:
+        scores: shape (..., samples).
+        q: likewise.
+
+    Returns:
+        Shape (...), nats.
+    """
     return -(q * scores.log_softmax(-1)).sum(-1)
 
 
 def refinement_loss(refined: Tensor, future: Tensor, q: Tensor | None = None) -> Tensor:
-    """Mean distance (...) of the corrected hypotheses, evenly weighted or weighted by q."""
+    """Mean distance of the corrected hypotheses.
+
+    Args:
+        refined: shape (..., samples, steps, 2).
+        future: shape (..., steps, 2).
+        q: shape (..., samples), weights; None weights evenly.
+
+    Returns:
+        Shape (...).
+    """
     distance = (refined - future[..., None, :, :]).norm(dim=-1).mean(-1)
     return distance.mean(-1) if q is None else (q * distance).sum(-1)

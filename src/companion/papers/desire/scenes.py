@@ -42,7 +42,7 @@ TRAJNET_SDD = {  # the files of TrajNet's training part that are scenes of Stanf
     "hyang": (4, 5, 6, 7, 9),
     "nexus": (0, 1, 2, 3, 4, 7, 8, 9),
 }
-UNIT = {"tjunction": 1.0, "sdd": 5.0, "trajnet": 1.0, "ethucy": 1.0}  # about a metre each
+UNITS_PER_METRE = {"tjunction": 1.0, "sdd": 5.0, "trajnet": 1.0, "ethucy": 1.0}  # about
 NEEDS = {"tjunction": (), "sdd": ("sdd",), "trajnet": ("trajnet",), "ethucy": ("eth", "ucy")}
 PATCH_CELLS = 2  # points a side by which a cell of the ground is averaged
 
@@ -50,11 +50,18 @@ PATCH_CELLS = 2  # points a side by which a cell of the ground is averaged
 def ground_picture(tracks: Tracks, extent: float, cells: int) -> tuple[Tensor, Tensor]:
     """The reference picture on a square grid in the tracks' own unit.
 
-    extent: the side of the square around the middle of the tracks. cells: along a side.
-    Returns (1 + 3, cells, cells), a channel that is 1 where there is a picture and then red,
-    green and blue in [0, 1], rows along y; and the middle (2,).
-    Raises ValueError for tracks without a picture or without a map to it, for cells below 1 and
-    an extent that is not above 0; CorruptDataError for a picture that cannot be decoded.
+    Args:
+        tracks: of one scene.
+        extent: side of the square around the middle of the tracks, above 0.
+        cells: along a side, at least 1.
+
+    Returns:
+        Shape (1 + 3, cells, cells), a channel that is 1 where there is a picture and then red, green
+        and blue in [0, 1], rows along y; and the middle (2,).
+
+    Raises:
+        ValueError: for tracks without a picture or without a map to it, and numbers out of range.
+        CorruptDataError: for a picture that cannot be decoded.
     """
     if tracks.picture is None or tracks.to_pixels is None:
         raise ValueError(
@@ -88,7 +95,14 @@ def ground_picture(tracks: Tracks, extent: float, cells: int) -> tuple[Tensor, T
 def with_picture(
     windows: TrajectoryWindows, picture: Tensor, middle: Tensor, cell: float
 ) -> TrajectoryWindows:
-    """Windows of one scene with its picture; the world's origin moves to the picture's middle."""
+    """Windows of one scene with its picture; the world's origin moves to the picture's middle.
+
+    Args:
+        windows: of one scene.
+        picture: as `ground_picture` gives it.
+        middle: likewise.
+        cell: side of a cell of the picture, in the windows' unit.
+    """
     return dataclasses.replace(
         windows,
         origin_m=windows.origin_m - middle,
@@ -123,15 +137,35 @@ def load_sdd(
     pred_len: int = 10,
     dt_s: float = 0.4,
     start_every_s: float = 2.0,
+    phase: int = 0,
+    min_agents: int = 1,
     cells: int = 64,
     extent: float = 440.0,
     pictures: bool = True,
 ) -> TrajectoryWindows:
-    """Windows of videos of the Stanford Drone Dataset, in px/5.
+    """Load windows of videos of the Stanford Drone Dataset.
 
-    videos: such as "gates/8". Boxes that the annotators call lost are left out, an agent is the
-    middle of his box. cells, extent: of the picture, `ground_picture`, px/5 a side.
-    Raises what `load_tracks` raises; ValueError for a video without a whole window.
+    Boxes that the annotators call lost are left out, an agent is the middle of a box. Lengths
+    are in the unit of the paper's tables, pixels of the video reduced five times (`unit` is
+    "px/5").
+
+    Args:
+        videos: such as "gates/8".
+        root: as in `load_tracks`.
+        obs_len: steps seen, at least 1.
+        pred_len: steps to predict, at least 0.
+        dt_s: seconds to a step, a multiple of 1/30 s.
+        start_every_s: seconds between the starts of two windows, above 0.
+        phase: the video's frame at which the clock starts, below the frames of a step.
+        min_agents: least agents of a window.
+        cells: of the image of the ground, along a side.
+        extent: side of that image in px/5, above 0.
+        pictures: add the image of the ground.
+
+    Raises:
+        ValueError: for arguments out of range and a video without a whole window.
+        MissingDataError: as `load_tracks`.
+        CorruptDataError: as `load_tracks`.
     """
     if not videos:
         raise ValueError("videos = []: expected at least one, such as 'gates/8'")
@@ -139,13 +173,11 @@ def load_sdd(
         raise ValueError(f"start_every_s = {start_every_s!r}: expected seconds above 0")
     parts = []
     for video in videos:
-        tracks = load_tracks(f"sdd/{video}", root, dt_s=dt_s)
-        shrink = torch.diag(torch.tensor([REDUCE, REDUCE, 1.0], dtype=torch.float64))
-        tracks = dataclasses.replace(
-            tracks, position=tracks.position / REDUCE, to_pixels=tracks.to_pixels @ shrink
-        )
+        tracks = load_tracks(f"sdd/{video}", root, dt_s=dt_s, phase=phase)
+        tracks = tracks.scaled(1 / REDUCE, f"px/{REDUCE}")
         stride = max(1, round(start_every_s / dt_s))
-        windows = cut_windows(tracks, obs_len=obs_len, pred_len=pred_len, stride=stride)
+        sizes = {"obs_len": obs_len, "pred_len": pred_len, "min_agents": min_agents}
+        windows = cut_windows(tracks, stride=stride, **sizes)
         if pictures:
             picture, middle = ground_picture(tracks, extent, cells)
             windows = with_picture(windows, picture, middle, extent / cells)
@@ -162,9 +194,20 @@ def sdd_videos(root: str | os.PathLike = "") -> list[str]:
 def load_trajnet(
     names: Sequence[str], root: str | os.PathLike = "", *, obs_len: int = 8, pred_len: int = 12
 ) -> TrajectoryWindows:
-    """Windows of files of TrajNet such as "bookstore_0", in metres, without pictures.
+    """Load windows of files of TrajNet, in metres, without pictures.
 
     The files hold pieces of 20 steps; those whose end is withheld are left out.
+
+    Args:
+        names: such as "bookstore_0".
+        root: as in `load_tracks`.
+        obs_len: steps seen, at least 1.
+        pred_len: steps to predict; 0 reads what is seen of test files, whose ends are withheld.
+
+    Raises:
+        ValueError: for no names, and a file without a whole window.
+        MissingDataError: as `load_tracks`.
+        CorruptDataError: as `load_tracks`.
     """
     if not names:
         raise ValueError("names = []: expected at least one, such as 'bookstore_0'")
@@ -184,13 +227,21 @@ def load_eth_ucy(
     pred_len: int = 12,
     min_agents: int = 2,
 ) -> TrajectoryWindows:
-    """Windows of scenes of `ETH_UCY`, in metres, at steps of 0.4 s, without pictures.
+    """Load windows of scenes of ETH and UCY, in metres, at steps of 0.4 s, without pictures.
 
-    scenes: such as "univ", which is the benchmark's annotation of the university square: with 8
-    and 12 steps it gives 24,334 paths, 14,295 of "students001" and 10,039 of "students003".
-    min_agents: of a window; the benchmark takes those with 2 at least.
+    Args:
+        scenes: of `ETH_UCY`, such as "univ", which is the benchmark's annotation of the university
+            square: with 8 and 12 steps it gives 24,334 paths, 14,295 of "students001" and 10,039 of
+            "students003".
+        root: as in `load_tracks`.
+        obs_len: steps seen, at least 1.
+        pred_len: steps to predict, at least 0.
+        min_agents: of a window; the benchmark takes those with 2 at least.
 
-    Raises ValueError for an unknown scene, or none.
+    Raises:
+        ValueError: for an unknown scene, or none.
+        MissingDataError: as `load_tracks`.
+        CorruptDataError: as `load_tracks`.
     """
     if not scenes:
         raise ValueError("scenes = []: expected at least one, such as 'univ'")
@@ -205,7 +256,14 @@ def load_eth_ucy(
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Scenes to learn from and scenes to test on; truth: of the test scenes, where it is known."""
+    """Scenes to learn from and scenes to test on.
+
+    Args:
+        name: of the fold.
+        train: scenes to learn from.
+        test: scenes to test on.
+        truth: of the test scenes, where it is known.
+    """
 
     name: str
     train: TrajectoryWindows
@@ -224,18 +282,30 @@ def load_folds(
     pictures: bool = True,
     seed: int = 0,
 ) -> Iterator[Fold]:
-    """One fold after the other, each loaded when its turn comes.
+    """Load one fold after the other, each when its turn comes.
 
-    dataset: "tjunction" (n_scenes, and a quarter more to test on; every fold other seeds),
-    "sdd" (five folds by video, the first tests on `SDD_TEST`), "trajnet" (five by file) or
-    "ethucy" (five, each leaves a scene out, as the usual benchmark does: its "univ", and windows
-    with two people at least). dt_s: seconds to a step, 0.4 for "trajnet" and "ethucy".
     Only the junction and "sdd" come with pictures of the ground.
-    Raises ValueError for another dataset or dt_s and for counts below 1, MissingDataError for a
-    set that is not there, before anything is loaded.
+
+    Args:
+        dataset: "tjunction" (every fold other seeds), "sdd" (five folds by video, the first tests on
+            `SDD_TEST`), "trajnet" (five by file) or "ethucy" (five, each leaves a scene out, as the
+            usual benchmark does: its "univ", and windows with two people at least).
+        root: as in `load_tracks`.
+        obs_len: steps seen.
+        pred_len: steps to predict.
+        dt_s: seconds to a step, 0.4 for "trajnet" and "ethucy".
+        n_scenes: of the junction to learn from, and a quarter more to test on.
+        pictures: with images of the ground.
+        seed: of the junction.
+
+    Raises:
+        ValueError: for another dataset or dt_s and for counts below 1.
+        MissingDataError: for a set that is not there, before anything is loaded.
     """
-    if dataset not in UNIT:
-        raise ValueError(f"dataset = {dataset!r}: expected one of {', '.join(map(repr, UNIT))}")
+    if dataset not in UNITS_PER_METRE:
+        raise ValueError(
+            f"dataset = {dataset!r}: expected one of {', '.join(map(repr, UNITS_PER_METRE))}"
+        )
     if dataset in ("trajnet", "ethucy") and dt_s != 0.4:
         raise ValueError(f"dt_s = {dt_s!r}: {dataset} has steps of 0.4 s")
     if dataset in ("trajnet", "ethucy") and pictures:

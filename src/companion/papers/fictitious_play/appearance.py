@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from companion.checks import at_least
+from companion.checks import a_generator, at_least
 from companion.training import train
 
 SPEEDS_MPS = (0.8, 1.2, 1.6)  # of the three classes of people
@@ -15,15 +15,24 @@ HEIGHT, WIDTH = 32, 16
 
 
 def sprites(kind: Tensor, generator: torch.Generator, *, noise: float = 0.1) -> Tensor:
-    """Pictures of made-up people, (N, 3, 32, 16) in [0, 1].
+    """Draw made-up people.
 
-    Slow people are small and put their feet close together, fast ones are tall with a wide
-    stride; size, stride and colours vary so much that neighbouring classes overlap.
+    Slow people are small and put their feet close together, fast ones are tall with a wide stride;
+    size, stride and colours vary so much that neighbouring classes overlap.
 
-    kind: (N,), 0 (slow) to 2 (fast). noise: standard deviation of every pixel.
-    Raises ValueError for another kind or a negative noise.
+    Args:
+        kind: shape (N,), 0 (slow) to 2 (fast).
+        generator: a CPU generator.
+        noise: standard deviation of every pixel, at least 0.
+
+    Returns:
+        Images of shape (N, 3, 32, 16) in [0, 1].
+
+    Raises:
+        ValueError: for another kind, a negative noise or a seed in place of a generator.
     """
     at_least(0, noise=noise)
+    a_generator(generator=generator)
     if not ((kind >= 0) & (kind <= 2)).all():
         raise ValueError(f"kind: {kind.unique().tolist()}, expected 0, 1 or 2")
     n = len(kind)
@@ -49,9 +58,13 @@ def sprites(kind: Tensor, generator: torch.Generator, *, noise: float = 0.1) -> 
 
 
 class SpeedClassifier(nn.Module):
-    """Three convolutions that tell classes of walking speed from pictures of people.
+    """Three convolutions that tell classes of walking speed from images of people.
 
-    speeds_mps: the speed of each class, at least one.
+    Args:
+        speeds_mps: the speed of each class, m/s, at least one.
+
+    Raises:
+        ValueError: for no class.
     """
 
     def __init__(self, speeds_mps: Sequence[float] = SPEEDS_MPS) -> None:
@@ -66,7 +79,11 @@ class SpeedClassifier(nn.Module):
         self.speeds_mps = torch.tensor(speeds_mps, dtype=torch.float64)  # stays on the CPU
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Logits (N, classes) of pictures (N, 3, 32, 16)."""
+        """Logits of shape (N, classes) of images of shape (N, 3, 32, 16).
+
+        Raises:
+            ValueError: for other shapes.
+        """
         if tuple(pictures.shape[1:]) != (3, HEIGHT, WIDTH):
             raise ValueError(
                 f"pictures {tuple(pictures.shape)}: expected (N, 3, {HEIGHT}, {WIDTH})"
@@ -76,7 +93,21 @@ class SpeedClassifier(nn.Module):
     def fit(
         self, pictures: Tensor, kind: Tensor, generator: torch.Generator, *, steps: int = 600, lr: float = 0.05
     ) -> SpeedClassifier:  # fmt: skip
-        """Train on at least 64 pictures of known class; returns itself."""
+        """Train on images of known class.
+
+        Args:
+            pictures: shape (N, 3, 32, 16), at least 64 of them.
+            kind: shape (N,), their classes.
+            generator: a CPU generator, of the batches.
+            steps: optimiser steps.
+            lr: learning rate.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            ValueError: for a class that is not there.
+        """
         if not ((kind >= 0) & (kind < len(self.speeds_mps))).all():
             raise ValueError(
                 f"kind: {kind.unique().tolist()}, expected 0 to {len(self.speeds_mps) - 1}"

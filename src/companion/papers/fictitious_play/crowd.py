@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from companion.checks import above, whole
+from companion.checks import a_generator, above, one_dtype, whole
 from companion.papers.fictitious_play.grid import Grid, goal_distance, speed_errors
 
 SIGMAS_M = (0.35, 0.9)  # intimate and personal distance
@@ -18,9 +18,14 @@ SIGMAS_M = (0.35, 0.9)  # intimate and personal distance
 class Weights:
     """What a pedestrian cares about; all in nats a step but for the goal.
 
-    speed: λ, per (m/s)² off the preferred speed. goal: α, per metre from the goal at the end.
-    social: w_m, per expected neighbour at a Gaussian's centre. map: per nat of log occupancy
-    of the tracks that were learnt from.
+    Args:
+        speed: lambda, per (m/s)² off the preferred speed.
+        goal: alpha, per metre from the goal at the end.
+        social: w_m, per expected neighbour at a Gaussian's centre.
+        map: per nat of log occupancy of the tracks that were learnt from.
+
+    >>> Weights(2.0, 3.0, (4.0, 1.0)).with_social(2).social
+    (8.0, 2.0)
     """
 
     speed: float
@@ -32,8 +37,8 @@ class Weights:
         """The same pedestrian taking no notice of others."""
         return replace(self, social=tuple(0.0 for _ in self.social))
 
-    def louder(self, factor: float) -> Weights:
-        """The same with the social weights multiplied."""
+    def with_social(self, factor: float) -> Weights:
+        """The same with the social weights multiplied by a factor."""
         return replace(self, social=tuple(factor * w for w in self.social))
 
 
@@ -41,13 +46,21 @@ class Weights:
 class Crowd:
     """N pedestrians of one or several scenes on one grid.
 
-    start: (N, 2) cells. goal: (N, 2) metres. speed: (N,) preferred, in m/s; its dtype is that
-    of every computation. scene: (N,), who shares one; nobody minds people of other scenes.
-    group: (N,), members of one walking group have one number, -1 is nobody's.
-    log_map: (H, W) log occupancy of training tracks. blocked: (H, W), cells that nobody enters.
+    Args:
+        grid: of all scenes.
+        dt_s: seconds to a step, above 0.
+        start: cells of shape (N, 2).
+        goal: shape (N, 2), metres.
+        speed: shape (N,), preferred, m/s; its dtype is that of every computation.
+        scene: shape (N,), who shares one; nobody minds people of other scenes.
+        group: shape (N,), members of one walking group have one number, -1 is nobody's.
+        log_map: shape (H, W), log occupancy of training tracks.
+        blocked: boolean, shape (H, W), cells that nobody enters.
+        radius_cells: R, cells that a step reaches in each direction, at least 1.
 
-    Raises ValueError for shapes that disagree, a time or reach that is not positive, or an agent
-    without a finite goal, a speed of at least 0 or a start on the grid.
+    Raises:
+        ValueError: for shapes that disagree, a time or reach that is not positive, or an agent
+            without a finite goal, a speed of at least 0 or a start on the grid.
     """
 
     grid: Grid
@@ -73,6 +86,9 @@ class Crowd:
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != self.grid.shape:
                 raise ValueError(f"{name} {tuple(value.shape)}: expected {self.grid.shape}")
+        one_dtype(speed=self.speed)
+        if self.start.is_floating_point():
+            raise ValueError(f"start: {self.start.dtype}, expected whole cells (Grid.to_cell)")
         if not (self.speed >= 0).all():
             raise ValueError(f"speed: the least is {self.speed.min():g}, expected at least 0")
         for name, bad in (
@@ -90,7 +106,12 @@ class Crowd:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Crowd:
-        """A copy on a device and in a precision."""
+        """A copy on a device and in a precision.
+
+        Args:
+            device: None leaves it.
+            dtype: of positions and speeds; None leaves it.
+        """
         tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
         # both at once: the device may lack the precision that is left
         return replace(
@@ -102,7 +123,14 @@ class Crowd:
         )
 
     def pair_mask(self, mask_groups: bool = True) -> Tensor:
-        """(N, N), true where j matters to i: same scene, another agent, another group."""
+        """Who matters to whom.
+
+        Args:
+            mask_groups: members of one walking group do not mind each other.
+
+        Returns:
+            Boolean (N, N), true where j matters to i: same scene, another agent, another group.
+        """
         same = self.scene[:, None] == self.scene
         same.fill_diagonal_(False)
         if mask_groups and self.group is not None:
@@ -144,12 +172,21 @@ class Crowd:
 
 
 def head_on(
-    weight: float, *, horizon: int = 10, cell_m: float = 0.4, dt_s: float = 0.4, radius_cells: int = 2,
+    weight: float, *, cell_m: float = 0.4, dt_s: float = 0.4, radius_cells: int = 2,
     speed_mps: float = 1.2, dtype: torch.dtype = torch.float64,
 ) -> tuple[Crowd, Weights]:  # fmt: skip
     """Two people walking straight at each other, images of each other under half a turn.
 
-    weight: w; the social weights are (w, w / 8). Returns the crowd and the weights.
+    Args:
+        weight: w; the social weights are (w, w / 8).
+        cell_m: side of a cell, metres.
+        dt_s: seconds to a step.
+        radius_cells: R.
+        speed_mps: preferred speed of both.
+        dtype: of every computation.
+
+    Returns:
+        The crowd and the weights.
     """
     grid = Grid(-4, 4, -4, 4, cell_m)
     places = torch.tensor([[-1.8, 0.2], [1.8, -0.2]], dtype=dtype)
@@ -167,11 +204,23 @@ def self_play_crowd(
 ) -> Crowd:  # fmt: skip
     """Scenes of people on a circle of 2.2 m who want to the other side, 1.3 times as far.
 
-    They stand evenly around the circle, turned and shaken by a random angle; everybody's speed
-    is drawn from `speeds` (m/s).
-    Raises ValueError for counts below 1 and for no speeds.
+    They stand evenly around the circle, turned and shaken by a random angle.
+
+    Args:
+        n_scenes: at least 1.
+        generator: a CPU generator.
+        n_agents: of a scene, at least 1.
+        speeds: m/s, from which everybody's is drawn.
+        cell_m: side of a cell, metres.
+        dt_s: seconds to a step.
+        radius_cells: R.
+        dtype: of every computation.
+
+    Raises:
+        ValueError: for counts below 1, no speeds and a seed in place of a generator.
     """
     whole(1, n_scenes=n_scenes, n_agents=n_agents)
+    a_generator(generator=generator)
     if not len(speeds):
         raise ValueError("speeds = []: expected at least one, in m/s")
 

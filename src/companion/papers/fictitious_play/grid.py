@@ -17,14 +17,23 @@ MOST_CELLS = 10_000_000
 class Grid:
     """A rectangle of the ground plane cut into square cells.
 
-    xmin, xmax, ymin, ymax: sides in metres; the last row and column may reach beyond.
-    cell_m: side of a cell in metres. Row 0 lies at ymin, column 0 at xmin.
+    Row 0 lies at ymin, column 0 at xmin; the last row and column may reach beyond the rectangle.
 
-    Raises ValueError for an empty rectangle, a cell that is not positive, or more cells than
-    anything here can hold.
+    Args:
+        xmin: side in metres.
+        xmax: likewise.
+        ymin: likewise.
+        ymax: likewise.
+        cell_m: side of a cell, metres.
 
-    >>> Grid(-4, 4, -4, 4, 0.4).shape
+    Raises:
+        ValueError: for an empty rectangle, a cell that is not positive, or over ten million cells.
+
+    >>> grid = Grid(-4, 4, -4, 4, 0.4)
+    >>> grid.shape
     (20, 20)
+    >>> grid.to_cell(torch.tensor([0.1, -3.9])).tolist()
+    [0, 10]
     """
 
     xmin: float
@@ -84,7 +93,20 @@ class Grid:
 
 
 def speed_errors(grid: Grid, dt_s: float, speed_mps: Tensor, radius_cells: int = 2) -> Tensor:
-    """Squared deviation of every step's speed from the preferred one, (N, 2R+1, 2R+1) in (m/s)²."""
+    """Squared deviation of every step's speed from the preferred one.
+
+    Args:
+        grid: of the scene.
+        dt_s: seconds to a step, above 0.
+        speed_mps: shape (N,), m/s.
+        radius_cells: R, at least 1.
+
+    Returns:
+        Shape (N, 2R+1, 2R+1), (m/s)².
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
     if radius_cells < 1:
         raise ValueError(f"radius_cells = {radius_cells!r}: expected at least 1")
     if not dt_s > 0:
@@ -99,9 +121,23 @@ def speed_kernel(
 ) -> Tensor:
     """Reward of every step for its speed, κ(a) = -λ (|a| ℓ / Δt - v)².
 
-    dt_s: seconds a step. speed_mps: (N,) preferred speeds. weight: λ, in nats/(m/s)².
-    radius_cells: R; a step goes up to R rows and R columns away.
-    Returns log kernels (N, 2R+1, 2R+1); entry [R + i, R + j] is i rows up and j columns right.
+    Args:
+        grid: of the scene.
+        dt_s: seconds to a step, above 0.
+        speed_mps: shape (N,), preferred speeds, m/s.
+        weight: λ, in nats/(m/s)².
+        radius_cells: R, at least 1; a step goes up to R rows and R columns away.
+
+    Returns:
+        Log kernels of shape (N, 2R+1, 2R+1); entry [R + i, R + j] is i rows up and j columns right.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    >>> speed_kernel(Grid(-4, 4, -4, 4, 0.4), 0.4, torch.tensor([1.0]), 2.0, radius_cells=1)
+    tensor([[[-0.3431, -0.0000, -0.3431],
+             [-0.0000, -2.0000, -0.0000],
+             [-0.3431, -0.0000, -0.3431]]])
     """
     return -weight * speed_errors(grid, dt_s, speed_mps, radius_cells)
 

@@ -33,13 +33,16 @@ HIGHEST = 100.0  # of any weight, so that a line search cannot run away
 class Fit:
     """Weights learnt from paths.
 
-    trail: the weights after each round, the single-agent fit first. nats_per_step: the training
-    loss after each round. paths, infeasible: how many there were, and how many were left out
-    because a step of theirs cannot be taken on the grid.
+    Args:
+        weights: of the last round.
+        history: the weights after each round, the single-agent fit first.
+        nats_per_step: the training loss after each round.
+        paths: how many there were.
+        infeasible: how many of them were left out because a step cannot be taken on the grid.
     """
 
     weights: Weights
-    trail: list[Weights]
+    history: list[Weights]
     nats_per_step: list[float]
     paths: int
     infeasible: int
@@ -57,9 +60,15 @@ def feasible(crowd: Crowd, cells: Tensor) -> Tensor:
 
 
 def path_features(crowd: Crowd, cells: Tensor, social: Tensor) -> Tensor:
-    """Features f(τ) summed over a path, (N, 3 + M) for paths (T + 1, N, 2).
+    """Features f(τ) summed over a path.
 
-    social: (T, N, M, H, W), what `social_features` returns. Infeasible paths get zeros.
+    Args:
+        crowd: N pedestrians.
+        cells: paths of shape (T + 1, N, 2).
+        social: shape (T, N, M, H, W), as `social_features` returns it.
+
+    Returns:
+        Shape (N, 3 + M), in the order of this module; infeasible paths get zeros.
     """
     fine = feasible(crowd, cells)
     cells = torch.where(fine[:, None], cells, crowd.start)
@@ -76,7 +85,17 @@ def path_features(crowd: Crowd, cells: Tensor, social: Tensor) -> Tensor:
 
 
 def expected_features(crowd: Crowd, policy: Policy, D: Tensor, social: Tensor) -> Tensor:
-    """E[f] under a policy with occupancy D, (N, 3 + M)."""
+    """E[f] under a policy.
+
+    Args:
+        crowd: N pedestrians.
+        policy: theirs.
+        D: its occupancy, shape (T + 1, N, H, W).
+        social: shape (T, N, M, H, W), as `social_features` returns it.
+
+    Returns:
+        Shape (N, 3 + M).
+    """
     errors = crowd.errors()
     weighed = (policy.log_kernel.exp() * errors).flip(1, 2)
     speed = torch.zeros(len(crowd)).to(errors)
@@ -94,9 +113,18 @@ def expected_features(crowd: Crowd, policy: Policy, D: Tensor, social: Tensor) -
 
 
 def log_partition(crowd: Crowd, theta: Tensor, social: Tensor) -> Tensor:
-    """V_0 at the start, (N,), differentiable in theta (3 + M,).
+    """V_0 at the start, differentiable in the weights.
 
-    social: (T, N, M, H, W).
+    Args:
+        crowd: N pedestrians.
+        theta: shape (3 + M,), in the order of this module.
+        social: shape (T, N, M, H, W), as `social_features` returns it.
+
+    Returns:
+        Shape (N,), nats.
+
+    Raises:
+        ValueError: for another number of weights.
     """
     if len(theta) != 3 + social.shape[2]:
         raise ValueError(f"theta {tuple(theta.shape)}: expected {3 + social.shape[2]} weights")
@@ -115,15 +143,25 @@ def _as_weights(theta: Sequence[float]) -> Weights:
 
 
 class MaxEntIOC:
-    """Learn the weights of a crowd from its paths.
+    """Learn the weights of a crowd from its paths, by maximum-entropy inverse optimal control.
 
-    social: where the others are while weights are learnt. "forecast": where fictitious play
-      under the present weights expects them, in alternation over `rounds`; "observed": where
-      they were seen, in one round; "none": nowhere, the single-agent model.
-    iterations: of L-BFGS-B a round. The weights are bounded by zero from below.
-    fp_iterations, average, update, mask_groups: as `FictitiousPlay`.
+    Args:
+        sigmas_m: widths of the Gaussians, metres, at least one.
+        social: where the others are while weights are learnt. "forecast": where fictitious play
+            under the present weights expects them, in alternation over `rounds`; "observed": where
+            they were seen, in one round; "none": nowhere, the single-agent model.
+        rounds: of learning and play, at least 1.
+        iterations: of L-BFGS-B in a round, at least 1. The weights are bounded by zero from below.
+        fp_iterations: as `FictitiousPlay`'s iterations.
+        average: as in `FictitiousPlay`.
+        update: as in `FictitiousPlay`.
+        mask_groups: as in `FictitiousPlay`.
 
-    Raises ValueError for an unknown choice, no Gaussian and counts out of range.
+    Raises:
+        ValueError: for an unknown choice, no Gaussian and counts out of range.
+
+    References:
+        Ziebart et al. (2008); Ma et al. (2017) for the play in between.
     """
 
     def __init__(
@@ -144,11 +182,20 @@ class MaxEntIOC:
         self.iterations, self.mask_groups = iterations, mask_groups
         self.play = {"iterations": fp_iterations, "average": average, "update": update}
 
-    def fit(self, crowd: Crowd, cells: Tensor, bar: Progress | None = None) -> Fit:
-        """Fit to paths (T + 1, N, 2), or to several of each agent, (K, T + 1, N, 2).
+    def fit(self, crowd: Crowd, cells: Tensor, *, progress: bool = False) -> Fit:
+        """Fit the weights to paths.
 
-        bar: counts rounds; there is one more than `rounds`, of agents alone.
-        Raises ValueError for other shapes and if no path is feasible.
+        Args:
+            crowd: N pedestrians.
+            cells: their paths, shape (T + 1, N, 2), or several of each, (K, T + 1, N, 2).
+            progress: show a bar that counts rounds, one more than `rounds`: the first is of
+                agents alone.
+
+        Returns:
+            The weights, and how they came about.
+
+        Raises:
+            ValueError: for other shapes and if no path is feasible.
         """
         paths = cells if cells.ndim == 4 else cells[None]
         if paths.ndim != 4 or paths.shape[1] < 2 or tuple(paths.shape[2:]) != (len(crowd), 2):
@@ -163,16 +210,16 @@ class MaxEntIOC:
             paths, fine = paths.transpose(0, 1).flatten(1, 2)[None], fine.flatten()[None]
         horizon = paths.shape[1] - 1
         theta = np.array([1.0, 1.0, *(0.0 for _ in self.sigmas_m), 0.0])
-        trail, losses = [], []
-        for k in range(self.rounds + 1):
-            weights = _as_weights(theta)
-            others = None if k == 0 else self._others(crowd, weights, paths, horizon)
-            theta, loss = self._fit_round(crowd, paths, fine, others, theta)
-            trail.append(_as_weights(theta))
-            losses.append(loss)
-            if bar:
+        history, losses = [], []
+        with Progress(self.rounds + 1, "rounds of learning", show=progress) as bar:
+            for k in range(self.rounds + 1):
+                weights = _as_weights(theta)
+                others = None if k == 0 else self._others(crowd, weights, paths, horizon)
+                theta, loss = self._fit_round(crowd, paths, fine, others, theta)
+                history.append(_as_weights(theta))
+                losses.append(loss)
                 bar.update()
-        return Fit(trail[-1], trail, losses, fine.numel(), int((~fine).sum()))
+        return Fit(history[-1], history, losses, fine.numel(), int((~fine).sum()))
 
     @torch.no_grad()
     def _others(self, crowd: Crowd, weights: Weights, paths: Tensor, horizon: int) -> Tensor:

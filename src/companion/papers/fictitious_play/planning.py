@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from companion.checks import whole
+from companion.checks import a_generator, one_dtype, whole
 
 FORMS = ("convolution", "logsumexp")
 MARGIN = 60.0  # nats above the smallest normal number at which a value is still trusted
@@ -24,12 +24,28 @@ def soft_value_iteration(
 ) -> Tensor:
     """V_t(s) = log Σ_a exp(κ(a) + r_t(s+a) + V_{t+1}(s+a)), from V_T = terminal.
 
-    log_kernel: (N, 2R+1, 2R+1), κ, which does not depend on the cell.
-    reward: (T, N, H, W); minus infinity where nobody can stand. terminal: (N, H, W).
-    form: "convolution" is one grouped convolution a step; values more than about 650 nats
-      (float64; 30 in float32) below an agent's best one are not to be trusted. "logsumexp" is
-      exact everywhere and slower.
-    Returns (T + 1, N, H, W). Differentiable.
+    Differentiable.
+
+    Args:
+        log_kernel: shape (N, 2R+1, 2R+1), κ, which does not depend on the cell.
+        reward: shape (T, N, H, W), nats; minus infinity where nobody can stand.
+        terminal: shape (N, H, W), nats.
+        form: "convolution" is one grouped convolution a step; values more than about 650 nats
+            (float64; 30 in float32) below an agent's best one are not to be trusted. "logsumexp" is
+            exact everywhere and slower.
+
+    Returns:
+        Shape (T + 1, N, H, W).
+
+    Raises:
+        ValueError: for shapes or dtypes that disagree, and another form.
+
+    References:
+        Ziebart et al. (2008), the backward pass of maximum-entropy inverse optimal control.
+
+    >>> free = torch.zeros(1, 3, 3), torch.zeros(2, 1, 3, 3), torch.zeros(1, 3, 3)
+    >>> soft_value_iteration(*free)[0, 0].exp().round().tolist()  # paths of two steps
+    [[25.0, 35.0, 25.0], [35.0, 49.0, 35.0], [25.0, 35.0, 25.0]]
     """
     _check(log_kernel, reward, terminal, form)
     backup = _backup_by_convolution if form == "convolution" else _backup_by_logsumexp
@@ -46,10 +62,25 @@ def occupancy(
 
     D_{t+1}(s') = Σ_a D_t(s'-a) π_t(a|s'-a), from all mass on the start.
 
-    values: what `soft_value_iteration` returned for the same kernel and reward.
-    start: (N, 2) cells. Returns (T + 1, N, H, W), every map summing to 1.
+    Args:
+        log_kernel: as in `soft_value_iteration`.
+        reward: as in `soft_value_iteration`.
+        values: what it returned for the same kernel and reward.
+        start: cells of shape (N, 2).
+        form: as in `soft_value_iteration`.
+
+    Returns:
+        Shape (T + 1, N, H, W), every map summing to 1.
+
+    Raises:
+        ValueError: for shapes or dtypes that disagree, and a start off the grid.
     """
+    if len(values) != len(reward) + 1:
+        raise ValueError(
+            f"values {tuple(values.shape)}: expected {len(reward) + 1} maps for {len(reward)} steps"
+        )
     _check(log_kernel, reward, values[-1], form)
+    _check_start(start, values[-1])
     forward = _forward_by_convolution if form == "convolution" else _forward_by_logsumexp
     now = torch.zeros_like(values[0])
     now[torch.arange(len(start), device=start.device), start[:, 0], start[:, 1]] = 1
@@ -69,6 +100,18 @@ def _check(log_kernel: Tensor, reward: Tensor, terminal: Tensor, form: str) -> N
         )
     if log_kernel.shape[1] != log_kernel.shape[2] or log_kernel.shape[1] % 2 == 0:
         raise ValueError(f"log_kernel {tuple(log_kernel.shape)}: expected (N, k, k) with odd k")
+    one_dtype(log_kernel=log_kernel, reward=reward, terminal=terminal)
+
+
+def _check_start(start: Tensor, terminal: Tensor) -> None:
+    agents, *size = terminal.shape
+    if tuple(start.shape) != (agents, 2) or start.is_floating_point():
+        raise ValueError(
+            f"start: {start.dtype} of shape {tuple(start.shape)}, expected whole cells ({agents}, 2)"
+        )
+    outside = ((start < 0) | (start >= torch.tensor(size, device=start.device))).any(-1)
+    if outside.any():
+        raise ValueError(f"start: agents {_some(outside)} are off the grid {tuple(size)}")
 
 
 def _correlate(maps: Tensor, kernels: Tensor) -> Tensor:
@@ -118,7 +161,20 @@ def _forward_by_logsumexp(log_kernel: Tensor, q: Tensor, value: Tensor, now: Ten
 
 
 def start_value(log_kernel: Tensor, reward: Tensor, terminal: Tensor, start: Tensor) -> Tensor:
-    """V_0 at each agent's start cell, (N,); in log space if any of them would underflow."""
+    """V_0 at each agent's start cell, in log space if any of them would underflow.
+
+    Args:
+        log_kernel: as in `soft_value_iteration`.
+        reward: as in `soft_value_iteration`.
+        terminal: as in `soft_value_iteration`.
+        start: cells of shape (N, 2).
+
+    Returns:
+        Shape (N,), nats.
+
+    Raises:
+        ValueError: as `soft_value_iteration`.
+    """
     agents = torch.arange(len(start), device=start.device)
     where = (agents, start[:, 0], start[:, 1])
     first = soft_value_iteration(log_kernel, reward, terminal)[0]
@@ -138,7 +194,11 @@ def _sunk(first: Tensor, at_start: Tensor) -> Tensor:
 class Policy:
     """What N agents do in T steps: π_t(a|s) = exp(κ(a) + r_t(s+a) + V_{t+1}(s+a) - V_t(s)).
 
-    log_kernel (N, 2R+1, 2R+1), reward (T, N, H, W), values (T + 1, N, H, W), start (N, 2).
+    Args:
+        log_kernel: shape (N, 2R+1, 2R+1).
+        reward: shape (T, N, H, W).
+        values: shape (T + 1, N, H, W).
+        start: cells of shape (N, 2).
     """
 
     log_kernel: Tensor
@@ -152,11 +212,20 @@ class Policy:
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n paths an agent, independently of the other agents, (n, T + 1, N, 2) cells.
+        """Draw paths, independently of the other agents.
 
-        Raises ValueError for n below 1.
+        Args:
+            n: paths an agent, at least 1.
+            generator: a CPU generator.
+
+        Returns:
+            Cells of shape (n, T + 1, N, 2).
+
+        Raises:
+            ValueError: for n below 1 and a seed in place of a generator.
         """
         whole(1, n=n)
+        a_generator(generator=generator)
         horizon, agents, _, width = self.reward.shape
         radius, size = self.log_kernel.shape[-1] // 2, self.log_kernel.shape[-1]
         device = self.reward.device
@@ -185,13 +254,27 @@ def path_log_prob(
     """Log probability of each agent's path, minus infinity if a step of it is infeasible.
 
     Infeasible are steps of more than R cells, off the grid, or where the reward forbids.
-    cells: (T + 1, N, 2). Returns (N,), or (T, N) for every step alone.
+
+    Args:
+        cells: paths of shape (T + 1, N, 2).
+        log_kernel: as in `soft_value_iteration`.
+        reward: as in `soft_value_iteration`.
+        values: what it returned for the same kernel and reward.
+        each_step: of every step alone.
+
+    Returns:
+        Shape (N,), or (T, N) for every step alone; nats.
+
+    Raises:
+        ValueError: for paths of another shape, and for cells that are not whole numbers.
     """
     horizon, agents, height, width = reward.shape
     if tuple(cells.shape) != (horizon + 1, agents, 2):
         raise ValueError(
             f"cells {tuple(cells.shape)}: expected {(horizon + 1, agents, 2)} for this reward"
         )
+    if cells.is_floating_point():
+        raise ValueError(f"cells: {cells.dtype}, expected whole numbers (Grid.to_cell)")
     radius = log_kernel.shape[-1] // 2
     move = cells[1:] - cells[:-1] + radius
     size = torch.tensor([height, width], device=cells.device)
@@ -210,18 +293,26 @@ def path_log_prob(
 
 @torch.no_grad()
 def plan(log_kernel: Tensor, reward: Tensor, terminal: Tensor, start: Tensor):
-    """Best responses to fixed rewards: the policy and its occupancy (T + 1, N, H, W).
+    """Best responses to fixed rewards.
 
     Agents for whom the convolution form underflows are planned again in log space.
-    Raises ValueError for nobody and, naming the agents, if one starts off the grid or has no way
-    to go.
+
+    Args:
+        log_kernel: as in `soft_value_iteration`.
+        reward: as in `soft_value_iteration`.
+        terminal: as in `soft_value_iteration`.
+        start: cells of shape (N, 2).
+
+    Returns:
+        The policy, and its occupancy (T + 1, N, H, W).
+
+    Raises:
+        ValueError: for nobody and, naming the agents, if one starts off the grid or has no way to
+            go; as `soft_value_iteration` besides.
     """
     if not len(start):
         raise ValueError("start: expected at least one agent")
-    size = torch.tensor(terminal.shape[1:], device=start.device)
-    outside = ((start < 0) | (start >= size)).any(-1)
-    if outside.any():
-        raise ValueError(f"start: agents {_some(outside)} are off the grid {tuple(size.tolist())}")
+    _check_start(start, terminal)
     values = soft_value_iteration(log_kernel, reward, terminal)
     maps = occupancy(log_kernel, reward, values, start)
     agents = torch.arange(len(start), device=start.device)

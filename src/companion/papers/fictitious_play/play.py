@@ -13,6 +13,7 @@ from companion.papers.fictitious_play.crowd import SIGMAS_M, Crowd, Weights
 from companion.papers.fictitious_play.grid import speed_kernel
 from companion.papers.fictitious_play.planning import Policy, plan
 from companion.papers.fictitious_play.social import expected_others, smooth
+from companion.progress import Progress
 
 UPDATES = ("simultaneous", "sequential")
 
@@ -21,11 +22,13 @@ UPDATES = ("simultaneous", "sequential")
 class Forecast:
     """What N agents are expected to do in T steps.
 
-    policy: their last responses. occupancy: (T + 1, N, H, W), what is expected of them: where
-    play averages, the mean of all rounds' forecasts.
-    response: (T + 1, N, H, W), occupancy of `policy` itself.
-    gaps: (rounds, N), total variation between each round's response and what had been expected,
-    the largest over the steps.
+    Args:
+        policy: their last responses.
+        occupancy: shape (T + 1, N, H, W), what is expected of them: where play averages, the mean
+            of all rounds' forecasts.
+        response: shape (T + 1, N, H, W), occupancy of `policy` itself.
+        gaps: shape (rounds, N), total variation between each round's response and what had been
+            expected, the largest over the steps.
     """
 
     policy: Policy
@@ -39,16 +42,37 @@ class Forecast:
         return [float(gap.max()) for gap in self.gaps]
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n paths an agent, (n, T + 1, N, 2) cells; agents are independent of each other."""
+        """Draw paths; agents are independent of each other.
+
+        Args:
+            n: paths an agent, at least 1.
+            generator: a CPU generator.
+
+        Returns:
+            Cells of shape (n, T + 1, N, 2).
+
+        Raises:
+            ValueError: for n below 1 and a seed in place of a generator.
+        """
         return self.policy.sample(n, generator)
 
 
 def social_reward(
     crowd: Crowd, weights: Weights, others: Tensor, sigmas_m: Sequence[float] = SIGMAS_M
 ) -> Tensor:
-    """-Σ_m w_m G_m * others for the steps' ends, (T, N, H, W).
+    """-Σ_m w_m G_m * others for the steps' ends.
 
-    others: (T + 1, N, H, W), what `expected_others` makes of occupancies.
+    Args:
+        crowd: N pedestrians.
+        weights: of whom only the social ones count.
+        others: shape (T + 1, N, H, W), as `expected_others` makes it of occupancies.
+        sigmas_m: widths of the Gaussians, one a social weight.
+
+    Returns:
+        Shape (T, N, H, W), nats.
+
+    Raises:
+        ValueError: for another number of widths.
     """
     if len(weights.social) != len(sigmas_m):
         raise ValueError(
@@ -64,10 +88,21 @@ def social_reward(
 def respond(
     crowd: Crowd, weights: Weights, horizon: int, others: Tensor | None = None, sigmas_m: Sequence[float] = SIGMAS_M
 ) -> tuple[Policy, Tensor]:  # fmt: skip
-    """Best responses to what is expected of the others: policy and occupancy (T + 1, N, H, W).
+    """Best responses to what is expected of the others.
 
-    others: (T + 1, N, H, W), for each agent the sum of the others' expected occupancies (see
-      `expected_others`); None: nobody else is there.
+    Args:
+        crowd: N pedestrians.
+        weights: what they care about.
+        horizon: T, steps, at least 1.
+        others: shape (T + 1, N, H, W), for each agent the sum of the others' expected occupancies
+            (see `expected_others`); None: nobody else is there.
+        sigmas_m: widths of the Gaussians, one a social weight.
+
+    Returns:
+        The policy, and its occupancy (T + 1, N, H, W).
+
+    Raises:
+        ValueError: for numbers out of range, and as `plan`.
     """
     whole(1, horizon=horizon)
     kernel = speed_kernel(
@@ -82,14 +117,24 @@ def respond(
 class FictitiousPlay:
     """Repeated best responses of all agents of a crowd.
 
-    horizon: T, steps. iterations: rounds after the single-agent forecast; 0 leaves it at that.
-    average: respond to the mean of all earlier forecasts (fictitious play) or to the last one.
-    update: "simultaneous", or "sequential": within a scene one agent after the other, each
-      seeing what those before it have just changed.
-    tolerance: stop when no response is further than this from what was expected (total variation).
-    mask_groups: members of one walking group do not mind each other.
+    Args:
+        crowd: N pedestrians.
+        weights: what they care about.
+        horizon: T, steps, at least 1.
+        sigmas_m: widths of the Gaussians, one a social weight.
+        iterations: rounds after the single-agent forecast; 0 leaves it at that.
+        average: respond to the mean of all earlier forecasts (fictitious play) or to the last one.
+        update: "simultaneous", or "sequential": within a scene one agent after the other, each
+            seeing what those before it have just changed.
+        tolerance: stop when no response is further than this from what was expected (total
+            variation).
+        mask_groups: members of one walking group do not mind each other.
 
-    Raises ValueError for an unknown update or numbers out of range.
+    Raises:
+        ValueError: for an unknown update or numbers out of range.
+
+    References:
+        Ma et al. (2017) for the principle; the features are a reconstruction.
     """
 
     def __init__(
@@ -108,28 +153,40 @@ class FictitiousPlay:
         self.update, self.tolerance = update, tolerance
         self.mask = crowd.pair_mask(mask_groups)
 
-    def run(self, watch: Callable[[int, Tensor, Tensor], None] | None = None) -> Forecast:
+    def run(
+        self,
+        watch: Callable[[int, Tensor, Tensor], None] | None = None,
+        *,
+        progress: bool = False,
+    ) -> Forecast:
         """Play, and return the forecast.
 
-        watch: called after each round with its number, the responses' occupancies and what is
-          now expected; round 0 is the single-agent forecast.
+        Args:
+            watch: called after each round with its number, the responses' occupancies and what is now
+                expected; round 0 is the single-agent forecast.
+            progress: show a bar that counts rounds.
+
+        Raises:
+            ValueError: as `plan`.
         """
         policy, response = respond(self.crowd, self.weights.alone(), self.horizon)
         expected, gaps = response.clone(), []
         if watch:
             watch(0, response, expected)
-        for k in range(1, self.iterations + 1):
-            if self.update == "simultaneous":
-                policy, response = self._all_respond(expected)
-                gap = _total_variations(response, expected)
-                self._believe(expected, response, k, slice(None))
-            else:
-                policy, response, gap = self._one_after_the_other(expected, k)
-            gaps.append(gap)
-            if watch:
-                watch(k, response, expected)
-            if gap.max() < self.tolerance:
-                break
+        with Progress(self.iterations, "rounds of play", show=progress) as bar:
+            for k in range(1, self.iterations + 1):
+                if self.update == "simultaneous":
+                    policy, response = self._all_respond(expected)
+                    gap = _total_variations(response, expected)
+                    self._believe(expected, response, k, slice(None))
+                else:
+                    policy, response, gap = self._one_after_the_other(expected, k)
+                gaps.append(gap)
+                bar.update()
+                if watch:
+                    watch(k, response, expected)
+                if gap.max() < self.tolerance:
+                    break
         none = expected.new_zeros(0, len(self.crowd))
         return Forecast(policy, expected, response, torch.stack(gaps) if gaps else none)
 
@@ -184,13 +241,24 @@ def _joined(parts: dict[int, tuple[Tensor, Policy]]) -> Policy:
 def exploitability(
     crowd: Crowd, weights: Weights, policy: Policy, D: Tensor, sigmas_m: Sequence[float] = SIGMAS_M, *, mask_groups: bool = True
 ) -> Tensor:  # fmt: skip
-    """What each agent would gain by responding to what the others really do, (N,) nats.
+    """What each agent would gain by responding to what the others really do.
 
     It is the path divergence KL(π_i || best response to D_-i), computed without paths:
     V'_0(s_0) - V_0(s_0) - Σ_t <D_{t+1}, r'_t - r_t>, with r' and V' those of the best response.
-    Zero for all agents exactly at a logit equilibrium.
 
-    D: (T + 1, N, H, W), occupancy of `policy` itself (`Forecast.response`).
+    Args:
+        crowd: N pedestrians.
+        weights: what they care about.
+        policy: theirs.
+        D: shape (T + 1, N, H, W), occupancy of `policy` itself (`Forecast.response`).
+        sigmas_m: widths of the Gaussians, one a social weight.
+        mask_groups: members of one walking group do not mind each other.
+
+    Returns:
+        Shape (N,), nats; zero for all agents exactly at a logit equilibrium.
+
+    Raises:
+        ValueError: as `respond`.
     """
     others = expected_others(D, crowd.pair_mask(mask_groups))
     best, _ = respond(crowd, weights, len(D) - 1, others, sigmas_m)

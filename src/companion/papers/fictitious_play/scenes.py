@@ -12,7 +12,7 @@ from torch import Tensor
 
 from companion.checks import whole
 from companion.data.crowds import simulate_crossing
-from companion.data.trajectories import Tracks, cut_windows, load_tracks
+from companion.data.trajectories import Tracks, TrajectoryWindows, cut_windows, load_tracks
 from companion.device import has_float64
 from companion.papers.fictitious_play.crowd import Crowd, Weights, self_play_crowd
 from companion.papers.fictitious_play.grid import Grid
@@ -28,9 +28,16 @@ MARGIN_M = 1.0  # of the grid around everything that was filmed
 class Observed:
     """A crowd and the paths that it took.
 
-    cells: (T + 1, N, 2). positions: (T + 1, N, 2) in metres. kind: (N,), class of speed, where
-    it is known. counts: agents, and by reason those that were left out (`off_grid`, `no_goal`)
-    or that no policy can follow (`infeasible`); scenes, and those left without anybody.
+    Args:
+        crowd: N pedestrians.
+        cells: their paths, shape (T + 1, N, 2).
+        positions: the same in metres, shape (T + 1, N, 2).
+        counts: agents, and by reason those that were left out (`off_grid`, `no_goal`) or that no
+            policy can follow (`infeasible`); scenes, and those left without anybody.
+        kind: shape (N,), class of speed, where it is known.
+        index: shape (N,), which of the observed agents stayed.
+        windows: what the crowd was cut from, where it was.
+        place: shape (N, 2), scene and agent of the windows.
     """
 
     crowd: Crowd
@@ -38,25 +45,65 @@ class Observed:
     positions: Tensor
     counts: dict[str, int]
     kind: Tensor | None = None
+    index: Tensor | None = None
+    windows: TrajectoryWindows | None = None
+    place: Tensor | None = None
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Observed:
-        """A copy on a device, with the crowd in a precision; positions keep theirs if they can."""
+        """A copy on a device, with the crowd in a precision; positions keep theirs if they can.
+
+        Args:
+            device: None leaves it.
+            dtype: of the crowd; None leaves it.
+        """
         kind = None if self.kind is None else self.kind.to(device)
         keeps = device is None or has_float64(device)
         positions = self.positions.to(device, None if keeps else torch.float32)
-        return Observed(
-            self.crowd.to(device, dtype), self.cells.to(device), positions, self.counts, kind
+        return dataclasses.replace(
+            self,
+            crowd=self.crowd.to(device, dtype),
+            cells=self.cells.to(device),
+            positions=positions,
+            kind=kind,
         )
 
-    def walking(self, speed: Tensor) -> Observed:
-        """The same paths, with other preferred speeds (N,) in m/s."""
+    def with_speed(self, speed: Tensor) -> Observed:
+        """The same paths, with other preferred speeds of shape (N,), m/s."""
         return dataclasses.replace(self, crowd=dataclasses.replace(self.crowd, speed=speed))
 
-    def walked(self) -> Tensor:
-        """Mean speed of each path, (N,) in m/s."""
+    def mean_speed(self) -> Tensor:
+        """Mean speed of each path, shape (N,), m/s."""
         return self.positions.diff(dim=0).norm(dim=-1).mean(0) / self.crowd.dt_s
+
+    def by_window(self, paths: Tensor) -> Tensor:
+        """Sampled paths in the order and frame of the windows that the crowd was cut from.
+
+        Args:
+            paths: cells of shape (samples, T + 1, N, 2), such as `Forecast.sample` draws.
+
+        Returns:
+            Shape (scenes, agents, samples, T, 2), metres from each window's origin, without the
+            start; NaN for agents who were left out.
+
+        Raises:
+            ValueError: for a crowd that was not cut from windows, and for other shapes.
+        """
+        if self.windows is None or self.place is None:
+            raise ValueError("windows = None: this crowd was not cut from windows of tracks")
+        horizon = self.windows.future.shape[2]
+        if paths.ndim != 4 or tuple(paths.shape[1:]) != (horizon + 1, len(self.crowd), 2):
+            raise ValueError(
+                f"paths {tuple(paths.shape)}: expected (samples, {horizon + 1}, "
+                f"{len(self.crowd)}, 2)"
+            )
+        metres = self.crowd.grid.to_metres(paths[:, 1:].cpu()).permute(2, 0, 1, 3)
+        scene, agent = self.place.unbind(1)
+        shape = *self.windows.mask.shape, len(paths), horizon, 2
+        found = torch.full(shape, torch.nan, dtype=torch.float64)
+        found[scene, agent] = metres - self.windows.origin_m[scene][:, None, None].double()
+        return found
 
 
 def observe(
@@ -65,10 +112,30 @@ def observe(
 ) -> Observed:  # fmt: skip
     """Put tracks on a grid, and count what does not fit.
 
-    positions: (T + 1, N, 2) in metres; the rest as in `Crowd`. Agents that leave the grid or
-    lack a finite goal or speed are left out; those with a step of more than R cells stay.
-    Raises ValueError if nobody is left.
+    Agents that leave the grid or lack a finite goal or speed are left out; those with a step of
+    more than R cells stay.
+
+    Args:
+        grid: of the scene.
+        dt_s: seconds to a step, above 0.
+        positions: shape (T + 1, N, 2), metres.
+        goal: shape (N, 2), metres.
+        speed: shape (N,), preferred speeds, m/s; its dtype is that of every computation.
+        scene: shape (N,), who shares a scene.
+        group: shape (N,), as in `Crowd`.
+        kind: shape (N,), class of speed.
+        log_map: shape (H, W), as in `Crowd`.
+        radius_cells: R, cells that a step reaches in each direction.
+
+    Raises:
+        ValueError: for shapes that disagree, and if nobody is left.
     """
+    n = len(speed)
+    if positions.ndim != 3 or tuple(positions.shape[1:]) != (n, 2):
+        raise ValueError(f"positions {tuple(positions.shape)}: expected (T + 1, {n}, 2)")
+    if tuple(goal.shape) != (n, 2):
+        raise ValueError(f"goal {tuple(goal.shape)}: expected {(n, 2)}")
+
     cells = grid.to_cell(positions.nan_to_num(nan=-1e6))
     inside = grid.holds(cells).all(0)
     aimed = goal.isfinite().all(-1) & speed.isfinite()
@@ -91,7 +158,8 @@ def observe(
         "scenes": scenes,
         "empty_scenes": scenes - len(crowd.scene.unique()),
     }
-    return Observed(crowd, cells, positions[:, keep], counts, None if kind is None else kind[keep])
+    kind = None if kind is None else kind[keep]
+    return Observed(crowd, cells, positions[:, keep], counts, kind, keep.nonzero()[:, 0])
 
 
 def self_play(
@@ -100,8 +168,20 @@ def self_play(
 ) -> tuple[Crowd, Tensor, Forecast]:  # fmt: skip
     """Scenes whose paths are drawn from the play of the model itself, so that the truth is known.
 
-    where: as `self_play_crowd`. Returns the crowd, paths (samples, T + 1, N, 2), and the
-    forecast that they were drawn from.
+    Args:
+        n_scenes: at least 1.
+        weights: what everybody cares about.
+        n_samples: paths a person, at least 1.
+        horizon: T, steps.
+        iterations: rounds of play.
+        seed: of scenes and paths.
+        where: as `self_play_crowd`.
+
+    Returns:
+        The crowd, paths (samples, T + 1, N, 2), and the forecast that they were drawn from.
+
+    Raises:
+        ValueError: for counts below 1.
     """
     whole(1, n_samples=n_samples)
     generator = torch.Generator().manual_seed(seed)
@@ -116,7 +196,18 @@ def circle_crossing(
 ) -> Observed:  # fmt: skip
     """Scenes of the social-force simulator: all want to the other side of a circle.
 
-    speeds: what the simulated people prefer, m/s; meeting in the middle makes them slower.
+    Args:
+        n_scenes: at least 1.
+        horizon: T, steps.
+        n_agents: of a scene.
+        speeds: what the simulated people prefer, m/s; meeting in the middle makes them slower.
+        cell_m: side of a cell, metres.
+        dt_s: seconds to a step.
+        radius_cells: R.
+        seed: of the scenes.
+
+    Raises:
+        ValueError: for numbers out of range.
     """
     paths, goals, kind = simulate_crossing(
         n_scenes, n_agents=n_agents, speeds_mps=speeds, steps=horizon, dt_s=dt_s, seed=seed
@@ -132,35 +223,56 @@ def circle_crossing(
 
 
 def filmed(
-    name: str, root: str | os.PathLike = "", *, horizon: int = 16, cell_m: float = 0.5, dt_s: float = 0.4,
+    scene: str | Tracks,
+    root: str | os.PathLike = "",
+    *,
+    horizon: int = 16,
+    cell_m: float = 0.5,
+    dt_s: float | None = None,
     radius_cells: int = 2,
-) -> tuple[Observed, Observed, Tracks]:  # fmt: skip
-    """Windows of a filmed scene, one after the other: those of the first half of the time to
-    learn from, those of the second half to forecast.
+) -> tuple[Observed, Observed, Tracks]:
+    """Cut a filmed scene into windows, to learn from and to forecast.
 
-    name, root: as `load_tracks`, in metres. A person's goal is the last position of the whole
-    track, the speed that of the 1.2 s before the window; members of a group share a number. The
-    map is the log occupancy of the tracks to learn from. Who is there for a part of a window
-    only is counted as `partial`.
+    Windows follow each other. A person's goal is the last position of the whole track, the speed
+    that of the 1.2 s before the window; members of a group share a number. The map is the log
+    occupancy of the tracks to learn from. Who is there for a part of a window only is counted as
+    `partial`.
 
-    Raises ValueError for a scene that is not in metres or that is too short, for a horizon or
-    radius below 1 and for cells so small that there would be over a million.
+    Args:
+        scene: tracks in metres, such as `read_tracks` gives them, or a name for `load_tracks`.
+        root: for a name, as in `load_tracks`.
+        horizon: T, steps to forecast, at least 1.
+        cell_m: side of a cell, metres.
+        dt_s: for a name, seconds to a step, 0.4 by default; tracks have their own.
+        radius_cells: R, cells that a step reaches in each direction, at least 1.
+
+    Returns:
+        The windows of the first half of the time, those of the second half, and the tracks.
+
+    Raises:
+        ValueError: for a scene that is not in metres or that is too short, for a horizon or
+            radius below 1 and for cells so small that there would be over a million.
     """
-    for key, value in {"horizon": horizon, "radius_cells": radius_cells}.items():
-        if value < 1:
-            raise ValueError(f"{key} = {value!r}: expected at least 1")
+    whole(1, horizon=horizon, radius_cells=radius_cells)
     if not 0 < cell_m < math.inf:
         raise ValueError(f"cell_m = {cell_m!r}: expected metres above 0")
-    tracks = load_tracks(name, root, dt_s=dt_s)
+    if isinstance(scene, Tracks):
+        tracks = scene
+        if dt_s not in (None, tracks.dt_s):
+            raise ValueError(f"dt_s = {dt_s!r}: {tracks.name} has steps of {tracks.dt_s:g} s")
+    else:
+        tracks = load_tracks(scene, root, dt_s=0.4 if dt_s is None else dt_s)
     if tracks.unit != "m":
-        raise ValueError(f"name = {name!r}: its tracks are in pixels, expected metres")
+        raise ValueError(
+            f"scene = {tracks.name!r}: its tracks are in pixels, expected metres (in_metres)"
+        )
     low, high = (tracks.position.aminmax(dim=0)[i] for i in (0, 1))
     (xmin, ymin), (xmax, ymax) = (low - MARGIN_M).tolist(), (high + MARGIN_M).tolist()
     grid = Grid(xmin, xmax, ymin, ymax, cell_m)
     middle = int(tracks.step.min() + tracks.step.max()) // 2
     halves = tracks.between(int(tracks.step.min()), middle), tracks.between(middle, 10**9)
     log_map = log_occupancy(grid, halves[0].position)
-    before = max(round(SEEN_S / dt_s), 1) + 1
+    before = max(round(SEEN_S / tracks.dt_s), 1) + 1
     rules = {"log_map": log_map, "radius_cells": radius_cells}
     train, test = (_windows(half, tracks, grid, before, horizon, rules) for half in halves)
     return train, test, tracks
@@ -170,7 +282,8 @@ def _windows(
     half: Tracks, tracks: Tracks, grid: Grid, before: int, horizon: int, rules: dict
 ) -> Observed:
     cut = cut_windows(half, obs_len=before, pred_len=horizon, stride=horizon)
-    scene, _ = cut.mask.nonzero(as_tuple=True)
+    place = cut.mask.nonzero()
+    scene = place[:, 0]
     path = torch.cat([cut.past, cut.future], 2)[cut.mask].double()
     path = (path + cut.origin_m[scene][:, None]).transpose(0, 1)  # (steps, N, 2)
     agents = cut.agent[cut.mask]
@@ -183,14 +296,26 @@ def _windows(
     found = observe(
         grid, tracks.dt_s, path[before - 1 :], goal, speed, scene, group=group, **rules
     )
-    return dataclasses.replace(found, counts=found.counts | cut.left_out)
+    return dataclasses.replace(
+        found, counts=found.counts | cut.left_out, windows=cut, place=place[found.index]
+    )
 
 
 def log_occupancy(grid: Grid, positions: Tensor, sigma_m: float = 0.5) -> Tensor:
-    """Log of how often each cell was walked on, blurred, 0 at the busiest, (H, W).
+    """Log of how often each cell was walked on, blurred, 0 at the busiest.
 
-    positions: (..., 2) in metres; those off the grid do not count. One visit of every cell is
-    added, so that a cell that nobody used stays possible.
+    One visit of every cell is added, so that a cell that nobody used stays possible.
+
+    Args:
+        grid: of the scene.
+        positions: shape (..., 2), metres; those off the grid do not count.
+        sigma_m: standard deviation of the blur, metres, above 0.
+
+    Returns:
+        Shape (H, W), nats.
+
+    Raises:
+        ValueError: for a width that is not above 0.
     """
     cells = grid.to_cell(positions).reshape(-1, 2)
     cells = cells[grid.holds(cells)]

@@ -22,15 +22,24 @@ CHUNK = 2**23  # numbers in the largest intermediate, 64 MB
 
 
 def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices V and D, each (K, T), that turn a trajectory into K rows of a regression.
+    """Matrices that turn a trajectory into rows of a regression.
 
-    weak: rows V theta(x), targets D x. A row integrates over a window of samples against
-      psi = (1 - u^2)^4, u in [-1, 1]; its target has the derivative moved to psi. Equal and
-      unequal steps (trapezoidal weights) alike.
-    savgol: rows theta(V x), targets D x: value and derivative of a cubic fitted to the window.
-    fd: V is the identity, D the second-order finite differences; window has no part in it.
+    "weak": rows V theta(x), targets D x. A row integrates over a window of samples against
+    psi = (1 - u^2)^4, u in [-1, 1]; its target has the derivative moved to psi. Equal and unequal
+    steps (trapezoidal weights) alike. "savgol": rows theta(V x), targets D x, value and derivative
+    of a cubic fitted to the window. "fd": V is the identity, D the second-order finite differences.
 
-    Raises ValueError for an unknown method, too few samples or times that do not ascend.
+    Args:
+        t: times of shape (T,), ascending.
+        method: "weak", "savgol" or "fd".
+        window: samples of a window, odd, at least 5; without meaning for "fd".
+
+    Returns:
+        V and D, each of shape (K, T).
+
+    Raises:
+        ValueError: for an unknown method, too few samples, times that do not ascend, and unequal
+            steps with "savgol".
     """
     if method not in METHODS:
         raise ValueError(f"derivative = {method!r}: expected one of {METHODS}")
@@ -72,10 +81,14 @@ def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.n
 class Gram:
     """A least-squares problem per environment, as its products.
 
-    With A the rows of an environment, y its targets and M their number:
-    G: (..., E, p, p), A'A / M. c: (..., E, n, p), y'A / M. q: (..., E, n), y'y / M; exactly
-    zero for a state that does not move.
-    samples: (E,), readings behind the rows. window: samples that a row shares with others.
+    With A the rows of an environment, y its targets and M their number.
+
+    Args:
+        G: shape (..., E, p, p), A'A / M.
+        c: shape (..., E, n, p), y'A / M.
+        q: shape (..., E, n), y'y / M; exactly zero for a state that does not move.
+        samples: shape (E,), readings behind the rows.
+        window: samples that a row shares with others.
     """
 
     G: Tensor
@@ -85,7 +98,14 @@ class Gram:
     window: int
 
     def environments(self, which: list[int]) -> Gram:
-        """The problem of some environments alone."""
+        """The problem of some environments alone.
+
+        Raises:
+            ValueError: for an index that is out of range.
+        """
+        E = self.G.shape[-3]
+        if not all(-E <= e < E for e in which):
+            raise ValueError(f"which = {list(which)}: expected environments from 0 to {E - 1}")
         return Gram(
             self.G[..., which, :, :], self.c[..., which, :, :], self.q[..., which, :],
             self.samples[which], self.window,
@@ -95,11 +115,19 @@ class Gram:
 def build_gram(
     library: Library, x: Tensor, times: np.ndarray | list, method: str, window: int
 ) -> Gram:
-    """One pass over the data: everything afterwards is p by p.
+    """Make the least-squares problems in one pass over the data.
 
-    x: (..., E, R, T, n), float64. times: one array (T,) for all trajectories, or for ragged
-      data E lists of R arrays, None where an environment has fewer trajectories; what follows
-      a trajectory's last sample may be any finite number.
+    Args:
+        library: the terms.
+        x: float64 tensor of shape (..., E, R, T, n).
+        times: shape (T,) for all trajectories, or for ragged data E lists of R arrays, None where
+            an environment has fewer trajectories; what follows a trajectory's last sample may be
+            any finite number.
+        method: as in `operators`.
+        window: as in `operators`.
+
+    Raises:
+        ValueError: as `operators`.
     """
     E, R, T, n = x.shape[-4:]
     ragged = not isinstance(times, np.ndarray)

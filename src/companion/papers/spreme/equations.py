@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import sympy as sp
+import sympy
 from torch import Tensor
 
 from companion.papers.spreme.library import Library
 
 
 def as_text(library: Library, coefficients: Tensor, precision: int = 3) -> list[str]:
-    """One line a state, in the style of pysindy: ``x' = -0.498 x + 1.02 x y``.
+    """Write equations in the style of pysindy: ``x' = -0.498 x + 1.02 x y``.
 
-    coefficients: (n, p) of one environment. precision: significant digits.
+    Args:
+        library: the terms.
+        coefficients: shape (n, p), of one environment.
+        precision: significant digits.
+
+    Returns:
+        One line a state.
     """
     names = library.get_feature_names()
     lines = []
@@ -28,14 +34,16 @@ def as_text(library: Library, coefficients: Tensor, precision: int = 3) -> list[
     return lines
 
 
-def as_sympy(library: Library, coefficients: Tensor) -> list[sp.Expr]:
+def as_sympy(library: Library, coefficients: Tensor) -> list[sympy.Expr]:
     """The right-hand sides as sympy expressions, coefficients as floats of full precision.
 
-    coefficients: (n, p) of one environment.
+    Args:
+        library: the terms.
+        coefficients: shape (n, p), of one environment.
     """
     terms = library.expressions()
     return [
-        sp.Add(*[sp.Float(v) * term for v, term in zip(row, terms, strict=True) if v])
+        sympy.Add(*[sympy.Float(v) * term for v, term in zip(row, terms, strict=True) if v])
         for row in coefficients.tolist()
     ]
 
@@ -44,13 +52,15 @@ def as_sympy(library: Library, coefficients: Tensor) -> list[sp.Expr]:
 class Comparison:
     """How the right-hand side of one state differs from the truth.
 
-    missing, extra: terms that only the truth, or only the model has. errors: relative error of
-    the coefficient of every term that both have.
+    Args:
+        missing: terms that only the truth has.
+        extra: terms that only the model has.
+        errors: relative error of the coefficient of every term that both have.
     """
 
-    missing: tuple[sp.Expr, ...]
-    extra: tuple[sp.Expr, ...]
-    errors: dict[sp.Expr, float]
+    missing: tuple[sympy.Expr, ...]
+    extra: tuple[sympy.Expr, ...]
+    errors: dict[sympy.Expr, float]
 
     @property
     def exact(self) -> bool:
@@ -58,14 +68,21 @@ class Comparison:
         return not (self.missing or self.extra)
 
 
-def compare(found: Sequence[sp.Expr], truth: Sequence[sp.Expr]) -> list[Comparison]:
+def compare(found: Sequence[sympy.Expr], truth: Sequence[sympy.Expr]) -> list[Comparison]:
     """Align two systems of equations term by term.
 
-    found, truth: one expression a state, with numbers as coefficients.
+    Args:
+        found: one expression a state, with numbers as coefficients.
+        truth: likewise.
+
+    >>> x = sympy.Symbol("x")
+    >>> (state,) = compare([2.2 * x + x**2], [2.0 * x])
+    >>> state.exact, state.extra, round(state.errors[x], 3)
+    (False, (x**2,), 0.1)
     """
     out = []
     for ours, theirs in zip(found, truth, strict=True):
-        a, b = (sp.expand(e).as_coefficients_dict() for e in (ours, theirs))
+        a, b = (sympy.expand(e).as_coefficients_dict() for e in (ours, theirs))
         a, b = ({k: float(v) for k, v in d.items() if v != 0} for d in (a, b))
         errors = {term: abs(a[term] / b[term] - 1) for term in a if term in b}
         out.append(Comparison(tuple(b.keys() - a.keys()), tuple(a.keys() - b.keys()), errors))

@@ -6,14 +6,17 @@ import warnings
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-import sympy as sp
+import sympy
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import Tags
 from torch import Tensor
 
 from companion.checks import above, at_least, whole
 from companion.device import has_float64
-from companion.papers.spreme import equations as told
+from companion.papers.spreme import equations
 from companion.papers.spreme.derivative import METHODS, build_gram
 from companion.papers.spreme.group_stlsq import group_stlsq, solve
 from companion.papers.spreme.l0 import best_subsets, select
@@ -26,30 +29,48 @@ SEARCHES = ("l0", "group_stlsq", "mask")
 class SharedSINDy(BaseEstimator):
     """Find which terms of a library drive a system seen in several environments.
 
-    library: the candidate terms.
-    method: "l0", the best subset by exhaustive search (S3); "group_stlsq", thresholding of what
-      all environments say together (S2); "mask", the published loop (S1).
-    max_terms: terms of one state, for l0. epsilon: fraction of a target's energy that l0 puts
-      down to quadrature.
-    threshold: on raw coefficients, for group_stlsq. ridge: on scaled columns, while terms are
-      being dropped.
-    derivative: "weak", "savgol" or "fd", as `operators` has them. window: samples of a window.
-    shared: False gives every environment a support of its own (the comparison without sharing).
-    epochs, loop: length and settings of the published loop.
+    A scikit-learn estimator: parameters are attributes, `get_params`, `set_params` and `clone`
+    work, and what is learnt ends in an underscore. `fit` takes times where scikit-learn takes
+    targets, so that its pipelines do not apply.
 
-    After `fit`: coef_ (..., E, n, p), states per time unit and term; support_ (..., n, p), or
-    (..., E, n, p) if not shared; path_, what the search met; criterion_ (..., n), what it
-    chose by, None where there is none; feature_names_; environments_, their labels.
+    Args:
+        library: the candidate terms; a whole number takes all monomials up to that degree.
+        method: "l0", the best subset by exhaustive search (S3); "group_stlsq", thresholding of
+            the coefficients of all environments together (S2); "mask", the published loop (S1).
+        max_terms: terms of one state, at least 0, for l0.
+        threshold: on raw coefficients, at least 0, for group_stlsq.
+        ridge: on scaled columns, at least 0, while terms are being dropped.
+        derivative: "weak", "savgol" or "fd", as `operators` has them.
+        window: samples of a window, odd, at least 5, for "weak" and "savgol".
+        shared: False gives every environment a support of its own (for comparison).
+        epsilon: fraction of a target's energy that l0 attributes to quadrature, above 0.
+        epochs: length of the published loop.
+        loop: settings of the published loop; None takes the official code's last.
 
-    >>> x = torch.exp(-torch.arange(0, 2, 0.05).double()).reshape(1, 1, -1, 1)
+    Attributes:
+        coef_: (..., E, n, p), states per time unit and term.
+        support_: boolean (..., n, p), or (..., E, n, p) if not shared.
+        path_: the result of every step of the search.
+        criterion_: (..., n), of the chosen subset; None where there is none.
+        feature_names_: names of the p terms.
+        environments_: labels of the E environments.
+        library_: the library that was used.
+        n_features_in_: the number of states n.
+
+    References:
+        Park et al. (2023), arXiv 2302.05942; S2 and S3 are simpler ways to the same support.
+
+    >>> x = torch.exp(-torch.arange(0, 2, 0.05).double())[:, None]
     >>> model = SharedSINDy(Library(1, 2), max_terms=1).fit(x, 0.05)
     >>> model.equations(0, precision=2)
     ["x0' = -1 x0"]
+    >>> model.simulate([1.0], [0.0, 1.0])[-1].item()  # about 1 / e
+    0.366...
     """
 
     def __init__(
         self,
-        library: Library,
+        library: Library | int = 5,
         method: str = "l0",
         max_terms: int = 3,
         threshold: float = 0.1,
@@ -74,32 +95,57 @@ class SharedSINDy(BaseEstimator):
         self.epochs = epochs
         self.loop = loop
 
-    def fit(self, x, t, env: Sequence[Hashable] | None = None) -> SharedSINDy:
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.target_tags.required = False
+        return tags
+
+    def fit(
+        self,
+        x: Tensor | ArrayLike | Sequence[Tensor | ArrayLike],
+        t: Tensor | ArrayLike,
+        env: Sequence[Hashable] | None = None,
+        *,
+        progress: bool = False,
+    ) -> SharedSINDy:
         """Find the terms and each environment's coefficients.
 
-        x: (..., E, R, T, n) with any number of leading batch dimensions, which are fitted
-          separately in one call; or a list of trajectories (T_i, n).
-        t: the step, or times (T,); for a list also one array a trajectory.
-        env: for a list, the label of each trajectory's environment.
+        Args:
+            x: shape (..., E, R, T, n): environments, trajectories, samples, states, with any
+                number of leading batch dimensions, which are fitted separately in one call; or
+                one trajectory (T, n); or a list of trajectories (T_i, n). NumPy or torch.
+            t: the step, or times of shape (T,); for a list also one array a trajectory.
+            env: for a list, the label of each trajectory's environment.
+            progress: show a bar, for method "mask".
 
-        Raises ValueError, naming the argument, for what cannot be fitted.
+        Returns:
+            The estimator itself.
+
+        Raises:
+            ValueError: naming the argument, for what cannot be fitted.
         """
         if self.method not in SEARCHES:
             raise ValueError(f"method = {self.method!r}: expected one of {SEARCHES}")
         if self.derivative not in METHODS:
             raise ValueError(f"derivative = {self.derivative!r}: expected one of {METHODS}")
+        given = isinstance(self.library, Library)
+        if not given:
+            whole(0, library=self.library)
         whole(0, max_terms=self.max_terms, epochs=self.epochs)
         at_least(0, threshold=self.threshold, ridge=self.ridge)
         above(0, epsilon=self.epsilon)
-        x, times, labels = arrange(x, t, env, self.library.n)
+        x, times, labels = arrange(x, t, env, self.library.n if given else None)
+        self.library_ = self.library if given else Library(x.shape[-1], self.library)
+        self.n_features_in_ = self.library_.n
         self.environments_ = labels
-        self.feature_names_ = self.library.get_feature_names()
+        self.feature_names_ = self.library_.get_feature_names()
         if self.method == "mask":
-            return self._fit_mask(x, times)
-        gram = build_gram(self.library, x, times, self.derivative, self.window)
+            return self._fit_mask(x, times, progress)
+        gram = build_gram(self.library_, x, times, self.derivative, self.window)
         if self.method == "l0":
             self.path_ = best_subsets(gram, self.max_terms, self.epsilon, shared=self.shared)
-            self.support_, self.criterion_ = select(self.path_, self.library.p)
+            self.support_, self.criterion_ = select(self.path_, self.library_.p)
             wide = self.support_[..., None, :, :] if self.shared else self.support_
             self.coef_ = solve(gram, wide)
         else:
@@ -109,7 +155,7 @@ class SharedSINDy(BaseEstimator):
             self.criterion_ = None
         return self
 
-    def _fit_mask(self, x: Tensor, times: np.ndarray | list) -> SharedSINDy:
+    def _fit_mask(self, x: Tensor, times: np.ndarray | list, progress: bool) -> SharedSINDy:
         if x.ndim != 4 or isinstance(times, list) or not self.shared:
             raise ValueError(
                 "method = 'mask' takes one data set (E, R, T, n) of equal trajectories and "
@@ -118,35 +164,52 @@ class SharedSINDy(BaseEstimator):
         steps = np.diff(times)
         if np.ptp(steps) > 1e-6 * steps.mean():
             raise ValueError("t: method = 'mask' needs equal steps")
-        self.path_ = learn_mask(self.library, x, float(steps.mean()), self.epochs, self.loop)
+        step = float(steps.mean())
+        self.path_ = learn_mask(self.library_, x, step, self.epochs, self.loop, progress=progress)
         self.coef_, self.support_ = self.path_.coefficients, self.path_.support
         self.criterion_ = None
         return self
 
-    def adapt(self, x, t) -> SharedSINDy:
+    def adapt(self, x: Tensor | ArrayLike, t: Tensor | ArrayLike) -> SharedSINDy:
         """Learn a new environment's coefficients on the terms that were found, in closed form.
 
-        x: one trajectory (T, n) or several (R, T, n), after the batch dimensions of `fit`.
-        Returns a model of that one environment; this one stays as it is.
+        Args:
+            x: one trajectory (T, n) or several (R, T, n), after the batch dimensions of `fit`.
+            t: the step, or times of shape (T,).
+
+        Returns:
+            A model of that one environment, labelled 0; this one stays as it is.
+
+        Raises:
+            NotFittedError: a ValueError, before `fit`.
+            ValueError: for a model whose terms are not shared, and for what cannot be fitted.
         """
-        self._fitted()
+        self._check_fitted()
         if not self.shared:
             raise ValueError("adapt needs terms that environments share: fit with shared=True")
         lead = self.coef_.shape[:-3]
-        x = torch.as_tensor(x)
+        x = as_float("x", x)
         if x.ndim == len(lead) + 2:
             x = x.unsqueeze(-3)
-        x, times, _ = arrange(x.unsqueeze(-4), t, None, self.library.n)
-        gram = build_gram(self.library, x, times, self.derivative, self.window)
+        x, times, _ = arrange(x.unsqueeze(-4), t, None, self.library_.n)
+        gram = build_gram(self.library_, x, times, self.derivative, self.window)
         model = self._copy()
         model.coef_ = solve(gram, self.support_[..., None, :, :].to(x.device))
         model.environments_ = [0]
         return model
 
     @classmethod
-    def from_coefficients(cls, library: Library, coefficients) -> SharedSINDy:
-        """A fitted model with these coefficients, (n, p) or (E, n, p), as pysindy's have them."""
-        coefficients = torch.as_tensor(coefficients, dtype=torch.float64)
+    def from_coefficients(cls, library: Library, coefficients: Tensor | ArrayLike) -> SharedSINDy:
+        """Make a fitted model of given coefficients.
+
+        Args:
+            library: the terms.
+            coefficients: shape (n, p) or (E, n, p), as pysindy has them.
+
+        Raises:
+            ValueError: for another shape, or numbers that are not finite.
+        """
+        coefficients = as_float("coefficients", coefficients)
         if coefficients.ndim == 2:
             coefficients = coefficients[None]
         if coefficients.shape[-2:] != (library.n, library.p):
@@ -160,74 +223,148 @@ class SharedSINDy(BaseEstimator):
         model.coef_, model.support_ = coefficients, (coefficients != 0).any(-3)
         model.path_, model.criterion_ = [], None
         model.environments_ = list(range(len(coefficients)))
+        model.library_, model.n_features_in_ = library, library.n
         model.feature_names_ = library.get_feature_names()
         return model
 
     def _copy(self) -> SharedSINDy:
         model = type(self)(**self.get_params(deep=False))
-        for name in ("support_", "path_", "criterion_", "feature_names_"):
+        for name in (
+            "support_", "path_", "criterion_", "feature_names_", "library_", "n_features_in_",
+        ):  # fmt: skip
             setattr(model, name, getattr(self, name))
         return model
 
-    def _fitted(self) -> None:
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "coef_")
+
+    def _check_fitted(self) -> None:
         if not hasattr(self, "coef_"):
-            raise ValueError("this SharedSINDy is not fitted yet: call fit first")
+            raise NotFittedError("this SharedSINDy is not fitted yet: call fit first")
 
     def _coefficients(self, env: Hashable) -> Tensor:
         """Those of one environment, (..., n, p)."""
-        self._fitted()
+        self._check_fitted()
         if env not in self.environments_:
             raise ValueError(f"env = {env!r}: expected one of {self.environments_}")
         return self.coef_[..., self.environments_.index(env), :, :]
 
-    def predict(self, x, env: Hashable = 0) -> Tensor:
-        """Derivatives at states x (..., n), in states per time unit."""
-        coefficients = self._coefficients(env)
-        x = torch.as_tensor(x).to(coefficients)
-        if x.shape[-1] != self.library.n:
-            raise ValueError(f"x: shape {tuple(x.shape)}, expected (..., {self.library.n})")
-        return self.library(x) @ coefficients.mT
+    def _states(self, name: str, x: Tensor | ArrayLike) -> Tensor:
+        x, n = as_float(name, x), self.n_features_in_
+        if not x.ndim or x.shape[-1] != n:
+            raise ValueError(
+                f"{name}: shape {tuple(x.shape)}, expected (..., {n}). {other_width(x, n)}"
+            )
+        if not x.isfinite().all():
+            raise ValueError(f"{name}: NaN or infinity, expected finite states")
+        return x.to(self.coef_.device)
 
-    def simulate(self, x0, t, env: Hashable = 0, *, flag: bool = False):
-        """Follow the model of one environment from x0 (R, n) over the times t (T,).
+    def predict(self, x: Tensor | ArrayLike, env: Hashable = 0) -> Tensor:
+        """Derivatives at given states.
 
-        Returns states (R, T, n). One that diverges stays at its last state within bounds: with
-        flag=True the boolean (R,) that says so is returned as well, without it a warning is
-        given.
+        Args:
+            x: states of shape (..., n).
+            env: label of an environment.
+
+        Returns:
+            float64 tensor of shape (..., n), states per time unit.
+
+        Raises:
+            NotFittedError: a ValueError, before `fit`.
+            ValueError: for an unknown environment or another shape.
         """
         coefficients = self._coefficients(env)
-        x0 = torch.as_tensor(x0).to(coefficients)
-        states, diverged = simulate(self.library, coefficients, x0, t)
+        return self.library_(self._states("x", x)) @ coefficients.mT
+
+    def simulate(
+        self,
+        x0: Tensor | ArrayLike,
+        t: Tensor | ArrayLike,
+        env: Hashable = 0,
+        *,
+        flag: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Follow the model of one environment.
+
+        Args:
+            x0: initial states of shape (R, n), or one of shape (n,). NumPy or torch.
+            t: times of shape (T,), the first that of x0. NumPy or torch.
+            env: label of an environment.
+            flag: also return which trajectories diverged; without it a warning is given.
+
+        Returns:
+            States of shape (R, T, n), or (T, n) for one initial state. One that diverges stays at
+            its last state within bounds; with `flag`, the boolean (R,), or (), that says so.
+
+        Raises:
+            NotFittedError: a ValueError, before `fit`.
+            ValueError: for an unknown environment, other shapes, and times that are not finite.
+        """
+        coefficients = self._coefficients(env)
+        x0 = self._states("x0", x0)
+        alone = x0.ndim == 1
+        states, diverged = simulate(self.library_, coefficients, x0[None] if alone else x0, t)
+        if alone:
+            states, diverged = states.squeeze(-3), diverged.squeeze(-1)
         if flag:
             return states, diverged
         if diverged.any():
             warnings.warn(f"{int(diverged.sum())} simulated trajectories diverged", stacklevel=2)
         return states
 
-    def score(self, x, t, env: Sequence[Hashable] | None = None) -> float:
-        """How much of the rows' targets the model explains: 1 - residual / energy, at most 1.
+    def score(
+        self,
+        x: Tensor | ArrayLike | Sequence[Tensor | ArrayLike],
+        t: Tensor | ArrayLike,
+        env: Sequence[Hashable] | None = None,
+    ) -> float:
+        """How much of the regression's targets the model explains, 1 - residual / energy.
 
-        x, t, env: as `fit`, of environments that the model knows, in the order of
-        environments_. A mean over environments, over states that move, and over the fits of a
-        model of several copies, each held against its own copy or all against the same data.
+        Args:
+            x: as in `fit`, of environments that the model knows, in the order of
+                `environments_`.
+            t: as in `fit`.
+            env: as in `fit`.
+
+        Returns:
+            At most 1. A mean over environments, over states that move, and over the fits of a
+            model of several copies, each compared with its own copy or all with the same data.
+
+        Raises:
+            NotFittedError: a ValueError, before `fit`.
+            ValueError: for another number of environments, or data as `fit` refuses them.
         """
-        self._fitted()
-        x, times, labels = arrange(x, t, env, self.library.n)
+        self._check_fitted()
+        x, times, labels = arrange(x, t, env, self.library_.n)
         if x.shape[-4] != self.coef_.shape[-3]:
             raise ValueError(f"x: {len(labels)} environments, expected {self.coef_.shape[-3]}")
-        gram = build_gram(self.library, x, times, self.derivative, self.window)
+        gram = build_gram(self.library_, x, times, self.derivative, self.window)
         inner = (self.coef_ @ gram.G * self.coef_).sum(-1) - 2 * (self.coef_ * gram.c).sum(-1)
         moving = (gram.q > 0).expand(inner.shape)
         share = torch.where(moving, -inner / torch.where(moving, gram.q, 1), 0)
         return (share.sum() / moving.sum().clamp_min(1)).item()
 
     def equations(self, env: Hashable = 0, precision: int = 3) -> list[str]:
-        """One environment's equations as text, one line a state."""
-        return told.as_text(self.library, self._one(env), precision)
+        """One environment's equations as text, one line a state.
 
-    def sympy(self, env: Hashable = 0) -> list[sp.Expr]:
-        """One environment's right-hand sides as sympy expressions of `library.symbols()`."""
-        return told.as_sympy(self.library, self._one(env))
+        Args:
+            env: label of an environment.
+            precision: significant digits.
+
+        Raises:
+            NotFittedError: a ValueError, before `fit`.
+            ValueError: for an unknown environment, and for a model of several copies.
+        """
+        return equations.as_text(self.library_, self._one(env), precision)
+
+    def sympy(self, env: Hashable = 0) -> list[sympy.Expr]:
+        """One environment's right-hand sides as sympy expressions of `library_.symbols()`.
+
+        Raises:
+            NotFittedError: a ValueError, before `fit`.
+            ValueError: for an unknown environment, and for a model of several copies.
+        """
+        return equations.as_sympy(self.library_, self._one(env))
 
     def _one(self, env: Hashable) -> Tensor:
         coefficients = self._coefficients(env)
@@ -236,23 +373,73 @@ class SharedSINDy(BaseEstimator):
         return coefficients
 
 
-def arrange(x, t, env, n: int) -> tuple[Tensor, np.ndarray | list, list]:
+def other_width(x: Tensor, n: int | None) -> str:
+    """Scikit-learn's sentence about data of another number of states, where that is the fault."""
+    if n is None or not x.ndim or x.shape[-1] == n:
+        return ""
+    return f"X has {x.shape[-1]} features, but SharedSINDy is expecting {n} features as input."
+
+
+def as_float(name: str, value: Tensor | ArrayLike) -> Tensor:
+    """A float64 tensor of what NumPy or torch take for numbers.
+
+    Raises:
+        ValueError: for what are no real numbers; TypeError where NumPy cannot tell.
+    """
+    if not isinstance(value, Tensor):
+        if hasattr(value, "tocsr"):
+            raise ValueError(f"{name}: a sparse matrix, expected a dense array")
+        value = np.asarray(value)
+        if value.dtype.kind not in "biufc":
+            try:
+                value = value.astype(np.float64)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name}: expected real numbers ({error})") from None
+        value = torch.as_tensor(np.ascontiguousarray(value))
+    if value.is_complex():
+        raise ValueError(
+            f"{name}: dtype {value.dtype}, expected real numbers. Complex data not supported"
+        )
+    if value.dtype != torch.float64 and not has_float64(value.device):
+        raise ValueError(f"{name}: MPS has no float64; move the data to the CPU")
+    return value.detach().double()
+
+
+def arrange(
+    x: Tensor | ArrayLike | Sequence, t: Tensor | ArrayLike, env: Sequence | None, n: int | None
+) -> tuple[Tensor, np.ndarray | list, list]:
     """Trajectories as one float64 tensor (..., E, R, T, n), their times, their labels.
 
     Ragged trajectories are filled up with their last sample; `build_gram` never looks there.
-    Returns times as `build_gram` takes them: one array, or E lists of R arrays or None.
+
+    Args:
+        x: as in `SharedSINDy.fit`.
+        t: likewise.
+        env: likewise.
+        n: number of states; None takes that of the data.
+
+    Returns:
+        Also the times as `build_gram` takes them: one array, or E lists of R arrays or None.
+
+    Raises:
+        ValueError: naming the argument, for what cannot be.
     """
-    if isinstance(x, (list, tuple)):
+    if isinstance(x, (list, tuple)) and env is not None:
         return _arrange_list(x, t, env, n)
-    x = torch.as_tensor(x)
-    if x.is_complex():
-        raise ValueError(f"x: dtype {x.dtype}, expected real numbers")
-    if x.dtype != torch.float64:
-        if not has_float64(x.device):
-            raise ValueError("x: MPS has no float64; move the data to the CPU")
-        x = x.double()
-    if x.ndim < 4 or x.shape[-1] != n:
-        raise ValueError(f"x: shape {tuple(x.shape)}, expected (..., E, R, T, {n})")
+    if isinstance(x, (list, tuple)) and any(np.ndim(part) > 1 for part in x):
+        raise ValueError(f"env: none labels for {len(x)} trajectories, expected one for each")
+    x = as_float("x", x)
+    if x.ndim == 2:  # one trajectory
+        if not x.shape[1]:
+            shape = tuple(x.shape)
+            raise ValueError(f"x: 0 feature(s) (shape={shape}) while a minimum of 1 is required.")
+        x = x[None, None]
+    width = n or "n"
+    if x.ndim < 4 or (n and x.shape[-1] != n):
+        raise ValueError(
+            f"x: shape {tuple(x.shape)}, expected (..., E, R, T, {width}), one trajectory "
+            f"(T, {width}), or a list of trajectories. {other_width(x, n)}".rstrip()
+        )
     if 0 in x.shape:
         raise ValueError(f"x: shape {tuple(x.shape)} holds nothing")
     if env is not None:
@@ -267,22 +454,25 @@ def arrange(x, t, env, n: int) -> tuple[Tensor, np.ndarray | list, list]:
     return x, _times(t, x.shape[-2]), list(range(x.shape[-4]))
 
 
-def _arrange_list(x, t, env, n: int) -> tuple[Tensor, list, list]:
-    if env is None or len(env) != len(x):
-        given = "none" if env is None else len(env)
-        raise ValueError(f"env: {given} labels for {len(x)} trajectories, expected one for each")
+def _arrange_list(x, t, env, n: int | None) -> tuple[Tensor, list, list]:
+    env = env.tolist() if hasattr(env, "tolist") else list(env)
     if not len(x):
         raise ValueError("x: an empty list, expected at least one trajectory")
+    if len(env) != len(x):
+        raise ValueError(
+            f"env: {len(env)} labels for {len(x)} trajectories, expected one for each"
+        )
     several = isinstance(t, (list, tuple))
     if several and len(t) != len(x):
         raise ValueError(f"t: {len(t)} arrays of times for {len(x)} trajectories")
     labels = list(dict.fromkeys(env))
     lines: list[list[tuple[Tensor, np.ndarray]]] = [[] for _ in labels]
     for number, (part, label) in enumerate(zip(x, env, strict=True)):
-        part = torch.as_tensor(part).double()
-        if part.ndim != 2 or part.shape[1] != n or not len(part):
+        part = as_float(f"x[{number}]", part)
+        n = part.shape[-1] if n is None and part.ndim == 2 else n
+        if part.ndim != 2 or part.shape[1] != n or not part.numel():
             raise ValueError(
-                f"x: trajectory {number} has shape {tuple(part.shape)}, expected (T, {n})"
+                f"x: trajectory {number} has shape {tuple(part.shape)}, expected (T, {n or 'n'})"
             )
         if not torch.isfinite(part).all():
             raise ValueError(f"x: trajectory {number} has NaN or infinity; cut it there")
@@ -300,7 +490,7 @@ def _arrange_list(x, t, env, n: int) -> tuple[Tensor, list, list]:
 
 def _times(t, T: int, *, longer: bool = False) -> np.ndarray:
     """Times of T samples from a step or from the times themselves."""
-    t = np.asarray(t.cpu() if isinstance(t, Tensor) else t, dtype=np.float64)
+    t = times_of(t)
     if t.ndim == 0:
         if not 0 < t < np.inf:
             raise ValueError(f"t = {float(t)}: expected a step above 0")
@@ -310,23 +500,49 @@ def _times(t, T: int, *, longer: bool = False) -> np.ndarray:
     return t[:T]
 
 
+def times_of(t: Tensor | ArrayLike) -> np.ndarray:
+    """Times as a float64 array.
+
+    Raises:
+        ValueError: for what are no numbers.
+    """
+    try:
+        return np.asarray(t.detach().cpu() if isinstance(t, Tensor) else t, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"t: expected a step or times ({error})") from None
+
+
 LIMIT = 1e4  # states beyond this count as diverged
 
 
 @torch.no_grad()
 def simulate(
-    library: Library, coefficients: Tensor, x0: Tensor, t, *, substeps: int = 4
+    library: Library,
+    coefficients: Tensor,
+    x0: Tensor | ArrayLike,
+    t: Tensor | ArrayLike,
+    *,
+    substeps: int = 4,
 ) -> tuple[Tensor, Tensor]:
     """Follow many models at once with Runge and Kutta's classical rule.
 
-    coefficients: (..., n, p). x0: (..., R, n), of broadcastable batch dimensions. t: (T,).
-    substeps: steps of the rule between two times.
+    A trajectory that leaves the bounds stays where it last was within them.
 
-    A trajectory that leaves the bounds stays where it last was within them. Returns states
-    (..., R, T, n) and a boolean (..., R), whether that happened.
-    Raises ValueError for other shapes, no times or some that are not finite, and no substeps.
+    Args:
+        library: the terms.
+        coefficients: shape (..., n, p).
+        x0: initial states of shape (..., R, n), of broadcastable batch dimensions.
+        t: times of shape (T,).
+        substeps: steps of the rule between two times, at least 1.
+
+    Returns:
+        States of shape (..., R, T, n), and a boolean (..., R), whether one left the bounds.
+
+    Raises:
+        ValueError: for other shapes, no times or some that are not finite, and no substeps.
     """
-    t = np.asarray(t, dtype=np.float64)
+    t = times_of(t)
+    x0 = as_float("x0", x0).to(coefficients.device)
     if t.ndim != 1 or not len(t) or not np.isfinite(t).all():
         raise ValueError(f"t: shape {t.shape}, expected at least one finite time")
     whole(1, substeps=substeps)

@@ -12,13 +12,18 @@ ROUNDS = 20  # as pysindy's STLSQ
 
 
 def solve(gram: Gram, support: Tensor, ridge: float = 0.0) -> Tensor:
-    """Least squares on a support, (..., E, n, p), zero elsewhere.
-
-    support: boolean (or coefficients, for the terms that are not zero), broadcastable to
-      (..., E, n, p). ridge: on columns scaled to unit mean
-      square over all environments.
+    """Least squares on a support.
 
     Columns that depend on each other share their coefficient (the solution of least norm).
+
+    Args:
+        gram: the problems of E environments.
+        support: boolean (or coefficients, for the terms that are not zero), broadcastable to
+            (..., E, n, p).
+        ridge: on columns scaled to unit mean square over all environments.
+
+    Returns:
+        Coefficients of shape (..., E, n, p), zero off the support.
     """
     G, c = gram.G, gram.c
     mean = torch.diagonal(G, dim1=-2, dim2=-1).mean(-2, keepdim=True)
@@ -44,12 +49,22 @@ def group_stlsq(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Drop terms whose coefficients are small, refit, and so on until none is dropped.
 
-    A term is small if the root mean square of its raw coefficients over the environments is
-    below the threshold; shared=False looks at each environment by itself, which is pysindy's
-    STLSQ on every environment at once.
+    A term is small if the root mean square of its raw coefficients over the environments is below
+    the threshold.
 
-    Returns coefficients (..., E, n, p) of a last fit without ridge, the support (..., n, p)
-    or, not shared, (..., E, n, p), and the support after every round.
+    Args:
+        gram: the problems of E environments.
+        threshold: on raw coefficients, at least 0.
+        ridge: on scaled columns, at least 0.
+        shared: False looks at each environment by itself, which is pysindy's STLSQ on every
+            environment at once.
+
+    Returns:
+        Coefficients (..., E, n, p) of a last fit without ridge; the support (..., n, p) or, not
+        shared, (..., E, n, p); and the support after every round.
+
+    Raises:
+        ValueError: for a threshold or ridge below 0.
     """
     at_least(0, threshold=threshold, ridge=ridge)
     support = torch.ones_like(gram.c[..., 0, :, :] if shared else gram.c, dtype=torch.bool)

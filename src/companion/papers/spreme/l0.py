@@ -18,9 +18,13 @@ DEPENDENT = 1e-13  # a column with less than this of itself left adds nothing
 
 
 def subsets(p: int, k: int) -> Tensor:
-    """All subsets of k of p columns, (C, k), in lexicographic order, to do with as one likes.
+    """All subsets of k of p columns, shape (C, k), in lexicographic order; the caller's to write to.
 
-    Raises ValueError for negative numbers and where there are too many to search.
+    Raises:
+        ValueError: for negative numbers and where there are too many to search.
+
+    >>> subsets(3, 2).tolist()
+    [[0, 1], [0, 2], [1, 2]]
     """
     return all_subsets(p, k).clone()
 
@@ -37,10 +41,17 @@ def all_subsets(p: int, k: int) -> Tensor:
 
 
 def residuals(gram: Gram, chosen: Tensor) -> Tensor:
-    """What each subset leaves of the targets, rho(S) / q: (..., E, n, C), 1 where q is 0.
+    """What each subset leaves of the targets, rho(S) / q.
 
-    chosen: (C, k) columns. A Cholesky factorisation of every k by k problem, one entry of all
-    of them at a time. Columns that depend on earlier ones of their subset add nothing.
+    A Cholesky factorisation of every k by k problem, one entry of all of them at a time. Columns
+    that depend on earlier ones of their subset add nothing.
+
+    Args:
+        gram: the problems of E environments.
+        chosen: shape (C, k), columns.
+
+    Returns:
+        Shape (..., E, n, C), 1 where q is 0.
     """
     scale = torch.diagonal(gram.G, dim1=-2, dim2=-1).clamp_min(0).sqrt()
     inverse = torch.where(scale > 0, 1 / scale, 0)
@@ -70,7 +81,7 @@ def residuals(gram: Gram, chosen: Tensor) -> Tensor:
             row.append(1.0)
         factor.append(row)
         solved.append(target)
-        left = left - target.square()
+        left = left - target.square()  # rho(S) / q, column by column
     left = left.expand(*gram.q.shape, len(chosen))
     return torch.where(gram.q[..., None] > 0, left.clamp_min(0), 1)
 
@@ -81,26 +92,42 @@ def effective_samples(gram: Gram) -> Tensor:
 
 
 def scores(gram: Gram, chosen: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """Each environment's share of the criterion for these subsets, (..., E, n, C).
+    """Each environment's share of the criterion for given subsets.
 
-    The criterion of several environments is the sum of their shares, so that a search over
-    subsets of environments computes this once.
+    The criterion of several environments is the sum of their shares, so that a search over subsets
+    of environments computes this once.
+
+    Args:
+        gram: the problems of E environments.
+        chosen: shape (C, k), columns.
+        epsilon: fraction of a target's energy that is attributed to quadrature.
+
+    Returns:
+        Shape (..., E, n, C).
     """
     M = effective_samples(gram)[:, None, None]
     penalty = chosen.shape[1] * M.log()
+    # one environment's part of the criterion that the chapter's equation sums
     return M * torch.log(residuals(gram, chosen) + epsilon) + penalty
 
 
 def best_subsets(
     gram: Gram, max_terms: int = 3, epsilon: float = 1e-4, *, shared: bool = True
 ) -> list[tuple[Tensor, Tensor]]:
-    """The best subset of every size from 0 to max_terms, for every state by itself.
+    """Find the best subset of every size, for every state by itself.
 
-    shared: one subset for all environments; else each environment has its own.
-    Returns for k = 0, 1, ...: columns (..., n, k) or (..., E, n, k), and the criterion
-    without the last dimension.
+    Args:
+        gram: the problems of E environments.
+        max_terms: largest size, at least 0.
+        epsilon: as in `scores`, at least 0.
+        shared: one subset for all environments; else each environment has its own.
 
-    Raises ValueError for a negative max_terms or one with too many subsets.
+    Returns:
+        For k = 0, 1, ...: columns (..., n, k) or (..., E, n, k), and the criterion without the
+        last dimension.
+
+    Raises:
+        ValueError: for a negative max_terms or one with too many subsets.
     """
     whole(0, max_terms=max_terms)
     at_least(0, epsilon=epsilon)
@@ -138,7 +165,15 @@ def best_subsets(
 
 
 def select(path: list[tuple[Tensor, Tensor]], p: int) -> tuple[Tensor, Tensor]:
-    """The support of least criterion over all sizes, (..., p), and that criterion (...)."""
+    """Choose the size of least criterion.
+
+    Args:
+        path: as `best_subsets` returns it.
+        p: number of terms.
+
+    Returns:
+        The support, boolean (..., p), and its criterion (...).
+    """
     criterion = torch.stack([value for _, value in path], -1)
     best, size = criterion.min(-1)
     support = torch.zeros((*best.shape, p), dtype=torch.bool, device=best.device)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import sympy as sp
+import sympy
 import torch
 from torch import Tensor
 
@@ -19,22 +19,45 @@ MOST = 100_000  # monomials
 class Term:
     """A candidate term that is no monomial.
 
-    name: maps the states' names to the term's. values: maps (..., n) to (...).
-    symbol: maps the states' symbols to an expression.
+    Args:
+        name: maps the states' names to the term's.
+        values: maps states of shape (..., n) to values of shape (...).
+        symbol: maps the states' symbols to an expression.
     """
 
     name: Callable[[Sequence[str]], str]
     values: Callable[[Tensor], Tensor]
-    symbol: Callable[[Sequence[sp.Symbol]], sp.Expr]
+    symbol: Callable[[Sequence[sympy.Symbol]], sympy.Expr]
 
 
 def sine(*states: int) -> Term:
-    """The sine of one state, or of the sum of several."""
-    return Term(
-        lambda names: f"sin({'+'.join(names[i] for i in states)})",
-        lambda x: torch.sin(x[..., list(states)].sum(-1)),
-        lambda symbols: sp.sin(sp.Add(*[symbols[i] for i in states])),
-    )
+    """The sine of one state, or of the sum of several.
+
+    Args:
+        states: their indices, from 0.
+
+    Raises:
+        ValueError: for none, or one below 0; where the term is used, for one that is not there.
+
+    >>> Library(2, 1, [sine(0), sine(0, 1)], ["x", "y"]).get_feature_names()
+    ['1', 'x', 'y', 'sin(x)', 'sin(x+y)']
+    """
+    if not states or min(states) < 0:
+        raise ValueError(f"states = {list(states)}: expected indices from 0, at least one")
+
+    def check(n: int) -> None:
+        if max(states) >= n:
+            raise ValueError(f"sine of state {max(states)}: there are {n} states, from 0")
+
+    def name(names: Sequence[str]) -> str:
+        check(len(names))
+        return f"sin({'+'.join(names[i] for i in states)})"
+
+    def values(x: Tensor) -> Tensor:
+        check(x.shape[-1])
+        return torch.sin(x[..., list(states)].sum(-1))
+
+    return Term(name, values, lambda s: sympy.sin(sympy.Add(*[s[i] for i in states])))
 
 
 class Library:
@@ -42,13 +65,20 @@ class Library:
 
     Order and names are those of pysindy's PolynomialLibrary followed by a CustomLibrary.
 
-    n: number of states. degree: highest total degree. extra: terms after the monomials.
-    names: of the states; x0, x1, ... by default.
+    Args:
+        n: number of states, at least 1.
+        degree: highest total degree, at least 0.
+        extra: terms after the monomials.
+        names: of the states; x0, x1, ... by default.
 
-    Raises ValueError for fewer than one state, a negative degree or a wrong number of names.
+    Raises:
+        ValueError: for numbers out of range, over 100,000 monomials and a wrong number of names.
 
-    >>> Library(2, 2, names=["x", "y"]).get_feature_names()
+    >>> library = Library(2, 2, names=["x", "y"])
+    >>> library.get_feature_names()
     ['1', 'x', 'y', 'x^2', 'x y', 'y^2']
+    >>> library(torch.tensor([2.0, 3.0])).tolist()
+    [1.0, 2.0, 3.0, 4.0, 6.0, 9.0]
     """
 
     def __init__(
@@ -96,7 +126,17 @@ class Library:
         return steps
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Values of all terms: (..., n) to (..., p)."""
+        """Values of all terms.
+
+        Args:
+            x: states of shape (..., n).
+
+        Returns:
+            Shape (..., p).
+
+        Raises:
+            ValueError: for another number of states.
+        """
         if x.shape[-1] != self.n:
             raise ValueError(f"x: shape {tuple(x.shape)}, expected (..., {self.n})")
         blocks = [torch.ones_like(x[..., :1]), x] if self.degree else [torch.ones_like(x[..., :1])]
@@ -105,9 +145,18 @@ class Library:
         return torch.cat([*blocks, *[term.values(x)[..., None] for term in self.extra]], -1)
 
     def some(self, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
-        """A function that computes only these columns: (..., n) to (..., len(columns)).
+        """A function that computes only some columns.
 
         A roll-out of a sparse model spends its time here.
+
+        Args:
+            columns: ascending.
+
+        Returns:
+            A function from (..., n) to (..., len(columns)).
+
+        Raises:
+            ValueError: for columns that do not ascend or are out of range.
         """
         if sorted(columns) != list(columns) or not set(columns) <= set(range(self.p)):
             raise ValueError(f"columns = {list(columns)}: expected ascending, 0 to {self.p - 1}")
@@ -138,12 +187,12 @@ class Library:
             told.append(" ".join(v if k == 1 else f"{v}^{k}" for v, k in powers) or "1")
         return told + [term.name(names) for term in self.extra]
 
-    def symbols(self) -> list[sp.Symbol]:
+    def symbols(self) -> list[sympy.Symbol]:
         """The states as real sympy symbols."""
-        return [sp.Symbol(name, real=True) for name in self.names]
+        return [sympy.Symbol(name, real=True) for name in self.names]
 
-    def expressions(self) -> list[sp.Expr]:
+    def expressions(self) -> list[sympy.Expr]:
         """The terms as sympy expressions of `symbols`."""
         states = self.symbols()
-        monomials = [sp.Mul(*[states[i] for i in which]) for which in self.monomials]
+        monomials = [sympy.Mul(*[states[i] for i in which]) for which in self.monomials]
         return monomials + [term.symbol(states) for term in self.extra]

@@ -31,9 +31,13 @@ FIRST_THRESHOLD, FIRST_RIDGE, SMOOTH = 0.01, 0.05, 5
 class LoopSettings:
     """Rates and thresholds of the published loop; the defaults are the official code's last.
 
-    rate, mask_rate: Adam's, for coefficients and for the mask. penalty: lambda. growth: s, by
-    which the penalty grows every epoch. least: tau_c, the size of a raw coefficient below which
-    it is set to zero. gate: tau_m, a term is on above it.
+    Args:
+        rate: Adam's, for the coefficients.
+        mask_rate: Adam's, for the mask.
+        penalty: lambda, of the mask's size.
+        growth: s, by which the penalty grows every epoch.
+        least: tau_c, the size of a raw coefficient below which it is set to zero.
+        gate: tau_m, above which a term is on.
     """
 
     rate: float = 0.01
@@ -57,11 +61,18 @@ Values = Callable[[Tensor], Tensor]  # states (..., n) to the library's columns 
 
 
 def stage(values: Values, x: Tensor, coefficients: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """One step of Runge and Kutta's 3/8 rule: the change of x, and the library's mean over it.
+    """One step of Runge and Kutta's 3/8 rule.
 
-    x: (E, B, n). coefficients: (E, n, k). Returns the change (E, B, n) and F (E, B, k), with
-    change = step * F @ coefficients' unless a state of the environment is beyond `LARGE`: then
-    the derivative is x / 100 at that stage, and its part of F is zero.
+    Args:
+        values: maps states to the library's columns.
+        x: states of shape (E, B, n).
+        coefficients: shape (E, n, k).
+        step: in time units.
+
+    Returns:
+        The change (E, B, n) and the library's mean F (E, B, k), with
+        change = step * F @ coefficients' unless a state of the environment is beyond `LARGE`: then
+        the derivative is x / 100 at that stage, and its part of F is zero.
     """
 
     def slope(at: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,9 +94,17 @@ def stage(values: Values, x: Tensor, coefficients: Tensor, step: float) -> tuple
 def roll_out(
     values: Values, x0: Tensor, coefficients: Tensor, step: float, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Follow a model from x0 (E, R, n) for `count` samples.
+    """Follow a model for a number of samples.
 
-    Returns x (E, R, count, n) and F (E, R, count, k), the summed means of `stage`.
+    Args:
+        values: maps states to the library's columns.
+        x0: initial states of shape (E, R, n).
+        coefficients: shape (E, n, k).
+        step: in time units.
+        count: samples, the first of them x0.
+
+    Returns:
+        States (E, R, count, n), and the summed means of `stage`, (E, R, count, k).
     """
     x, total = x0, torch.zeros_like(values(x0))
     states, sums = [x], [total]
@@ -102,14 +121,23 @@ def one_step_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Huber loss of one step from every sample, and its gradient by the coefficients.
 
-    x: (E, R, T, n). The loss is summed over environments and divided by R T n. Returns it and
-    the gradient, (E, n, k), in which the library's values are constants.
+    The loss of the R (T - 1) steps is summed over environments and states and divided by R T n, as
+    in the official code. The library's values are constants in the gradient.
+
+    Args:
+        values: maps states to the library's columns.
+        x: shape (E, R, T, n).
+        coefficients: shape (E, n, k).
+        step: in time units.
+
+    Returns:
+        The loss and its gradient, (E, n, k).
     """
     E, R, T, n = x.shape
     start, end = x[:, :, :-1].reshape(E, -1, n), x[:, :, 1:].reshape(E, -1, n)
     change, mean = stage(values, start, coefficients, step)
     error = start + change - end
-    count = R * (T - 1) * n
+    count = R * T * n  # not R (T - 1) n, the number of errors: as the official code
     loss = torch.where(error.abs() < 1, error.square() / 2, error.abs() - 0.5).sum() / count
     return loss, step / count * (error.clamp(-1, 1).mT @ mean)
 
@@ -119,8 +147,17 @@ def roll_out_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Mean squared error of the roll-out from the first sample, and its gradient.
 
-    x: (E, R, T, n). The error is a mean over a trajectory set and a sum over environments.
-    Returns it and its gradient by the coefficients, (E, n, k), the library's values constant.
+    The error is a mean over trajectories, samples and states and a sum over environments. The
+    library's values are constants in the gradient.
+
+    Args:
+        values: maps states to the library's columns.
+        x: shape (E, R, T, n).
+        coefficients: shape (E, n, k).
+        step: in time units.
+
+    Returns:
+        The error and its gradient, (E, n, k).
     """
     _, R, T, n = x.shape
     path, sums = roll_out(values, x[:, :, 0], coefficients, step, T)
@@ -131,14 +168,22 @@ def roll_out_gradient(
 
 
 def first_fits(library: Library, x: Tensor, step: float, train: int) -> Tensor:
-    """STLSQ on each environment, raw coefficients (E, n, p), from which the loop starts.
+    """STLSQ on each environment, from which the loop starts.
 
-    x: (E, R, T, n); the first `train` samples of a trajectory are fitted. Derivatives:
-    Savitzky and Golay (window 5, order 3), then finite differences, over the *whole*
-    trajectory, so that the last ones look three samples ahead; features of the samples as they
-    are. Of the official code's twelve candidates the last one with a finite validation error wins,
-    as it never stores the best score; on its four systems all are finite, so that is the last
-    (threshold 0.01, ridge 0.05). The ridge is on raw columns, as in pysindy.
+    Derivatives: Savitzky and Golay (window 5, order 3), then finite differences, over the *whole*
+    trajectory, so that the last ones look three samples ahead; features of the samples as they are.
+    Of the official code's twelve candidates the last one with a finite validation error wins, as it
+    never stores the best score; on its four systems all are finite, so that is the last (threshold
+    0.01, ridge 0.05). The ridge is on raw columns, as in pysindy.
+
+    Args:
+        library: the terms.
+        x: shape (E, R, T, n).
+        step: in time units.
+        train: samples of a trajectory that are fitted, the first ones.
+
+    Returns:
+        Raw coefficients of shape (E, n, p).
     """
     _, D = operators(step * np.arange(x.shape[2]), "fd", 0)
     smooth = savgol_filter(x.cpu().numpy(), SMOOTH, ORDER, axis=2)
@@ -191,12 +236,16 @@ class Adam:
 
 @dataclass(eq=False)
 class LoopResult:
-    """The state of lowest validation error, and what happened on the way.
+    """The state of lowest validation error, and how the loop came to it.
 
-    coefficients: (E, n, p), raw, zero outside the support. support: (n, p).
-    first_support: (n, p), before the first epoch. gate: (n, p), sigma(mu) of that state.
-    validation: mean squared roll-out error after each epoch, a mean over environments.
-    terms: terms in the mask after each epoch. epoch: the one that was kept, from 1.
+    Args:
+        coefficients: shape (E, n, p), raw, zero outside the support.
+        support: boolean, shape (n, p).
+        first_support: boolean, shape (n, p), before the first epoch.
+        gate: shape (n, p), sigma(mu) of that state.
+        validation: mean squared roll-out error after each epoch, a mean over environments.
+        terms: terms in the mask after each epoch.
+        epoch: the one that was kept, from 1.
     """
 
     coefficients: Tensor
@@ -216,15 +265,27 @@ def learn_mask(
     epochs: int,
     settings: LoopSettings | None = None,
     *,
-    show: bool = False,
+    progress: bool = False,
 ) -> LoopResult:
-    """The published loop for a number of epochs; 0 leaves the first fits as they are.
+    """Run the published loop for a number of epochs; 0 leaves the first fits as they are.
 
-    x: (E, R, T, n), float64. The last fifth of every trajectory is for validation. Terms that
-    the mask has dropped never come back, so the library is only evaluated where a term is left.
-    The state of lowest validation error is kept, the later one of equals; if no error is finite,
-    the first fits.
-    Raises ValueError for epochs or a step out of range, too few samples, or other data.
+    The last fifth of every trajectory is for validation. Terms that the mask has dropped never come
+    back, so the library is only evaluated where a term is left. The state of lowest validation error
+    is kept, the later one of equals; if no error is finite, the first fits.
+
+    Args:
+        library: the terms.
+        x: float64 tensor of shape (E, R, T, n), at least 7 samples.
+        step: in time units, above 0.
+        epochs: at least 0.
+        settings: rates and thresholds; None takes the official code's last.
+        progress: show a bar.
+
+    Raises:
+        ValueError: for epochs or a step out of range, too few samples, or other data.
+
+    References:
+        Park et al. (2023), the algorithm; details as in the official code, ml-postech/SpReME.
     """
     whole(0, epochs=epochs)
     above(0, step=step)
@@ -252,7 +313,7 @@ def learn_mask(
     logit = torch.logit((FIRST_GATE * share[:, columns]).clamp_min(1e-9))
     weights, mask = Adam(scaled, settings.rate), Adam(logit, settings.mask_rate)
     best, validation, terms = None, [], []
-    with Progress(epochs, "epochs", show=show) as bar:
+    with Progress(epochs, "epochs", show=progress) as bar:
         for epoch in range(epochs):
             gate = logit.sigmoid() * alive
             on = (gate > settings.gate).to(x.dtype)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import sympy as sp
+import sympy
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from companion.checks import at_least, whole
+from companion.checks import a_generator, at_least, one_dtype, whole
 from companion.papers.spreme.library import Library, sine
 
 TOLERANCE = 1e-12  # of the integrators, relative and absolute
@@ -21,11 +21,19 @@ TOLERANCE = 1e-12  # of the integrators, relative and absolute
 class System:
     """One system as the official code sets it up.
 
-    rhs: maps the states, the parameters (two sequences) and a sine to the derivatives.
-    states, parameters: their names. base, variance: mean and variance of the parameters.
-    n_envs, n_traj, t_max, step: environments, trajectories each, duration and sampling step.
-    window: samples of the weak form's window. smoothing: of Savitzky and Golay's.
-    held_out: parameters of the environment that nobody has seen.
+    Args:
+        rhs: maps the states, the parameters (two sequences) and a sine to the derivatives.
+        states: their names.
+        parameters: their names.
+        base: mean of the parameters.
+        variance: of the parameters.
+        n_envs: environments.
+        n_traj: trajectories each.
+        t_max: duration of the data, time units.
+        step: between two samples, time units.
+        window: samples of the weak form's window.
+        smoothing: samples of Savitzky and Golay's window.
+        held_out: parameters of the environment that no fit has seen.
     """
 
     rhs: Callable[[Sequence, Sequence, Callable], tuple]
@@ -96,7 +104,8 @@ LOTKA_ENVIRONMENTS = (
 def system(name: str) -> System:
     """One of `SYSTEMS` by name.
 
-    Raises ValueError for an unknown name, with what there is.
+    Raises:
+        ValueError: for an unknown name, with the known ones.
     """
     if name not in SYSTEMS:
         raise ValueError(f"system = {name!r}: expected one of {', '.join(map(repr, SYSTEMS))}")
@@ -104,22 +113,42 @@ def system(name: str) -> System:
 
 
 def make_library(name: str, degree: int = 5) -> Library:
-    """The candidate terms of a system: all monomials; the pendulum has three sines as well."""
+    """The candidate terms of a system: all monomials; the pendulum has three sines as well.
+
+    Args:
+        name: of the system.
+        degree: highest of the monomials.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    >>> [make_library(name).p for name in SYSTEMS]
+    [56, 56, 21, 24]
+    """
     found = system(name)
     extra = (sine(0), sine(1), sine(0, 1)) if name == "pendulum" else ()
     return Library(found.n, degree, extra, found.states)
 
 
-def draw(
+def draw_environments(
     name: str, seed: int = 1000, *, n_traj: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Parameters of the environments and initial states, as the official code draws them.
+    """Draw environments and initial states as the official code does.
 
-    Numpy's legacy generator; both are rounded to float16. The same initial states serve every
-    environment. The published numbers come first whatever n_traj is: more trajectories than
-    the official code has are drawn after all else, fewer are its first ones.
+    NumPy's legacy generator; both are rounded to float16. The same initial states serve every
+    environment. The published numbers come first whatever n_traj is: more trajectories than the
+    official code has are drawn after all else, fewer are its first ones.
 
-    Returns parameters (n_envs, parameters) and initial states (n_traj, n).
+    Args:
+        name: of the system.
+        seed: the official code's is 1000.
+        n_traj: trajectories; None takes the system's own.
+
+    Returns:
+        Parameters (n_envs, parameters) and initial states (n_traj, n).
+
+    Raises:
+        ValueError: for an unknown name.
     """
     found = system(name)
     # the published draws come from the legacy generator, so these do
@@ -157,12 +186,20 @@ def integrate(
 ) -> np.ndarray:
     """Solve a system for every environment and initial state at once, to 1e-12.
 
-    parameters: (E, parameters). initial: (R, n) for all environments, or (E, R, n).
-    times: (T,), ascending, in time units; the first is that of the initial states.
+    All trajectories are one state of one solver (Dormand and Prince's order 8), whose steps suit the
+    hardest of them.
 
-    All trajectories are one state of one solver (Dormand and Prince's order 8), whose steps
-    suit the hardest of them. Returns (E, R, T, n).
-    Raises ValueError for times that do not ascend, and for numbers or shapes that cannot be.
+    Args:
+        name: of the system.
+        parameters: shape (E, parameters).
+        initial: shape (R, n) for all environments, or (E, R, n).
+        times: shape (T,), ascending, in time units; the first is that of the initial states.
+
+    Returns:
+        An array of shape (E, R, T, n).
+
+    Raises:
+        ValueError: for times that do not ascend, and for numbers or shapes that cannot be.
     """
     found = system(name)
     times = np.asarray(times, dtype=np.float64)
@@ -193,62 +230,102 @@ def integrate(
 def trajectories(
     name: str, seed: int = 1000, *, n_envs: int | None = None, n_traj: int | None = None
 ) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Noise-free data of a system: x (E, R, T, n), the times (T,), parameters (E, parameters).
+    """Noise-free data of a system.
 
-    Raises ValueError for more environments than the system has.
+    Args:
+        name: of the system.
+        seed: as in `draw_environments`.
+        n_envs: environments, at most the system's own; None takes all.
+        n_traj: trajectories of each, at least 1; None takes the system's own.
+
+    Returns:
+        x of shape (E, R, T, n), the times (T,), and the parameters (E, parameters).
+
+    Raises:
+        ValueError: for an unknown name, and for counts out of range.
     """
     found = system(name)
     if n_envs is not None and not 1 <= n_envs <= found.n_envs:
         raise ValueError(f"n_envs = {n_envs}: {name} has 1 to {found.n_envs} environments")
     if n_traj is not None and n_traj < 1:
         raise ValueError(f"n_traj = {n_traj}: expected at least 1")
-    parameters, initial = draw(name, seed, n_traj=n_traj)
+    parameters, initial = draw_environments(name, seed, n_traj=n_traj)
     parameters = parameters[:n_envs]
     x = integrate(name, parameters, initial, found.times)
     return torch.from_numpy(x.copy()), torch.from_numpy(found.times), parameters
 
 
 def add_noise(x: Tensor, level: float, generator: torch.Generator, copies: int) -> Tensor:
-    """Copies of the data with normal noise on the states: (copies, *x.shape).
+    """Copies of the data with normal noise on the states.
 
-    level: deviation of the noise, as a fraction of each state's own over all data. The same
-    generator state gives the same noise at every level, scaled.
-    Raises ValueError for a negative level or no copy.
+    The same generator state gives the same noise at every level, scaled.
+
+    Args:
+        x: shape (E, R, T, n).
+        level: standard deviation of the noise, as a fraction of each state's own over all data.
+        generator: a CPU generator.
+        copies: at least 1.
+
+    Returns:
+        Shape (copies, E, R, T, n).
+
+    Raises:
+        ValueError: for a negative level, no copy, or a seed in place of a generator.
     """
     at_least(0, level=level)
     whole(1, copies=copies)
+    a_generator(generator=generator)
+    one_dtype(x=x)
     scale = x.flatten(0, -2).std(0, correction=0)
     noise = torch.randn((copies, *x.shape), generator=generator, dtype=x.dtype)
     return x + level * scale * noise.to(x.device)
 
 
-def true_expressions(name: str, parameters: Sequence | None = None) -> list[sp.Expr]:
-    """The right-hand sides in sympy; with symbols for the parameters where none are given."""
+def true_expressions(name: str, parameters: Sequence | None = None) -> list[sympy.Expr]:
+    """The right-hand sides in sympy.
+
+    Args:
+        name: of the system.
+        parameters: numbers; None leaves symbols.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    >>> true_expressions("pendulum", [0.5, 1.0])
+    [omega, -0.5*omega - 1.0*sin(theta)]
+    """
     found = system(name)
-    states = [sp.Symbol(s, real=True) for s in found.states]
+    states = [sympy.Symbol(s, real=True) for s in found.states]
     if parameters is None:
-        parameters = [sp.Symbol(p, real=True) for p in found.parameters]
-    return [sp.sympify(e) for e in found.rhs(states, parameters, sp.sin)]
+        parameters = [sympy.Symbol(p, real=True) for p in found.parameters]
+    return [sympy.sympify(e) for e in found.rhs(states, parameters, sympy.sin)]
 
 
 def true_coefficients(name: str, parameters: np.ndarray, library: Library) -> Tensor:
-    """The right-hand sides in terms of a library, (E, n, p).
+    """The right-hand sides in terms of a library, derived from the equations by sympy.
 
-    Derived from the equations by sympy, so that truth has one source.
+    Args:
+        name: of the system.
+        parameters: shape (E, parameters).
+        library: the terms.
 
-    Raises ValueError if the library lacks one of the terms.
+    Returns:
+        Shape (E, n, p).
+
+    Raises:
+        ValueError: if the library lacks one of the terms or has other states.
     """
     found = system(name)
-    symbols = [sp.Symbol(p, real=True) for p in found.parameters]
+    symbols = [sympy.Symbol(p, real=True) for p in found.parameters]
     states, terms = library.symbols(), library.expressions()
     if library.names != list(found.states):
         raise ValueError(f"library: its states are {library.names}, expected {found.states}")
     out = torch.zeros(len(parameters), found.n, library.p, dtype=torch.float64)
     for k, rhs in enumerate(true_expressions(name)):
-        for factor in sp.Add.make_args(sp.expand(rhs)):
+        for factor in sympy.Add.make_args(sympy.expand(rhs)):
             coefficient, term = factor.as_independent(*states)
             if term not in terms:
                 raise ValueError(f"library: lacks the term {term} of {name}")
-            values = sp.lambdify(symbols, coefficient)(*np.asarray(parameters).T)
+            values = sympy.lambdify(symbols, coefficient)(*np.asarray(parameters).T)
             out[:, k, terms.index(term)] = torch.as_tensor(values)
     return out

@@ -21,7 +21,13 @@ def soft_response(other: np.ndarray | float, cost: float) -> np.ndarray | float:
 def equilibria(cost: float) -> list[tuple[float, float]]:
     """All equilibria (p, p') of the give-way game, the symmetric one first.
 
-    For c > 2 there are two more, in which one yields: p = σ(c (2p - 1)), p' = 1 - p.
+    For c > 2 there are two more, in which one gives way: p = σ(c (2p - 1)), p' = 1 - p.
+
+    Args:
+        cost: c, of choosing the same side.
+
+    >>> len(equilibria(1.9)), len(equilibria(2.1))
+    (1, 3)
     """
     if cost <= 2:
         return [(0.5, 0.5)]
@@ -34,7 +40,20 @@ def equilibria(cost: float) -> list[tuple[float, float]]:
 def play_give_way(
     cost: float, start: tuple[float, float], rounds: int, *, average: bool
 ) -> np.ndarray:
-    """Beliefs (rounds + 1, 2) under simultaneous responses, averaged over rounds or not."""
+    """Beliefs under simultaneous responses.
+
+    Args:
+        cost: c, of choosing the same side.
+        start: first beliefs (p, p'), 0 to 1.
+        rounds: at least 0.
+        average: over all rounds so far, or respond to the last one.
+
+    Returns:
+        An array of shape (rounds + 1, 2).
+
+    Raises:
+        ValueError: for a negative number of rounds.
+    """
     whole(0, rounds=rounds)
     beliefs = [np.array(start, dtype=float)]
     for k in range(1, rounds + 1):

@@ -41,16 +41,31 @@ def method_rates(
     max_terms: int = 3,
     epsilon: float = 1e-4,
 ) -> tuple[dict[str, Tensor], Gram, float]:
-    """The share of environments with exactly the true terms, by method, for every noisy copy.
+    """How often each method finds exactly the true terms, for every noisy copy.
 
-    x: (S, E, R, T, n), S noisy copies. t: (T,). truth: boolean (n, p).
-    Thresholding gets what nobody has: the best threshold, and the better of weak form and
-    Savitzky-Golay derivatives (window `smoothing`), judged by the truth over all copies. The
-    exhaustive searches have one setting for everything.
+    Thresholding gets what no user has: the best threshold, and the better of weak form and
+    Savitzky-Golay derivatives, chosen by the truth over all copies. The exhaustive searches have one
+    setting for everything.
 
-    Returns rates (S,) of "STLSQ" (each environment alone), "vote" (majority of those), "S2",
-    "l0" (search in each environment alone), "l0 vote" and "S3"; the weak form's products; and
-    the threshold of the best STLSQ on the weak form.
+    Args:
+        library: the terms.
+        x: shape (S, E, R, T, n), S noisy copies.
+        t: times of shape (T,).
+        truth: boolean, shape (n, p).
+        window: samples of the weak form's window.
+        smoothing: samples of Savitzky and Golay's window.
+        thresholds: to choose from, at least one.
+        ridge: as in `group_stlsq`.
+        max_terms: as in `best_subsets`.
+        epsilon: as in `best_subsets`.
+
+    Returns:
+        Rates (S,) of "STLSQ" (each environment alone), "vote" (majority of those), "S2", "l0"
+        (search in each environment alone), "l0 vote" and "S3"; the weak form's products; and the
+        threshold of the best STLSQ on the weak form.
+
+    Raises:
+        ValueError: for no thresholds, and as `build_gram`.
     """
     if not len(thresholds):
         raise ValueError("thresholds = []: expected at least one to choose from")
@@ -88,10 +103,19 @@ def majority(support: Tensor) -> Tensor:
 def rates_by_environments(
     gram: Gram, truth: Tensor, max_terms: int = 3, epsilon: float = 1e-4
 ) -> Tensor:
-    """How often the shared search is exact with 1, 2, ..., E environments, (E, S).
+    """How often the shared search is exact with 1, 2, ..., E environments.
 
-    gram: of S noisy copies. Environments are taken in a row, round and round, from every start. The criterion is a sum
-    over environments, so that the search itself runs once.
+    Environments are taken in a row, round and round, from every start. The criterion is a sum over
+    environments, so that the search itself runs once.
+
+    Args:
+        gram: the problems of S noisy copies.
+        truth: boolean, shape (n, p).
+        max_terms: as in `best_subsets`.
+        epsilon: as in `best_subsets`.
+
+    Returns:
+        Shape (E, S).
     """
     E, n, p = gram.c.shape[-3:]
     every = [all_subsets(p, k) for k in range(min(max_terms, p) + 1)]
@@ -121,18 +145,37 @@ def rates_by_environments(
 
 
 def coefficient_error(coefficients: Tensor, truth: Tensor) -> Tensor:
-    """Distance to the true coefficients over their norm, by environment: (..., E)."""
+    """Distance to the true coefficients over their norm, by environment.
+
+    Args:
+        coefficients: shape (..., E, n, p).
+        truth: shape (E, n, p).
+
+    Returns:
+        Shape (..., E).
+    """
     return (coefficients - truth).flatten(-2).norm(dim=-1) / truth.flatten(-2).norm(dim=-1)
 
 
 def roll_out_error(
     library: Library, coefficients: Tensor, truth: Tensor, t: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """Root mean square error of roll-outs over each state's deviation, (..., E, R).
+    """Root mean square error of roll-outs over each state's standard deviation.
 
-    coefficients: (..., E, n, p). truth: (E, R, T, n), from whose first samples the models
-    start. Deviations are over an environment's trajectories. A roll-out that leaves the bounds
-    has an infinite error. Returns the errors and the roll-outs (..., E, R, T, n).
+    Standard deviations are over an environment's trajectories. A roll-out that leaves the bounds has
+    an infinite error.
+
+    Args:
+        library: the terms.
+        coefficients: shape (..., E, n, p).
+        truth: shape (E, R, T, n), from whose first samples the models start.
+        t: times of shape (T,).
+
+    Returns:
+        The errors (..., E, R) and the roll-outs (..., E, R, T, n).
+
+    Raises:
+        ValueError: as `simulate`.
     """
     states, gone = simulate(library, coefficients, truth[:, :, 0], t)
     spread = truth.flatten(1, 2).std(1, correction=0)[:, None]
@@ -141,7 +184,19 @@ def roll_out_error(
 
 
 def wilson(rate: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a rate over n independent cases, by default at 95 %."""
+    """Wilson's interval of a rate.
+
+    SciPy has it for whole counts only; our rates are means over environments that share noise, so
+    that rate times n is no whole number.
+
+    Args:
+        rate: 0 to 1.
+        n: independent cases, at least 1.
+        z: standard normal quantile; by default of an interval at 95 %.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
     if not (n > 0 and 0 <= rate <= 1):
         raise ValueError(f"rate, n = {rate!r}, {n!r}: expected 0 to 1, of at least one case")
     middle = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
