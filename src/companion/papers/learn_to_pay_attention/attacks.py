@@ -18,8 +18,11 @@ def _slope(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
     """Move every pixel by `eps` in the direction that raises the loss; stay in [0, 1].
 
-    x: images in [0, 1]. y: true classes. eps: at least 0. The model is in inference mode for it,
-    and its parameters' gradients are left alone.
+    Args:
+        x: images in [0, 1].
+        y: true classes.
+        eps: at least 0. The model is in inference mode for it, and its parameters' gradients
+            are left alone.
     """
     return pgd(model, x, y, eps, steps=1, step_size=eps)
 
@@ -30,8 +33,11 @@ def pgd(
 ) -> Tensor:  # fmt: skip
     """`steps` steps of FGSM's kind, kept within `eps` of the images and in [0, 1].
 
-    step_size: None takes 2.5 eps / steps. No random start.
-    Raises ValueError for eps below 0 or no steps.
+    Args:
+        step_size: None takes 2.5 eps / steps. No random start.
+
+    Raises:
+        ValueError: for eps below 0 or no steps.
     """
     at_least(0, eps=eps)
     whole(1, steps=steps)

@@ -27,14 +27,14 @@ def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
 class SpatialAttention(nn.Module):
     """Weights over the places of a map, by their compatibility with a global vector.
 
-    compat: how place i is scored, from its features l_i and the global vector g:
-      "pc"    u . (l_i + g), the paper's parametrised compatibility, with a bias as in its code;
-      "dp"    l_i . g;
-      "tanh"  u . tanh(W_l l_i + W_g g), which is not in the paper: additive and query-dependent;
-      "mean"  the same for every place: global average pooling.
-    scale: "sqrt" divides "dp" by the root of `dim`; "none" leaves it as it is in the paper.
-
     u begins as normal numbers of variance 1 / dim.
+
+    Args:
+        compat: how place i is scored, from its features l_i and the global vector g: "pc" u .
+            (l_i + g), the paper's parametrised compatibility, with a bias as in its code; "dp"
+            l_i . g; "tanh" u . tanh(W_l l_i + W_g g), which is not in the paper: additive and
+            query-dependent; "mean" the same for every place: global average pooling.
+        scale: "sqrt" divides "dp" by the root of `dim`; "none" leaves it as it is in the paper.
     """
 
     def __init__(self, dim: int, compat: str = "pc", scale: str = "sqrt") -> None:
@@ -70,10 +70,16 @@ class SpatialAttention(nn.Module):
     def forward(self, local: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Pool the local features under the attention that the global vector asks for.
 
-        local: (batch, dim, height, width). g: (batch, dim).
-        Returns the pooled features (batch, dim), and the weights (batch, height, width) in at
-        least float32, not negative, adding up to 1 in every image.
-        Raises ValueError for other shapes.
+        Args:
+            local: (batch, dim, height, width).
+            g: (batch, dim).
+
+        Returns:
+            The pooled features (batch, dim), and the weights (batch, height, width) in at least
+            float32, not negative, adding up to 1 in every image.
+
+        Raises:
+            ValueError: for other shapes.
         """
         if local.dim() != 4 or local.shape[1] != self.dim:
             raise ValueError(f"local = {tuple(local.shape)}: expected (batch, {self.dim}, h, w)")
@@ -90,8 +96,10 @@ class AttentionHead(nn.Module):
     """A classifier that gets the attended features of some levels and nothing else.
 
     Each level passes batch normalisation, ReLU and dropout first, as in the official code.
-    head: "concat" puts one linear layer on all levels together; "indep" one on each, whose
-      class probabilities are averaged, as the paper has it.
+
+    Args:
+        head: "concat" puts one linear layer on all levels together; "indep" one on each, whose
+            class probabilities are averaged, as the paper has it.
     """
 
     def __init__(
@@ -125,11 +133,14 @@ class AttentionHead(nn.Module):
 def captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """What the named modules put out while the model runs inside the block.
 
-    Yields a dictionary that a forward pass fills; every pass empties it first. The hooks are
-    removed at the end of the block, whatever happened in it.
-    Raises ValueError for a module that does not exist, with what comes close; in a forward pass
-    for one that it calls more than once, whose outputs no name tells apart; at the end of the
-    block for one whose output a later module overwrote in place.
+    Yields:
+        A dictionary that a forward pass fills; every pass empties it first. The hooks are
+        removed at the end of the block, whatever happened in it.
+
+    Raises:
+        ValueError: for a module that does not exist, with what comes close; in a forward pass
+            for one that it calls more than once, whose outputs no name tells apart; at the end
+            of the block for one whose output a later module overwrote in place.
     """
     modules = dict(model.named_modules())
     for name in layers:
@@ -177,17 +188,21 @@ class AttentionClassifier(nn.Module):
     The output of the backbone, a vector an image, is the global vector g. It is not classified:
     the classes are told from the attended features of the layers alone.
 
-    backbone: maps images to (batch, features), such as a torchvision VGG or ResNet.
-    layers: names of its modules, as in `named_modules`, that put out maps (batch, channels,
-      height, width); best after a ReLU.
-    compat, scale: as `SpatialAttention`. head, dropout: as `AttentionHead`.
-    match: where a level's channels differ from g's features, "project" maps g to the level and
-      "lift" maps the level's features to g's by a 1 by 1 convolution.
-    project: makes the map of g, from two sizes.
-    example: images to find the sizes with, run once in inference mode; None: one black image,
-      3 by 64 by 64.
-    Raises ValueError for a layer that does not exist or puts out no map, and for a backbone that
-    puts out no vectors.
+    Args:
+        backbone: maps images to (batch, features), such as a torchvision VGG or ResNet.
+        layers: names of its modules, as in `named_modules`, that put out maps (batch, channels,
+            height, width); best after a ReLU.
+        compat, scale: as `SpatialAttention`.
+        head, dropout: as `AttentionHead`.
+        match: where a level's channels differ from g's features, "project" maps g to the level
+            and "lift" maps the level's features to g's by a 1 by 1 convolution.
+        project: makes the map of g, from two sizes.
+        example: images to find the sizes with, run once in inference mode; None: one black
+            image, 3 by 64 by 64.
+
+    Raises:
+        ValueError: for a layer that does not exist or puts out no map, and for a backbone that
+            puts out no vectors.
     """
 
     def __init__(
@@ -250,7 +265,8 @@ class AttentionClassifier(nn.Module):
     def attend(self, x: Tensor, query: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (batch, classes), and each layer's weights (batch, height, width).
 
-        query: global vectors (batch, features) to use instead of the images' own.
+        Args:
+            query: global vectors (batch, features) to use instead of the images' own.
         """
         local, g = self.features(x)
         g = g if query is None else query

@@ -30,9 +30,13 @@ def attention_maps(
 ) -> dict[str, Tensor]:
     """The attention of every level, in inference mode: layer -> (images, height, width).
 
-    model: has a method `attend`. query: global vectors (images, features) to ask with instead
-      of the images' own, see `global_vectors`.
-    Raises ValueError for no images, or other numbers of images and queries.
+    Args:
+        model: has a method `attend`.
+        query: global vectors (images, features) to ask with instead of the images' own, see
+            `global_vectors`.
+
+    Raises:
+        ValueError: for no images, or other numbers of images and queries.
     """
     _check_images(x, batch_size)
     if query is not None and len(query) != len(x):
@@ -62,8 +66,11 @@ def cam_maps(
 
     Their mean over the places, plus the class's bias, is the logit.
 
-    classes: (images,), which class to explain; None: the predicted one.
-    Raises ValueError for no images, or classes that there are not.
+    Args:
+        classes: (images,), which class to explain; None: the predicted one.
+
+    Raises:
+        ValueError: for no images, or classes that there are not.
     """
     _check_images(x, batch_size)
     number = model.linear.out_features
@@ -113,7 +120,9 @@ def pointing_game(maps: Tensor, truth: Tensor) -> Tensor:
     Where several places share the largest value, the share of them in the truth; so a map that
     is the same everywhere scores as chance does.
 
-    maps: (images, h, w), resized to the truth. truth: (images, height, width), bool.
+    Args:
+        maps: (images, h, w), resized to the truth.
+        truth: (images, height, width), bool.
     """
     wide, inside = _fit(maps, truth)
     top = wide == wide.amax(1, keepdim=True)
@@ -124,7 +133,10 @@ def energy_in_box(maps: Tensor, truth: Tensor) -> Tensor:
     """The share of each map, above its least value, that lies in the truth: (images,).
 
     A map that is the same everywhere has nothing to share out and scores as chance does, the
-    truth's share of the image. maps, truth: as `pointing_game`.
+    truth's share of the image.
+
+    Args:
+        maps, truth: as `pointing_game`.
     """
     wide, inside = _fit(maps, truth)
     total = wide.sum(1)
@@ -144,8 +156,9 @@ def otsu_threshold(maps: Tensor) -> Tensor:
 def binarised(maps: Tensor, how: str = "otsu", *, area: int = 64) -> Tensor:
     """The pixels of each map that stand out, bool, same shape.
 
-    how: "otsu" above Otsu's threshold, "mean" above the mean, "area" the `area` largest (the
-      earlier ones where values tie).
+    Args:
+        how: "otsu" above Otsu's threshold, "mean" above the mean, "area" the `area` largest
+            (the earlier ones where values tie).
     """
     one_of("threshold", how, THRESHOLDS)
     whole(0, area=area)
@@ -160,7 +173,8 @@ def binarised(maps: Tensor, how: str = "otsu", *, area: int = 64) -> Tensor:
 def mask_iou(masks: Tensor, truth: Tensor) -> Tensor:
     """Intersection over union of two sets of pixels, (images,); 0 where both are empty.
 
-    masks, truth: (images, height, width), bool.
+    Args:
+        masks, truth: (images, height, width), bool.
     """
     if (masks.dtype, truth.dtype) != (torch.bool, torch.bool):
         raise ValueError(f"masks, truth: dtypes {masks.dtype}, {truth.dtype}, expected bool")
@@ -179,10 +193,11 @@ def perturbation_curve(
     Pixels are taken in the order of the map, the largest value first, a `parts`-th of the image
     at a time.
 
-    kind: "deletion" replaces them by `fill`; "insertion" begins with `fill` everywhere and puts
-      them back. A map that says what the network uses makes deletion fall early and insertion
-      rise early.
-    maps: (images, h, w); resized to the images.
+    Args:
+        kind: "deletion" replaces them by `fill`; "insertion" begins with `fill` everywhere and
+            puts them back. A map that says what the network uses makes deletion fall early and
+            insertion rise early.
+        maps: (images, h, w); resized to the images.
     """
     one_of("kind", kind, ("deletion", "insertion"))
     whole(1, parts=parts)

@@ -58,7 +58,10 @@ def _names(levels: Sequence[int], number: int) -> list[str]:
 def small_trunk(in_channels: int = 1, width: int = 48) -> nn.Sequential:
     """The small VGG of this page: two levels, at a half and a quarter of the image's side.
 
-    Takes images of 8 pixels a side and more. Raises ValueError for a width below 3.
+    Takes images of 8 pixels a side and more.
+
+    Raises:
+        ValueError: for a width below 3.
     """
     whole(1, in_channels=in_channels)
     whole(3, width=width)
@@ -119,7 +122,10 @@ def vgg_att(
 ) -> AttentionClassifier:  # fmt: skip
     """VGG-att: att1 has levels (3,), att2 (2, 3), att3 (1, 2, 3).
 
-    Takes images of 16 pixels a side and more. Raises ValueError for levels that do not exist.
+    Takes images of 16 pixels a side and more.
+
+    Raises:
+        ValueError: for levels that do not exist.
     """
     return AttentionClassifier(
         vgg_trunk(in_channels), _names(levels, 3), num_classes, compat, head, scale=scale,
@@ -164,7 +170,9 @@ def resnet_trunk(in_channels: int = 3, depth: int = 164) -> nn.Sequential:
     Its maps are activated: that of stage 2 is the pre-activation with which stage 3 begins,
     "stage3.0.preactivation"; that of stage 3 is "level3". Which pooling the official network
     uses, and where exactly it takes its maps, we do not know; here it is maximum pooling.
-    Raises ValueError for a depth that is not 9 n + 2.
+
+    Raises:
+        ValueError: for a depth that is not 9 n + 2.
     """
     if depth < 11 or (depth - 2) % 9:
         raise ValueError(f"depth = {depth!r}: expected 9 n + 2, such as 164")
@@ -193,7 +201,8 @@ def resnet_att(
 ) -> AttentionClassifier:  # fmt: skip
     """RN-att: attention at stage 2 (128 channels) and stage 3 (256), 384 features in all.
 
-    Raises ValueError for levels other than 2 and 3.
+    Raises:
+        ValueError: for levels other than 2 and 3.
     """
     maps = {2: "stage3.0.preactivation", 3: "level3"}
     if not levels or not set(levels) <= set(maps) or len(set(levels)) < len(levels):
@@ -207,8 +216,9 @@ def resnet_att(
 class GapClassifier(nn.Module):
     """Global average pooling and one linear layer: what class activation maps need.
 
-    trunk: stages as above; those after `last` are left out, so that it computes nothing that it
-      does not use.
+    Args:
+        trunk: stages as above; those after `last` are left out, so that it computes nothing
+            that it does not use.
     """
 
     def __init__(self, trunk: nn.Sequential, last: str, num_classes: int = 10) -> None:
@@ -245,8 +255,9 @@ class ProgressiveAttention(nn.Module):
     Every level but the last is multiplied, place by place, by a sigmoid of its own features
     before the next stage sees it; the last is pooled under a softmax, which is "pc" without g.
 
-    trunk: stages as above. levels: names of the stages, in order; those after the last are left
-      out.
+    Args:
+        trunk: stages as above.
+        levels: names of the stages, in order; those after the last are left out.
     """
 
     def __init__(
@@ -292,11 +303,14 @@ def build_network(
 ) -> nn.Module:  # fmt: skip
     """One of the networks that this page compares, all on the same trunk.
 
-    name: "att" with the given compatibility; "dp", "dp_unscaled", "mean" with that one; "gap"
-      pools the last of the levels; "pan" gates and attends at them; "plain" classifies the
-      global vector ("small") or is VGG-16 with all its pools ("vgg").
-    arch: "small" of a `width`, or "vgg".
-    Raises ValueError for names and levels that do not exist.
+    Args:
+        name: "att" with the given compatibility; "dp", "dp_unscaled", "mean" with that one;
+            "gap" pools the last of the levels; "pan" gates and attends at them; "plain"
+            classifies the global vector ("small") or is VGG-16 with all its pools ("vgg").
+        arch: "small" of a `width`, or "vgg".
+
+    Raises:
+        ValueError: for names and levels that do not exist.
     """
     one_of("networks", name, NETWORKS)
     one_of("arch", arch, ("small", "vgg"))
@@ -328,7 +342,8 @@ def _channels(stages: nn.Module) -> int:
 def receptive_fields(trunk: nn.Sequential) -> list[int]:
     """Side, in pixels, of the square that a place of each level sees; the last stage is left out.
 
-    trunk: stages of plain sequences, as the small one and VGG's.
+    Args:
+        trunk: stages of plain sequences, as the small one and VGG's.
     """
     sides, side, step = [], 1, 1
     for stage in trunk[:-1]:

@@ -35,13 +35,17 @@ def fit(
 ) -> nn.Module:
     """Minimise the cross-entropy; leaves the model in inference mode and returns it.
 
-    x, y: images in [0, 1] and class indices, on the model's device.
-    recipe: "adamw" with a one-cycle schedule that peaks at `lr`; "sgd" with momentum of 0.9,
-      the rate halved after every `halve_every` steps (0: never), as in the official code.
-    amp: "bf16" runs the forward pass under autocast.
-    augment: function (batch, generator) -> batch.
-    Raises DivergenceError for a loss that is not finite, and ValueError for numbers out of range
-    or a label too many or too few.
+    Args:
+        x, y: images in [0, 1] and class indices, on the model's device.
+        recipe: "adamw" with a one-cycle schedule that peaks at `lr`; "sgd" with momentum of
+            0.9, the rate halved after every `halve_every` steps (0: never), as in the official
+            code.
+        amp: "bf16" runs the forward pass under autocast.
+        augment: function (batch, generator) -> batch.
+
+    Raises:
+        DivergenceError: for a loss that is not finite.
+        ValueError: for numbers out of range or a label too many or too few.
     """
     one_of("recipe", recipe, RECIPES)
     one_of("amp", amp, AMP)

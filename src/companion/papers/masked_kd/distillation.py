@@ -39,12 +39,17 @@ def distillation_loss(
 ) -> Tensor:
     """(1 - alpha) times cross-entropy to the labels plus alpha times what the teacher says.
 
-    z, t: logits of student and teacher, (B, K). y: class indices (B,) or probabilities (B, K) as
-    mixup makes them; needed unless alpha is 1.
-    alpha: weight of the teacher, 0 to 1. tau: temperature, above 0.
-    kind: "soft", tau² KL(teacher || student) averaged over the batch; "hard", cross-entropy to
-    the teacher's answer.
-    Raises ValueError for values out of range, other shapes, or missing labels.
+    Args:
+        z, t: logits of student and teacher, (B, K).
+        y: class indices (B,) or probabilities (B, K) as mixup makes them; needed unless alpha
+            is 1.
+        alpha: weight of the teacher, 0 to 1.
+        tau: temperature, above 0.
+        kind: "soft", tau² KL(teacher || student) averaged over the batch; "hard", cross-entropy
+            to the teacher's answer.
+
+    Raises:
+        ValueError: for values out of range, other shapes, or missing labels.
     """
     if kind not in KINDS:
         raise ValueError(f"kind = {kind!r}: expected 'soft' or 'hard'")
@@ -82,9 +87,12 @@ class CollapseGuard:
     and then: how often does the masked teacher answer as it does on the whole picture? Below
     `threshold`, the teacher sees everything until the next look: a warm-up of the length needed.
 
-    images: probe batch, in the student's resolution; teacher_images where the teacher's differs.
-    threshold: least agreement, 0 to 1. every: steps between two looks.
-    log: (step, agreement) of every look.
+    Args:
+        images: probe batch, in the student's resolution; teacher_images where the teacher's
+            differs.
+        threshold: least agreement, 0 to 1.
+        every: steps between two looks.
+        log: (step, agreement) of every look.
     """
 
     images: Tensor
@@ -106,7 +114,8 @@ class CollapseGuard:
 class Step:
     """One step's outcome: loss with its graph, logits, and the patches the teacher saw.
 
-    keep: (B, k), or None where the teacher saw everything.
+    Args:
+        keep: (B, k), or None where the teacher saw everything.
     """
 
     loss: Tensor
@@ -118,25 +127,29 @@ class Step:
 class MaskedDistiller:
     """Distils a student from a teacher that sees only some patches of each picture.
 
+    Args:
+        student, teacher: classifiers, see `cls_attention` and `token_drop`; the teacher runs in
+            inference mode without gradients, and no weight or mode of it changes.
+        keep: patches that the teacher sees.
+        alpha, tau, kind: as `distillation_loss`.
+        selector: "student" (the method); "random"; "bottom", the student's least; "teacher", by
+            the teacher's own attention, which costs a whole forward pass of it; "saliency", by
+            the student's gradients; "full" for no mask.
+        warmup: first steps without a mask.
+        guard: a `CollapseGuard`, for as many as are needed.
+        layer: block of the student whose attention counts.
+        amp: dtype of autocast, such as torch.bfloat16; None for none. Scores stay in float32.
+        generator: CPU generator for "random".
+
+    Raises:
+        ValueError: for values out of range.
+        UnsupportedModelError: for unknown models, both at once and not at the first step.
+
     >>> with MaskedDistiller(student, teacher, keep=98) as distiller:  # doctest: +SKIP
     ...     for images, labels in batches:
     ...         optimizer.zero_grad()
     ...         distiller(images, labels).loss.backward()
     ...         optimizer.step()
-
-    student, teacher: classifiers, see `cls_attention` and `token_drop`; the teacher runs in
-      inference mode without gradients, and no weight or mode of it changes.
-    keep: patches that the teacher sees.
-    alpha, tau, kind: as `distillation_loss`.
-    selector: "student" (the method); "random"; "bottom", the student's least; "teacher", by the
-      teacher's own attention, which costs a whole forward pass of it; "saliency", by the
-      student's gradients; "full" for no mask.
-    warmup: first steps without a mask. guard: a `CollapseGuard`, for as many as are needed.
-    layer: block of the student whose attention counts.
-    amp: dtype of autocast, such as torch.bfloat16; None for none. Scores stay in float32.
-    generator: CPU generator for "random".
-    Raises ValueError for values out of range and UnsupportedModelError for unknown models, both
-    at once and not at the first step.
     """
 
     def __init__(
@@ -193,8 +206,10 @@ class MaskedDistiller:
     ) -> Step:
         """Student on all patches, teacher on the chosen ones, and the loss between them.
 
-        images: (B, C, H, W); with mixup the mixed ones. teacher_images: the same pictures in the
-        teacher's resolution, where that differs; scores are then resized to its grid.
+        Args:
+            images: (B, C, H, W); with mixup the mixed ones.
+            teacher_images: the same pictures in the teacher's resolution, where that differs;
+                scores are then resized to its grid.
         """
         if not len(images):
             raise ValueError(f"images {tuple(images.shape)}: expected at least one")

@@ -31,8 +31,13 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels
 class Pictures:
     """Labelled pictures in memory.
 
-    train_x, test_x: (n, C, H, W). train_y, test_y: (n,). augment: (batch, generator) -> batch.
-    Raises ValueError for an empty part, or one with a label too many or too few.
+    Args:
+        train_x, test_x: (n, C, H, W).
+        train_y, test_y: (n,).
+        augment: (batch, generator) -> batch.
+
+    Raises:
+        ValueError: for an empty part, or one with a label too many or too few.
     """
 
     train_x: Tensor
@@ -67,9 +72,15 @@ class Pictures:
 class Folder:
     """Labelled pictures on disk, train/<class>/ and val/<class>/, decoded as they are needed.
 
-    Training pictures are cropped at random, flipped and, with `augment`, changed by torchvision's
-    RandAugment; test pictures are cropped in the middle. Normalised as timm's models expect.
-    workers: processes that decode; None: one a core, at most eight. Raises MissingDataError for a folder without them.
+    Training pictures are cropped at random, flipped and, with `augment`, changed by
+    torchvision's RandAugment; test pictures are cropped in the middle. Normalised as timm's
+    models expect.
+
+    Args:
+        workers: processes that decode; None: one a core, at most eight.
+
+    Raises:
+        MissingDataError: for a folder without them.
     """
 
     def __init__(
@@ -120,7 +131,8 @@ class Folder:
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless training batches in a new order every epoch.
 
-        Raises ValueError for a batch larger than the set.
+        Raises:
+            ValueError: for a batch larger than the set.
         """
         if size > len(self.sets["train"]):
             raise ValueError(
@@ -141,8 +153,11 @@ class Folder:
 class Run:
     """What a distillation left behind.
 
-    student: trained. loss: of every step. masked: whether the teacher was masked, every step.
-    checks: (steps done, value) of every call of the monitor.
+    Args:
+        student: trained.
+        loss: of every step.
+        masked: whether the teacher was masked, every step.
+        checks: (steps done, value) of every call of the monitor.
     """
 
     student: nn.Module
@@ -172,7 +187,8 @@ def train_teacher(
 ) -> nn.Module:
     """Train on labels alone, by AdamW under a one-cycle rate; returns the model.
 
-    Raises DivergenceError for a loss that is not finite.
+    Raises:
+        DivergenceError: for a loss that is not finite.
     """
     whole(0, steps=steps)
     optimizer, schedule = _optimiser(model, steps, lr, weight_decay)
@@ -205,9 +221,12 @@ def distil(
 ) -> Run:
     """Train the distiller's student, by AdamW under a one-cycle rate.
 
-    monitor: called with the student before the first step, every `monitor_every` steps and after
-    the last one.
-    Raises DivergenceError for a loss that is not finite.
+    Args:
+        monitor: called with the student before the first step, every `monitor_every` steps and
+            after the last one.
+
+    Raises:
+        DivergenceError: for a loss that is not finite.
     """
     whole(0, steps=steps)
     student = distiller.student
@@ -273,10 +292,15 @@ def masked_answers(
 ) -> tuple[Tensor, Tensor]:
     """Logits of the teacher on `keep` patches of every test picture, and those patches.
 
-    mode: as `select_tokens`, by the attention of `student`; "random" needs none, but a generator
-      for patches that are the same another time.
-    Returns (n, K) and (n, keep).
-    Raises ValueError without a student where one is needed.
+    Args:
+        mode: as `select_tokens`, by the attention of `student`; "random" needs none, but a
+            generator for patches that are the same another time.
+
+    Returns:
+        (n, K) and (n, keep).
+
+    Raises:
+        ValueError: without a student where one is needed.
     """
     if mode != "random" and student is None:
         raise ValueError(f"student = None: mode = {mode!r} needs one whose attention chooses")

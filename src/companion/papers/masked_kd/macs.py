@@ -23,10 +23,12 @@ def vit_macs(
 ) -> int:
     """Multiply-accumulates of one forward pass on one image.
 
-    All `patches` are embedded; `keep` of them (None: all) and `prefix` further tokens go through
-    `depth` blocks of width `dim`; one token is classified. Normalisation, softmax, activations
-    and additions are not counted, as is usual.
-    Raises ValueError for a keep count outside 1 to `patches`.
+    All `patches` are embedded; `keep` of them (None: all) and `prefix` further tokens go
+    through `depth` blocks of width `dim`; one token is classified. Normalisation, softmax,
+    activations and additions are not counted, as is usual.
+
+    Raises:
+        ValueError: for a keep count outside 1 to `patches`.
     """
     keep = patches if keep is None else keep
     check_keep(keep, patches)

@@ -21,8 +21,12 @@ def timed_in_turns(
     """Time several calls, one turn each in every round, after a round that does not count.
 
     Processor time on a CPU (other work on the machine weighs little), wall time on a GPU.
-    Returns for each name the median milliseconds ("ms") and, on a GPU, the peak memory ("MB").
-    Raises ValueError for no round.
+
+    Returns:
+        For each name the median milliseconds ("ms") and, on a GPU, the peak memory ("MB").
+
+    Raises:
+        ValueError: for no round.
     """
     if rounds < 1:
         raise ValueError(f"rounds = {rounds!r}: expected at least 1")
@@ -71,10 +75,14 @@ def teacher_cost(
 ) -> dict[int, dict[str, float]]:
     """Time of the teacher's forward pass by patches kept, as `timed_in_turns`.
 
-    Which patches are kept is drawn once, always the same, as it has no part in the time; keeping
-    all of them is the plain forward pass.
-    tokens: patches of a picture, if given for a check; the teacher says how many there are.
-    Raises ValueError for another number, for no `keeps` or for one out of range.
+    Which patches are kept is drawn once, always the same, as it has no part in the time;
+    keeping all of them is the plain forward pass.
+
+    Args:
+        tokens: patches of a picture, if given for a check; the teacher says how many there are.
+
+    Raises:
+        ValueError: for another number, for no `keeps` or for one out of range.
     """
     keeps, device = list(keeps), images.device
     tokens = _patches(teacher, images, keeps, tokens)

@@ -29,11 +29,16 @@ def select_tokens(
 ) -> Tensor:  # fmt: skip
     """Indices of k patches an image, in ascending order, (B, k).
 
-    scores: (B, N). mode: "top" takes the largest, "bottom" the smallest, "random" any k with the
-    same chance, "full" all N whatever k. Equal scores go by their place, so that every device
-    chooses the same. generator: CPU generator for "random". check: look whether the scores are
-    finite, for which a GPU has to be waited for.
-    Raises ValueError for k outside 1 to N, an unknown mode, or scores that are not finite.
+    Args:
+        scores: (B, N).
+        mode: "top" takes the largest, "bottom" the smallest, "random" any k with the same
+            chance, "full" all N whatever k. Equal scores go by their place, so that every
+            device chooses the same.
+        generator: CPU generator for "random".
+        check: look whether the scores are finite, for which a GPU has to be waited for.
+
+    Raises:
+        ValueError: for k outside 1 to N, an unknown mode, or scores that are not finite.
     """
     if mode not in MODES:
         raise ValueError(f"mode = {mode!r}: expected one of {', '.join(map(repr, MODES))}")
@@ -72,14 +77,17 @@ class _Kept(nn.Module):
 def token_drop(model: nn.Module) -> Iterator[Callable[[Tensor, Tensor | None], Tensor]]:
     """Let a vision transformer see some patches only.
 
-    Yields a function (images, keep) -> outputs of the model. All patches are embedded and get
-    their positions; then those that `keep` does not name leave the sequence. keep: (B, k)
-    indices of patches, 0 to N - 1, without those of CLS and other prefix tokens; None keeps all.
-    Nothing of the model changes but during a call of that function. A model may be compiled,
-    before or after: not a hook (`torch.compile` does not look whether there are new ones) but
-    another layer drops the tokens, for which it compiles anew.
+    Yields:
+        A function (images, keep) -> outputs of the model. All patches are embedded and get
+        their positions; then those that `keep` does not name leave the sequence. keep: (B, k)
+        indices of patches, 0 to N - 1, without those of CLS and other prefix tokens; None keeps
+        all. Nothing of the model changes but during a call of that function. A model may be
+        compiled, before or after: not a hook (`torch.compile` does not look whether there are
+        new ones) but another layer drops the tokens, for which it compiles anew.
 
-    Raises UnsupportedModelError as `drop_point`, and ValueError for a `keep` of another shape.
+    Raises:
+        UnsupportedModelError: as `drop_point`.
+        ValueError: for a `keep` of another shape.
     """
     drop_point(model)
 
@@ -103,8 +111,9 @@ def token_drop(model: nn.Module) -> Iterator[Callable[[Tensor, Tensor | None], T
 def resize_scores(scores: Tensor, grid_s: tuple[int, int], grid_t: tuple[int, int]) -> Tensor:
     """Carry a student's scores (B, rows x columns) over to a teacher's grid, bilinearly.
 
-    Raises ValueError for scores that do not fill the grid, or grids of different aspect ratios,
-    whose patches cannot lie over the same picture.
+    Raises:
+        ValueError: for scores that do not fill the grid, or grids of different aspect ratios,
+            whose patches cannot lie over the same picture.
     """
     (rows_s, columns_s), (rows_t, columns_t) = grid_s, grid_t
     if scores.shape[1] != rows_s * columns_s:
@@ -126,7 +135,8 @@ def resize_scores(scores: Tensor, grid_s: tuple[int, int], grid_t: tuple[int, in
 def patch_truth(mask: Tensor, patch: int) -> Tensor:
     """Which patches hold a pixel of a mask: (B, H, W) bool -> (B, N) bool.
 
-    Raises ValueError for a patch that does not tile the mask.
+    Raises:
+        ValueError: for a patch that does not tile the mask.
     """
     if patch < 1 or mask.shape[1] % patch or mask.shape[2] % patch:
         raise ValueError(f"patch = {patch!r}: expected a divisor of {tuple(mask.shape[1:])}")

@@ -88,8 +88,12 @@ class ViT(nn.Module):
     """A vision transformer that classifies by its CLS token.
 
     Images (batch, channels, image_size, image_size) -> logits (batch, classes).
-    init_std: deviation of the linear layers' first weights.
-    Raises ValueError for an image that patches do not tile, or a width that heads do not share.
+
+    Args:
+        init_std: deviation of the linear layers' first weights.
+
+    Raises:
+        ValueError: for an image that patches do not tile, or a width that heads do not share.
     """
 
     def __init__(
@@ -143,9 +147,13 @@ def named_model(
 ) -> nn.Module:
     """One of timm's models, with random or pretrained weights, for pictures of some size.
 
-    pretrained: timm fetches the weights; a head of another number of classes is drawn anew.
-    Raises ImportError without timm, and ValueError for a name that timm does not know, a model
-    that takes no size of picture, or a size that its patches do not tile.
+    Args:
+        pretrained: timm fetches the weights; a head of another number of classes is drawn anew.
+
+    Raises:
+        ImportError: without timm.
+        ValueError: for a name that timm does not know, a model that takes no size of picture,
+            or a size that its patches do not tile.
     """
     whole(1, classes=classes, image_size=image_size)
     try:

@@ -32,9 +32,12 @@ def hog_detect(
 ) -> list[Detections]:
     """People by OpenCV's HOG detector, trained on real people (Dalal and Triggs).
 
-    pictures: (n, 3, H, W) in [0, 1] or uint8. enlarge: factor before detection; the window is 64
-    by 128 pixels, so smaller people are missed. told_in: boxes come back, less the window's margin,
-    in pixels of a picture of this width; None for that of the pictures given.
+    Args:
+        pictures: (n, 3, H, W) in [0, 1] or uint8.
+        enlarge: factor before detection; the window is 64 by 128 pixels, so smaller people are
+            missed.
+        told_in: boxes come back, less the window's margin, in pixels of a picture of this
+            width; None for that of the pictures given.
     """
     if not 0 < enlarge < float("inf"):
         raise ValueError(f"enlarge = {enlarge!r}: expected a factor above 0")
@@ -77,7 +80,9 @@ def subtract_background(
 ) -> list[Detections]:
     """People as what differs from the scene's background: connected pieces, scored by fill.
 
-    threshold: difference of the strongest channel that counts. smallest: pixels of a piece.
+    Args:
+        threshold: difference of the strongest channel that counts.
+        smallest: pixels of a piece.
     """
     import cv2
 

@@ -139,7 +139,9 @@ class Brown:
 class Tsai:
     """Tsai's lens: the ideal point is the distorted one times 1 + kappa r², r distorted.
 
-    kappa: in normalised coordinates, the file's kappa1 (1/mm²) times the focal length (mm) squared.
+    Args:
+        kappa: in normalised coordinates, the file's kappa1 (1/mm²) times the focal length (mm)
+            squared.
     """
 
     kappa: float = 0.0
@@ -180,16 +182,20 @@ class Tsai:
 class Camera:
     """A fixed camera, X_c = R X + t.
 
-    K: (3, 3), focal lengths, skew and principal point in pixels, upper triangular. R: (3, 3)
-    rotation; one that was rounded to five digits is made exact. t: (3,), metres; it is *not* the
-    camera's place, which is `centre`. width, height: of the picture. lens: its distortion, None
-    for a pinhole. All tensors are float64, on the CPU wherever a device lacks that.
-
     Points and pixels may be tensors, arrays or lists of any real dtype: whole numbers count as
     float64 (float32 on a device without it), half precision as float32.
 
-    Raises ValueError for shapes that do not fit, an R that is no rotation, or a focal length
-    that is not positive.
+    Args:
+        K: (3, 3), focal lengths, skew and principal point in pixels, upper triangular.
+        R: (3, 3) rotation; one that was rounded to five digits is made exact.
+        t: (3,), metres; it is *not* the camera's place, which is `centre`.
+        width, height: of the picture.
+        lens: its distortion, None for a pinhole. All tensors are float64, on the CPU wherever a
+            device lacks that.
+
+    Raises:
+        ValueError: for shapes that do not fit, an R that is no rotation, or a focal length that
+            is not positive.
     """
 
     K: Tensor
@@ -307,7 +313,8 @@ class Camera:
     def ground_homography(self) -> Tensor:
         """(3, 3): ground (X, Y, 1) to pixels (u, v, 1), up to the third component.
 
-        Raises ValueError for a camera with a lens, which no matrix describes: see `ideal`.
+        Raises:
+            ValueError: for a camera with a lens, which no matrix describes: see `ideal`.
         """
         if self.lens is not None:
             raise ValueError(
@@ -329,7 +336,10 @@ class Camera:
     def level(cls, f: float, height_m: float, pitch: float, width: int, height: int) -> Camera:
         """A camera that does not roll, above the origin, looking along +y and down.
 
-        f: pixels. height_m: metres above the ground. pitch: radians downwards.
+        Args:
+            f: pixels.
+            height_m: metres above the ground.
+            pitch: radians downwards.
         """
         c, s = math.cos(pitch), math.sin(pitch)
         R = torch.tensor([[1.0, 0, 0], [0, -s, -c], [0, c, -s]], dtype=torch.float64)
@@ -343,9 +353,12 @@ class Camera:
     ) -> Camera:
         """A calibration in OpenCV's convention, in which pixel i has its centre at i.
 
-        R: matrix (3, 3) or rotation vector of 3. t: of 3. size: width, height. dist: none, four or
-        five of k1, k2, p1, p2, k3; more only if they are 0. Rows and columns, as OpenCV gives
-        them, are as good as vectors.
+        Args:
+            R: matrix (3, 3) or rotation vector of 3.
+            t: of 3.
+            size: width, height.
+            dist: none, four or five of k1, k2, p1, p2, k3; more only if they are 0. Rows and
+                columns, as OpenCV gives them, are as good as vectors.
         """
         given = () if dist is None else torch.as_tensor(dist, dtype=torch.float64).flatten()
         numbers = [float(k) for k in given]
@@ -368,7 +381,9 @@ class Camera:
         """Read a Tsai calibration as an XML file of the PETS 2009 set.
 
         The pixel coordinates are those in which the set's boxes are given.
-        Raises CorruptDataError for a file that has another form.
+
+        Raises:
+            CorruptDataError: for a file that has another form.
         """
         try:
             root = ElementTree.parse(path).getroot()
@@ -396,11 +411,14 @@ class Camera:
     def from_homography(cls, H: Tensor, width: int, height: int) -> Camera:
         """The camera of a ground homography, with square pixels and a central principal point.
 
-        H: (3, 3), ground (X, Y, 1) in metres to pixels (u, v, 1). With H ~ K [r1 r2 t] and
-        r1, r2 orthonormal, two equations are linear in 1/f²; they are solved by least squares.
+        Args:
+            H: (3, 3), ground (X, Y, 1) in metres to pixels (u, v, 1). With H ~ K [r1 r2 t] and
+                r1, r2 orthonormal, two equations are linear in 1/f²; they are solved by least
+                squares.
 
-        Raises ValueError where they have no solution: a camera that looks straight down, or a
-        matrix that is no view of a plane.
+        Raises:
+            ValueError: where they have no solution: a camera that looks straight down, or a
+                matrix that is no view of a plane.
         """
         H = torch.as_tensor(H, dtype=torch.float64)
         if H.shape != (3, 3) or not H.isfinite().all() or torch.linalg.matrix_rank(H) < 3:
@@ -482,8 +500,11 @@ def horizon_row(camera: Camera, pitch: float) -> float:
 def read_town_centre(path: str | os.PathLike) -> Camera:
     """Read the calibration of Oxford Town Centre, ``TownCentre-calibration-ci.txt``.
 
-    It is for 1920 x 1080 pixels, in OpenCV's convention, with a quaternion (x, y, z, w) and
-    X_c = R X + t. Raises CorruptDataError for a file that has another form.
+    It is for 1920 x 1080 pixels, in OpenCV's convention, with a quaternion (x, y, z, w) and X_c
+    = R X + t.
+
+    Raises:
+        CorruptDataError: for a file that has another form.
     """
     number = {}
     try:
@@ -505,8 +526,12 @@ def read_town_centre(path: str | os.PathLike) -> Camera:
 def height_law(f: float, h: float, pitch: float, d: float, H: float) -> float:
     """Rows that a person takes up under a level camera, H d (f - d s c) / (f h - H d s c).
 
-    f: pixels. h: the camera's height. pitch: radians downwards, with sine s and cosine c. d: rows
-    of the feet below the horizon. H: stature, in the unit of h.
+    Args:
+        f: pixels.
+        h: the camera's height.
+        pitch: radians downwards, with sine s and cosine c.
+        d: rows of the feet below the horizon.
+        H: stature, in the unit of h.
     """
     sc = math.sin(pitch) * math.cos(pitch)
     return H * d * (f - d * sc) / (f * h - H * d * sc)

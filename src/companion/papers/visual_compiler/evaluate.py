@@ -32,10 +32,14 @@ SPREAD = np.array(
 class Matches:
     """All detections of a test set, best first, each with the person that it found.
 
-    score, right, ignored: (D,). image, rank: (D,), where the detection is. person: (D,), position
-    of its annotation in the data set, -1 for none. people: those that count. images: how many.
-
     Without a person who counts nothing can be missed, and every measure is NaN.
+
+    Args:
+        score, right, ignored: (D,).
+        image, rank: (D,), where the detection is.
+        person: (D,), position of its annotation in the data set, -1 for none.
+        people: those that count.
+        images: how many.
     """
 
     score: np.ndarray
@@ -115,13 +119,17 @@ def match(
 ) -> Matches:
     """Match detections to people as COCO does, one picture at a time, best score first.
 
-    A detection takes the person who counts and is most like it, if by at least `threshold`; else
-    one who does not count, and is left out. kind: "bbox" compares boxes by their intersection over
-    union, with a crowd (`iscrowd`) by the share of the detection that lies inside; "keypoints"
-    compares joints by COCO's measure, and people without any do not count.
+    A detection takes the person who counts and is most like it, if by at least `threshold`;
+    else one who does not count, and is left out.
 
-    Raises ValueError for a number of detections that is not that of the images, for scores or
-    boxes that are not finite, and as `people_of` does.
+    Args:
+        kind: "bbox" compares boxes by their intersection over union, with a crowd (`iscrowd`)
+            by the share of the detection that lies inside; "keypoints" compares joints by
+            COCO's measure, and people without any do not count.
+
+    Raises:
+        ValueError: for a number of detections that is not that of the images, for scores or
+            boxes that are not finite, and as `people_of` does.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold = {threshold!r}: expected above 0, at most 1")
@@ -133,8 +141,11 @@ def coco_metrics(
 ) -> dict[str, float]:
     """COCO's AP, AP50 and AP75, of boxes ("bbox") or joints ("keypoints").
 
-    As in COCO, the best 100 boxes or 20 poses of an image count, but never fewer than the people
-    that any image has. NaN without a person who counts. Raises ValueError as `match` does.
+    As in COCO, the best 100 boxes or 20 poses of an image count, but never fewer than the
+    people that any image has. NaN without a person who counts.
+
+    Raises:
+        ValueError: as `match` does.
     """
     clean = people_of(coco)
     images = np.array([entry["image_id"] for entry in clean["annotations"]], dtype=int)
@@ -301,7 +312,10 @@ def evaluate(
     feet on the ground, if a camera is given. NaN where the data set or the detections lack it,
     everywhere if nobody is annotated who counts.
 
-    The data set may be anybody's: see `people_of`. Raises ValueError as `match` does.
+    The data set may be anybody's: see `people_of`.
+
+    Raises:
+        ValueError: as `match` does.
     """
     boxes = coco_metrics(predictions, coco)
     found = match(predictions, coco)

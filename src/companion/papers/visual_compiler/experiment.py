@@ -43,9 +43,13 @@ TEST_SEED = 10_000  # test pictures are drawn apart from training pictures
 class Case:
     """A scene with test pictures.
 
-    pictures: (n, 3, H, W) uint8. truth: COCO data set of them. bank: bodies to train with.
-    renders: the test pictures' full labels, None where they are real. real: whether they are.
-    checksums: of what was read. as_taken: the pictures in their full size, if that is another.
+    Args:
+        pictures: (n, 3, H, W) uint8.
+        truth: COCO data set of them.
+        bank: bodies to train with.
+        renders: the test pictures' full labels, None where they are real.
+        checksums: of what was read.
+        as_taken: the pictures in their full size, if that is another.
     """
 
     scene: Scene
@@ -76,12 +80,14 @@ def make_case(
 ) -> Case:
     """Set the place up, and render its test pictures unless there are real ones.
 
-    dataset: "procedural" and "town_centre" (`width` pixels wide), "pets" (real frames at half
-    size), or "folder": the scene in scene_path, tested on the pictures of video_path with the
-    COCO file gt_path, or on renders without these.
+    Args:
+        dataset: "procedural" and "town_centre" (`width` pixels wide), "pets" (real frames at
+            half size), or "folder": the scene in scene_path, tested on the pictures of
+            video_path with the COCO file gt_path, or on renders without these.
 
-    Raises ValueError for a name or a combination that is none, a number below 1, and as the
-    loaders do.
+    Raises:
+        ValueError: for a name or a combination that is none, a number below 1, and as the
+            loaders do.
     """
     for name, value in (("width", width), ("n_test", n_test), ("max_people", max_people)):
         if value < 1:
@@ -141,8 +147,11 @@ def read_truth(video_path: str, gt_path: str, scene: Scene) -> tuple[Tensor, dic
     The COCO file's images name files of the folder, or give the video's frame as "frame". Pictures
     must have the scene's size. The truth comes back in the form of `people_of`.
 
-    Raises FileNotFoundError, CorruptDataError, or ValueError; the latter also where no person who
-    counts is annotated, as nothing could be measured.
+    Raises:
+        FileNotFoundError: for a file that is missing.
+        CorruptDataError: for one that cannot be read.
+        ValueError: for pictures of another size than the scene's, and where no person who counts
+            is annotated, as nothing could be measured.
     """
     if not Path(gt_path).is_file():
         raise FileNotFoundError(f"gt_path = {gt_path!r}: there is no such file")
@@ -239,8 +248,11 @@ def write_products(
 def overlaps(scene: Scene, meshes: Tensor, faces: Tensor, supersample: int) -> dict[str, int]:
     """Count the samples of two people, drawn together and alone, for the identity of visible areas.
 
-    meshes: (2, V, 3) in world coordinates, the first one nearer. Returns front and back as seen
-    together, front_alone, back_alone, and their overlap.
+    Args:
+        meshes: (2, V, 3) in world coordinates, the first one nearer.
+
+    Returns:
+        Front and back as seen together, front_alone, back_alone, and their overlap.
     """
     uv, depth = scene.camera.project(meshes)
     static = scene.depth(supersample)

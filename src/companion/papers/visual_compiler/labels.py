@@ -41,9 +41,13 @@ SKELETON = [
 class TrainingSet:
     """Rendered pictures with their labels, kept on the CPU: 40,000 of 640 x 360 are 28 GB.
 
-    images: (n, 3, H, W), uint8. masks: (n, H/4, W/4) bool, where people fill most of a cell.
-    boxes: (P, 4), keypoints: (P, 17, 3), wanted: (P,) bool, seen well enough to be learned;
-    first: (n + 1,), where the people of each picture begin.
+    Args:
+        images: (n, 3, H, W), uint8.
+        masks: (n, H/4, W/4) bool, where people fill most of a cell.
+        boxes: (P, 4), x0, y0, x1, y1 in pixels.
+        keypoints: (P, 17, 3), column, row and visibility.
+        wanted: (P,) bool, seen well enough to be learned.
+        first: (n + 1,), where the people of each picture begin.
     """
 
     images: Tensor
@@ -103,9 +107,10 @@ def targets(
 
     Bells are products of one-dimensional ones, so nothing is looped over.
 
-    Returns heat (b, h, w), 1 where a centre is; positive (b, h, w), the cells of centres; weight
-    (b, h, w), 0 around people who are not wanted; blob (b, h, w), where offsets and sizes are
-    learned; offset and size (b, 2, h, w); joints (b, 17, h, w); mask (b, h, w).
+    Returns:
+        Heat (b, h, w), 1 where a centre is; positive (b, h, w), the cells of centres; weight
+        (b, h, w), 0 around people who are not wanted; blob (b, h, w), where offsets and sizes
+        are learned; offset and size (b, 2, h, w); joints (b, 17, h, w); mask (b, h, w).
     """
     h, w = size
     b = len(masks)
@@ -187,8 +192,9 @@ def compile_scene(
 
     They are drawn on `raster.drawing_device` of the device, and kept on the CPU.
 
-    Raises ValueError for fewer than one picture, person or scene, for another number of samples
-    than `render_people` takes, and where the picture sizes of the scenes differ.
+    Raises:
+        ValueError: for fewer than one picture, person or scene, for another number of samples
+            than `render_people` takes, and where the picture sizes of the scenes differ.
     """
     scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
     for name, value in (("n", n), ("max_people", max_people), ("scenes", len(scenes))):
@@ -241,9 +247,12 @@ def to_coco(
 ) -> dict:
     """The labels of renders as a COCO data set: boxes, run-length masks and 17 keypoints.
 
-    People who show too little are `iscrowd`, which evaluations leave out. Beyond COCO every person
-    has `visible_fraction`, `ground` (metres) and `stature` (metres), and the data set has the
-    camera if a scene is given. info: more for the header, such as seed and the bank's checksum.
+    People who show too little are `iscrowd`, which evaluations leave out. Beyond COCO every
+    person has `visible_fraction`, `ground` (metres) and `stature` (metres), and the data set
+    has the camera if a scene is given.
+
+    Args:
+        info: more for the header, such as seed and the bank's checksum.
     """
     height, width = renders.image.shape[2:]
     wanted = is_wanted(renders).tolist()

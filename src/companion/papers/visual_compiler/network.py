@@ -27,7 +27,9 @@ def make_trunk(width: int = 24) -> nn.Sequential:
     """Features at a quarter of the picture's size, (b, 3, H, W) to (b, width, H/4, W/4).
 
     Dilated convolutions let a cell see about 60 pixels in each direction.
-    Raises ValueError for a width below 2.
+
+    Raises:
+        ValueError: for a width below 2.
     """
     if width < 2:
         raise ValueError(f"width = {width!r}: expected at least 2 channels")
@@ -47,10 +49,13 @@ class SpatiallyVaryingFCN(nn.Module):
     y(p) = Σ_r m_r(p) (W_r σ(V_r * φ)(p) + b_r): every cell blends the heads of the regions in
     which it lies. With one region it is an ordinary, location-agnostic network.
 
-    trunk: (b, 3, H, W) -> (b, F, H/4, W/4). masks: (n_regions, H/4, W/4), adding up to 1;
-    None for a single region. Outputs (b, 23, H/4, W/4), rounded down.
+    Args:
+        trunk: (b, 3, H, W) -> (b, F, H/4, W/4).
+        masks: (n_regions, H/4, W/4), adding up to 1; None for a single region. Outputs (b, 23,
+            H/4, W/4), rounded down.
 
-    Raises ValueError for numbers below 1, and masks that do not fit.
+    Raises:
+        ValueError: for numbers below 1, and masks that do not fit.
     """
 
     def __init__(
@@ -132,10 +137,13 @@ def train(
 ) -> list[float]:
     """Train by AdamW with a warm-up and a cosine; return the loss of every step.
 
-    gamma: weight of `variation`, which keeps neighbouring regions alike. device: where the
-    network goes and a batch at a time follows it.
-    Raises DivergenceError for a loss that is not finite, and ValueError for a batch that is
-    larger than the data or a number out of its range.
+    Args:
+        gamma: weight of `variation`, which keeps neighbouring regions alike.
+        device: where the network goes and a batch at a time follows it.
+
+    Raises:
+        DivergenceError: for a loss that is not finite.
+        ValueError: for a batch that is larger than the data or a number out of its range.
     """
     if not 1 <= batch_size <= len(data):
         raise ValueError(f"batch_size = {batch_size!r}: expected 1 to {len(data)}, the pictures")
@@ -182,8 +190,11 @@ def train(
 class Detections:
     """The people found in one picture, best first.
 
-    boxes: (k, 4), x0, y0, x1, y1 in pixels. scores: (k,). keypoints: (k, 17, 3), column, row,
-    score; None from a detector of boxes only. mask: (H/4, W/4) logit, or None.
+    Args:
+        boxes: (k, 4), x0, y0, x1, y1 in pixels.
+        scores: (k,).
+        keypoints: (k, 17, 3), column, row, score; None from a detector of boxes only.
+        mask: (H/4, W/4) logit, or None.
     """
 
     boxes: Tensor
@@ -206,7 +217,8 @@ class Detections:
     def person_mask(self, k: int, height: int, width: int) -> Tensor:
         """(H, W) bool: the mask inside one person's box.
 
-        Raises ValueError without a mask, and for a picture of another size than the detector saw.
+        Raises:
+            ValueError: without a mask, and for a picture of another size than the detector saw.
         """
         if self.mask is None:
             raise ValueError("these detections have no mask")
@@ -308,7 +320,8 @@ def layout_filter(
 ) -> list[Detections]:
     """Drop what cannot be a person here: feet off the walkable ground, or the wrong height.
 
-    low, high: allowed height of the box by that of a person of 1.75 m who stands there.
+    Args:
+        low, high: allowed height of the box by that of a person of 1.75 m who stands there.
     """
     kept = []
     height, width = scene.walkable_mask.shape

@@ -33,9 +33,15 @@ CLOTHES = (
 class Placements:
     """Who stands where in which picture; P people, sorted by picture.
 
-    image: (P,). body: (P,), entry of the bank. position: (P, 2), metres on the ground. yaw: (P,),
-    radians; at yaw 0 a person faces -y, at pi/2 +x. stature: (P,), metres. colours: (P, parts, 3)
-    in [0, 1]. padding: (P,), thickness of clothing. n_images: pictures, empty ones included.
+    Args:
+        image: (P,).
+        body: (P,), entry of the bank.
+        position: (P, 2), metres on the ground.
+        yaw: (P,), radians; at yaw 0 a person faces -y, at pi/2 +x.
+        stature: (P,), metres.
+        colours: (P, parts, 3) in [0, 1].
+        padding: (P,), thickness of clothing.
+        n_images: pictures, empty ones included.
     """
 
     image: Tensor
@@ -68,9 +74,13 @@ class Placements:
 class Light:
     """The light of B pictures, and what the sensor makes of it.
 
-    sun: (B, 3), unit vectors to the sun. ambient: (B,), share of light that comes from all sides.
-    shadow: (B,), share of light that a cast shadow takes. gain: (B, 3), factor a channel.
-    noise: (B,), standard deviation. level: (B,), brightness of a white wall in full light.
+    Args:
+        sun: (B, 3), unit vectors to the sun.
+        ambient: (B,), share of light that comes from all sides.
+        shadow: (B,), share of light that a cast shadow takes.
+        gain: (B, 3), factor a channel.
+        noise: (B,), standard deviation.
+        level: (B,), brightness of a white wall in full light.
     """
 
     sun: Tensor
@@ -93,13 +103,20 @@ class Light:
 class Renders:
     """B pictures of P people, with exact labels.
 
-    image: (B, 3, H, W) in [0, 1]. instance: (B, H, W), 0 for nobody, else 1 + the person's number.
-    image_index: (P,). boxes_xyxy: (P, 4), of the whole person, hidden or not, cut at the picture's
-    edge. visible_boxes: (P, 4), of the pixels seen; zeros if none. keypoints: (P, 17, 3), column,
-    row and 2 (its pixel shows its own person), 1 (hidden) or 0 (off the picture).
-    visible_fraction: (P,), visible samples by solo samples: those that the person would fill alone.
-    visible_samples, solo_samples: (P,), counted. ground: (P, 2), metres. stature: (P,), metres.
-    foot_head: (P, 2, 2), pixels of the ground point and of the point `stature` above it.
+    Args:
+        image: (B, 3, H, W) in [0, 1].
+        instance: (B, H, W), 0 for nobody, else 1 + the person's number.
+        image_index: (P,).
+        boxes_xyxy: (P, 4), of the whole person, hidden or not, cut at the picture's edge.
+        visible_boxes: (P, 4), of the pixels seen; zeros if none.
+        keypoints: (P, 17, 3), column, row and 2 (its pixel shows its own person), 1 (hidden) or
+            0 (off the picture).
+        visible_fraction: (P,), visible samples by solo samples: those that the person would
+            fill alone.
+        visible_samples, solo_samples: (P,), counted.
+        ground: (P, 2), metres.
+        stature: (P,), metres.
+        foot_head: (P, 2, 2), pixels of the ground point and of the point `stature` above it.
     """
 
     image: Tensor
@@ -214,8 +231,9 @@ def draw_light(
 ) -> Light:
     """Light for n_images pictures, around what the background tells.
 
-    randomise: jitter the sun's place, the shares and the sensor's gain; without it all pictures
-    have the fitted light.
+    Args:
+        randomise: jitter the sun's place, the shares and the sensor's gain; without it all
+            pictures have the fitted light.
     """
     fitted = fit_light(scene)
     spread = 1.0 if randomise else 0.0
@@ -281,11 +299,15 @@ def render_people(
 ) -> Renders:
     """Draw all pictures of these placements at once, on the device of the scene and the bank.
 
-    supersample: samples a pixel in each direction. backend: as `raster.rasterise`. generator:
-    CPU generator of the sensor's noise and of the weave of the clothes; None for neither.
+    Args:
+        supersample: samples a pixel in each direction.
+        backend: as `raster.rasterise`.
+        generator: CPU generator of the sensor's noise and of the weave of the clothes; None for
+            neither.
 
-    Raises ValueError where somebody is out of view, and where placements and light differ in
-    their number of pictures.
+    Raises:
+        ValueError: where somebody is out of view, and where placements and light differ in
+            their number of pictures.
     """
     check_supersample(supersample)
     people = placements

@@ -27,8 +27,10 @@ EYE = 1.75  # metres: the person by whom sizes in a scene are told
 class Box:
     """An obstacle or a wall, standing on the ground.
 
-    x, y: its middle, metres. size: length, width, height, metres. yaw: radians, of the length
-    from the x axis.
+    Args:
+        x, y: its middle, metres.
+        size: length, width, height, metres.
+        yaw: radians, of the length from the x axis.
     """
 
     x: float
@@ -41,8 +43,9 @@ class Box:
 class Occluder:
     """Something upright that is known only by its outline in the picture.
 
-    polygon: (column, row) corners in pixels. foot: the pixel where it stands; its distance is
-    that of the ground there.
+    Args:
+        polygon: (column, row) corners in pixels.
+        foot: the pixel where it stands; its distance is that of the ground there.
     """
 
     polygon: tuple[tuple[float, float], ...]
@@ -53,12 +56,16 @@ class Occluder:
 class Scene:
     """One fixed camera's view, with its layout.
 
-    background: (3, H, W) in [0, 1], without people. walkable: polygons of (x, y) in metres.
-    boxes, occluders: what stands there. sun: unit vector to the light, if known.
-    min_height: people who would be lower than this many pixels are not placed.
+    Args:
+        background: (3, H, W) in [0, 1], without people.
+        walkable: polygons of (x, y) in metres.
+        boxes, occluders: what stands there.
+        sun: unit vector to the light, if known.
+        min_height: people who would be lower than this many pixels are not placed.
 
-    Raises ValueError where calibration and picture do not fit, for a polygon that is none, and
-    where no walkable ground is seen.
+    Raises:
+        ValueError: where calibration and picture do not fit, for a polygon that is none, and
+            where no walkable ground is seen.
     """
 
     background: Tensor
@@ -213,7 +220,8 @@ def inside_polygon(points: Tensor, polygon: Sequence[tuple[float, float]]) -> Te
 def hit_box(origin: Tensor, rays: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     """Where rays (..., 3) from a point first meet a box.
 
-    Returns the multiple of the ray (inf for a miss) and the outward normal (..., 3) there.
+    Returns:
+        The multiple of the ray (inf for a miss) and the outward normal (..., 3) there.
     """
     rotate = _turn(box.yaw)
     half = torch.tensor(box.size, dtype=torch.float64) / 2
@@ -289,8 +297,10 @@ def load_scene(folder: str | os.PathLike) -> Scene:
     "R", "t", "dist"}}`` (the background is undistorted here), or as ``{"homography": ...}``, the
     3 by 3 map from the ground in metres to pixels. Only ``camera`` and ``walkable`` are needed.
 
-    Raises FileNotFoundError, CorruptDataError for a file that cannot be read, and ValueError as
-    `Scene` does.
+    Raises:
+        FileNotFoundError: for a folder that lacks one of the two.
+        CorruptDataError: for a file that cannot be read.
+        ValueError: as `Scene` does.
     """
     from PIL import Image
 
@@ -384,7 +394,8 @@ def random_scenes(n: int, width: int, height: int, *, like: Scene, seed: int) ->
     Heights, pitches, focal lengths, grounds, walls and light are drawn; people are seen in the
     sizes that they have in `like`.
 
-    Raises ValueError for n below 1, and where hardly any drawn camera sees people of these sizes.
+    Raises:
+        ValueError: for n below 1, and where hardly any drawn camera sees people of these sizes.
     """
     if n < 1:
         raise ValueError(f"n = {n!r}: expected at least 1 scene")
@@ -453,7 +464,8 @@ def paint(
 ) -> Tensor:
     """(3, H, W): a picture of ground, boxes and sky, with cast shadows; colours are drawn.
 
-    plain: paving and warm walls; otherwise ground, walls and sky have any colour.
+    Args:
+        plain: paving and warm walls; otherwise ground, walls and sky have any colour.
     """
 
     def draw(*shape: int) -> Tensor:
