@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from companion.checks import whole
+from companion.checks import one_of, whole
 from companion.papers.learn_to_pay_attention.attention import (
     AttentionClassifier,
     AttentionHead,
     SpatialAttention,
-    one_of,
 )
 from companion.training import evaluation_mode
 
@@ -29,6 +28,12 @@ EPS = 1e-3  # of batch normalisation in the VGGs, as in the official code
 
 def _conv(channels: int, width: int) -> list[nn.Module]:
     return [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width, EPS), nn.ReLU()]
+
+
+def _pooled(channels: int, width: int, pool: nn.Module) -> list[nn.Module]:
+    """`_conv` and maximum pooling, which passes a ReLU unchanged and leaves it less to do."""
+    *layers, relu = _conv(channels, width)
+    return [*layers, pool, relu]
 
 
 def _block(channels: int, widths: Sequence[int], first: float = 0.4) -> list[nn.Module]:
@@ -67,12 +72,12 @@ def small_trunk(in_channels: int = 1, width: int = 48) -> nn.Sequential:
     whole(3, width=width)
     return _stages(
         level1=[
-            *_conv(in_channels, width // 3), nn.MaxPool2d(2),
+            *_pooled(in_channels, width // 3, nn.MaxPool2d(2)),
             *_conv(width // 3, width), *_conv(width, width),
         ],
         level2=[nn.MaxPool2d(2), *_conv(width, width), *_conv(width, width)],
         query=[
-            nn.MaxPool2d(2), *_conv(width, width), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+            nn.MaxPool2d(2), *_pooled(width, width, nn.AdaptiveMaxPool2d(1)), nn.Flatten(),
             nn.Linear(width, width),
         ],
     )  # fmt: skip
@@ -124,8 +129,16 @@ def vgg_att(
 
     Takes images of 16 pixels a side and more.
 
+    Args:
+        levels: where attention is paid, some of 1, 2, 3.
+        num_classes, compat, head, scale, match: as `AttentionClassifier`.
+        in_channels: of the images.
+
     Raises:
-        ValueError: for levels that do not exist.
+        ValueError: for levels that do not exist, and as `AttentionClassifier`.
+
+    References:
+        Jetley et al. (2018), section 4; layers as in the official code.
     """
     return AttentionClassifier(
         vgg_trunk(in_channels), _names(levels, 3), num_classes, compat, head, scale=scale,
@@ -137,7 +150,17 @@ def small_att(
     levels: Sequence[int] = (1, 2), num_classes: int = 10, compat: str = "pc",
     head: str = "concat", *, scale: str = "sqrt", width: int = 48, in_channels: int = 1,
 ) -> AttentionClassifier:  # fmt: skip
-    """The small VGG with attention at one or both of its levels, without dropout."""
+    """The small VGG with attention at one or both of its levels, without dropout.
+
+    Args:
+        levels: where attention is paid, some of 1, 2.
+        num_classes, compat, head, scale: as `AttentionClassifier`.
+        width: channels, at least 3.
+        in_channels: of the images.
+
+    Raises:
+        ValueError: for levels that do not exist, and as `AttentionClassifier`.
+    """
     return AttentionClassifier(
         small_trunk(in_channels, width), _names(levels, 2), num_classes, compat, head,
         scale=scale, dropout=0.0, example=torch.zeros(1, in_channels, 24, 24),
@@ -201,8 +224,17 @@ def resnet_att(
 ) -> AttentionClassifier:  # fmt: skip
     """RN-att: attention at stage 2 (128 channels) and stage 3 (256), 384 features in all.
 
+    Args:
+        levels: where attention is paid, some of 2, 3.
+        num_classes, compat, head, scale: as `AttentionClassifier`.
+        depth: layers, 9 n + 2.
+        in_channels: of the images.
+
     Raises:
-        ValueError: for levels other than 2 and 3.
+        ValueError: for levels other than 2 and 3, and for another depth.
+
+    References:
+        Jetley et al. (2018), section 4.
     """
     maps = {2: "stage3.0.preactivation", 3: "level3"}
     if not levels or not set(levels) <= set(maps) or len(set(levels)) < len(levels):
@@ -219,12 +251,17 @@ class GapClassifier(nn.Module):
     Args:
         trunk: stages as above; those after `last` are left out, so that it computes nothing
             that it does not use.
+        last: name of the stage that is pooled.
+        num_classes: at least 1.
+
+    Raises:
+        ValueError: for a stage that does not exist.
     """
 
     def __init__(self, trunk: nn.Sequential, last: str, num_classes: int = 10) -> None:
         super().__init__()
         names = [name for name, _ in trunk.named_children()]
-        one_of("last", last, names)
+        one_of(names, last=last)
         whole(1, num_classes=num_classes)
         self.features = trunk[: names.index(last) + 1]
         self.linear = nn.Linear(_channels(self.features), num_classes)
@@ -250,7 +287,7 @@ class PlainClassifier(nn.Module):
 
 
 class ProgressiveAttention(nn.Module):
-    """The rival PAN: gates on the way, attention at the end, no global vector.
+    """The baseline PAN: gates on the way, attention at the end, no global vector.
 
     Every level but the last is multiplied, place by place, by a sigmoid of its own features
     before the next stage sees it; the last is pooled under a softmax, which is "pc" without g.
@@ -258,6 +295,14 @@ class ProgressiveAttention(nn.Module):
     Args:
         trunk: stages as above.
         levels: names of the stages, in order; those after the last are left out.
+        num_classes: at least 1.
+        dropout: of the head.
+
+    Raises:
+        ValueError: for stages that do not exist.
+
+    References:
+        Seo et al. (2018), Progressive attention networks for visual attribute prediction.
     """
 
     def __init__(
@@ -269,7 +314,7 @@ class ProgressiveAttention(nn.Module):
         if not len(levels):
             raise ValueError("levels = []: expected the name of at least one stage")
         for level in levels:
-            one_of("levels", level, names)
+            one_of(names, levels=level)
         self.features = trunk[: names.index(levels[-1]) + 1]
         self.gates = nn.ModuleDict()
         for name in levels[:-1]:
@@ -308,12 +353,16 @@ def build_network(
             "gap" pools the last of the levels; "pan" gates and attends at them; "plain"
             classifies the global vector ("small") or is VGG-16 with all its pools ("vgg").
         arch: "small" of a `width`, or "vgg".
+        levels: where attention is paid, some of 1, 2 ("small") or 1, 2, 3 ("vgg").
+        compat, scale, head, num_classes: as `AttentionClassifier`.
+        width: channels of "small", at least 3.
+        in_channels: of the images.
 
     Raises:
         ValueError: for names and levels that do not exist.
     """
-    one_of("networks", name, NETWORKS)
-    one_of("arch", arch, ("small", "vgg"))
+    one_of(NETWORKS, name=name)
+    one_of(("small", "vgg"), arch=arch)
     names = _names(levels, 2 if arch == "small" else 3)
     if name == "plain" and arch == "vgg":
         return vgg(num_classes, in_channels=in_channels)
