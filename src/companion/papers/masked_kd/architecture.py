@@ -35,7 +35,7 @@ class DropPoint:
 
 
 def drop_point(model: nn.Module) -> DropPoint:
-    """Find the place at which patch tokens can be dropped.
+    """Find the layer after which patch tokens can be dropped.
 
     timm's vision transformers (DeiT, DeiT-III, registers): ``patch_drop``. torchvision's:
     ``encoder.dropout``. timm's CaiT: ``pos_drop``, before CLS exists. What `torch.compile` has

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from companion.checks import images as check_images
 from companion.papers.masked_kd.architecture import (
     UnsupportedModelError,
     attention_module,
@@ -72,13 +73,23 @@ def cls_attention(model: nn.Module, layer: int = -1) -> Iterator[ClsAttention]:
 
     Args:
         model: a vision transformer of timm (distilled, registers and CaiT included), of
-            torchvision or of this room.
+            torchvision or of `vit`.
         layer: as `attention_module` counts; -1 is the last.
 
     Raises:
         UnsupportedModelError: as `attention_module`, and in a forward pass that calls the block
             more than once.
         ValueError: as `attention_module`.
+
+    References:
+        Son et al. (2024), section 3.1: the scores of the patches.
+
+    >>> from companion.papers.masked_kd.vit import ViT
+    >>> model = ViT(24, 4)
+    >>> with cls_attention(model) as attention:
+    ...     _ = model(torch.rand(2, 1, 24, 24))
+    >>> attention.row.shape, attention.scores.shape
+    (torch.Size([2, 4, 37]), torch.Size([2, 36]))
     """
     module, prefix = attention_module(model, layer)
     found = ClsAttention(prefix)
@@ -149,7 +160,7 @@ def cls_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
         (B, heads, n).
     """
     with torch.autocast(query.device.type, enabled=False):
-        logits = key.float() @ query.float()[..., None]
+        logits = key.float() @ query.float()[..., None]  # q_cls . k_j
         return (scale * logits[..., 0]).softmax(-1)
 
 
@@ -186,7 +197,9 @@ def gradient_saliency(model: nn.Module, images: Tensor) -> Tensor:
 
     Raises:
         UnsupportedModelError: as `token_grid`.
+        ValueError: for what is no batch of images, or images that patches do not tile.
     """
+    check_images(images=images)
     rows, columns = token_grid(model, images)
     with evaluation_mode(model), torch.enable_grad():
         x = images.detach().requires_grad_()
