@@ -28,6 +28,7 @@ from companion.papers import signal_propagation as sp
 from companion.papers import sparse_inr as inr
 from companion.papers import visual_compiler as vc
 from companion.papers.learn_to_pay_attention import networks
+from companion.papers.visual_compiler import raster
 from companion.runs import gpu
 from companion.sparsity import (
     apply_masks,
@@ -132,7 +133,7 @@ def same_picture(device):
     uv = torch.stack([mesh[..., 0], -mesh[..., 2]], -1) * height / z[..., None] + at
     image, static = torch.arange(people) % 3, torch.full((height, width), torch.inf)
     ours, theirs = (
-        vc.rasterise(
+        raster.rasterise(
             uv.to(place), z.to(place), bank.faces.to(place), image.to(place), static.to(place), 3,
             backend="torch",
         )

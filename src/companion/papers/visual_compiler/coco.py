@@ -16,7 +16,7 @@ PEOPLE = ("person", "pedestrian")  # names of the category that counts
 
 
 def people_of(coco: Mapping) -> dict:
-    """The people of a COCO data set, in the one form that everything here relies on.
+    """The people of a COCO data set, brought into one form.
 
     The category is the one named person, else pedestrian, else the only one there is; what is of
     another category is left out. Images are numbered from 0 in their order, annotations from 1,
@@ -135,7 +135,7 @@ def _joints(k: int, entry: Mapping) -> dict:
 
 
 def encode_mask(mask: np.ndarray) -> dict:
-    """A mask (H, W) as COCO's compressed run lengths, `size` and `counts`.
+    """Encode a mask (H, W) as COCO's compressed run lengths, `size` and `counts`.
 
     Runs go down the columns, empty cells first; from the fourth on each is told by its difference
     to the last run but one, in groups of five bits from the lowest.

@@ -111,15 +111,6 @@ class Raster:
         size = (self.boxes[:, 2] - self.boxes[:, 0]) * (self.boxes[:, 3] - self.boxes[:, 1])
         return total[self.offset + size] - total[self.offset]
 
-    def solo_mask(self, p: int) -> Tensor:
-        """(H, W) bool: what person p covers when alone."""
-        x0, y0, x1, y1 = self.boxes[p].tolist()
-        mask = torch.zeros(self.keys.shape[1:], dtype=torch.bool, device=self.keys.device)
-        start = int(self.offset[p])
-        part = self.cover[start : start + (x1 - x0) * (y1 - y0)]
-        mask[y0:y1, x0:x1] = part.view(y1 - y0, x1 - x0).bool()
-        return mask
-
 
 def depth_key(depth: Tensor) -> Tensor:
     """Keys of static geometry at these depths (float32, metres; inf for none)."""
@@ -147,6 +138,7 @@ def rasterise(
         faces: (F, 3).
         image: (P,), the picture of each mesh.
         static: (H, W) depth of what else is there, inf for nothing.
+        n_images: images that are drawn.
         backend: as `pick_backend`.
 
     Raises:
