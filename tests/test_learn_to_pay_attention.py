@@ -1,5 +1,7 @@
 """Attention: exact counts, invariances, what pc cannot do, maps held to closed forms."""
 
+import copy
+import itertools
 import math
 import subprocess
 import sys
@@ -12,6 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from companion.data.clutter import cluttered_digits
 from companion.papers import learn_to_pay_attention as att
+from companion.papers.learn_to_pay_attention import attention, networks, training
+from companion.progress import Progress
 from companion.runs import chapters, executor
 from companion.training import DivergenceError, error_rate
 
@@ -51,8 +55,8 @@ def gradients(model, x, y):
 # the module
 
 
-@pytest.mark.parametrize("compat", att.COMPATS)
-@pytest.mark.parametrize("scale", att.SCALES)
+@pytest.mark.parametrize("compat", attention.COMPATS)
+@pytest.mark.parametrize("scale", attention.SCALES)
 def test_weights_are_a_convex_combination(compat, scale):
     module = seeded(lambda: att.SpatialAttention(6, compat, scale))
     local, g = draw(3, 6, 5, 4), draw(3, 6, seed=1)
@@ -73,14 +77,14 @@ def test_parametrised_compatibility_with_u_zero_is_average_pooling():
     assert torch.allclose(att.SpatialAttention(6, "mean")(draw(3, 6, 5, 4), pooled)[0], pooled)
 
 
-@pytest.mark.parametrize("compat", att.COMPATS)
+@pytest.mark.parametrize("compat", attention.COMPATS)
 def test_constant_features_give_uniform_attention(compat):
     module = seeded(lambda: att.SpatialAttention(6, compat))
     a = module(draw(3, 6, 1, 1).expand(3, 6, 5, 4), draw(3, 6, seed=1))[1]
     assert torch.allclose(a, torch.full_like(a, 1 / 20), atol=1e-7)
 
 
-@pytest.mark.parametrize("compat", att.COMPATS)
+@pytest.mark.parametrize("compat", attention.COMPATS)
 def test_attention_moves_with_the_places(compat):
     module = seeded(lambda: att.SpatialAttention(6, compat)).double()
     local, g = draw(2, 6, 3, 4, dtype=torch.float64), draw(2, 6, seed=1, dtype=torch.float64)
@@ -110,7 +114,7 @@ def test_compatibilities_are_the_formulas():
     assert torch.allclose(tanh.logits(local, g), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("compat", att.COMPATS)
+@pytest.mark.parametrize("compat", attention.COMPATS)
 def test_gradients_are_right(compat):
     module = seeded(lambda: att.SpatialAttention(3, compat)).double()
     local = draw(2, 3, 2, 3, dtype=torch.float64).requires_grad_()
@@ -235,8 +239,8 @@ def test_the_bias_of_u_changes_nothing():
 
 def test_vgg_att_has_the_stated_parameters_and_a_quarter_of_them_is_inert():
     model = att.vgg_att((2, 3), 10, "pc", "concat")
-    assert att.parameter_count(model) == 19_720_780
-    assert att.parameter_count(model.backbone.query) == 4_984_320
+    assert networks.parameter_count(model) == 19_720_780
+    assert networks.parameter_count(model.backbone.query) == 4_984_320
     assert len([m for m in model.backbone.modules() if isinstance(m, nn.Conv2d)]) == 15
     features = [model.backbone.level1, model.backbone.level2, model.backbone.level3]
     rates = [m.p for part in features for m in part.modules() if isinstance(m, nn.Dropout)]
@@ -245,14 +249,14 @@ def test_vgg_att_has_the_stated_parameters_and_a_quarter_of_them_is_inert():
 
 def test_multiply_adds_are_as_stated_and_attention_is_a_trifle():
     with torch.device("meta"):
-        plain = att.vgg()
-        features = att.vgg_trunk()
+        plain = networks.vgg()
+        features = networks.vgg_trunk()
     model = att.vgg_att()
-    total = att.multiply_adds(model, (3, 32, 32))
+    total = networks.multiply_adds(model, (3, 32, 32))
     assert round(total / 1e9, 3) == 3.786 + 0.001
-    assert round(att.multiply_adds(plain, (3, 32, 32)) / 1e9, 3) == 0.313
+    assert round(networks.multiply_adds(plain, (3, 32, 32)) / 1e9, 3) == 0.313
     head = 1024 * 10
-    trifle = total - head - att.multiply_adds(features, (3, 32, 32))
+    trifle = total - head - networks.multiply_adds(features, (3, 32, 32))
     shared = 2 * 512  # u . g, once an image and level
     assert trifle == 2 * 16**2 * 512 + 2 * 8**2 * 512 + shared
     assert trifle < 0.0002 * total
@@ -281,10 +285,10 @@ def test_rn_att_is_a_pre_activation_resnet_164():
     assert [type(p) for p in model.projections] == [nn.Linear, nn.Identity]
     assert all((part >= 0).all() for part in model.features(images(1, 3, 32, 32))[0])
     with pytest.raises(ValueError, match="depth = 100"):
-        att.resnet_trunk(depth=100)
+        networks.resnet_trunk(depth=100)
 
 
-@pytest.mark.parametrize("build", [att.small_trunk, att.vgg_trunk])
+@pytest.mark.parametrize("build", [networks.small_trunk, networks.vgg_trunk])
 def test_receptive_fields_are_what_a_gradient_reaches(build):
     trunk = build(1).double()
     for p in trunk.parameters():  # nothing is cut off by a ReLU, nothing cancels
@@ -298,7 +302,7 @@ def test_receptive_fields_are_what_a_gradient_reaches(build):
         middle = features.shape[2] // 2
         (slope,) = torch.autograd.grad(features[0, 0, middle, middle], x, retain_graph=True)
         sides.append(int((slope[0, 0].abs().sum(0) > 0).sum()))
-    assert att.receptive_fields(trunk) == sides
+    assert networks.receptive_fields(trunk) == sides
 
 
 @pytest.mark.parametrize(
@@ -308,9 +312,9 @@ def test_receptive_fields_are_what_a_gradient_reaches(build):
         lambda: att.small_att(width=12, compat="dp", head="indep"),
         lambda: att.vgg_att((1, 2, 3), in_channels=1),
         lambda: att.resnet_att(depth=11, in_channels=1, compat="tanh"),
-        lambda: att.ProgressiveAttention(att.small_trunk(width=12), ["level1", "level2"]),
-        lambda: att.GapClassifier(att.small_trunk(width=12), "level2"),
-        lambda: att.PlainClassifier(att.small_trunk(width=12)),
+        lambda: att.ProgressiveAttention(networks.small_trunk(width=12), ["level1", "level2"]),
+        lambda: att.GapClassifier(networks.small_trunk(width=12), "level2"),
+        lambda: networks.PlainClassifier(networks.small_trunk(width=12)),
     ],
 )
 def test_one_image_and_oblong_images_work(build):
@@ -336,7 +340,7 @@ def test_levels_that_do_not_exist_are_named(build, levels):
 
 def test_progressive_attention_gates_what_the_next_level_sees():
     model = seeded(
-        lambda: att.ProgressiveAttention(att.small_trunk(width=12), ["level1", "level2"])
+        lambda: att.ProgressiveAttention(networks.small_trunk(width=12), ["level1", "level2"])
     ).eval()
     x = images(3, 1, 24, 24)
     _, maps = model.attend(x)
@@ -486,7 +490,7 @@ def test_half_precision_gives_the_same_maps(compat):
 
 
 def gap():
-    return seeded(lambda: att.GapClassifier(att.small_trunk(width=12), "level2")).eval()
+    return seeded(lambda: att.GapClassifier(networks.small_trunk(width=12), "level2")).eval()
 
 
 def test_class_activation_maps_add_up_to_the_logit():
@@ -584,7 +588,7 @@ def test_binarised_keeps_what_it_says():
         torch.zeros(1, 4, 4), "area", area=3
     ).flatten().nonzero().flatten().tolist() == [0, 1, 2]
     assert torch.equal(att.binarised(maps, "mean"), maps > maps.mean((1, 2), keepdim=True))
-    with pytest.raises(ValueError, match="threshold = 'ostu'"):
+    with pytest.raises(ValueError, match="how = 'ostu'"):
         att.binarised(maps, "ostu")
 
 
@@ -682,7 +686,7 @@ def test_the_paper_recipe_halves_its_rate_and_divergence_is_reported(monkeypatch
         return step(self, *arguments, **named)
 
     monkeypatch.setattr(torch.optim.SGD, "step", spy)
-    train_small(recipe="sgd", lr=0.1, steps=5, halve_every=2, augment=att.flip)
+    train_small(recipe="sgd", lr=0.1, steps=5, halve_every=2, augment=training.flip)
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
     data = cluttered_digits(64, seed=0)
     with pytest.raises(DivergenceError, match=r"lower lr = 0\.1"):
@@ -695,9 +699,60 @@ def test_the_paper_recipe_halves_its_rate_and_divergence_is_reported(monkeypatch
             train_small(**{name: value})
 
 
+def test_a_bar_is_shown_only_where_it_is_asked_for(capsys):
+    train_small(steps=2)
+    assert not "".join(capsys.readouterr())
+    train_small(steps=2, progress=True)
+    assert "steps of training" in "".join(capsys.readouterr())
+    with Progress(4, "steps", show=False) as bar:
+        for _ in range(2):
+            train_small(steps=2, progress=bar)
+    assert bar.done == 4
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooling_before_the_relu_is_pooling_after_it_bit_for_bit(layout):
+    """Forward and backward; a ReLU passes a maximum unchanged."""
+    x, y = images(8, 1, 24, 24), torch.arange(8)
+    model = small("dp").to(memory_format=layout).train()
+    twin = copy.deepcopy(model)
+    swapped = 0
+    for stage in twin.backbone:
+        layers = list(stage)
+        for k, (pool, relu) in enumerate(itertools.pairwise(layers)):
+            if isinstance(relu, nn.ReLU) and "Pool" in type(pool).__name__:
+                stage[k], stage[k + 1] = relu, pool
+                swapped += 1
+    assert swapped == 2
+    out, theirs = model(x), twin(x)
+    assert torch.equal(out, theirs)
+    cross_entropy(out, y).backward()
+    cross_entropy(theirs, y).backward()
+    pairs = zip(model.parameters(), twin.parameters(), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("resnet10t", ["layer2", "layer3"]), ("convnext_atto", ["stages.1", "stages.2"])],
+)
+def test_backbones_of_timm_get_attention_at_named_layers(name, layers):
+    timm = pytest.importorskip("timm", reason="timm is in the extra `test`")
+    backbone = timm.create_model(name, num_classes=16)
+    model = att.AttentionClassifier(backbone, layers, 5, "dp")
+    x, y = images(2, 3, 64, 96), torch.tensor([1, 3])
+    out, maps = model.attend(x)
+    assert {n: tuple(m.shape) for n, m in maps.items()} == {
+        layers[0]: (2, 8, 12),
+        layers[1]: (2, 4, 6),
+    }
+    cross_entropy(out, y).backward()
+    assert all(torch.allclose(m.sum((1, 2)), torch.ones(2), atol=1e-5) for m in maps.values())
+
+
 def test_flips_mirror_about_half():
     x = images(200, 1, 4, 6)
-    flipped = att.flip(x, torch.Generator().manual_seed(0))
+    flipped = training.flip(x, torch.Generator().manual_seed(0))
     mirrored = (flipped == x.flip(-1)).all((1, 2, 3))
     assert torch.equal(flipped[~mirrored], x[~mirrored])
     assert 70 < mirrored.sum() < 130  # four deviations
@@ -725,7 +780,7 @@ def test_the_notebook_runs_with_few_networks_and_without_some_claims(networks, t
 
 def test_more_that_cannot_be_is_named():
     x, y, maps = images(4, 1, 24, 24), torch.zeros(4).long(), torch.rand(4, 6, 6)
-    model, gap = small().eval(), att.build_network("gap", width=12).eval()
+    model, gap = small().eval(), networks.build_network("gap", width=12).eval()
     g = torch.Generator()
 
     def fit(**k):
@@ -739,10 +794,10 @@ def test_more_that_cannot_be_is_named():
         lambda: att.vgg_att(in_channels=0): "in_channels = 0",
         lambda: att.SpatialAttention(0): "dim = 0",
         lambda: att.AttentionHead([], 3): "dims = ",
-        lambda: att.GapClassifier(att.small_trunk(), "level9"): "last = 'level9'",
-        lambda: att.ProgressiveAttention(att.small_trunk(), []): "levels = ",
-        lambda: att.ProgressiveAttention(att.small_trunk(), ["level9"]): "levels = 'level9'",
-        lambda: att.attention_maps(model, x[:0]): r"x \(0, 1, 24, 24\)",
+        lambda: att.GapClassifier(networks.small_trunk(), "level9"): "last = 'level9'",
+        lambda: att.ProgressiveAttention(networks.small_trunk(), []): "levels = ",
+        lambda: att.ProgressiveAttention(networks.small_trunk(), ["level9"]): "levels = 'level9'",
+        lambda: att.attention_maps(model, x[:0]): r"x: shape \(0, 1, 24, 24\), expected \(images",
         lambda: att.attention_maps(model, x, batch_size=0): "batch_size = 0",
         lambda: att.attention_maps(model, x, query=torch.rand(2, 12)): "query: 2 vectors for 4",
         lambda: att.cam_maps(
@@ -760,6 +815,26 @@ def test_more_that_cannot_be_is_named():
         lambda: fit(batch_size=9): "batch_size = 9",
         lambda: fit(halve_every=-1): "halve_every = -1",
         lambda: att.fit(small(), x, y[:2], steps=1, lr=0.1, generator=g): "4 images and 2 classes",
+        # one image is no batch, a seed no generator, and only attention has attention maps
+        lambda: model.attend(x[0]): r"x: shape \(1, 24, 24\).*one image is x\[None\]",
+        lambda: att.attention_maps(model, x[0]): r"x: shape \(1, 24, 24\)",
+        lambda: att.cam_maps(gap, x[0]): r"x: shape \(1, 24, 24\)",
+        lambda: att.fgsm(gap, x[0], y, 0.1): r"x: shape \(1, 24, 24\)",
+        lambda: att.perturbation_curve(gap, x[0], maps, "deletion"): r"x: shape \(1, 24, 24\)",
+        lambda: fit(generator=0): "generator = 0: expected a torch.Generator",
+        lambda: fit(lr=-1.0): "lr = -1.0",
+        lambda: fit(weight_decay=math.nan): "weight_decay = nan",
+        lambda: att.attention_maps(
+            gap, x
+        ): "model: a GapClassifier pays no attention; .* cam_maps",
+        lambda: att.attention_maps(nn.Flatten(), x): "model: a Flatten pays no attention",
+        lambda: att.cam_maps(model, x): "model: AttentionClassifier, expected a GapClassifier",
+        lambda: att.SpatialAttention(4)(
+            draw(2, 4, 5, 5), draw(2, 4).double()
+        ): "local, g: dtypes torch.float32 and torch.float64",
+        lambda: att.AttentionClassifier(
+            networks.small_trunk(1, 12), ["level1"], 3
+        ): r"example \(1, 3, 64, 64\): the backbone cannot take it",
     }.items():
         with pytest.raises(ValueError, match=message):
             call()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from tiny import apart
@@ -14,6 +15,8 @@ from torch.nn.functional import cross_entropy, log_softmax, scaled_dot_product_a
 
 from companion.data.root import MissingDataError
 from companion.papers import masked_kd as mkd
+from companion.papers.masked_kd import attention as attentions
+from companion.papers.masked_kd import experiment, timing, vit
 from companion.runs import chapters, executor
 from companion.training import DivergenceError
 
@@ -406,9 +409,9 @@ def test_top_k_under_bf16_autocast_equals_that_in_float32():
         torch.randn(*shape, generator=generator(3)).bfloat16()
         for shape in ((64, 4, 8), (64, 4, 197, 8))
     )
-    plain = mkd.cls_row(q.float(), k.float(), 0.1)[..., 1:].mean(1)
+    plain = attentions.cls_row(q.float(), k.float(), 0.1)[..., 1:].mean(1)
     with torch.autocast("cpu", torch.bfloat16):
-        row = mkd.cls_row(q, k, 0.1)
+        row = attentions.cls_row(q, k, 0.1)
     scores = row[..., 1:].mean(1)
     assert scores.dtype == torch.float32
     assert torch.equal(mkd.select_tokens(scores, 98), mkd.select_tokens(plain, 98))
@@ -485,6 +488,67 @@ def test_keep_counts_outside_the_patches_are_refused(k):
         mkd.select_tokens(torch.rand(2, 16), k)
     with pytest.raises(ValueError, match="expected a whole number, 1 to 16"):
         mkd.MaskedDistiller(ours(), ours(), k)
+
+
+def test_counts_of_numpy_are_counts():
+    scores = torch.rand(2, 16, generator=generator())
+    assert torch.equal(mkd.select_tokens(scores, np.int64(4)), mkd.select_tokens(scores, 4))
+    with mkd.MaskedDistiller(ours(), ours(), np.int64(4), alpha=1.0) as distiller:
+        assert distiller(images()).keep.shape == (3, 4)
+
+
+@pytest.mark.parametrize("name", ["Ti", "S", "B", "L"])
+def test_a_transformer_of_a_named_size_is_timms(name):
+    timm = pytest.importorskip("timm", reason="timm is in the extra `test`")
+    long = {"Ti": "tiny", "S": "small", "B": "base", "L": "large"}[name]
+    with torch.device("meta"):
+        made = mkd.ViT.of(name, 32, classes=7)
+        theirs = timm.create_model(f"vit_{long}_patch16_224", img_size=32, num_classes=7)
+    shapes = [sorted(tuple(p.shape) for p in m.parameters()) for m in (made, theirs)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_quality_of_a_mask_is_agreement_and_recall():
+    """Beside what the parts give one by one; patches, masks and a teacher of another size."""
+    student, teacher, x = build("ours", 1), build("ours", 2), images(12)
+    student.train()
+    truth = torch.rand(12, 32, 32, generator=generator(3)) > 0.995
+    truth[4] = False  # nothing to be found there
+    found = mkd.mask_quality(student, teacher, x, 5, truth=truth)
+    keep = mkd.select_tokens(mkd.student_scores(student, x), 5)
+    with torch.no_grad(), mkd.token_drop(teacher) as masked:
+        agree = (masked(x, keep).argmax(1) == teacher(x).argmax(1)).float().mean()
+    patches = mkd.patch_truth(truth, 8)
+    recall = mkd.mask_recall(keep, patches)
+    assert recall[4].isnan()
+    assert found["agreement"] == pytest.approx(agree.item())
+    assert 0 < found["agreement"] < 1
+    assert found["recall"] == pytest.approx(recall[~recall.isnan()].mean().item())
+    assert student.training
+    assert mkd.mask_quality(student, teacher, x, 5, truth=patches) == found
+    assert math.isnan(mkd.mask_quality(student, teacher, x, 5)["recall"])
+    whole = mkd.mask_quality(student, teacher, x, 16, truth=truth)
+    assert whole == {"agreement": 1.0, "recall": 1.0}
+    large = mkd.ViT(48, 6, dim=24, depth=1, heads=3, channels=3, classes=5)
+    wide = torch.ones(12, 48, 48, dtype=torch.bool)
+    seen = mkd.mask_quality(student, large, x, 16, truth=wide, teacher_images=images(12, 48))
+    assert seen["recall"] == pytest.approx(16 / 64)
+    assert not any(m._forward_hooks for net in (student, teacher) for m in net.modules())
+
+
+def test_a_bar_is_shown_only_where_it_is_asked_for(capsys):
+    x, y = images(8), torch.zeros(8).long()
+    data = experiment.LabelledImages(x, y, x, y)
+    with mkd.MaskedDistiller(ours(), ours(), 4) as distiller:
+        for progress in (False, True):
+            experiment.train_teacher(
+                ours(), data, 2, generator=generator(), batch_size=4, progress=progress
+            )
+            mkd.distil(distiller, data, 2, generator=generator(), batch_size=4, progress=progress)
+            timing.teacher_cost(ours(), x, [16], rounds=1, progress=progress)
+            said = "".join(capsys.readouterr())
+            for what in ("steps of the teacher", "steps of a student", "timed calls"):
+                assert (what in said) is progress
 
 
 def test_scores_that_are_not_finite_are_refused():
@@ -565,7 +629,7 @@ def test_labels_may_be_mixed():
     [
         ({"alpha": 1.5}, "alpha = 1.5: expected 0 to 1"),
         ({"tau": 0.0}, "tau = 0.0: expected a number above 0"),
-        ({"kind": "none"}, "kind = 'none': expected 'soft' or 'hard'"),
+        ({"kind": "none"}, "kind = 'none': expected one of 'soft', 'hard'"),
         ({"y": None}, "y: labels are needed with alpha = 0.5"),
         ({"t": torch.zeros(2, 4)}, "must have the same classes"),
     ],
@@ -731,7 +795,7 @@ def test_the_guard_masks_only_while_the_masked_teacher_agrees():
     ("arguments", "message"),
     [
         ({"selector": "best"}, "selector = 'best': expected one of 'full', 'student'"),
-        ({"warmup": -1}, "warmup = -1: expected at least 0"),
+        ({"warmup": -1}, "warmup = -1: expected a whole number, at least 0"),
         ({"alpha": -0.1}, "alpha = -0.1: expected 0 to 1"),
         ({"teacher": nn.Linear(2, 2)}, "Linear has no known place to drop tokens"),
         ({"student": nn.Linear(2, 2)}, "Linear has no known attention blocks"),
@@ -860,12 +924,12 @@ def marked(count, seed):
 
 def test_a_student_learns_from_a_masked_teacher_without_labels():
     (train_x, train_y), (test_x, test_y) = marked(512, 0), marked(200, 1)
-    pictures = mkd.Pictures(train_x, train_y, test_x, test_y)
+    pictures = experiment.LabelledImages(train_x, train_y, test_x, test_y)
     torch.manual_seed(0)
     teacher = mkd.ViT(12, 4, dim=16, depth=2, heads=2, classes=3)
-    mkd.train_teacher(teacher, pictures, 80, generator=generator(), batch_size=64, lr=1e-2)
-    taught, labels = mkd.answers(teacher, pictures)
-    assert mkd.accuracy(taught, labels) > 0.95
+    experiment.train_teacher(teacher, pictures, 80, generator=generator(), batch_size=64, lr=1e-2)
+    taught, labels = experiment.predict(teacher, pictures)
+    assert experiment.accuracy(taught, labels) > 0.95
     student = mkd.ViT(12, 4, dim=16, depth=1, heads=2, classes=3)
     with mkd.MaskedDistiller(student, teacher, 5, alpha=1.0, warmup=20) as distiller:
         run = mkd.distil(
@@ -875,11 +939,11 @@ def test_a_student_learns_from_a_masked_teacher_without_labels():
     assert [done for done, _ in run.checks] == [0, 40, 80, 100]
     assert not any(training for _, training in run.checks)
     assert run.masked == [False] * 20 + [True] * 80
-    found = mkd.judge(*mkd.answers(student, pictures), taught)
+    found = experiment.metrics(*experiment.predict(student, pictures), taught)
     assert found["accuracy"] > 0.9
-    exact = mkd.judge(taught, labels, taught)
+    exact = experiment.metrics(taught, labels, taught)
     assert exact["KL"] == pytest.approx(0, abs=1e-6)
-    masked, keep = mkd.masked_answers(teacher, pictures, 9, student=student)
+    masked, keep = experiment.predict_masked(teacher, pictures, 9, student=student)
     torch.testing.assert_close(masked, taught, rtol=1e-4, atol=1e-4)
     assert keep.shape == (200, 9)
 
@@ -898,13 +962,13 @@ def write_folder(folder):
 
 def test_a_folder_of_pictures_and_any_two_models_are_enough(tmp_path):
     write_folder(tmp_path)
-    folder = mkd.Folder(tmp_path, 32, workers=0)
+    folder = experiment.Folder(tmp_path, 32, workers=0)
     assert folder.classes == ["cat", "dog"]
     student, teacher = build("vit"), build("distilled", 1)
     with mkd.MaskedDistiller(student, teacher, 8) as distiller:
         run = mkd.distil(distiller, folder, 3, generator=generator(), batch_size=4)
     assert len(run.loss) == 3
-    logits, labels = mkd.answers(student, folder)
+    logits, labels = experiment.predict(student, folder)
     assert logits.shape == (4, 5)
     assert labels.tolist() == [0, 0, 1, 1]
     with pytest.raises(ValueError, match="batch_size = 9: there are 8"):
@@ -913,29 +977,29 @@ def test_a_folder_of_pictures_and_any_two_models_are_enough(tmp_path):
 
 def test_a_folder_without_pictures_says_what_is_expected(tmp_path):
     with pytest.raises(MissingDataError, match="expected train/ with one subfolder"):
-        mkd.Folder(tmp_path)
+        experiment.Folder(tmp_path)
 
 
 def test_a_model_of_timm_is_made_by_name():
     pytest.importorskip("timm")
-    model = mkd.named_model("vit_tiny_patch16_224", 7, 32)
+    model = vit.named_model("vit_tiny_patch16_224", 7, 32)
     assert model(images(1)).shape == (1, 7)
     with pytest.raises(
         ValueError, match=r"'vit_tinny_patch16_224': timm has no such model.*vit_tiny"
     ):
-        mkd.named_model("vit_tinny_patch16_224", 7, 32)
+        vit.named_model("vit_tinny_patch16_224", 7, 32)
 
 
 def test_without_timm_a_model_by_name_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match="'deit_tiny_patch16_224' is one of timm's: install it"):
-        mkd.named_model("deit_tiny_patch16_224", 10)
+        vit.named_model("deit_tiny_patch16_224", 10)
 
 
 def test_calls_are_timed_in_turns_after_one_that_does_not_count():
     log = []
     calls = {name: lambda name=name: log.append(name) for name in "ab"}
-    found = mkd.timed_in_turns(calls, torch.device("cpu"), rounds=3)
+    found = timing.timed_in_turns(calls, torch.device("cpu"), rounds=3)
     assert log == list("ab") * 4
     assert all(set(row) == {"ms"} and row["ms"] >= 0 for row in found.values())
 
@@ -943,20 +1007,20 @@ def test_calls_are_timed_in_turns_after_one_that_does_not_count():
 @pytest.mark.parametrize("kind", ["ours", "torchvision"])
 def test_random_patches_of_any_teacher(kind):
     teacher, x = build(kind), images(5)
-    pictures = mkd.Pictures(x, torch.zeros(5).long(), x, torch.zeros(5).long())
-    out, keep = mkd.masked_answers(teacher, pictures, 6, "random", generator=generator(3))
+    pictures = experiment.LabelledImages(x, torch.zeros(5).long(), x, torch.zeros(5).long())
+    out, keep = experiment.predict_masked(teacher, pictures, 6, "random", generator=generator(3))
     assert keep.shape == (5, 6)
     with torch.no_grad(), mkd.token_drop(teacher) as masked:
         torch.testing.assert_close(out, masked(x, keep))
     with pytest.raises(ValueError, match="student = None: mode = 'top'"):
-        mkd.masked_answers(teacher, pictures, 6)
+        experiment.predict_masked(teacher, pictures, 6)
 
 
 def test_a_student_of_another_grid_chooses_the_teachers_patches():
     student = mkd.ViT(32, 16, dim=24, depth=2, heads=3, channels=3, classes=5)
     x = images(5)
-    pictures = mkd.Pictures(x, torch.zeros(5).long(), x, torch.zeros(5).long())
-    _, keep = mkd.masked_answers(ours(), pictures, 6, student=student)
+    pictures = experiment.LabelledImages(x, torch.zeros(5).long(), x, torch.zeros(5).long())
+    _, keep = experiment.predict_masked(ours(), pictures, 6, student=student)
     scores = mkd.student_scores(student, x)
     assert torch.equal(keep, mkd.select_tokens(mkd.resize_scores(scores, (2, 2), (4, 4)), 6))
 
@@ -965,12 +1029,12 @@ def test_the_cost_of_a_teacher_is_that_of_its_own_patches(monkeypatch):
     lengths = []
     teacher, x = ours().eval(), images(2)
     teacher.blocks.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
-    mkd.teacher_cost(teacher, x, [16, 15, 4], rounds=1)
+    timing.teacher_cost(teacher, x, [16, 15, 4], rounds=1)
     assert lengths[:3] == [17, 16, 5]
     student = ours()
     for cost in (
-        lambda keeps, **k: mkd.teacher_cost(teacher, x, keeps, rounds=1, **k),
-        lambda keeps, **k: mkd.step_cost(
+        lambda keeps, **k: timing.teacher_cost(teacher, x, keeps, rounds=1, **k),
+        lambda keeps, **k: timing.step_cost(
             student, teacher, x, torch.zeros(2).long(), keeps, rounds=1, **k
         ),
     ):
@@ -984,9 +1048,9 @@ def test_the_cost_of_a_teacher_is_that_of_its_own_patches(monkeypatch):
 
 def test_costs_are_measured_at_every_keep_count():
     student, teacher, x = build("ours", 1), build("ours"), images(4)
-    found = mkd.teacher_cost(teacher, x, (16, 8), tokens=16, rounds=1)
+    found = timing.teacher_cost(teacher, x, (16, 8), tokens=16, rounds=1)
     assert list(found) == [16, 8]
-    steps = mkd.step_cost(
+    steps = timing.step_cost(
         student, teacher, x, torch.arange(4), (16, 8), tokens=16, rounds=1, amp=torch.bfloat16
     )
     assert list(steps) == [16, 8]
@@ -1056,7 +1120,7 @@ def test_our_transformer_agrees_with_explicit_attention():
 def test_more_that_does_not_fit_is_named():
     x, y = images(2), torch.zeros(2).long()
     model = ours()
-    pictures = mkd.Pictures(x, y, x, y)
+    pictures = experiment.LabelledImages(x, y, x, y)
     with mkd.token_drop(model) as masked:
         for call, message in {
             lambda: mkd.ViT(patch=0): "patch = 0",
@@ -1067,13 +1131,17 @@ def test_more_that_does_not_fit_is_named():
             lambda: mkd.token_grid(model, images(1, 36)): "images of 36 x 36: patches of 8 x 8",
             lambda: mkd.MaskedDistiller(model, ours(), 4)(
                 x[:0], y[:0]
-            ): r"images \(0, 3, 32, 32\)",
+            ): r"images: shape \(0, 3, 32, 32\)",
             lambda: mkd.MaskedDistiller(model, ours(), 4, tau=float("nan")): "tau = nan",
             lambda: mkd.CollapseGuard(x[:0]): "images",
-            lambda: mkd.Pictures(x, y[:1], x, y): "train_x, train_y: 2 pictures and 1 labels",
-            lambda: mkd.Pictures(x, y, x[:0], y[:0]): "test_x, test_y: 0 pictures",
+            lambda: experiment.LabelledImages(
+                x, y[:1], x, y
+            ): "train_x, train_y: 2 images and 1 labels",
+            lambda: experiment.LabelledImages(x, y, x[:0], y[:0]): "test_x, test_y: 0 images",
             lambda: next(pictures.batches(3, generator())): "batch_size = 3",
-            lambda: mkd.train_teacher(ours(), pictures, -1, generator=generator()): "steps = -1",
+            lambda: experiment.train_teacher(
+                ours(), pictures, -1, generator=generator()
+            ): "steps = -1",
             lambda: mkd.patch_truth(torch.zeros(1, 32, 32).bool(), 5): "patch = 5",
             lambda: masked(x, torch.zeros(2, 3)): "keep: torch.float32",
             lambda: masked(x, torch.zeros(3).long()): "keep: torch.int64",
@@ -1081,8 +1149,53 @@ def test_more_that_does_not_fit_is_named():
         }.items():
             with pytest.raises(ValueError, match=message):
                 call()
+    keep, truth = torch.tensor([[0, 5], [1, 2]]), torch.ones(2, 16, dtype=torch.bool)
+    y = torch.tensor([0, 1])
+    batch = experiment.LabelledImages(x, y, x, y)
+    with mkd.token_drop(model) as masked:
+        for call, message in {
+            # one image is no batch, a seed no generator
+            lambda: mkd.MaskedDistiller(model, ours(), 4)(x[0], y[:1]): "one image is x\\[None\\]",
+            lambda: mkd.gradient_saliency(model, x[0]): r"images: shape \(3, 32, 32\)",
+            lambda: mkd.student_scores(model, x[0]): r"images: shape \(3, 32, 32\)",
+            lambda: mkd.mask_quality(model, ours(), x[0], 4): r"images: shape \(3, 32, 32\)",
+            lambda: mkd.select_tokens(torch.rand(16), 4): r"scores: shape \(16,\)",
+            lambda: mkd.select_tokens(
+                torch.rand(2, 16), 4, "random", 0
+            ): "generator = 0: expected a",
+            lambda: mkd.MaskedDistiller(
+                model, ours(), 4, generator=0
+            ): "generator = 0: expected a",
+            lambda: experiment.train_teacher(ours(), batch, 1, generator=0): "generator = 0",
+            # indices that no patch has
+            lambda: masked(x, keep + 11): "keep: indices 11 to 16, expected 0 to 15",
+            lambda: masked(x, keep - 1): "keep: indices -1 to 4, expected 0 to 15",
+            lambda: mkd.mask_recall(keep + 11, truth): "keep: indices 11 to 16",
+            # masks of another dtype or shape
+            lambda: mkd.mask_recall(keep, truth.float()): "truth: torch.float32",
+            lambda: mkd.mask_recall(keep[:1], truth): r"keep: torch.int64 \(1, 2\)",
+            lambda: mkd.mask_recall(keep.float(), truth): "keep: torch.float32",
+            lambda: mkd.patch_truth(torch.zeros(1, 32, 32), 8): "mask: torch.float32",
+            lambda: mkd.patch_truth(torch.zeros(32, 32).bool(), 8): r"mask: torch.bool \(32, 32\)",
+            lambda: mkd.mask_quality(
+                model, ours(), x, 4, truth=truth[:, :4]
+            ): r"truth: shape \(2, 4\)",
+            lambda: mkd.mask_quality(
+                model, ours(), x, 4, truth=torch.ones(2, 16, 16).bool()
+            ): r"truth: shape \(2, 16, 16\)",
+            lambda: mkd.distillation_loss(
+                torch.zeros(2, 5), torch.zeros(2, 5), y + 4
+            ): "y: class 5",
+            lambda: mkd.distillation_loss(
+                torch.zeros(2, 5), torch.zeros(2, 5), y[:1]
+            ): r"y: shape \(1,\)",
+            lambda: mkd.ViT.of("XL"): "size = 'XL': expected one of 'Ti', 'S', 'B', 'L'",
+            lambda: mkd.ViT.of("Ti", 100): "patch = 16: expected a divisor of image_size = 100",
+        }.items():
+            with pytest.raises(ValueError, match=message):
+                call()
     with pytest.raises(DivergenceError, match="lower lr = 1e\\+30"):
-        mkd.train_teacher(ours(), pictures, 3, generator=generator(), lr=1e30, batch_size=2)
+        experiment.train_teacher(ours(), pictures, 3, generator=generator(), lr=1e30, batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -1096,4 +1209,4 @@ def test_more_that_does_not_fit_is_named():
 def test_a_model_of_timm_that_cannot_be_is_named(name, size, message):
     pytest.importorskip("timm", reason="timm is in the extra `test`")
     with pytest.raises(ValueError, match=message):
-        mkd.named_model(name, 5, size)
+        vit.named_model(name, 5, size)

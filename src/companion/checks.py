@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Integral
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,17 @@ def above(least: float, **values: float) -> None:
             raise ValueError(f"{name} = {value!r}: expected a finite number above {least}")
 
 
-def a_generator(**values: object) -> None:
-    """Raise ValueError for what is no torch.Generator, such as a seed."""
+def one_of(allowed: Iterable[object], **values: object) -> None:
+    """Raise ValueError for what is none of the allowed values."""
+    for name, value in values.items():
+        if value not in allowed:
+            raise ValueError(
+                f"{name} = {value!r}: expected one of {', '.join(map(repr, allowed))}"
+            )
+
+
+def random_source(**values: object) -> None:
+    """Raise ValueError for what is no torch.Generator, such as the number of a seed."""
     import torch
 
     for name, value in values.items():
@@ -58,3 +68,19 @@ def boolean(shape: tuple[int, ...] | None = None, **masks: Tensor) -> None:
             raise ValueError(f"{name}: {mask.dtype}, expected a boolean mask")
         if shape is not None and tuple(mask.shape) != tuple(shape):
             raise ValueError(f"{name} {tuple(mask.shape)}: expected the shape {tuple(shape)}")
+
+
+def images(*, empty: bool = False, **values: object) -> None:
+    """Raise ValueError for what is no batch of images, (images, channels, height, width).
+
+    empty: whether a batch without images will do.
+    """
+    for name, value in values.items():
+        shape = tuple(getattr(value, "shape", ()))
+        if len(shape) != 4 or (not empty and not shape[0]):
+            what = f"shape {shape}" if hasattr(value, "shape") else type(value).__name__
+            hint = "; one image is x[None]" if len(shape) == 3 else ""
+            raise ValueError(
+                f"{name}: {what}, expected (images, channels, height, width)"
+                + ("" if empty else ", at least one image") + hint
+            )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 
 class Progress:
@@ -61,3 +61,12 @@ class Progress:
             self.bar.close()
         elif self.line is not None:
             self.line.update(self)
+
+
+def progress_bar(
+    progress: bool | Progress, total: int, what: str
+) -> AbstractContextManager[Progress]:
+    """A context with the bar of a loop: one of its own, shown if true, or a caller's to move on."""
+    if isinstance(progress, Progress):
+        return nullcontext(progress)
+    return Progress(total, what, show=bool(progress))

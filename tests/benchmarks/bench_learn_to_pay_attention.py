@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from companion.papers import learn_to_pay_attention as att
+from companion.papers.learn_to_pay_attention import networks
 
 
 def images(count, channels, side):
@@ -15,7 +16,7 @@ def images(count, channels, side):
 def network(name, **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return att.build_network(name, **options)
+        return networks.build_network(name, **options)
 
 
 def slopes(model, x, y):

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from companion.papers import visual_compiler as vc
+from companion.papers.visual_compiler.network import CHANNELS
+from companion.papers.visual_compiler.raster import rasterise
 
 BANK = vc.BodyBank.load()
 
@@ -25,7 +27,7 @@ def crowd(people, images, width, height):
 
 def draw(case, images, backend):
     uv, z, image, static = case
-    return vc.rasterise(uv, z, BANK.faces, image, static, images, backend=backend)
+    return rasterise(uv, z, BANK.faces, image, static, images, backend=backend)
 
 
 def paint(case, images):
@@ -114,16 +116,16 @@ def test_regions_as_a_dense_product_and_as_groups(compare):
     regions, width = 3, 16
     masks = scene.regions(regions)
     hidden = torch.rand(8, regions * width, 30, 40, requires_grad=True)
-    weight = torch.rand(vc.CHANNELS, regions * width, requires_grad=True)
+    weight = torch.rand(CHANNELS, regions * width, requires_grad=True)
     wide = masks.repeat_interleave(width, 0)
 
     def dense():
         return torch.nn.functional.conv2d(hidden * wide, weight[:, :, None, None])
 
     def grouped():
-        stacked = weight.view(vc.CHANNELS, regions, width).movedim(1, 0).reshape(-1, width, 1, 1)
+        stacked = weight.view(CHANNELS, regions, width).movedim(1, 0).reshape(-1, width, 1, 1)
         each = torch.nn.functional.conv2d(hidden, stacked, groups=regions)
-        return (each.view(8, regions, vc.CHANNELS, 30, 40) * masks[:, None]).sum(1)
+        return (each.view(8, regions, CHANNELS, 30, 40) * masks[:, None]).sum(1)
 
     assert torch.allclose(dense(), grouped(), atol=1e-4)
     compare(

@@ -27,10 +27,10 @@ from companion.device import pick_device
 from companion.files import seal
 from companion.models import mlp, truncated_variance_scaling_, vgg
 from companion.papers import data_parallelism as dp
-from companion.papers import learn_to_pay_attention as att
 from companion.papers import masked_kd as mkd
 from companion.papers import signal_propagation as sp
 from companion.papers import sparse_inr as inr
+from companion.papers.learn_to_pay_attention import networks
 from companion.runs import gpu
 from companion.runs.provenance import provenance
 from companion.sparsity import connection_sensitivity, global_topk_mask
@@ -239,7 +239,7 @@ def attention(bench):
     x = torch.rand((batch, 3, 32, 32), generator=generator()).to(device)
     options = {"arch": "vgg", "levels": (2, 3), "in_channels": 3}
     torch.manual_seed(0)
-    ours, peer = (att.build_network(n, **options).to(device).eval() for n in ("att", "gap"))
+    ours, peer = (networks.build_network(n, **options).to(device).eval() for n in ("att", "gap"))
     with torch.inference_mode():
         bench.compare(
             "learn_to_pay_attention", f"forward pass of VGG-att2, {batch} images",

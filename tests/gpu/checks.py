@@ -23,11 +23,12 @@ from companion.data.images import load_images
 from companion.device import pick_device
 from companion.models import lenet_5_caffe, lenet_300_100, mlp, truncated_variance_scaling_, vgg
 from companion.papers import data_parallelism as dp
-from companion.papers import learn_to_pay_attention as att
 from companion.papers import masked_kd as mkd
 from companion.papers import signal_propagation as sp
 from companion.papers import sparse_inr as inr
 from companion.papers import visual_compiler as vc
+from companion.papers.learn_to_pay_attention import networks
+from companion.papers.visual_compiler import raster
 from companion.runs import gpu
 from companion.sparsity import (
     apply_masks,
@@ -132,7 +133,7 @@ def same_picture(device):
     uv = torch.stack([mesh[..., 0], -mesh[..., 2]], -1) * height / z[..., None] + at
     image, static = torch.arange(people) % 3, torch.full((height, width), torch.inf)
     ours, theirs = (
-        vc.rasterise(
+        raster.rasterise(
             uv.to(place), z.to(place), bank.faces.to(place), image.to(place), static.to(place), 3,
             backend="torch",
         )
@@ -193,7 +194,7 @@ def training_is_repeated(device):
 def a_step_in_bf16_is_finite(device):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = att.build_network("att", arch="vgg", levels=(2, 3), in_channels=3).to(device)
+        model = networks.build_network("att", arch="vgg", levels=(2, 3), in_channels=3).to(device)
     x = torch.rand((4, 3, 32, 32), generator=generator()).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     with torch.autocast(device.type, torch.bfloat16):

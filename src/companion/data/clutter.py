@@ -24,9 +24,11 @@ PARTS = {"train": slice(0, 1297), "test": slice(1297, None)}  # of the 1797 digi
 class ClutteredDigits:
     """Canvases with one digit each.
 
-    images: (n, 1, size, size), float32 in [0, 1]. labels: (n,), the digit, 0 to 9.
-    corners: (n, 2), row and column of the top left pixel of the digit's box.
-    ink: (n, size, size), bool: the digit's own strokes.
+    Args:
+        images: (n, 1, size, size), float32 in [0, 1].
+        labels: (n,), the digit, 0 to 9.
+        corners: (n, 2), row and column of the top left pixel of the digit's box.
+        ink: (n, size, size), bool: the digit's own strokes.
     """
 
     images: Tensor
@@ -85,11 +87,14 @@ def cluttered_digits(
     A canvas gets `n_clutter` square pieces of other digits at arbitrary places (the larger
     value wins where two meet), is cleared under the digit's box, and gets the digit there.
 
-    part: "train" (1297 digits to draw from) or "test" (the other 500).
-    size: side of a canvas in pixels, at least 8.
-    align: the box begins at a multiple of it; 1 is any pixel, 4 the grid of 4 by 4 patches.
-    fragment: side of a piece in pixels, at most 8.
-    Raises ValueError, naming the argument, for what is out of these ranges.
+    Args:
+        part: "train" (1297 digits to draw from) or "test" (the other 500).
+        size: side of a canvas in pixels, at least 8.
+        align: the box begins at a multiple of it; 1 is any pixel, 4 the grid of 4 by 4 patches.
+        fragment: side of a piece in pixels, at most 8.
+
+    Raises:
+        ValueError: naming the argument, for what is out of these ranges.
     """
     if part not in PARTS:
         raise ValueError(f"part = {part!r}: expected one of {', '.join(map(repr, PARTS))}")

@@ -66,9 +66,11 @@ VIDEO_SETS: dict[str, DataSource] = {
 class PetsClip:
     """PETS 2009 S2-L1, view 001: 795 frames of 768 x 576 pixels.
 
-    folder: where it lies. truth: frame number -> boxes (n, 4), x0, y0, x1, y1 in pixels, and
-    ground points (n, 2) in metres under the middle of the lower edge. Frames count from 1.
-    checksum: sha256 of the ground truth.
+    Args:
+        folder: where it lies.
+        truth: frame number -> boxes (n, 4), x0, y0, x1, y1 in pixels, and ground points (n, 2)
+            in metres under the middle of the lower edge. Frames count from 1.
+        checksum: sha256 of the ground truth.
     """
 
     folder: Path
@@ -80,10 +82,15 @@ class PetsClip:
         return self.folder / "calibration" / "View_001.xml"
 
     def frames(self, numbers: Sequence[int], size: tuple[int, int] | None = None) -> Tensor:
-        """(n, 3, H, W) uint8. size: width, height to shrink to, by averaging.
+        """Some frames, (n, 3, H, W) uint8.
 
-        Raises MissingDataError or CorruptDataError with the frame's file, ValueError for a size
-        below one pixel or no frames.
+        Args:
+            size: width, height to shrink to, by averaging.
+
+        Raises:
+            MissingDataError: with the frame's file.
+            CorruptDataError: with the frame's file.
+            ValueError: for a size below one pixel or no frames.
         """
         if not len(numbers):
             raise ValueError("numbers = []: expected at least one frame")
@@ -111,7 +118,9 @@ class PetsClip:
 def load_pets(root: str | os.PathLike = "") -> PetsClip:
     """Find the clip below a data root and read its ground truth.
 
-    Raises MissingDataError, saying what to put where, or CorruptDataError.
+    Raises:
+        MissingDataError: saying what to put where.
+        CorruptDataError: for a file that cannot be read.
     """
     base = data_root(root)
     VIDEO_SETS["pets"].require("pets", base, whole=False)  # frames are asked for when used
@@ -138,8 +147,11 @@ def load_pets(root: str | os.PathLike = "") -> PetsClip:
 class TownCentre:
     """The view of Oxford Town Centre: one frame and a calibration for 1920 x 1080 pixels.
 
-    frame: (3, 720, 1280) in [0, 1], with people blurred and boxes drawn in, so no background to
-    test detectors on. calibration: path. boxes: (n, 4), x0, y0, x1, y1 at 1920 x 1080.
+    Args:
+        frame: (3, 720, 1280) in [0, 1], with people blurred and boxes drawn in, so no
+            background to test detectors on.
+        calibration: path.
+        boxes: (n, 4), x0, y0, x1, y1 at 1920 x 1080.
     """
 
     frame: Tensor
@@ -150,7 +162,9 @@ class TownCentre:
 def load_town_centre(root: str | os.PathLike = "") -> TownCentre:
     """Find the view below a data root.
 
-    Raises MissingDataError, saying what to put where, or CorruptDataError.
+    Raises:
+        MissingDataError: saying what to put where.
+        CorruptDataError: for a file that cannot be read.
     """
     base = data_root(root)
     VIDEO_SETS["town_centre"].require("town_centre", base)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from companion.checks import a_generator, above, one_dtype, whole
+from companion.checks import above, one_dtype, random_source, whole
 from companion.training import upload
 
 ENCODE_SCALE = 5.0
@@ -229,7 +229,7 @@ class SampleGenerator(nn.Module):
 
     def _normal(self, past: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
         whole(1, n_samples=n_samples)
-        a_generator(generator=generator)
+        random_source(generator=generator)
         shape = len(past), n_samples, self.latent
         return upload(torch.randn(shape, generator=generator).to(past.dtype), past.device)
 

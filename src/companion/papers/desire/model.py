@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from companion.checks import a_generator, above, whole
+from companion.checks import above, random_source, whole
 from companion.data.trajectories import TrajectoryWindows
 from companion.papers.desire.generator import Regressor, SampleGenerator, kl_divergence
 from companion.papers.desire.ranking import (
@@ -149,7 +149,7 @@ class Desire(nn.Module):
         """
         whole(1, batch=batch, n_samples=n_samples)
         whole(0, n_refine=n_refine)
-        a_generator(generator=generator)
+        random_source(generator=generator)
         if not len(windows):
             raise ValueError("windows: expected at least one scene")
         all_samples, all_scores = [], []
@@ -247,7 +247,7 @@ def _descend(
     whole(0, epochs=epochs)
     whole(1, batch=batch)
     above(0, lr=lr)
-    a_generator(generator=generator)
+    random_source(generator=generator)
     batch = min(batch, count)
     per_epoch = math.ceil(count / batch)
     total = epochs * per_epoch

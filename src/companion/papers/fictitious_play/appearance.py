@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from companion.checks import a_generator, at_least
+from companion.checks import at_least, random_source
 from companion.training import train
 
 SPEEDS_MPS = (0.8, 1.2, 1.6)  # of the three classes of people
@@ -32,7 +32,7 @@ def sprites(kind: Tensor, generator: torch.Generator, *, noise: float = 0.1) -> 
         ValueError: for another kind, a negative noise or a seed in place of a generator.
     """
     at_least(0, noise=noise)
-    a_generator(generator=generator)
+    random_source(generator=generator)
     if not ((kind >= 0) & (kind <= 2)).all():
         raise ValueError(f"kind: {kind.unique().tolist()}, expected 0, 1 or 2")
     n = len(kind)

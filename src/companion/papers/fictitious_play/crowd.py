@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from companion.checks import a_generator, above, one_dtype, whole
+from companion.checks import above, one_dtype, random_source, whole
 from companion.papers.fictitious_play.grid import Grid, goal_distance, speed_errors
 
 SIGMAS_M = (0.35, 0.9)  # intimate and personal distance
@@ -220,7 +220,7 @@ def self_play_crowd(
         ValueError: for counts below 1, no speeds and a seed in place of a generator.
     """
     whole(1, n_scenes=n_scenes, n_agents=n_agents)
-    a_generator(generator=generator)
+    random_source(generator=generator)
     if not len(speeds):
         raise ValueError("speeds = []: expected at least one, in m/s")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from companion.checks import a_generator, one_dtype, whole
+from companion.checks import one_dtype, random_source, whole
 
 FORMS = ("convolution", "logsumexp")
 MARGIN = 60.0  # nats above the smallest normal number at which a value is still trusted
@@ -225,7 +225,7 @@ class Policy:
             ValueError: for n below 1 and a seed in place of a generator.
         """
         whole(1, n=n)
-        a_generator(generator=generator)
+        random_source(generator=generator)
         horizon, agents, _, width = self.reward.shape
         radius, size = self.log_kernel.shape[-1] // 2, self.log_kernel.shape[-1]
         device = self.reward.device

@@ -2,21 +2,36 @@
 
 Images are (batch, channels, height, width) in [0, 1]. Local features of a level are maps
 (batch, channels, height, width), the global vector g is (batch, features), and attention is
-(batch, height, width), adding up to 1 in every image.
+(batch, height, width), adding up to 1 in every image. `networks` has the paper's networks and
+their controls, `training` the loop.
+
+On your own work::
+
+    import torch
+    from torchvision import datasets, models, transforms as tf
+
+    from companion.papers import learn_to_pay_attention as att
+
+    data = datasets.ImageFolder(folder, tf.Compose([tf.Resize((64, 64)), tf.ToTensor()]))
+    x, y = torch.utils.data.default_collate(list(data))  # (images, 3, 64, 64), classes
+    backbone = models.shufflenet_v2_x0_5(num_classes=128)  # its output is the global vector
+    model = att.AttentionClassifier(backbone, ["stage2", "stage3"], 1 + int(y.max()), "dp")
+    generator = torch.Generator().manual_seed(0)
+    att.fit(model, x, y, steps=100, lr=2e-3, batch_size=16, generator=generator)
+    maps = att.attention_maps(model, x)  # layer -> (images, height, width)
+
+References:
+    Jetley, Lord, Lee and Torr (2018), Learn to pay attention, ICLR.
 """
 
 from companion.papers.learn_to_pay_attention.attacks import fgsm, pgd
 from companion.papers.learn_to_pay_attention.attention import (
-    COMPATS,
-    HEADS,
-    SCALES,
     AttentionClassifier,
     AttentionHead,
     SpatialAttention,
     captured,
 )
 from companion.papers.learn_to_pay_attention.maps import (
-    THRESHOLDS,
     attention_maps,
     binarised,
     cam_maps,
@@ -29,60 +44,35 @@ from companion.papers.learn_to_pay_attention.maps import (
     resized,
 )
 from companion.papers.learn_to_pay_attention.networks import (
-    NETWORKS,
     GapClassifier,
-    PlainClassifier,
     ProgressiveAttention,
-    build_network,
-    multiply_adds,
-    parameter_count,
-    receptive_fields,
     resnet_att,
-    resnet_trunk,
     small_att,
-    small_trunk,
-    vgg,
     vgg_att,
-    vgg_trunk,
 )
-from companion.papers.learn_to_pay_attention.training import fit, flip
+from companion.papers.learn_to_pay_attention.training import fit
 
 __all__ = [
-    "COMPATS",
-    "HEADS",
-    "NETWORKS",
-    "SCALES",
-    "THRESHOLDS",
     "AttentionClassifier",
     "AttentionHead",
     "GapClassifier",
-    "PlainClassifier",
     "ProgressiveAttention",
     "SpatialAttention",
     "attention_maps",
     "binarised",
-    "build_network",
     "cam_maps",
     "captured",
     "energy_in_box",
     "fgsm",
     "fit",
-    "flip",
     "global_vectors",
     "mask_iou",
-    "multiply_adds",
     "otsu_threshold",
-    "parameter_count",
     "perturbation_curve",
     "pgd",
     "pointing_game",
-    "receptive_fields",
     "resized",
     "resnet_att",
-    "resnet_trunk",
     "small_att",
-    "small_trunk",
-    "vgg",
     "vgg_att",
-    "vgg_trunk",
 ]

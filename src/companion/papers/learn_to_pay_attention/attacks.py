@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from companion.checks import at_least, whole
+from companion.checks import at_least, images, whole
 from companion.training import evaluation_mode
 
 
@@ -18,8 +18,25 @@ def _slope(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
     """Move every pixel by `eps` in the direction that raises the loss; stay in [0, 1].
 
-    x: images in [0, 1]. y: true classes. eps: at least 0. The model is in inference mode for it,
-    and its parameters' gradients are left alone.
+    The model is in inference mode for it, and its parameters' gradients are left alone.
+
+    Args:
+        model: a classifier.
+        x: images in [0, 1], (batch, channels, height, width).
+        y: true classes, (batch,).
+        eps: largest move of a pixel, at least 0.
+
+    Raises:
+        ValueError: for eps below 0, and images that are no batch.
+
+    References:
+        Goodfellow, Shlens and Szegedy (2015), Explaining and harnessing adversarial examples.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> x = torch.full((1, 1, 2, 2), 0.5)
+    >>> moved = fgsm(model, x, torch.tensor([0]), 0.1) - x
+    >>> torch.allclose(moved.abs(), torch.full_like(x, 0.1))
+    True
     """
     return pgd(model, x, y, eps, steps=1, step_size=eps)
 
@@ -28,11 +45,23 @@ def pgd(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, *, steps: int = 10,
     step_size: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """`steps` steps of FGSM's kind, kept within `eps` of the images and in [0, 1].
+    """Take `steps` steps of FGSM's kind, kept within `eps` of the images and in [0, 1].
 
-    step_size: None takes 2.5 eps / steps. No random start.
-    Raises ValueError for eps below 0 or no steps.
+    There is no random start.
+
+    Args:
+        model, x, y: as `fgsm`.
+        eps: largest move of a pixel in all, at least 0.
+        steps: at least 1.
+        step_size: of a pixel; None takes 2.5 eps / steps.
+
+    Raises:
+        ValueError: for eps below 0, no steps, and images that are no batch.
+
+    References:
+        Madry et al. (2018), Towards deep learning models resistant to adversarial attacks.
     """
+    images(x=x)
     at_least(0, eps=eps)
     whole(1, steps=steps)
     size = 2.5 * eps / steps if step_size is None else step_size

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from companion.checks import whole
+from companion.checks import images, one_of, whole
 from companion.training import evaluation_mode
 
 COMPATS = ("pc", "dp", "tanh", "mean")
@@ -18,29 +18,38 @@ SCALES = ("sqrt", "none")
 HEADS = ("concat", "indep")
 
 
-def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise ValueError, naming the argument, for a value that is not allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} = {value!r}: expected one of {', '.join(map(repr, allowed))}")
-
-
 class SpatialAttention(nn.Module):
-    """Weights over the places of a map, by their compatibility with a global vector.
-
-    compat: how place i is scored, from its features l_i and the global vector g:
-      "pc"    u . (l_i + g), the paper's parametrised compatibility, with a bias as in its code;
-      "dp"    l_i . g;
-      "tanh"  u . tanh(W_l l_i + W_g g), which is not in the paper: additive and query-dependent;
-      "mean"  the same for every place: global average pooling.
-    scale: "sqrt" divides "dp" by the root of `dim`; "none" leaves it as it is in the paper.
+    """Pool local features under a map of weights, by their compatibility with a global vector.
 
     u begins as normal numbers of variance 1 / dim.
+
+    Args:
+        dim: features of a place, and of the global vector, at least 1.
+        compat: how place i is scored, from its features l_i and the global vector g.
+            "pc", the paper's parametrised compatibility: u . (l_i + g), and a bias as in its
+            code. "dp", the dot product: l_i . g. "tanh", which is not in the paper: additive and
+            query-dependent, u . tanh(W_l l_i + W_g g). "mean": the same for every place, global
+            average pooling.
+        scale: "sqrt" divides "dp" by the root of `dim`; "none" leaves it as it is in the paper.
+
+    Raises:
+        ValueError: for a value that is not allowed.
+
+    References:
+        Jetley et al. (2018), sections 3.1 and 3.2.
+
+    >>> local, g = torch.rand(2, 8, 6, 6), torch.rand(2, 8)
+    >>> pooled, weights = SpatialAttention(8, "dp")(local, g)
+    >>> pooled.shape, weights.shape
+    (torch.Size([2, 8]), torch.Size([2, 6, 6]))
+    >>> torch.allclose(weights.sum((1, 2)), torch.ones(2))
+    True
     """
 
     def __init__(self, dim: int, compat: str = "pc", scale: str = "sqrt") -> None:
         super().__init__()
-        one_of("compat", compat, COMPATS)
-        one_of("scale", scale, SCALES)
+        one_of(COMPATS, compat=compat)
+        one_of(SCALES, scale=scale)
         whole(1, dim=dim)
         self.dim, self.compat = dim, compat
         self.factor = dim**-0.5 if scale == "sqrt" else 1.0
@@ -57,10 +66,10 @@ class SpatialAttention(nn.Module):
 
         The sum l_i + g is never built: u is linear, so its share of g is one number an image.
         """
-        if self.compat == "pc":
+        if self.compat == "pc":  # c_i = u . (l_i + g)
             shared = g @ self.u.weight.view(-1, 1)
             return self.u(local).squeeze(1) + shared[:, :, None]
-        if self.compat == "dp":
+        if self.compat == "dp":  # c_i = l_i . g
             return torch.einsum("bchw,bc->bhw", local, g) * self.factor
         if self.compat == "tanh":
             mixed = self.local(local) + self.query(g)[:, :, None, None]
@@ -70,18 +79,27 @@ class SpatialAttention(nn.Module):
     def forward(self, local: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Pool the local features under the attention that the global vector asks for.
 
-        local: (batch, dim, height, width). g: (batch, dim).
-        Returns the pooled features (batch, dim), and the weights (batch, height, width) in at
-        least float32, not negative, adding up to 1 in every image.
-        Raises ValueError for other shapes.
+        Args:
+            local: local features, (batch, dim, height, width).
+            g: global vectors, (batch, dim).
+
+        Returns:
+            The pooled features (batch, dim), and the weights (batch, height, width) in at least
+            float32, not negative, adding up to 1 in every image.
+
+        Raises:
+            ValueError: for other shapes and dtypes.
         """
         if local.dim() != 4 or local.shape[1] != self.dim:
             raise ValueError(f"local = {tuple(local.shape)}: expected (batch, {self.dim}, h, w)")
         if g.shape != (len(local), self.dim):
             raise ValueError(f"g = {tuple(g.shape)}: expected {(len(local), self.dim)}")
+        if local.dtype != g.dtype and not torch.is_autocast_enabled(local.device.type):
+            raise ValueError(f"local, g: dtypes {local.dtype} and {g.dtype}, expected the same")
         logits = self.logits(local, g).flatten(1)
         # half precision would round the weights of a large map away; softmax takes off the maximum
-        weights = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
+        weights = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)  # a_i
+        # g_a, the sum of a_i l_i
         pooled = torch.bmm(local.flatten(2), weights.to(local.dtype)[:, :, None])[:, :, 0]
         return pooled, weights.view(len(local), *local.shape[2:])
 
@@ -90,15 +108,26 @@ class AttentionHead(nn.Module):
     """A classifier that gets the attended features of some levels and nothing else.
 
     Each level passes batch normalisation, ReLU and dropout first, as in the official code.
-    head: "concat" puts one linear layer on all levels together; "indep" one on each, whose
-      class probabilities are averaged, as the paper has it.
+
+    Args:
+        dims: features of each level.
+        num_classes: at least 1.
+        head: "concat" puts one linear layer on all levels together; "indep" one on each, whose
+            class probabilities are averaged, as the paper has it.
+        dropout: probability, before the linear layers.
+
+    Raises:
+        ValueError: for an unknown head, no levels or no classes.
+
+    References:
+        Jetley et al. (2018), section 3.3.
     """
 
     def __init__(
         self, dims: Sequence[int], num_classes: int, head: str = "concat", dropout: float = 0.5
     ) -> None:
         super().__init__()
-        one_of("head", head, HEADS)
+        one_of(HEADS, head=head)
         whole(1, num_classes=num_classes)
         if not len(dims):
             raise ValueError("dims = []: expected the features of at least one level")
@@ -108,7 +137,14 @@ class AttentionHead(nn.Module):
         self.linear = nn.ModuleList(nn.Linear(size, num_classes) for size in sizes)
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
-        """Logits (batch, classes); of "indep", the logarithm of the averaged probabilities."""
+        """Classify the attended features of each level, a list of (batch, features).
+
+        Returns:
+            Logits (batch, classes); of "indep", the logarithm of the averaged probabilities.
+
+        Raises:
+            ValueError: for a single image in training, which batch normalisation cannot take.
+        """
         if self.training and len(pooled[0]) == 1:
             raise ValueError(
                 "a batch of 1 cannot train: the head's batch normalisation needs at least 2 "
@@ -123,13 +159,26 @@ class AttentionHead(nn.Module):
 
 @contextmanager
 def captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What the named modules put out while the model runs inside the block.
+    """Keep what the named modules put out while the model runs inside the block.
 
-    Yields a dictionary that a forward pass fills; every pass empties it first. The hooks are
-    removed at the end of the block, whatever happened in it.
-    Raises ValueError for a module that does not exist, with what comes close; in a forward pass
-    for one that it calls more than once, whose outputs no name tells apart; at the end of the
-    block for one whose output a later module overwrote in place.
+    Args:
+        model: any module.
+        layers: names of its modules, as in `named_modules`.
+
+    Yields:
+        A dictionary that a forward pass fills; every pass empties it first. The hooks are
+        removed at the end of the block, whatever happened in it.
+
+    Raises:
+        ValueError: for a module that does not exist, with what comes close; in a forward pass
+            for one that it calls more than once, whose outputs no name tells apart; at the end
+            of the block for one whose output a later module overwrote in place.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten())
+    >>> with captured(model, ["1"]) as found:
+    ...     _ = model(torch.zeros(2, 1, 8, 8))
+    >>> found["1"].shape
+    torch.Size([2, 4, 6, 6])
     """
     modules = dict(model.named_modules())
     for name in layers:
@@ -177,17 +226,32 @@ class AttentionClassifier(nn.Module):
     The output of the backbone, a vector an image, is the global vector g. It is not classified:
     the classes are told from the attended features of the layers alone.
 
-    backbone: maps images to (batch, features), such as a torchvision VGG or ResNet.
-    layers: names of its modules, as in `named_modules`, that put out maps (batch, channels,
-      height, width); best after a ReLU.
-    compat, scale: as `SpatialAttention`. head, dropout: as `AttentionHead`.
-    match: where a level's channels differ from g's features, "project" maps g to the level and
-      "lift" maps the level's features to g's by a 1 by 1 convolution.
-    project: makes the map of g, from two sizes.
-    example: images to find the sizes with, run once in inference mode; None: one black image,
-      3 by 64 by 64.
-    Raises ValueError for a layer that does not exist or puts out no map, and for a backbone that
-    puts out no vectors.
+    Args:
+        backbone: maps images to (batch, features), such as a torchvision VGG or ResNet.
+        layers: names of its modules, as in `named_modules`, that put out maps (batch, channels,
+            height, width); best after a ReLU.
+        num_classes: at least 1.
+        compat, scale: as `SpatialAttention`.
+        head, dropout: as `AttentionHead`.
+        match: where a level's channels differ from g's features, "project" maps g to the level
+            and "lift" maps the level's features to g's by a 1 by 1 convolution.
+        project: makes the map of g, from two sizes.
+        example: images to find the sizes with, run once in inference mode; None: one black
+            image, 3 by 64 by 64.
+
+    Raises:
+        ValueError: for a layer that does not exist or puts out no map, and for a backbone that
+            puts out no vectors or cannot take the example.
+
+    References:
+        Jetley et al. (2018), section 3.
+
+    >>> from torchvision.models import resnet18
+    >>> backbone = resnet18(num_classes=32)  # its output is g
+    >>> model = AttentionClassifier(backbone, ["layer2", "layer3"], num_classes=5, compat="dp")
+    >>> logits, maps = model.eval().attend(torch.rand(2, 3, 64, 64))
+    >>> logits.shape, {name: tuple(found.shape) for name, found in maps.items()}
+    (torch.Size([2, 5]), {'layer2': (2, 8, 8), 'layer3': (2, 4, 4)})
     """
 
     def __init__(
@@ -205,7 +269,7 @@ class AttentionClassifier(nn.Module):
         example: Tensor | None = None,
     ) -> None:
         super().__init__()
-        one_of("match", match, ("project", "lift"))
+        one_of(("project", "lift"), match=match)
         if not layers or len(set(layers)) < len(layers):
             raise ValueError(f"layers = {list(layers)!r}: expected at least one, none twice")
         self.backbone, self.layers = backbone, tuple(layers)
@@ -224,11 +288,26 @@ class AttentionClassifier(nn.Module):
     def _sizes(self, example: Tensor) -> tuple[list[int], int]:
         like = next(self.backbone.parameters(), example)
         with evaluation_mode(self.backbone), torch.no_grad():
-            local, g = self.features(example.to(like.device, like.dtype))
+            try:
+                local, g = self.features(example.to(like.device, like.dtype))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"example {tuple(example.shape)}: the backbone cannot take it "
+                    f"({str(error).splitlines()[0]}); give images of its size and channels"
+                ) from error
         return [part.shape[1] for part in local], g.shape[1]
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The local features of every level and the global vector, as the backbone has them."""
+        """The local features of every level and the global vector, as the backbone has them.
+
+        Returns:
+            A map (batch, channels, height, width) for each layer, and g, (batch, features).
+
+        Raises:
+            ValueError: for images that are no batch, a layer that puts out no map, and a backbone
+                that puts out no vectors.
+        """
+        images(x=x)
         with captured(self.backbone, self.layers) as found:
             g = self.backbone(x)
         for name in self.layers:
@@ -248,9 +327,15 @@ class AttentionClassifier(nn.Module):
         return [found[name] for name in self.layers], g
 
     def attend(self, x: Tensor, query: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits (batch, classes), and each layer's weights (batch, height, width).
+        """Classify, and say where the network looked.
 
-        query: global vectors (batch, features) to use instead of the images' own.
+        Args:
+            x: images, (batch, channels, height, width).
+            query: global vectors (batch, features) to use instead of the images' own.
+
+        Returns:
+            Logits (batch, classes), and each layer's weights (batch, height, width), which add up
+            to 1.
         """
         local, g = self.features(x)
         g = g if query is None else query

@@ -10,8 +10,8 @@ from skimage.filters import threshold_otsu
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from companion.checks import whole
-from companion.papers.learn_to_pay_attention.attention import AttentionClassifier, one_of
+from companion.checks import images, one_of, whole
+from companion.papers.learn_to_pay_attention.attention import AttentionClassifier
 from companion.papers.learn_to_pay_attention.networks import GapClassifier
 from companion.training import evaluation_mode
 
@@ -20,21 +20,34 @@ THRESHOLDS = ("otsu", "area", "mean")
 
 def _check_images(x: Tensor, batch_size: int) -> None:
     whole(1, batch_size=batch_size)
-    if not len(x):
-        raise ValueError(f"x {tuple(x.shape)}: expected at least one image")
+    images(x=x)
 
 
 @torch.no_grad()
 def attention_maps(
     model: nn.Module, x: Tensor, *, query: Tensor | None = None, batch_size: int = 500
 ) -> dict[str, Tensor]:
-    """The attention of every level, in inference mode: layer -> (images, height, width).
+    """The attention of every level, in inference mode.
 
-    model: has a method `attend`. query: global vectors (images, features) to ask with instead
-      of the images' own, see `global_vectors`.
-    Raises ValueError for no images, or other numbers of images and queries.
+    Args:
+        model: an `AttentionClassifier` or a `ProgressiveAttention`.
+        x: images, (images, channels, height, width).
+        query: global vectors (images, features) to ask with instead of the images' own, see
+            `global_vectors`.
+        batch_size: images at once.
+
+    Returns:
+        Layer -> (images, height, width); the weights of an image add up to 1 (gates of a
+        `ProgressiveAttention` do not).
+
+    Raises:
+        ValueError: for a model without attention, for what is no batch of images, or other
+            numbers of images and queries.
     """
     _check_images(x, batch_size)
+    if not callable(getattr(model, "attend", None)):
+        hint = "; its maps are cam_maps" if isinstance(model, GapClassifier) else ""
+        raise ValueError(f"model: a {type(model).__name__} pays no attention{hint}")
     if query is not None and len(query) != len(x):
         raise ValueError(f"query: {len(query)} vectors for {len(x)} images")
     queries = [None] * len(x) if query is None else query.split(batch_size)
@@ -48,7 +61,11 @@ def attention_maps(
 
 @torch.no_grad()
 def global_vectors(model: AttentionClassifier, x: Tensor, *, batch_size: int = 500) -> Tensor:
-    """The global vectors g of some images, (images, features), in inference mode."""
+    """The global vectors g of some images, (images, features), in inference mode.
+
+    Raises:
+        ValueError: for what is no batch of images.
+    """
     _check_images(x, batch_size)
     with evaluation_mode(model):
         return torch.cat([model.features(batch)[1] for batch in x.split(batch_size)])
@@ -62,9 +79,21 @@ def cam_maps(
 
     Their mean over the places, plus the class's bias, is the logit.
 
-    classes: (images,), which class to explain; None: the predicted one.
-    Raises ValueError for no images, or classes that there are not.
+    Args:
+        model: a `GapClassifier`.
+        x: images, (images, channels, height, width).
+        classes: (images,), which class to explain; None: the predicted one.
+        batch_size: images at once.
+
+    Raises:
+        ValueError: for another kind of model, for what is no batch of images, or classes that
+            there are not.
+
+    References:
+        Zhou et al. (2016), Learning deep features for discriminative localization.
     """
+    if not isinstance(model, GapClassifier):
+        raise ValueError(f"model: {type(model).__name__}, expected a GapClassifier")
     _check_images(x, batch_size)
     number = model.linear.out_features
     if classes is not None and not (
@@ -85,7 +114,12 @@ def cam_maps(
 
 
 def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (images, h, w) at the size of the images, bilinear, the least value of each at 0."""
+    """Maps (images, h, w) at the size of the images, bilinear, the least value of each at 0.
+
+    Args:
+        maps: (images, h, w).
+        size: height and width to resize to.
+    """
     wide = interpolate(maps[:, None].float(), tuple(size), mode="bilinear", align_corners=False)
     wide = wide[:, 0]
     return wide - wide.amin((1, 2), keepdim=True)
@@ -113,7 +147,18 @@ def pointing_game(maps: Tensor, truth: Tensor) -> Tensor:
     Where several places share the largest value, the share of them in the truth; so a map that
     is the same everywhere scores as chance does.
 
-    maps: (images, h, w), resized to the truth. truth: (images, height, width), bool.
+    Args:
+        maps: (images, h, w), resized to the truth.
+        truth: (images, height, width), bool.
+
+    Raises:
+        ValueError: for other shapes, a truth that is not bool, and maps that are not finite.
+
+    >>> maps, truth = torch.zeros(1, 6, 6), torch.zeros(1, 24, 24, dtype=torch.bool)
+    >>> maps[0, 1, 2] = 1.0
+    >>> truth[0, 4:12, 8:16] = True
+    >>> pointing_game(maps, truth).tolist(), energy_in_box(maps, truth).tolist()
+    ([1.0], [0.7...])
     """
     wide, inside = _fit(maps, truth)
     top = wide == wide.amax(1, keepdim=True)
@@ -124,7 +169,13 @@ def energy_in_box(maps: Tensor, truth: Tensor) -> Tensor:
     """The share of each map, above its least value, that lies in the truth: (images,).
 
     A map that is the same everywhere has nothing to share out and scores as chance does, the
-    truth's share of the image. maps, truth: as `pointing_game`.
+    truth's share of the image.
+
+    Args:
+        maps, truth: as `pointing_game`.
+
+    Raises:
+        ValueError: as `pointing_game`.
     """
     wide, inside = _fit(maps, truth)
     total = wide.sum(1)
@@ -144,10 +195,16 @@ def otsu_threshold(maps: Tensor) -> Tensor:
 def binarised(maps: Tensor, how: str = "otsu", *, area: int = 64) -> Tensor:
     """The pixels of each map that stand out, bool, same shape.
 
-    how: "otsu" above Otsu's threshold, "mean" above the mean, "area" the `area` largest (the
-      earlier ones where values tie).
+    Args:
+        maps: (images, height, width).
+        how: "otsu" above Otsu's threshold, "mean" above the mean, "area" the `area` largest
+            (the earlier ones where values tie).
+        area: pixels, at least 0.
+
+    Raises:
+        ValueError: for another way or area.
     """
-    one_of("threshold", how, THRESHOLDS)
+    one_of(THRESHOLDS, how=how)
     whole(0, area=area)
     if how == "area":
         flat = maps.flatten(1)
@@ -160,7 +217,11 @@ def binarised(maps: Tensor, how: str = "otsu", *, area: int = 64) -> Tensor:
 def mask_iou(masks: Tensor, truth: Tensor) -> Tensor:
     """Intersection over union of two sets of pixels, (images,); 0 where both are empty.
 
-    masks, truth: (images, height, width), bool.
+    Args:
+        masks, truth: (images, height, width), bool.
+
+    Raises:
+        ValueError: for other dtypes, or two shapes.
     """
     if (masks.dtype, truth.dtype) != (torch.bool, torch.bool):
         raise ValueError(f"masks, truth: dtypes {masks.dtype}, {truth.dtype}, expected bool")
@@ -174,18 +235,34 @@ def mask_iou(masks: Tensor, truth: Tensor) -> Tensor:
 def perturbation_curve(
     model: nn.Module, x: Tensor, maps: Tensor, kind: str, *, parts: int = 10, fill: float = 0.0
 ) -> Tensor:
-    """Mean probability of the class predicted at first, as pixels go or come: (parts + 1,).
+    """Mean probability of the class predicted at first, as pixels are removed or inserted.
 
     Pixels are taken in the order of the map, the largest value first, a `parts`-th of the image
     at a time.
 
-    kind: "deletion" replaces them by `fill`; "insertion" begins with `fill` everywhere and puts
-      them back. A map that says what the network uses makes deletion fall early and insertion
-      rise early.
-    maps: (images, h, w); resized to the images.
+    Args:
+        model: a classifier.
+        x: images, (images, channels, height, width).
+        maps: (images, h, w); resized to the images.
+        kind: "deletion" replaces them by `fill`; "insertion" begins with `fill` everywhere and
+            puts them back. A map that says what the network uses makes deletion fall early and
+            insertion rise early.
+        parts: steps from none to all pixels, at least 1.
+        fill: value of a removed pixel.
+
+    Returns:
+        (parts + 1,), from none of the pixels to all of them.
+
+    Raises:
+        ValueError: for another kind, no parts, what is no batch of images, and maps that do not
+            fit or are not finite.
+
+    References:
+        Petsiuk, Das and Saenko (2018), RISE, section 4.3.
     """
-    one_of("kind", kind, ("deletion", "insertion"))
+    one_of(("deletion", "insertion"), kind=kind)
     whole(1, parts=parts)
+    images(x=x)
     if len(maps) != len(x) or not maps.isfinite().all():
         raise ValueError(f"maps {tuple(maps.shape)}: expected finite values, {len(x)} maps")
     pixels = x.shape[2] * x.shape[3]

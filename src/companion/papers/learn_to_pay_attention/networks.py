@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from companion.checks import whole
+from companion.checks import one_of, whole
 from companion.papers.learn_to_pay_attention.attention import (
     AttentionClassifier,
     AttentionHead,
     SpatialAttention,
-    one_of,
 )
 from companion.training import evaluation_mode
 
@@ -29,6 +28,12 @@ EPS = 1e-3  # of batch normalisation in the VGGs, as in the official code
 
 def _conv(channels: int, width: int) -> list[nn.Module]:
     return [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width, EPS), nn.ReLU()]
+
+
+def _pooled(channels: int, width: int, pool: nn.Module) -> list[nn.Module]:
+    """`_conv` and maximum pooling, which passes a ReLU unchanged and leaves it less to do."""
+    *layers, relu = _conv(channels, width)
+    return [*layers, pool, relu]
 
 
 def _block(channels: int, widths: Sequence[int], first: float = 0.4) -> list[nn.Module]:
@@ -58,18 +63,21 @@ def _names(levels: Sequence[int], number: int) -> list[str]:
 def small_trunk(in_channels: int = 1, width: int = 48) -> nn.Sequential:
     """The small VGG of this page: two levels, at a half and a quarter of the image's side.
 
-    Takes images of 8 pixels a side and more. Raises ValueError for a width below 3.
+    Takes images of 8 pixels a side and more.
+
+    Raises:
+        ValueError: for a width below 3.
     """
     whole(1, in_channels=in_channels)
     whole(3, width=width)
     return _stages(
         level1=[
-            *_conv(in_channels, width // 3), nn.MaxPool2d(2),
+            *_pooled(in_channels, width // 3, nn.MaxPool2d(2)),
             *_conv(width // 3, width), *_conv(width, width),
         ],
         level2=[nn.MaxPool2d(2), *_conv(width, width), *_conv(width, width)],
         query=[
-            nn.MaxPool2d(2), *_conv(width, width), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+            nn.MaxPool2d(2), *_pooled(width, width, nn.AdaptiveMaxPool2d(1)), nn.Flatten(),
             nn.Linear(width, width),
         ],
     )  # fmt: skip
@@ -119,7 +127,18 @@ def vgg_att(
 ) -> AttentionClassifier:  # fmt: skip
     """VGG-att: att1 has levels (3,), att2 (2, 3), att3 (1, 2, 3).
 
-    Takes images of 16 pixels a side and more. Raises ValueError for levels that do not exist.
+    Takes images of 16 pixels a side and more.
+
+    Args:
+        levels: where attention is paid, some of 1, 2, 3.
+        num_classes, compat, head, scale, match: as `AttentionClassifier`.
+        in_channels: of the images.
+
+    Raises:
+        ValueError: for levels that do not exist, and as `AttentionClassifier`.
+
+    References:
+        Jetley et al. (2018), section 4; layers as in the official code.
     """
     return AttentionClassifier(
         vgg_trunk(in_channels), _names(levels, 3), num_classes, compat, head, scale=scale,
@@ -131,7 +150,17 @@ def small_att(
     levels: Sequence[int] = (1, 2), num_classes: int = 10, compat: str = "pc",
     head: str = "concat", *, scale: str = "sqrt", width: int = 48, in_channels: int = 1,
 ) -> AttentionClassifier:  # fmt: skip
-    """The small VGG with attention at one or both of its levels, without dropout."""
+    """The small VGG with attention at one or both of its levels, without dropout.
+
+    Args:
+        levels: where attention is paid, some of 1, 2.
+        num_classes, compat, head, scale: as `AttentionClassifier`.
+        width: channels, at least 3.
+        in_channels: of the images.
+
+    Raises:
+        ValueError: for levels that do not exist, and as `AttentionClassifier`.
+    """
     return AttentionClassifier(
         small_trunk(in_channels, width), _names(levels, 2), num_classes, compat, head,
         scale=scale, dropout=0.0, example=torch.zeros(1, in_channels, 24, 24),
@@ -164,7 +193,9 @@ def resnet_trunk(in_channels: int = 3, depth: int = 164) -> nn.Sequential:
     Its maps are activated: that of stage 2 is the pre-activation with which stage 3 begins,
     "stage3.0.preactivation"; that of stage 3 is "level3". Which pooling the official network
     uses, and where exactly it takes its maps, we do not know; here it is maximum pooling.
-    Raises ValueError for a depth that is not 9 n + 2.
+
+    Raises:
+        ValueError: for a depth that is not 9 n + 2.
     """
     if depth < 11 or (depth - 2) % 9:
         raise ValueError(f"depth = {depth!r}: expected 9 n + 2, such as 164")
@@ -193,7 +224,17 @@ def resnet_att(
 ) -> AttentionClassifier:  # fmt: skip
     """RN-att: attention at stage 2 (128 channels) and stage 3 (256), 384 features in all.
 
-    Raises ValueError for levels other than 2 and 3.
+    Args:
+        levels: where attention is paid, some of 2, 3.
+        num_classes, compat, head, scale: as `AttentionClassifier`.
+        depth: layers, 9 n + 2.
+        in_channels: of the images.
+
+    Raises:
+        ValueError: for levels other than 2 and 3, and for another depth.
+
+    References:
+        Jetley et al. (2018), section 4.
     """
     maps = {2: "stage3.0.preactivation", 3: "level3"}
     if not levels or not set(levels) <= set(maps) or len(set(levels)) < len(levels):
@@ -207,14 +248,20 @@ def resnet_att(
 class GapClassifier(nn.Module):
     """Global average pooling and one linear layer: what class activation maps need.
 
-    trunk: stages as above; those after `last` are left out, so that it computes nothing that it
-      does not use.
+    Args:
+        trunk: stages as above; those after `last` are left out, so that it computes nothing
+            that it does not use.
+        last: name of the stage that is pooled.
+        num_classes: at least 1.
+
+    Raises:
+        ValueError: for a stage that does not exist.
     """
 
     def __init__(self, trunk: nn.Sequential, last: str, num_classes: int = 10) -> None:
         super().__init__()
         names = [name for name, _ in trunk.named_children()]
-        one_of("last", last, names)
+        one_of(names, last=last)
         whole(1, num_classes=num_classes)
         self.features = trunk[: names.index(last) + 1]
         self.linear = nn.Linear(_channels(self.features), num_classes)
@@ -240,13 +287,22 @@ class PlainClassifier(nn.Module):
 
 
 class ProgressiveAttention(nn.Module):
-    """The rival PAN: gates on the way, attention at the end, no global vector.
+    """The baseline PAN: gates on the way, attention at the end, no global vector.
 
     Every level but the last is multiplied, place by place, by a sigmoid of its own features
     before the next stage sees it; the last is pooled under a softmax, which is "pc" without g.
 
-    trunk: stages as above. levels: names of the stages, in order; those after the last are left
-      out.
+    Args:
+        trunk: stages as above.
+        levels: names of the stages, in order; those after the last are left out.
+        num_classes: at least 1.
+        dropout: of the head.
+
+    Raises:
+        ValueError: for stages that do not exist.
+
+    References:
+        Seo et al. (2018), Progressive attention networks for visual attribute prediction.
     """
 
     def __init__(
@@ -258,7 +314,7 @@ class ProgressiveAttention(nn.Module):
         if not len(levels):
             raise ValueError("levels = []: expected the name of at least one stage")
         for level in levels:
-            one_of("levels", level, names)
+            one_of(names, levels=level)
         self.features = trunk[: names.index(levels[-1]) + 1]
         self.gates = nn.ModuleDict()
         for name in levels[:-1]:
@@ -292,14 +348,21 @@ def build_network(
 ) -> nn.Module:  # fmt: skip
     """One of the networks that this page compares, all on the same trunk.
 
-    name: "att" with the given compatibility; "dp", "dp_unscaled", "mean" with that one; "gap"
-      pools the last of the levels; "pan" gates and attends at them; "plain" classifies the
-      global vector ("small") or is VGG-16 with all its pools ("vgg").
-    arch: "small" of a `width`, or "vgg".
-    Raises ValueError for names and levels that do not exist.
+    Args:
+        name: "att" with the given compatibility; "dp", "dp_unscaled", "mean" with that one;
+            "gap" pools the last of the levels; "pan" gates and attends at them; "plain"
+            classifies the global vector ("small") or is VGG-16 with all its pools ("vgg").
+        arch: "small" of a `width`, or "vgg".
+        levels: where attention is paid, some of 1, 2 ("small") or 1, 2, 3 ("vgg").
+        compat, scale, head, num_classes: as `AttentionClassifier`.
+        width: channels of "small", at least 3.
+        in_channels: of the images.
+
+    Raises:
+        ValueError: for names and levels that do not exist.
     """
-    one_of("networks", name, NETWORKS)
-    one_of("arch", arch, ("small", "vgg"))
+    one_of(NETWORKS, name=name)
+    one_of(("small", "vgg"), arch=arch)
     names = _names(levels, 2 if arch == "small" else 3)
     if name == "plain" and arch == "vgg":
         return vgg(num_classes, in_channels=in_channels)
@@ -328,7 +391,8 @@ def _channels(stages: nn.Module) -> int:
 def receptive_fields(trunk: nn.Sequential) -> list[int]:
     """Side, in pixels, of the square that a place of each level sees; the last stage is left out.
 
-    trunk: stages of plain sequences, as the small one and VGG's.
+    Args:
+        trunk: stages of plain sequences, as the small one and VGG's.
     """
     sides, side, step = [], 1, 1
     for stage in trunk[:-1]:

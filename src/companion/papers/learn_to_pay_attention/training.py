@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from companion.checks import whole
-from companion.papers.learn_to_pay_attention.attention import one_of
-from companion.progress import Progress
+from companion.checks import above, at_least, images, one_of, random_source, whole
+from companion.progress import Progress, progress_bar
 from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches, upload
 
 AMP = ("off", "bf16")
@@ -31,21 +30,38 @@ def fit(
     halve_every: int = 0,
     amp: str = "off",
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-    bar: Progress | None = None,
+    progress: bool | Progress = False,
 ) -> nn.Module:
     """Minimise the cross-entropy; leaves the model in inference mode and returns it.
 
-    x, y: images in [0, 1] and class indices, on the model's device.
-    recipe: "adamw" with a one-cycle schedule that peaks at `lr`; "sgd" with momentum of 0.9,
-      the rate halved after every `halve_every` steps (0: never), as in the official code.
-    amp: "bf16" runs the forward pass under autocast.
-    augment: function (batch, generator) -> batch.
-    Raises DivergenceError for a loss that is not finite, and ValueError for numbers out of range
-    or a label too many or too few.
+    Args:
+        model: a classifier.
+        x: images in [0, 1], (images, channels, height, width), on the model's device.
+        y: class indices, (images,).
+        steps: of the optimiser.
+        lr: learning rate, above 0.
+        generator: of the CPU, for the order of the images and the augmentation.
+        batch_size: images a step.
+        weight_decay: at least 0.
+        recipe: "adamw" with a one-cycle schedule that peaks at `lr`; "sgd" with momentum of
+            0.9, as in the official code.
+        halve_every: steps of "sgd" after which the rate is halved; 0: never.
+        amp: "bf16" runs the forward pass under autocast.
+        augment: function (batch, generator) -> batch.
+        progress: show a bar; or a bar to move on.
+
+    Raises:
+        DivergenceError: for a loss that is not finite.
+        ValueError: for arguments out of range, a number as generator, and other
+            numbers of images and labels.
     """
-    one_of("recipe", recipe, RECIPES)
-    one_of("amp", amp, AMP)
+    one_of(RECIPES, recipe=recipe)
+    one_of(AMP, amp=amp)
     whole(0, steps=steps, halve_every=halve_every)
+    above(0, lr=lr)
+    at_least(0, weight_decay=weight_decay)
+    random_source(generator=generator)
+    images(x=x)
     if len(x) != len(y):
         raise ValueError(f"x, y: {len(x)} images and {len(y)} classes, expected as many of both")
     if recipe == "adamw":
@@ -58,25 +74,25 @@ def fit(
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, halve_every or steps + 1, 0.5)
     order = shuffled_batches(len(x), batch_size, generator, x.device)
     model.train()
-    for step in range(1, steps + 1):
-        index = next(order)
-        batch = x[index] if augment is None else augment(x[index], generator)
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"):
-            loss = cross_entropy(model(batch), y[index])
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if (step % LOOK_EVERY == 0 or step == steps) and not torch.isfinite(loss):
-            raise DivergenceError(
-                f"the training loss is not finite by step {step}: lower lr = {lr}"
-            )
-        if bar is not None:
+    with progress_bar(progress, steps, "steps of training") as bar:
+        for step in range(1, steps + 1):
+            index = next(order)
+            batch = x[index] if augment is None else augment(x[index], generator)
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"):
+                loss = cross_entropy(model(batch), y[index])
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if (step % LOOK_EVERY == 0 or step == steps) and not torch.isfinite(loss):
+                raise DivergenceError(
+                    f"the training loss is not finite by step {step}: lower lr = {lr}"
+                )
             bar.update()
     return model.eval()
 
 
 def flip(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror every image with probability 1/2."""
+    """Mirror every image of a batch with probability 1/2, by a generator of the CPU."""
     coin = upload(torch.rand(len(batch), generator=generator) < 0.5, batch.device)
     return torch.where(coin[:, None, None, None], batch.flip(-1), batch)

@@ -17,9 +17,11 @@ class UnsupportedModelError(ValueError):
 class DropPoint:
     """Where patch tokens have their positions and no block has seen them.
 
-    parent, name: the attribute that holds the layer there, whose output is (B, prefix + N, dim).
-    prefix: tokens that are no patches (CLS, distillation, registers); 0 where CLS joins in the
-      last blocks only.
+    Args:
+        parent, name: the attribute that holds the layer there, whose output is (B, prefix + N,
+            dim).
+        prefix: tokens that are no patches (CLS, distillation, registers); 0 where CLS joins in
+            the last blocks only.
     """
 
     parent: nn.Module
@@ -33,12 +35,14 @@ class DropPoint:
 
 
 def drop_point(model: nn.Module) -> DropPoint:
-    """Find the place at which patch tokens can be dropped.
+    """Find the layer after which patch tokens can be dropped.
 
     timm's vision transformers (DeiT, DeiT-III, registers): ``patch_drop``. torchvision's:
     ``encoder.dropout``. timm's CaiT: ``pos_drop``, before CLS exists. What `torch.compile` has
     made of one of them has its place.
-    Raises UnsupportedModelError for any other model.
+
+    Raises:
+        UnsupportedModelError: for any other model.
     """
     model = getattr(model, "_orig_mod", model)
     if isinstance(getattr(model, "blocks_token_only", None), nn.Module):
@@ -58,10 +62,13 @@ def drop_point(model: nn.Module) -> DropPoint:
 def attention_module(model: nn.Module, layer: int = -1) -> tuple[nn.Module, int]:
     """The attention of a block that reads CLS, and how many prefix tokens precede the patches.
 
-    layer: index of the block; CaiT counts its class-attention blocks only.
-    Raises UnsupportedModelError without a CLS token that the classes are told from, for an
-    unknown kind of attention and for a compiled model, and ValueError for a layer that there is
-    not.
+    Args:
+        layer: index of the block; CaiT counts its class-attention blocks only.
+
+    Raises:
+        UnsupportedModelError: without a CLS token that the classes are told from, for an
+            unknown kind of attention and for a compiled model.
+        ValueError: for a layer that there is not.
     """
     name = type(model).__name__
     if isinstance(getattr(model, "blocks_token_only", None), nn.Module):
@@ -117,8 +124,9 @@ def _is_compiled(model: nn.Module, module: nn.Module) -> bool:
 def token_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """Rows and columns of patches into which a model cuts these images, (B, C, H, W).
 
-    Raises UnsupportedModelError for a model that does not state the side of its patches, and
-    ValueError for images that they do not tile.
+    Raises:
+        UnsupportedModelError: for a model that does not state the side of its patches.
+        ValueError: for images that they do not tile.
     """
     embed = getattr(model, "patch_embed", model)
     patch = getattr(embed, "patch_size", None)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from companion.checks import images as check_images
 from companion.papers.masked_kd.architecture import (
     UnsupportedModelError,
     attention_module,
@@ -20,8 +21,11 @@ from companion.training import evaluation_mode
 class ClsAttention:
     """What `cls_attention` captured in the latest forward pass.
 
-    prefix: tokens before the patches, which `scores` leaves out.
-    row: (B, heads, prefix + N), float32: attention of CLS to every token, sums to 1.
+    Args:
+        prefix: tokens before the patches, which `scores` leaves out.
+
+    Attributes:
+        row: (B, heads, prefix + N), float32: attention of CLS to every token, sums to 1.
     """
 
     def __init__(self, prefix: int) -> None:
@@ -50,7 +54,8 @@ class ClsAttention:
     def scores(self) -> Tensor:
         """(B, N): attention of CLS to each patch, averaged over heads, detached.
 
-        Raises RuntimeError before the first forward pass.
+        Raises:
+            RuntimeError: before the first forward pass.
         """
         if self.row is None:
             raise RuntimeError("no attention yet: call the model inside cls_attention first")
@@ -66,10 +71,25 @@ def cls_attention(model: nn.Module, layer: int = -1) -> Iterator[ClsAttention]:
     dropout and outside autocast. Outputs and gradients of the model stay as they are; the hooks
     are gone after the block. Every pass forgets the row of the one before.
 
-    model: a vision transformer of timm (distilled, registers and CaiT included), of torchvision
-      or of this room. layer: as `attention_module` counts; -1 is the last.
-    Raises UnsupportedModelError and ValueError as `attention_module`, and the former in a forward
-    pass that calls the block more than once.
+    Args:
+        model: a vision transformer of timm (distilled, registers and CaiT included), of
+            torchvision or of `vit`.
+        layer: as `attention_module` counts; -1 is the last.
+
+    Raises:
+        UnsupportedModelError: as `attention_module`, and in a forward pass that calls the block
+            more than once.
+        ValueError: as `attention_module`.
+
+    References:
+        Son et al. (2024), section 3.1: the scores of the patches.
+
+    >>> from companion.papers.masked_kd.vit import ViT
+    >>> model = ViT(24, 4)
+    >>> with cls_attention(model) as attention:
+    ...     _ = model(torch.rand(2, 1, 24, 24))
+    >>> attention.row.shape, attention.scores.shape
+    (torch.Size([2, 4, 37]), torch.Size([2, 36]))
     """
     module, prefix = attention_module(model, layer)
     found = ClsAttention(prefix)
@@ -132,10 +152,15 @@ def _attach(module: nn.Module, found: ClsAttention, name: str) -> list:
 def cls_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Softmax of one query over all keys, in float32 whatever autocast says.
 
-    query: (B, heads, d). key: (B, heads, n, d). Returns (B, heads, n).
+    Args:
+        query: (B, heads, d).
+        key: (B, heads, n, d).
+
+    Returns:
+        (B, heads, n).
     """
     with torch.autocast(query.device.type, enabled=False):
-        logits = key.float() @ query.float()[..., None]
+        logits = key.float() @ query.float()[..., None]  # q_cls . k_j
         return (scale * logits[..., 0]).softmax(-1)
 
 
@@ -167,10 +192,14 @@ def _normed(norm: nn.Module | None, x: Tensor) -> Tensor:
 def gradient_saliency(model: nn.Module, images: Tensor) -> Tensor:
     """Gradient times input of the largest logit, absolute, summed over each patch; (B, N).
 
-    Scores for any classifier that cuts images into patches, with a CLS token or without; costs a
-    forward and a backward pass of it. Parameters get no gradient.
-    Raises UnsupportedModelError as `token_grid`.
+    Scores for any classifier that cuts images into patches, with a CLS token or without; costs
+    a forward and a backward pass of it. Parameters get no gradient.
+
+    Raises:
+        UnsupportedModelError: as `token_grid`.
+        ValueError: for what is no batch of images, or images that patches do not tile.
     """
+    check_images(images=images)
     rows, columns = token_grid(model, images)
     with evaluation_mode(model), torch.enable_grad():
         x = images.detach().requires_grad_()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from companion.checks import images as check_images
+from companion.checks import one_of, random_source, whole
 from companion.papers.masked_kd.architecture import (
     UnsupportedModelError,
     drop_point,
@@ -19,6 +21,8 @@ from companion.papers.masked_kd.architecture import (
 from companion.papers.masked_kd.attention import cls_attention, gradient_saliency
 from companion.papers.masked_kd.tokens import (
     check_keep,
+    mask_recall,
+    patch_truth,
     resize_scores,
     select_tokens,
     token_drop,
@@ -37,17 +41,28 @@ def distillation_loss(
     tau: float = 1.0,
     kind: str = "soft",
 ) -> Tensor:
-    """(1 - alpha) times cross-entropy to the labels plus alpha times what the teacher says.
+    """Weigh the cross-entropy to the labels, 1 - alpha, and the teacher's part, alpha.
 
-    z, t: logits of student and teacher, (B, K). y: class indices (B,) or probabilities (B, K) as
-    mixup makes them; needed unless alpha is 1.
-    alpha: weight of the teacher, 0 to 1. tau: temperature, above 0.
-    kind: "soft", tau² KL(teacher || student) averaged over the batch; "hard", cross-entropy to
-    the teacher's answer.
-    Raises ValueError for values out of range, other shapes, or missing labels.
+    Args:
+        z, t: logits of student and teacher, (B, K).
+        y: class indices (B,) or probabilities (B, K) as mixup makes them; needed unless alpha
+            is 1.
+        alpha: weight of the teacher, 0 to 1.
+        tau: temperature, above 0.
+        kind: "soft", tau² KL(teacher || student) averaged over the batch; "hard", cross-entropy
+            to the teacher's answer.
+
+    Raises:
+        ValueError: for values out of range, other shapes, missing labels or labels of no class.
+
+    References:
+        Son et al. (2024), equation (1); Touvron et al. (2021) for "hard".
+
+    >>> z, t = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()
+    >>> round(distillation_loss(z, t, alpha=1.0).item(), 5)
+    0.13081
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind = {kind!r}: expected 'soft' or 'hard'")
+    one_of(KINDS, kind=kind)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha = {alpha!r}: expected 0 to 1")
     if not 0 < tau < math.inf:
@@ -59,6 +74,8 @@ def distillation_loss(
         )
     if y is None and alpha < 1:
         raise ValueError(f"y: labels are needed with alpha = {alpha!r}")
+    if y is not None:
+        _check_labels(y, z)
     z, t = z.float(), t.float()
     if kind == "hard":
         taught = cross_entropy(z, t.argmax(1))
@@ -69,22 +86,41 @@ def distillation_loss(
             log_target=True,
             reduction="batchmean",
         )
-    # at alpha = 1 the labels are not touched at all
+    # eq. (1); at alpha = 1 the labels are not touched at all
     return taught if alpha == 1 else (1 - alpha) * cross_entropy(z, y) + alpha * taught
+
+
+def _check_labels(y: Tensor, z: Tensor) -> None:
+    """Raise ValueError unless there is a class, or probabilities of all, for each output."""
+    if y.shape not in (z.shape, z.shape[:1]):
+        raise ValueError(
+            f"y: shape {tuple(y.shape)}, expected {tuple(z.shape[:1])} class indices or "
+            f"{tuple(z.shape)} probabilities"
+        )
+    # a GPU would have to be waited for
+    if y.dim() == 1 and y.device.type == "cpu" and len(y) and int(y.max()) >= z.shape[1]:
+        raise ValueError(f"y: class {int(y.max())}, expected 0 to {z.shape[1] - 1}")
 
 
 @dataclass(eq=False)
 class CollapseGuard:
-    """Lets the teacher be masked only while its answers survive the mask.
+    """Mask the teacher only while it predicts the same classes with the mask as without.
 
-    Early in training a student looks anywhere. If the teacher is shown that, its answer says
-    nothing, the student learns to look elsewhere, and stays there. So a probe batch is asked now
-    and then: how often does the masked teacher answer as it does on the whole picture? Below
-    `threshold`, the teacher sees everything until the next look: a warm-up of the length needed.
+    Early in training a student attends anywhere. If the teacher sees only that, its prediction
+    carries no information, the student's attention drifts off, and stays there. So the agreement
+    is measured on a probe batch now and then: on which share of its images does the masked
+    teacher predict the class that it predicts on the whole image? Below `threshold`, the teacher
+    sees everything until the next measurement: a warm-up of the length that is needed.
 
-    images: probe batch, in the student's resolution; teacher_images where the teacher's differs.
-    threshold: least agreement, 0 to 1. every: steps between two looks.
-    log: (step, agreement) of every look.
+    Args:
+        images: probe batch, in the student's resolution.
+        threshold: least agreement, 0 to 1.
+        every: steps between two measurements.
+        teacher_images: the probe batch in the teacher's resolution, where that differs.
+        log: (step, agreement) of every measurement.
+
+    Raises:
+        ValueError: for values out of range, or what is no batch of images.
     """
 
     images: Tensor
@@ -96,17 +132,16 @@ class CollapseGuard:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold = {self.threshold!r}: expected 0 to 1")
-        if self.every < 1:
-            raise ValueError(f"every = {self.every!r}: expected at least 1")
-        if not len(self.images):
-            raise ValueError(f"images {tuple(self.images.shape)}: expected at least one")
+        whole(1, every=self.every)
+        check_images(images=self.images)
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """One step's outcome: loss with its graph, logits, and the patches the teacher saw.
 
-    keep: (B, k), or None where the teacher saw everything.
+    Args:
+        keep: (B, k), or None where the teacher saw everything.
     """
 
     loss: Tensor
@@ -116,27 +151,39 @@ class Step:
 
 
 class MaskedDistiller:
-    """Distils a student from a teacher that sees only some patches of each picture.
+    """Distil a student from a teacher that sees only some patches of each image.
 
-    >>> with MaskedDistiller(student, teacher, keep=98) as distiller:  # doctest: +SKIP
-    ...     for images, labels in batches:
-    ...         optimizer.zero_grad()
-    ...         distiller(images, labels).loss.backward()
+    Args:
+        student, teacher: classifiers, see `cls_attention` and `token_drop`; the teacher runs in
+            inference mode without gradients, and no weight or mode of it changes.
+        keep: patches that the teacher sees.
+        alpha, tau, kind: as `distillation_loss`.
+        selector: "student" (the method); "random"; "bottom", the student's least; "teacher", by
+            the teacher's own attention, which costs a whole forward pass of it; "saliency", by
+            the student's gradients; "full" for no mask.
+        warmup: first steps without a mask.
+        guard: a `CollapseGuard`, for as many as are needed.
+        layer: block of the student whose attention counts.
+        amp: dtype of autocast, such as torch.bfloat16; None for none. Scores stay in float32.
+        generator: CPU generator for "random".
+
+    Raises:
+        ValueError: for values out of range, at once and not at the first step.
+        UnsupportedModelError: for unknown models, at once too.
+
+    References:
+        Son et al. (2024), section 3.
+
+    >>> from companion.papers.masked_kd.vit import ViT
+    >>> student, teacher = ViT(24, 4, dim=16), ViT(24, 4, depth=3)
+    >>> optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    >>> with MaskedDistiller(student, teacher, keep=18) as distiller:
+    ...     for images, labels in [(torch.rand(5, 1, 24, 24), torch.arange(5))]:
+    ...         step = distiller(images, labels)
+    ...         step.loss.backward()
     ...         optimizer.step()
-
-    student, teacher: classifiers, see `cls_attention` and `token_drop`; the teacher runs in
-      inference mode without gradients, and no weight or mode of it changes.
-    keep: patches that the teacher sees.
-    alpha, tau, kind: as `distillation_loss`.
-    selector: "student" (the method); "random"; "bottom", the student's least; "teacher", by the
-      teacher's own attention, which costs a whole forward pass of it; "saliency", by the
-      student's gradients; "full" for no mask.
-    warmup: first steps without a mask. guard: a `CollapseGuard`, for as many as are needed.
-    layer: block of the student whose attention counts.
-    amp: dtype of autocast, such as torch.bfloat16; None for none. Scores stay in float32.
-    generator: CPU generator for "random".
-    Raises ValueError for values out of range and UnsupportedModelError for unknown models, both
-    at once and not at the first step.
+    >>> step.keep.shape  # the patches that the teacher saw, of 36
+    torch.Size([5, 18])
     """
 
     def __init__(
@@ -155,12 +202,10 @@ class MaskedDistiller:
         amp: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        if selector not in SELECTORS:
-            raise ValueError(
-                f"selector = {selector!r}: expected one of {', '.join(map(repr, SELECTORS))}"
-            )
-        if warmup < 0:
-            raise ValueError(f"warmup = {warmup!r}: expected at least 0")
+        one_of(SELECTORS, selector=selector)
+        whole(0, warmup=warmup)
+        if generator is not None:
+            random_source(generator=generator)
         check_keep(keep, patch_count(teacher))
         probe = torch.zeros(1, 2)
         distillation_loss(probe, probe, torch.zeros(1, dtype=torch.long), alpha, tau, kind)
@@ -193,11 +238,17 @@ class MaskedDistiller:
     ) -> Step:
         """Student on all patches, teacher on the chosen ones, and the loss between them.
 
-        images: (B, C, H, W); with mixup the mixed ones. teacher_images: the same pictures in the
-        teacher's resolution, where that differs; scores are then resized to its grid.
+        Args:
+            images: (B, C, H, W); with mixup the mixed ones.
+            labels: as `distillation_loss`'s y; needed unless alpha is 1.
+            teacher_images: the same images in the teacher's resolution, where that differs;
+                scores are then resized to its grid.
+
+        Raises:
+            ValueError: for what is no batch of images, images of a size that the teacher does not
+                take, and as `distillation_loss`.
         """
-        if not len(images):
-            raise ValueError(f"images {tuple(images.shape)}: expected at least one")
+        check_images(images=images)
         seen = images if teacher_images is None else teacher_images
         self._check_resolution(seen)
         if self.guard is not None and self.step % self.guard.every == 0:
@@ -290,3 +341,65 @@ class MaskedDistiller:
         agreement = (answers == self._probe_answers).float().mean().item()
         guard.log.append((self.step, agreement))
         self.masking = agreement >= guard.threshold
+
+
+@torch.no_grad()
+def mask_quality(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    keep: int,
+    *,
+    truth: Tensor | None = None,
+    teacher_images: Tensor | None = None,
+    layer: int = -1,
+) -> dict[str, float]:
+    """How well a student's mask serves the teacher, in inference mode.
+
+    Args:
+        student, teacher: as `MaskedDistiller`.
+        images: (B, C, H, W), in the student's resolution.
+        keep: patches that the teacher sees.
+        truth: where the object is: a mask (B, H, W) bool over the teacher's images, or its
+            patches (B, N) bool.
+        teacher_images: the same images in the teacher's resolution, where that differs.
+        layer: block of the student whose attention counts.
+
+    Returns:
+        "agreement", the share of images on which the masked teacher predicts the class that it
+        predicts on the whole image; "recall", the mean share of the object's patches that are
+        kept, over images in which there is one: NaN where there is none, or no truth.
+
+    Raises:
+        ValueError: for what is no batch of images, a keep count out of range, and a truth that
+            does not fit.
+        UnsupportedModelError: for unknown models.
+
+    >>> from companion.papers.masked_kd.vit import ViT
+    >>> images, truth = torch.rand(5, 1, 24, 24), torch.ones(5, 24, 24, dtype=torch.bool)
+    >>> mask_quality(ViT(), ViT(depth=3), images, keep=18, truth=truth)["recall"]
+    0.5
+    """
+    with MaskedDistiller(student, teacher, keep, alpha=1.0, layer=layer) as distiller:
+        with evaluation_mode(student):
+            step = distiller(images, teacher_images=teacher_images)
+        seen = images if teacher_images is None else teacher_images
+        whole_image = distiller._teach(seen, None).argmax(1)
+    agreement = (step.teacher_logits.argmax(1) == whole_image).float().mean().item()
+    recall = math.nan
+    if truth is not None:
+        rows, columns = token_grid(teacher, seen)
+        if truth.dim() == 3:
+            if truth.shape[1:] != seen.shape[2:]:
+                raise ValueError(
+                    f"truth: shape {tuple(truth.shape)}, expected masks of the images, "
+                    f"{(len(seen), *seen.shape[2:])}, or patches {(len(seen), rows * columns)}"
+                )
+            truth = patch_truth(truth, (seen.shape[2] // rows, seen.shape[3] // columns))
+        if truth.shape != (len(seen), rows * columns):
+            raise ValueError(
+                f"truth: shape {tuple(truth.shape)}, expected {(len(seen), rows * columns)} "
+                "patches, or masks of the images"
+            )
+        recall = mask_recall(step.keep, truth).nanmean().item()
+    return {"agreement": agreement, "recall": recall}

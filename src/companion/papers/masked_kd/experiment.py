@@ -1,4 +1,4 @@
-"""Pictures in batches, training a teacher, distilling students, and judging them."""
+"""Images in batches, training a teacher, distilling students, and their metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from companion.checks import whole
+from companion.checks import images as check_images
+from companion.checks import random_source, whole
 from companion.data.files import open_picture
 from companion.data.root import MissingDataError
 from companion.device import starting_workers
@@ -20,7 +21,7 @@ from companion.papers.masked_kd.architecture import token_grid
 from companion.papers.masked_kd.attention import cls_attention
 from companion.papers.masked_kd.distillation import MaskedDistiller
 from companion.papers.masked_kd.tokens import resize_scores, select_tokens, token_drop
-from companion.progress import Progress
+from companion.progress import Progress, progress_bar
 from companion.training import DivergenceError, evaluation_mode, shuffled_batches
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -28,11 +29,16 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """Labelled pictures in memory.
+class LabelledImages:
+    """Labelled images in memory.
 
-    train_x, test_x: (n, C, H, W). train_y, test_y: (n,). augment: (batch, generator) -> batch.
-    Raises ValueError for an empty part, or one with a label too many or too few.
+    Args:
+        train_x, test_x: (n, C, H, W).
+        train_y, test_y: (n,).
+        augment: (batch, generator) -> batch.
+
+    Raises:
+        ValueError: for an empty part, or one with a label too many or too few.
     """
 
     train_x: Tensor
@@ -43,10 +49,10 @@ class Pictures:
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
-            pictures, labels = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
-            if not 1 <= len(pictures) == len(labels):
+            images, labels = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
+            if not 1 <= len(images) == len(labels):
                 raise ValueError(
-                    f"{part}_x, {part}_y: {len(pictures)} pictures and {len(labels)} labels, "
+                    f"{part}_x, {part}_y: {len(images)} images and {len(labels)} labels, "
                     "expected as many of both, at least one"
                 )
 
@@ -60,16 +66,26 @@ class Pictures:
             )
 
     def test_batches(self, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test pictures once, in order."""
+        """The test images once, in order."""
         yield from zip(self.test_x.split(size), self.test_y.split(size), strict=True)
 
 
 class Folder:
-    """Labelled pictures on disk, train/<class>/ and val/<class>/, decoded as they are needed.
+    """Labelled images on disk, train/<class>/ and val/<class>/, decoded as they are needed.
 
-    Training pictures are cropped at random, flipped and, with `augment`, changed by torchvision's
-    RandAugment; test pictures are cropped in the middle. Normalised as timm's models expect.
-    workers: processes that decode; None: one a core, at most eight. Raises MissingDataError for a folder without them.
+    Training images are cropped at random, flipped and, with `augment`, changed by
+    torchvision's RandAugment; test images are cropped in the middle. Normalised as timm's
+    models expect.
+
+    Args:
+        folder: with train/ and val/, each with one subfolder a class.
+        size: side of the images in pixels.
+        device: where batches go.
+        workers: processes that decode; None: one a core, at most eight.
+        augment: whether to change training images by RandAugment.
+
+    Raises:
+        MissingDataError: for a folder without them.
     """
 
     def __init__(
@@ -99,7 +115,7 @@ class Folder:
             except FileNotFoundError as error:
                 raise MissingDataError(
                     f"data_root = {str(folder)!r}: expected {part}/ with one subfolder of "
-                    "pictures a class"
+                    "images a class"
                 ) from error
         self.classes = self.sets["train"].classes
         self.device = torch.device(device)
@@ -120,29 +136,31 @@ class Folder:
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless training batches in a new order every epoch.
 
-        Raises ValueError for a batch larger than the set.
+        Raises:
+            ValueError: for a batch larger than the set.
         """
         if size > len(self.sets["train"]):
-            raise ValueError(
-                f"batch_size = {size!r}: there are {len(self.sets['train'])} pictures"
-            )
+            raise ValueError(f"batch_size = {size!r}: there are {len(self.sets['train'])} images")
         loader = self._loader("train", size, generator)
         while True:
             for x, y in self._read(loader):
                 yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def test_batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test pictures once, in order."""
+        """The test images once, in order."""
         for x, y in self._read(self._loader("val", size, None)):
             yield x.to(self.device), y.to(self.device)
 
 
 @dataclass(eq=False)
-class Run:
-    """What a distillation left behind.
+class Distillation:
+    """The result of a distillation.
 
-    student: trained. loss: of every step. masked: whether the teacher was masked, every step.
-    checks: (steps done, value) of every call of the monitor.
+    Args:
+        student: trained.
+        loss: of every step.
+        masked: whether the teacher was masked, every step.
+        checks: (steps done, value) of every call of the monitor.
     """
 
     student: nn.Module
@@ -160,7 +178,7 @@ def _optimiser(model: nn.Module, steps: int, lr: float, weight_decay: float):
 
 def train_teacher(
     model: nn.Module,
-    pictures: Pictures | Folder,
+    images: LabelledImages | Folder,
     steps: int,
     *,
     generator: torch.Generator,
@@ -168,22 +186,39 @@ def train_teacher(
     batch_size: int = 128,
     weight_decay: float = 0.05,
     amp: torch.dtype | None = None,
-    bar: Progress | None = None,
+    progress: bool | Progress = False,
 ) -> nn.Module:
-    """Train on labels alone, by AdamW under a one-cycle rate; returns the model.
+    """Train on labels alone, by AdamW under a one-cycle rate.
 
-    Raises DivergenceError for a loss that is not finite.
+    Args:
+        model: a classifier.
+        images: to train on.
+        steps: of the optimiser, at least 0.
+        generator: of the CPU, for the order of the images.
+        lr: peak of the learning rate.
+        batch_size: images a step.
+        weight_decay: of AdamW.
+        amp: dtype of autocast, such as torch.bfloat16; None for none.
+        progress: show a bar; or a bar to move on.
+
+    Returns:
+        The model.
+
+    Raises:
+        DivergenceError: for a loss that is not finite.
+        ValueError: for numbers out of range, and a number as generator.
     """
     whole(0, steps=steps)
+    random_source(generator=generator)
     optimizer, schedule = _optimiser(model, steps, lr, weight_decay)
-    batches = pictures.batches(batch_size, generator)
+    batches = images.batches(batch_size, generator)
     model.train()
-    for _ in range(steps):
-        x, y = next(batches)
-        with torch.autocast(x.device.type, dtype=amp, enabled=amp is not None):
-            loss = cross_entropy(model(x), y)
-        _descend(loss, optimizer, schedule)
-        if bar is not None:
+    with progress_bar(progress, steps, "steps of the teacher") as bar:
+        for _ in range(steps):
+            x, y = next(batches)
+            with torch.autocast(x.device.type, dtype=amp, enabled=amp is not None):
+                loss = cross_entropy(model(x), y)
+            _descend(loss, optimizer, schedule)
             bar.update()
     if steps and not loss.isfinite():
         raise DivergenceError(f"the loss of the teacher is not finite: lower lr = {lr}")
@@ -192,7 +227,7 @@ def train_teacher(
 
 def distil(
     distiller: MaskedDistiller,
-    pictures: Pictures | Folder,
+    images: LabelledImages | Folder,
     steps: int,
     *,
     generator: torch.Generator,
@@ -201,34 +236,42 @@ def distil(
     weight_decay: float = 0.05,
     monitor: Callable[[nn.Module], object] | None = None,
     monitor_every: int = 0,
-    bar: Progress | None = None,
-) -> Run:
+    progress: bool | Progress = False,
+) -> Distillation:
     """Train the distiller's student, by AdamW under a one-cycle rate.
 
-    monitor: called with the student before the first step, every `monitor_every` steps and after
-    the last one.
-    Raises DivergenceError for a loss that is not finite.
+    Args:
+        distiller: holds student, teacher and method.
+        images, steps, generator, lr, batch_size, weight_decay, progress: as `train_teacher`.
+        monitor: called with the student before the first step, every `monitor_every` steps and
+            after the last one.
+        monitor_every: steps between two calls; 0: at the end only.
+
+    Raises:
+        DivergenceError: for a loss that is not finite.
+        ValueError: for numbers out of range, and a number as generator.
     """
-    whole(0, steps=steps)
+    whole(0, steps=steps, monitor_every=monitor_every)
+    random_source(generator=generator)
     student = distiller.student
     optimizer, schedule = _optimiser(student, steps, lr, weight_decay)
-    batches = pictures.batches(batch_size, generator)
-    run, losses = Run(student), []
-    for done in range(steps + 1):
-        if monitor is not None and (
-            done == steps or (monitor_every and done % monitor_every == 0)
-        ):
-            with evaluation_mode(student), torch.no_grad():
-                run.checks.append((done, monitor(student)))
-        if done == steps:
-            break
-        student.train()
-        x, y = next(batches)
-        step = distiller(x, y)
-        _descend(step.loss, optimizer, schedule)
-        losses.append(step.loss.detach())
-        run.masked.append(step.keep is not None)
-        if bar is not None:
+    batches = images.batches(batch_size, generator)
+    run, losses = Distillation(student), []
+    with progress_bar(progress, steps, "steps of a student") as bar:
+        for done in range(steps + 1):
+            if monitor is not None and (
+                done == steps or (monitor_every and done % monitor_every == 0)
+            ):
+                with evaluation_mode(student), torch.no_grad():
+                    run.checks.append((done, monitor(student)))
+            if done == steps:
+                break
+            student.train()
+            x, y = next(batches)
+            step = distiller(x, y)
+            _descend(step.loss, optimizer, schedule)
+            losses.append(step.loss.detach())
+            run.masked.append(step.keep is not None)
             bar.update()
     run.loss = torch.stack(losses).tolist() if losses else []
     if not torch.tensor(run.loss).isfinite().all():
@@ -245,44 +288,63 @@ def _descend(loss: Tensor, optimizer, schedule) -> None:
 
 @torch.no_grad()
 def student_scores(student: nn.Module, images: Tensor, *, layer: int = -1) -> Tensor:
-    """Attention of the student's CLS token to each patch, in inference mode; (B, N)."""
+    """Attention of the student's CLS token to each patch, in inference mode; (B, N).
+
+    Args:
+        student: a vision transformer, see `cls_attention`.
+        images: (B, C, H, W).
+        layer: block of the student; -1 is the last.
+
+    Raises:
+        ValueError: for what is no batch of images, and as `cls_attention`.
+    """
+    check_images(images=images)
     with evaluation_mode(student), cls_attention(student, layer) as attention:
         student(images)
         return attention.scores
 
 
 @torch.no_grad()
-def answers(model: nn.Module, pictures: Pictures | Folder) -> tuple[Tensor, Tensor]:
-    """Logits and labels of all test pictures, (n, K) and (n,)."""
+def predict(model: nn.Module, images: LabelledImages | Folder) -> tuple[Tensor, Tensor]:
+    """Logits and labels of all test images, (n, K) and (n,)."""
     with evaluation_mode(model):
         outputs, labels = zip(
-            *((model(x).float(), y) for x, y in pictures.test_batches()), strict=True
+            *((model(x).float(), y) for x, y in images.test_batches()), strict=True
         )
     return torch.cat(outputs), torch.cat(labels)
 
 
 @torch.no_grad()
-def masked_answers(
+def predict_masked(
     teacher: nn.Module,
-    pictures: Pictures | Folder,
+    images: LabelledImages | Folder,
     keep: int,
     mode: str = "top",
     *,
     student: nn.Module | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits of the teacher on `keep` patches of every test picture, and those patches.
+    """Logits of the teacher on `keep` patches of every test image, and those patches.
 
-    mode: as `select_tokens`, by the attention of `student`; "random" needs none, but a generator
-      for patches that are the same another time.
-    Returns (n, K) and (n, keep).
-    Raises ValueError without a student where one is needed.
+    Args:
+        teacher: a vision transformer, see `token_drop`.
+        images: with the test images.
+        keep: patches of each image.
+        mode: as `select_tokens`, by the attention of `student`.
+        student: whose attention chooses; "random" needs none.
+        generator: of the CPU, so that patches of "random" are the same another time.
+
+    Returns:
+        (n, K) and (n, keep).
+
+    Raises:
+        ValueError: without a student where one is needed.
     """
     if mode != "random" and student is None:
         raise ValueError(f"student = None: mode = {mode!r} needs one whose attention chooses")
     logits, chosen = [], []
     with evaluation_mode(teacher), token_drop(teacher) as masked:
-        for x, _ in pictures.test_batches():
+        for x, _ in images.test_batches():
             grid = token_grid(teacher, x)
             if mode == "random":
                 scores = torch.zeros(len(x), grid[0] * grid[1], device=x.device)
@@ -299,7 +361,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return right.sum().item() / len(right)  # a count, as not every device has float64
 
 
-def judge(logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> dict[str, float]:
+def metrics(logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> dict[str, float]:
     """Accuracy (a fraction), mean negative log-likelihood, and mean KL from the full teacher.
 
     KL(teacher || student) in nats, at temperature 1.

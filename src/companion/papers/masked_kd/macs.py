@@ -23,10 +23,26 @@ def vit_macs(
 ) -> int:
     """Multiply-accumulates of one forward pass on one image.
 
-    All `patches` are embedded; `keep` of them (None: all) and `prefix` further tokens go through
-    `depth` blocks of width `dim`; one token is classified. Normalisation, softmax, activations
-    and additions are not counted, as is usual.
-    Raises ValueError for a keep count outside 1 to `patches`.
+    All `patches` are embedded; `keep` of them (None: all) and `prefix` further tokens go
+    through `depth` blocks of width `dim`; one token is classified. Normalisation, softmax,
+    activations and additions are not counted, as is usual.
+
+    Args:
+        dim: width.
+        depth: blocks.
+        patches: of an image.
+        keep: patches that go through the blocks; None: all.
+        patch: side of a patch, pixels.
+        channels: of the images.
+        mlp_ratio: hidden units of an MLP over dim.
+        classes: outputs.
+        prefix: tokens that are no patches.
+
+    Raises:
+        ValueError: for a keep count outside 1 to `patches`.
+
+    >>> vit_macs(384, 12, keep=98) / vit_macs(384, 12)  # half of DeiT-S's patches
+    0.489...
     """
     keep = patches if keep is None else keep
     check_keep(keep, patches)
@@ -36,7 +52,15 @@ def vit_macs(
 
 
 def training_saving(student: float, teacher: float, masked: float) -> float:
-    """Fraction of a step's cost that masking saves, backward = 2 x forward of the student."""
+    """Fraction of a step's cost that masking saves, backward = 2 x forward of the student.
+
+    Args:
+        student, teacher: costs of a forward pass, in any unit.
+        masked: cost of the masked teacher's.
+
+    References:
+        Son et al. (2024), section 4.
+    """
     return (teacher - masked) / (3 * student + teacher)
 
 

@@ -12,17 +12,32 @@ from torch import Tensor, nn
 from companion.papers.masked_kd.architecture import token_grid
 from companion.papers.masked_kd.distillation import MaskedDistiller
 from companion.papers.masked_kd.tokens import check_keep, select_tokens, token_drop
+from companion.progress import Progress, progress_bar
 from companion.training import evaluation_mode
 
 
 def timed_in_turns(
-    calls: Mapping[object, Callable[[], object]], device: torch.device, rounds: int
+    calls: Mapping[object, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    *,
+    progress: bool | Progress = False,
 ) -> dict[object, dict[str, float]]:
     """Time several calls, one turn each in every round, after a round that does not count.
 
     Processor time on a CPU (other work on the machine weighs little), wall time on a GPU.
-    Returns for each name the median milliseconds ("ms") and, on a GPU, the peak memory ("MB").
-    Raises ValueError for no round.
+
+    Args:
+        calls: name -> function without arguments.
+        device: on which they compute.
+        rounds: that count, at least 1.
+        progress: show a bar; or a bar to move on.
+
+    Returns:
+        For each name the median milliseconds ("ms") and, on a GPU, the peak memory ("MB").
+
+    Raises:
+        ValueError: for no round.
     """
     if rounds < 1:
         raise ValueError(f"rounds = {rounds!r}: expected at least 1")
@@ -30,28 +45,30 @@ def timed_in_turns(
     clock = time.perf_counter if gpu else time.process_time
     times = {name: [] for name in calls}
     peaks = dict.fromkeys(calls, 0.0)
-    for turn in range(rounds + 1):
-        for name, call in calls.items():
-            if gpu:
-                torch.cuda.synchronize(device)
-                torch.cuda.reset_peak_memory_stats(device)
-            start = clock()
-            call()
-            if gpu:
-                torch.cuda.synchronize(device)
-                peaks[name] = torch.cuda.max_memory_allocated(device) / 1e6
-            if turn:
-                times[name].append(clock() - start)
+    with progress_bar(progress, (rounds + 1) * len(calls), "timed calls") as bar:
+        for turn in range(rounds + 1):
+            for name, call in calls.items():
+                if gpu:
+                    torch.cuda.synchronize(device)
+                    torch.cuda.reset_peak_memory_stats(device)
+                start = clock()
+                call()
+                if gpu:
+                    torch.cuda.synchronize(device)
+                    peaks[name] = torch.cuda.max_memory_allocated(device) / 1e6
+                if turn:
+                    times[name].append(clock() - start)
+                bar.update()
     found = {name: {"ms": 1000 * statistics.median(spent)} for name, spent in times.items()}
     return {name: row | ({"MB": peaks[name]} if gpu else {}) for name, row in found.items()}
 
 
 def _patches(teacher: nn.Module, images: Tensor, keeps: Sequence[int], tokens: int | None) -> int:
-    """Patches of these pictures, after a check of what is to be kept of them."""
+    """Patches of these images, after a check of what is to be kept of them."""
     rows, columns = token_grid(teacher, images)
     if tokens not in (None, rows * columns):
         raise ValueError(
-            f"tokens = {tokens!r}: the teacher cuts these pictures into {rows * columns}"
+            f"tokens = {tokens!r}: the teacher cuts these images into {rows * columns}"
         )
     if not keeps:
         raise ValueError("keeps = []: expected at least one number of patches")
@@ -68,13 +85,23 @@ def teacher_cost(
     tokens: int | None = None,
     rounds: int = 5,
     amp: torch.dtype | None = None,
+    progress: bool | Progress = False,
 ) -> dict[int, dict[str, float]]:
     """Time of the teacher's forward pass by patches kept, as `timed_in_turns`.
 
-    Which patches are kept is drawn once, always the same, as it has no part in the time; keeping
-    all of them is the plain forward pass.
-    tokens: patches of a picture, if given for a check; the teacher says how many there are.
-    Raises ValueError for another number, for no `keeps` or for one out of range.
+    Which patches are kept is drawn once, always the same, as it has no part in the time;
+    keeping all of them is the plain forward pass.
+
+    Args:
+        teacher: a vision transformer, see `token_drop`.
+        images: (B, C, H, W).
+        keeps: numbers of patches to keep.
+        tokens: patches of an image, if given for a check; the teacher says how many there are.
+        rounds, progress: as `timed_in_turns`.
+        amp: dtype of autocast, such as torch.bfloat16; None for none.
+
+    Raises:
+        ValueError: for another number, for no `keeps` or for one out of range.
     """
     keeps, device = list(keeps), images.device
     tokens = _patches(teacher, images, keeps, tokens)
@@ -91,7 +118,9 @@ def teacher_cost(
             chosen = select_tokens(blank, keep, "random", draw) if keep < tokens else None
             return lambda: masked(images, chosen)
 
-        return timed_in_turns({keep: call(keep) for keep in keeps}, device, rounds)
+        return timed_in_turns(
+            {keep: call(keep) for keep in keeps}, device, rounds, progress=progress
+        )
 
 
 def step_cost(
@@ -104,10 +133,17 @@ def step_cost(
     tokens: int | None = None,
     rounds: int = 5,
     amp: torch.dtype | None = None,
+    progress: bool | Progress = False,
 ) -> dict[int, dict[str, float]]:
     """Time of a whole step without the optimiser, by patches kept, as `timed_in_turns`.
 
-    The student chooses the patches. tokens, errors: as `teacher_cost`.
+    Args:
+        student: chooses the patches, see `cls_attention`.
+        labels: (B,) class indices.
+        teacher, images, keeps, tokens, rounds, amp, progress: as `teacher_cost`.
+
+    Raises:
+        ValueError: as `teacher_cost`.
     """
     keeps = list(keeps)
     tokens = _patches(teacher, images, keeps, tokens)
@@ -122,6 +158,8 @@ def step_cost(
 
         return step
 
-    found = timed_in_turns({keep: call(keep) for keep in keeps}, images.device, rounds)
+    found = timed_in_turns(
+        {keep: call(keep) for keep in keeps}, images.device, rounds, progress=progress
+    )
     student.zero_grad(set_to_none=True)
     return found

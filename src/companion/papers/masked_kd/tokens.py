@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from companion.papers.masked_kd.architecture import drop_point
+from companion.checks import one_of, random_source
+from companion.papers.masked_kd.architecture import (
+    UnsupportedModelError,
+    drop_point,
+    token_grid,
+)
 from companion.training import upload
 
 MODES = ("top", "bottom", "random", "full")
@@ -17,7 +23,7 @@ MODES = ("top", "bottom", "random", "full")
 
 def check_keep(keep: int, tokens: int | None = None) -> None:
     """Raise ValueError unless `keep` is a whole number from 1 to the number of patches."""
-    whole = isinstance(keep, int) and not isinstance(keep, bool)
+    whole = isinstance(keep, Integral) and not isinstance(keep, bool)
     if not whole or keep < 1 or (tokens is not None and keep > tokens):
         allowed = "at least 1" if tokens is None else f"1 to {tokens}, the number of patches"
         raise ValueError(f"keep = {keep!r}: expected a whole number, {allowed}")
@@ -29,14 +35,31 @@ def select_tokens(
 ) -> Tensor:  # fmt: skip
     """Indices of k patches an image, in ascending order, (B, k).
 
-    scores: (B, N). mode: "top" takes the largest, "bottom" the smallest, "random" any k with the
-    same chance, "full" all N whatever k. Equal scores go by their place, so that every device
-    chooses the same. generator: CPU generator for "random". check: look whether the scores are
-    finite, for which a GPU has to be waited for.
-    Raises ValueError for k outside 1 to N, an unknown mode, or scores that are not finite.
+    Args:
+        scores: (B, N).
+        k: patches to keep of each image, 1 to N.
+        mode: "top" takes the largest, "bottom" the smallest, "random" any k with the same
+            chance, "full" all N whatever k. Equal scores go by their place, so that every
+            device chooses the same.
+        generator: CPU generator for "random".
+        check: look whether the scores are finite, for which a GPU has to be waited for.
+
+    Raises:
+        ValueError: for k outside 1 to N, an unknown mode, a number as generator, and scores of
+            another shape or that are not finite.
+
+    References:
+        Son et al. (2024), section 3.1: the set of patches that are kept.
+
+    >>> scores = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
+    >>> select_tokens(scores, 2).tolist(), select_tokens(scores, 2, "bottom").tolist()
+    ([[1, 3]], [[0, 2]])
     """
-    if mode not in MODES:
-        raise ValueError(f"mode = {mode!r}: expected one of {', '.join(map(repr, MODES))}")
+    one_of(MODES, mode=mode)
+    if scores.dim() != 2:
+        raise ValueError(f"scores: shape {tuple(scores.shape)}, expected (images, patches)")
+    if generator is not None:
+        random_source(generator=generator)
     batch, tokens = scores.shape
     if mode == "full":
         return torch.arange(tokens, device=scores.device).expand(batch, -1)
@@ -68,18 +91,44 @@ class _Kept(nn.Module):
         return torch.cat([prefix, kept], 1)
 
 
+def _check_indices(model: nn.Module, images: Tensor, keep: Tensor) -> None:
+    """Raise ValueError for an index that no patch has; a GPU would have to be waited for."""
+    if keep.device.type != "cpu":
+        return
+    low, high = (int(value) for value in keep.aminmax())
+    try:
+        rows, columns = token_grid(model, images)
+    except UnsupportedModelError:  # then the model itself finds out
+        rows, columns = high + 1, 1
+    if low < 0 or high >= rows * columns:
+        raise ValueError(f"keep: indices {low} to {high}, expected 0 to {rows * columns - 1}")
+
+
 @contextmanager
 def token_drop(model: nn.Module) -> Iterator[Callable[[Tensor, Tensor | None], Tensor]]:
     """Let a vision transformer see some patches only.
 
-    Yields a function (images, keep) -> outputs of the model. All patches are embedded and get
-    their positions; then those that `keep` does not name leave the sequence. keep: (B, k)
-    indices of patches, 0 to N - 1, without those of CLS and other prefix tokens; None keeps all.
-    Nothing of the model changes but during a call of that function. A model may be compiled,
-    before or after: not a hook (`torch.compile` does not look whether there are new ones) but
-    another layer drops the tokens, for which it compiles anew.
+    All patches are embedded and get their positions; then those that are not kept leave the
+    sequence. Nothing of the model changes but during a call of the function. A model may be
+    compiled, before or after: not a hook (`torch.compile` does not look whether there are new
+    ones) but another layer drops the tokens, for which it compiles anew.
 
-    Raises UnsupportedModelError as `drop_point`, and ValueError for a `keep` of another shape.
+    Args:
+        model: a vision transformer, see `drop_point`.
+
+    Yields:
+        A function (images, keep) -> outputs of the model. Its `keep` has indices of patches,
+        (B, k), 0 to N - 1, without those of CLS and other prefix tokens; None keeps all.
+
+    Raises:
+        UnsupportedModelError: as `drop_point`.
+        ValueError: for a `keep` of another shape or dtype, or with an index that no patch has.
+
+    >>> from companion.papers.masked_kd.vit import ViT
+    >>> with token_drop(ViT(24, 4)) as masked:
+    ...     logits = masked(torch.rand(2, 1, 24, 24), torch.tensor([[0, 5, 7], [1, 2, 35]]))
+    >>> logits.shape
+    torch.Size([2, 10])
     """
     drop_point(model)
 
@@ -88,6 +137,7 @@ def token_drop(model: nn.Module) -> Iterator[Callable[[Tensor, Tensor | None], T
             return model(images)
         if keep.dtype != torch.long or keep.ndim != 2 or not keep.numel():
             raise ValueError(f"keep: {keep.dtype} {tuple(keep.shape)}, expected (B, k) indices")
+        _check_indices(model, images, keep)
         place = drop_point(model)
         layer = place.module
         kept = _Kept(layer, place.prefix, keep).train(layer.training)
@@ -103,8 +153,13 @@ def token_drop(model: nn.Module) -> Iterator[Callable[[Tensor, Tensor | None], T
 def resize_scores(scores: Tensor, grid_s: tuple[int, int], grid_t: tuple[int, int]) -> Tensor:
     """Carry a student's scores (B, rows x columns) over to a teacher's grid, bilinearly.
 
-    Raises ValueError for scores that do not fill the grid, or grids of different aspect ratios,
-    whose patches cannot lie over the same picture.
+    Args:
+        scores: (B, rows x columns) of the student.
+        grid_s, grid_t: rows and columns of patches of student and teacher.
+
+    Raises:
+        ValueError: for scores that do not fill the grid, or grids of different aspect ratios,
+            whose patches cannot lie over the same image.
     """
     (rows_s, columns_s), (rows_t, columns_t) = grid_s, grid_t
     if scores.shape[1] != rows_s * columns_s:
@@ -123,17 +178,53 @@ def resize_scores(scores: Tensor, grid_s: tuple[int, int], grid_t: tuple[int, in
     return interpolate(maps, grid_t, mode="bilinear", antialias=smaller).flatten(1)
 
 
-def patch_truth(mask: Tensor, patch: int) -> Tensor:
-    """Which patches hold a pixel of a mask: (B, H, W) bool -> (B, N) bool.
+def patch_truth(mask: Tensor, patch: int | tuple[int, int]) -> Tensor:
+    """Which patches hold a pixel of a mask.
 
-    Raises ValueError for a patch that does not tile the mask.
+    Args:
+        mask: (B, H, W) bool.
+        patch: side of a patch in pixels, or its height and width.
+
+    Returns:
+        (B, N) bool.
+
+    Raises:
+        ValueError: for another kind of mask, and a patch that does not tile it.
     """
-    if patch < 1 or mask.shape[1] % patch or mask.shape[2] % patch:
+    if mask.dim() != 3 or mask.dtype != torch.bool:
+        raise ValueError(f"mask: {mask.dtype} {tuple(mask.shape)}, expected bool (B, H, W)")
+    height, width = (patch, patch) if isinstance(patch, Integral) else patch
+    if min(height, width) < 1 or mask.shape[1] % height or mask.shape[2] % width:
         raise ValueError(f"patch = {patch!r}: expected a divisor of {tuple(mask.shape[1:])}")
-    pooled = torch.nn.functional.max_pool2d(mask[:, None].float(), patch)
+    pooled = torch.nn.functional.max_pool2d(mask[:, None].float(), (height, width))
     return pooled.flatten(1) > 0
 
 
 def mask_recall(keep: Tensor, truth: Tensor) -> Tensor:
-    """Fraction of the true patches (B, N) that `keep` (B, k) holds, an image each; (B,)."""
+    """The share of the true patches of each image that is kept, (B,).
+
+    NaN for an image without a true patch.
+
+    Args:
+        keep: (B, k) indices of different patches.
+        truth: (B, N) bool.
+
+    Raises:
+        ValueError: for a truth that is not bool, other shapes, and indices that no patch has.
+
+    >>> truth = torch.tensor([[True, True, False, False]])
+    >>> mask_recall(torch.tensor([[1, 3]]), truth)
+    tensor([0.5000])
+    """
+    if truth.dim() != 2 or truth.dtype != torch.bool:
+        raise ValueError(f"truth: {truth.dtype} {tuple(truth.shape)}, expected bool (B, N)")
+    if keep.dim() != 2 or len(keep) != len(truth) or keep.dtype != torch.long:
+        raise ValueError(
+            f"keep: {keep.dtype} {tuple(keep.shape)}, expected indices ({len(truth)}, k)"
+        )
+    if keep.numel() and not 0 <= int(keep.min()) <= int(keep.max()) < truth.shape[1]:
+        raise ValueError(
+            f"keep: indices {int(keep.min())} to {int(keep.max())}, "
+            f"expected 0 to {truth.shape[1] - 1}"
+        )
     return truth.gather(1, keep).sum(1) / truth.sum(1)

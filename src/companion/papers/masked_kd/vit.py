@@ -1,4 +1,4 @@
-"""A small vision transformer, and the sizes of the paper's.
+"""A plain vision transformer, and the sizes of the paper's.
 
 Its parts have timm's names (``patch_embed``, ``patch_drop``, ``blocks[i].attn.qkv``,
 ``num_prefix_tokens``), so whatever works on it works on timm's vision transformers.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from companion.checks import above, at_least, whole
+from companion.checks import above, at_least, one_of, whole
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,23 @@ class ViT(nn.Module):
     """A vision transformer that classifies by its CLS token.
 
     Images (batch, channels, image_size, image_size) -> logits (batch, classes).
-    init_std: deviation of the linear layers' first weights.
-    Raises ValueError for an image that patches do not tile, or a width that heads do not share.
+
+    Args:
+        image_size: side of the images, pixels.
+        patch: side of a patch, pixels; a divisor of image_size.
+        dim: width, a multiple of heads.
+        depth: blocks.
+        heads: of the attention in each block.
+        mlp_ratio: hidden units of an MLP over dim.
+        channels: of the images.
+        classes: outputs.
+        init_std: standard deviation of the linear layers' initial weights.
+
+    Raises:
+        ValueError: for an image that patches do not tile, or a width that heads do not share.
+
+    >>> ViT(24, 4)(torch.rand(2, 1, 24, 24)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -131,6 +146,32 @@ class ViT(nn.Module):
         for token in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(token, std=0.02)
 
+    @classmethod
+    def of(
+        cls, size: str, image_size: int = 224, patch: int = 16, *, channels: int = 3,
+        classes: int = 1000, init_std: float = 0.02,
+    ) -> ViT:  # fmt: skip
+        """A transformer of one of the paper's sizes: "Ti", "S", "B" or "L".
+
+        Args:
+            size: key of `SIZES`.
+            image_size, patch, channels, classes, init_std: as the class.
+
+        Raises:
+            ValueError: for another size, and as the class.
+
+        >>> with torch.device("meta"):  # nothing is computed
+        ...     model = ViT.of("S")
+        >>> sum(p.numel() for p in model.parameters())
+        22050664
+        """
+        one_of(SIZES, size=size)
+        named = SIZES[size]
+        return cls(
+            image_size, patch, dim=named.dim, depth=named.depth, heads=named.heads,
+            mlp_ratio=named.mlp_ratio, channels=channels, classes=classes, init_std=init_std,
+        )  # fmt: skip
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
@@ -143,9 +184,16 @@ def named_model(
 ) -> nn.Module:
     """One of timm's models, with random or pretrained weights, for pictures of some size.
 
-    pretrained: timm fetches the weights; a head of another number of classes is drawn anew.
-    Raises ImportError without timm, and ValueError for a name that timm does not know, a model
-    that takes no size of picture, or a size that its patches do not tile.
+    Args:
+        name: of timm.
+        classes: outputs.
+        image_size: side of the images, pixels.
+        pretrained: timm fetches the weights; a head of another number of classes is drawn anew.
+
+    Raises:
+        ImportError: without timm.
+        ValueError: for a name that timm does not know, a model that takes no size of picture,
+            or a size that its patches do not tile.
     """
     whole(1, classes=classes, image_size=image_size)
     try:

@@ -11,7 +11,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from companion.checks import a_generator, at_least, one_dtype, whole
+from companion.checks import at_least, one_dtype, random_source, whole
 from companion.papers.spreme.library import Library, sine
 
 TOLERANCE = 1e-12  # of the integrators, relative and absolute
@@ -274,7 +274,7 @@ def add_noise(x: Tensor, level: float, generator: torch.Generator, copies: int) 
     """
     at_least(0, level=level)
     whole(1, copies=copies)
-    a_generator(generator=generator)
+    random_source(generator=generator)
     one_dtype(x=x)
     scale = x.flatten(0, -2).std(0, correction=0)
     noise = torch.randn((copies, *x.shape), generator=generator, dtype=x.dtype)

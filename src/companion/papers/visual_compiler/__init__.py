@@ -1,80 +1,40 @@
 """Visual Compiler (arXiv 1612.05234): a detector for one camera from renders of its scene alone.
 
 World coordinates are metres with z up and the ground at z = 0; pixels are (column, row) with the
-centre of pixel i at i + 1/2.
+centre of pixel i at i + 1/2. What only the chapter needs is in the submodules: `baselines`,
+`camera` (lenses, calibrations), `coco`, `datasets`, `evaluate`, `experiment`, `labels`,
+`network`, `raster`, `scene`.
+
+On your own work::
+
+    import torch
+    from companion.papers import visual_compiler as vc
+
+    scene = vc.Scene(background, vc.Camera.from_opencv(K, R, t, size, dist), walkable)
+    bank, draw = vc.BodyBank.load(), torch.Generator().manual_seed(0)
+    data = vc.compile_scene(scene, bank, n_renders, generator=draw)
+    model = vc.SpatiallyVaryingFCN(vc.make_trunk(), 3, 16, scene.regions(3))
+    vc.train(model, data, steps=steps, batch_size=8, lr=5e-3, generator=draw)
+    renders = vc.render_scene(scene, bank, 50, generator=draw)
+    vc.write_coco(renders, vc.to_coco(renders, scene=scene), folder)
+    print(vc.evaluate(vc.detect(model, images), truth, camera=scene.camera))
+
+References:
+    Lee, Weng, Boddeti, Zhang, Beainy, Kitani and Kanade (2016), Visual Compiler: synthesizing a
+    scene-specific pedestrian detector and pose estimator.
 """
 
-from companion.papers.visual_compiler.baselines import (
-    hog_detect,
-    subtract_background,
-    without_opencv,
-)
-from companion.papers.visual_compiler.bodies import KEYPOINTS, PARTS, BodyBank
-from companion.papers.visual_compiler.camera import (
-    Brown,
-    Camera,
-    Tsai,
-    height_law,
-    horizon_row,
-    read_town_centre,
-    rotation_quaternion,
-    rotation_vector,
-)
-from companion.papers.visual_compiler.coco import decode_mask, encode_mask, people_of
-from companion.papers.visual_compiler.evaluate import (
-    Matches,
-    coco_metrics,
-    evaluate,
-    iou,
-    match,
-    to_results,
-)
-from companion.papers.visual_compiler.experiment import (
-    DATASETS,
-    Case,
-    first_pictures,
-    make_case,
-    overlaps,
-    render_test,
-    write_products,
-)
-from companion.papers.visual_compiler.labels import (
-    TrainingSet,
-    coco_frame,
-    compile_scene,
-    is_wanted,
-    targets,
-    to_coco,
-    write_coco,
-)
+from companion.papers.visual_compiler.bodies import BodyBank
+from companion.papers.visual_compiler.camera import Camera
+from companion.papers.visual_compiler.evaluate import evaluate
+from companion.papers.visual_compiler.labels import compile_scene, to_coco, write_coco
 from companion.papers.visual_compiler.network import (
-    CHANNELS,
     Detections,
     SpatiallyVaryingFCN,
     decode,
     detect,
-    export,
-    layout_filter,
-    losses,
     make_trunk,
-    suppress,
     train,
-)
-from companion.papers.visual_compiler.places import (
-    PETS_REPORTED,
-    PETS_TUNING,
-    box_to_person,
-    pets_scene,
-    pets_truth,
-    town_centre_scene,
-)
-from companion.papers.visual_compiler.raster import (
-    KernelError,
-    Raster,
-    drawing_code,
-    drawing_device,
-    pick_backend,
-    rasterise,
 )
 from companion.papers.visual_compiler.render import (
     Light,
@@ -82,9 +42,9 @@ from companion.papers.visual_compiler.render import (
     Renders,
     draw_light,
     draw_placements,
-    fit_light,
-    pose_people,
     render_people,
+    render_person,
+    render_scene,
 )
 from companion.papers.visual_compiler.scene import (
     Box,
@@ -92,86 +52,32 @@ from companion.papers.visual_compiler.scene import (
     Scene,
     load_scene,
     procedural_scene,
-    random_scenes,
-    save_scene,
-    undistort,
 )
 
 __all__ = [
-    "CHANNELS",
-    "DATASETS",
-    "KEYPOINTS",
-    "PARTS",
-    "PETS_REPORTED",
-    "PETS_TUNING",
     "BodyBank",
     "Box",
-    "Brown",
     "Camera",
-    "Case",
     "Detections",
-    "KernelError",
     "Light",
-    "Matches",
     "Occluder",
     "Placements",
-    "Raster",
     "Renders",
     "Scene",
     "SpatiallyVaryingFCN",
-    "TrainingSet",
-    "Tsai",
-    "box_to_person",
-    "coco_frame",
-    "coco_metrics",
     "compile_scene",
     "decode",
-    "decode_mask",
     "detect",
     "draw_light",
     "draw_placements",
-    "drawing_code",
-    "drawing_device",
-    "encode_mask",
     "evaluate",
-    "export",
-    "first_pictures",
-    "fit_light",
-    "height_law",
-    "hog_detect",
-    "horizon_row",
-    "iou",
-    "is_wanted",
-    "layout_filter",
     "load_scene",
-    "losses",
-    "make_case",
     "make_trunk",
-    "match",
-    "overlaps",
-    "people_of",
-    "pets_scene",
-    "pets_truth",
-    "pick_backend",
-    "pose_people",
     "procedural_scene",
-    "random_scenes",
-    "rasterise",
-    "read_town_centre",
     "render_people",
-    "render_test",
-    "rotation_quaternion",
-    "rotation_vector",
-    "save_scene",
-    "subtract_background",
-    "suppress",
-    "targets",
+    "render_person",
+    "render_scene",
     "to_coco",
-    "to_results",
-    "town_centre_scene",
     "train",
-    "undistort",
-    "without_opencv",
     "write_coco",
-    "write_products",
 ]

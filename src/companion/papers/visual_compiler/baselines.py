@@ -6,13 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.checks import above, whole
+from companion.checks import images as check_images
 from companion.papers.visual_compiler.network import Detections, suppress
 from companion.papers.visual_compiler.scene import Scene
+from companion.progress import Progress, progress_bar
 
 # rows and columns of what is too small for a person, and of a gap in one; these and the threshold
 # were chosen on the tuning frames of PETS 2009 S2-L1
 OPEN, CLOSE = (2, 2), (5, 3)
 # the trained window holds a person with a margin on each side
+WINDOW = (64, 128)  # its width and height, in pixels
 MARGIN = torch.tensor([0.14, 0.125])  # of the window's width and height
 
 
@@ -28,16 +32,33 @@ def without_opencv() -> str:
 
 
 def hog_detect(
-    pictures: Tensor, *, enlarge: float = 1.0, overlap: float = 0.4, told_in: int | None = None
+    images: Tensor,
+    *,
+    enlarge: float = 1.0,
+    overlap: float = 0.4,
+    output_width: int | None = None,
+    progress: bool | Progress = False,
 ) -> list[Detections]:
     """People by OpenCV's HOG detector, trained on real people (Dalal and Triggs).
 
-    pictures: (n, 3, H, W) in [0, 1] or uint8. enlarge: factor before detection; the window is 64
-    by 128 pixels, so smaller people are missed. told_in: boxes come back, less the window's margin,
-    in pixels of a picture of this width; None for that of the pictures given.
+    Args:
+        images: (n, 3, H, W) in [0, 1] or uint8.
+        enlarge: factor before detection; the window is 64 by 128 pixels, so smaller people are
+            missed.
+        output_width: boxes come back, less the window's margin, in pixels of an image of this
+            width; None: the images' own.
     """
-    if not 0 < enlarge < float("inf"):
-        raise ValueError(f"enlarge = {enlarge!r}: expected a factor above 0")
+    check_images(images=images)
+    above(0, enlarge=enlarge)
+    height, width = images.shape[2:]
+    if round(width * enlarge) < WINDOW[0] or round(height * enlarge) < WINDOW[1]:
+        least = max(WINDOW[0] / width, WINDOW[1] / height)
+        raise ValueError(
+            f"enlarge = {enlarge!r}: images of {width} x {height} pixels are then below the "
+            f"detector's window of {WINDOW[0]} x {WINDOW[1]}; expected at least {least:.3g}"
+        )
+    if output_width is not None:
+        whole(1, output_width=output_width)
     missing = without_opencv()
     if missing:
         raise ImportError(missing)
@@ -45,46 +66,49 @@ def hog_detect(
 
     hog = cv2.HOGDescriptor()
     hog.setSVMDetector(cv2.HOGDescriptor_getDefaultPeopleDetector())
-    height, width = pictures.shape[2:]
-    per = enlarge * width / (told_in or width)  # searched pixels a pixel told
+    per = enlarge * width / (output_width or width)  # searched pixels a pixel of the boxes
     limit = torch.tensor([width, height, width, height]) * (enlarge / per)
     found = []
-    for picture in pictures:
-        frame = _as_frame(picture)
-        if enlarge != 1:
-            size = round(width * enlarge), round(height * enlarge)
-            frame = cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
-        windows, weights = hog.detectMultiScale(
-            frame,
-            hitThreshold=-0.5,
-            winStride=(8, 8),
-            padding=(16, 16),
-            scale=1.08,
-            groupThreshold=0,
-        )
-        windows = torch.as_tensor(np.asarray(windows), dtype=torch.float32).view(-1, 4)
-        scores = torch.as_tensor(np.asarray(weights), dtype=torch.float32).view(-1)
-        corner, size = windows[:, :2], windows[:, 2:]
-        boxes = torch.cat([corner + MARGIN * size, corner + (1 - MARGIN) * size], 1) / per
-        boxes = torch.minimum(boxes.clamp(min=0), limit)
-        keep = suppress(boxes, scores, overlap)
-        found.append(Detections(boxes[keep], scores[keep]))
+    with progress_bar(progress, len(images), "images searched by HOG") as bar:
+        for picture in images:
+            frame = _as_frame(picture)
+            if enlarge != 1:
+                size = round(width * enlarge), round(height * enlarge)
+                frame = cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
+            windows, weights = hog.detectMultiScale(
+                frame,
+                hitThreshold=-0.5,
+                winStride=(8, 8),
+                padding=(16, 16),
+                scale=1.08,
+                groupThreshold=0,
+            )
+            windows = torch.as_tensor(np.asarray(windows), dtype=torch.float32).view(-1, 4)
+            scores = torch.as_tensor(np.asarray(weights), dtype=torch.float32).view(-1)
+            corner, size = windows[:, :2], windows[:, 2:]
+            boxes = torch.cat([corner + MARGIN * size, corner + (1 - MARGIN) * size], 1) / per
+            boxes = torch.minimum(boxes.clamp(min=0), limit)
+            keep = suppress(boxes, scores, overlap)
+            found.append(Detections(boxes[keep], scores[keep]))
+            bar.update()
     return found
 
 
 def subtract_background(
-    pictures: Tensor, scene: Scene, *, threshold: float = 0.2, smallest: int = 20
+    images: Tensor, scene: Scene, *, threshold: float = 0.2, smallest: int = 20
 ) -> list[Detections]:
     """People as what differs from the scene's background: connected pieces, scored by fill.
 
-    threshold: difference of the strongest channel that counts. smallest: pixels of a piece.
+    Args:
+        threshold: difference of the strongest channel that counts.
+        smallest: pixels of a piece.
     """
     import cv2
 
     background = scene.background.cpu()
     speck = np.ones(OPEN, np.uint8)
     found = []
-    for picture in pictures:
+    for picture in images:
         picture = picture.float() / 255 if picture.dtype == torch.uint8 else picture
         moving = ((picture.cpu() - background).abs().amax(0) > threshold).numpy().astype(np.uint8)
         # an opening by an even kernel, whose two steps must shift in opposite directions

@@ -47,9 +47,13 @@ KEYPOINTS = [
 class BodyBank:
     """N posed bodies with one topology, in metres: z up, facing -y, lowest vertex at z = 0.
 
-    vertices: (N, V, 3). faces: (F, 3), counter-clockwise seen from outside. parts: (V,), index
-    into PARTS. keypoints: (N, 17, 3), COCO's joints. phases: poses a body; entry n is body
-    n // phases in phase n % phases. checksum: sha256 of the file.
+    Args:
+        vertices: (N, V, 3).
+        faces: (F, 3), counter-clockwise seen from outside.
+        parts: (V,), index into PARTS.
+        keypoints: (N, 17, 3), COCO's joints.
+        phases: poses a body; entry n is body n // phases in phase n % phases.
+        checksum: sha256 of the file.
     """
 
     vertices: Tensor
@@ -96,7 +100,8 @@ class BodyBank:
     def split(self, held_out: int) -> tuple[BodyBank, BodyBank]:
         """The bank without its last bodies, and these.
 
-        Raises ValueError unless both have a body.
+        Raises:
+            ValueError: unless both have a body.
         """
         if not 1 <= held_out < self.bodies:
             raise ValueError(f"held_out = {held_out!r}: expected 1 to {self.bodies - 1}")
@@ -120,7 +125,9 @@ class BodyBank:
     def load(cls, path: str | os.PathLike = BANK) -> BodyBank:
         """Read a bank; the one that comes with this package by default.
 
-        Raises FileNotFoundError, or CorruptDataError for a file of another form.
+        Raises:
+            FileNotFoundError: where there is no such file.
+            CorruptDataError: for a file of another form.
         """
         path = Path(path)
         raw = path.read_bytes()

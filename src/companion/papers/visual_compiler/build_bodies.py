@@ -40,8 +40,9 @@ def turn(x: float = 0.0, y: float = 0.0) -> Tensor:
 def gait(phase: float, spread: float, bones: list[str]) -> Tensor:
     """Ten joint rotations of a walk that faces -y, (bones, 4, 4); turning about +x swings back.
 
-    phase: radians; the left leg is in mid-swing at 0. spread: degrees of the resting arms from
-    the vertical.
+    Args:
+        phase: radians; the left leg is in mid-swing at 0.
+        spread: degrees of the resting arms from the vertical.
     """
     pose = torch.eye(4, dtype=torch.float64).repeat(len(bones), 1, 1)
     for side, sign, at in (("L", 1.0, phase), ("R", -1.0, phase + math.pi)):

@@ -23,7 +23,9 @@ from torch import Tensor
 from companion.data.root import CorruptDataError
 from companion.device import has_float64
 
-ITERATIONS = 100  # of undistorting; OpenCV's five leave 0.07 px on a strong lens
+NEWTON = (
+    20  # most steps of undistorting; OpenCV's five fixed-point ones leave 0.07 px on a strong lens
+)
 
 
 class Lens(Protocol):
@@ -78,19 +80,44 @@ class Brown:
         return torch.where(inside, self._bend(xy), torch.nan)
 
     def undistort(self, xy: Tensor) -> Tensor:
-        """The ideal point of a distorted one, by fixed-point iteration; NaN where there is none."""
-        ideal = xy
-        for _ in range(ITERATIONS):
-            last = ideal
-            radial, tangential = self._terms(ideal)
-            ideal = (xy - tangential) / radial
-            if torch.equal(ideal, last):
+        """The ideal point of a distorted one, by Newton's method; NaN where there is none."""
+        goal = xy.reshape(-1, 2)
+        ideal = self._newton(goal)
+        reached = self._reached(ideal, goal)[:, 0]
+        if not reached.all():  # near a fold, or where the lens magnifies, Newton's steps run away
+            lost = (~reached).nonzero()[:, 0]
+            again = self._search(goal[lost])
+            ideal[lost] = torch.where(self._reached(again, goal[lost]), again, torch.nan)
+        return ideal.view(xy.shape)
+
+    def _newton(self, goal: Tensor) -> Tensor:
+        """(n, 2) ideal points of (n, 2), each improved until its step is below the rounding."""
+        x, y = (part.clone() for part in goal.unbind(1))
+        u, v = goal.unbind(1)
+        at = slice(None)  # the points that still move
+        settled = 4 * torch.finfo(goal.dtype).eps
+        for _ in range(NEWTON):
+            a, b = x[at], y[at]
+            r2 = a * a + b * b
+            radial = 1 + r2 * (self.k1 + r2 * (self.k2 + r2 * self.k3))
+            slope = 2 * (self.k1 + r2 * (2 * self.k2 + 3 * self.k3 * r2))
+            ab = a * b
+            p, q = self.p1 * b + self.p2 * a, self.p1 * a + self.p2 * b
+            off_x = a * radial + 2 * self.p1 * ab + self.p2 * (r2 + 2 * a * a) - u[at]
+            off_y = b * radial + 2 * self.p2 * ab + self.p1 * (r2 + 2 * b * b) - v[at]
+            # the Jacobian, which is symmetric
+            xx = radial + slope * a * a + 2 * p + 4 * self.p2 * a
+            yy = radial + slope * b * b + 2 * p + 4 * self.p1 * b
+            xy = slope * ab + 2 * q
+            per = 1 / (xx * yy - xy * xy)
+            step_x, step_y = (yy * off_x - xy * off_y) * per, (xx * off_y - xy * off_x) * per
+            x[at], y[at] = a - step_x, b - step_y
+            moving = torch.maximum(step_x.abs(), step_y.abs()) > settled * (1 + r2.sqrt())
+            if not moving.any():
                 break
-        reached = self._reached(ideal, xy)
-        if not reached.all():  # a lens that magnifies strongly throws the iteration off
-            ideal = torch.where(reached, ideal, self._search(xy))
-            reached = self._reached(ideal, xy)
-        return torch.where(reached, ideal, torch.nan)
+            if not moving.all():
+                at = moving.nonzero()[:, 0] if isinstance(at, slice) else at[moving]
+        return torch.stack([x, y], 1)
 
     def _bend(self, xy: Tensor) -> Tensor:
         radial, tangential = self._terms(xy)
@@ -106,7 +133,7 @@ class Brown:
         unit = xy / goal.clamp(min=1e-30)
         high = torch.full_like(goal, min(self.reach, 1e6))
         ideal, aim = xy, goal
-        for _ in range(ITERATIONS // 5):
+        for _ in range(20):
             low, top = torch.zeros_like(goal), high
             for _ in range(64):
                 r = (low + top) / 2
@@ -139,7 +166,9 @@ class Brown:
 class Tsai:
     """Tsai's lens: the ideal point is the distorted one times 1 + kappa r², r distorted.
 
-    kappa: in normalised coordinates, the file's kappa1 (1/mm²) times the focal length (mm) squared.
+    Args:
+        kappa: in normalised coordinates, the file's kappa1 (1/mm²) times the focal length (mm)
+            squared.
     """
 
     kappa: float = 0.0
@@ -180,16 +209,20 @@ class Tsai:
 class Camera:
     """A fixed camera, X_c = R X + t.
 
-    K: (3, 3), focal lengths, skew and principal point in pixels, upper triangular. R: (3, 3)
-    rotation; one that was rounded to five digits is made exact. t: (3,), metres; it is *not* the
-    camera's place, which is `centre`. width, height: of the picture. lens: its distortion, None
-    for a pinhole. All tensors are float64, on the CPU wherever a device lacks that.
-
     Points and pixels may be tensors, arrays or lists of any real dtype: whole numbers count as
     float64 (float32 on a device without it), half precision as float32.
 
-    Raises ValueError for shapes that do not fit, an R that is no rotation, or a focal length
-    that is not positive.
+    Args:
+        K: (3, 3), focal lengths, skew and principal point in pixels, upper triangular.
+        R: (3, 3) rotation; one that was rounded to five digits is made exact.
+        t: (3,), metres; it is *not* the camera's place, which is `centre`.
+        width, height: of the picture.
+        lens: its distortion, None for a pinhole. All tensors are float64, on the CPU wherever a
+            device lacks that.
+
+    Raises:
+        ValueError: for shapes that do not fit, an R that is no rotation, or a focal length that
+            is not positive.
     """
 
     K: Tensor
@@ -235,7 +268,7 @@ class Camera:
         """
         X = _real("X", X, 3)
         R, t = _like(self.R, X), _like(self.t, X)
-        camera = X @ R.T + t
+        camera = X @ R.T + t  # X_c = R X + t
         depth = camera[..., 2]
         xy = camera[..., :2] / torch.where(depth > 0, depth, torch.nan)[..., None]
         if self.lens is not None:
@@ -284,7 +317,7 @@ class Camera:
         ray = self.rays(uv)
         centre = _like(self.centre, ray)
         down = torch.where(ray[..., 2:] < 0, ray[..., 2:], torch.nan)
-        return centre[:2] - centre[2] / down * ray[..., :2]
+        return centre[:2] - centre[2] / down * ray[..., :2]  # g = C - (C_z / r_z) r
 
     def pixel_grid(self, scale: int = 1) -> Tensor:
         """Centres (scale·height, scale·width, 2) of all samples, in pixels of this camera."""
@@ -304,17 +337,6 @@ class Camera:
         """The same camera without its lens."""
         return dataclasses.replace(self, lens=None)
 
-    def ground_homography(self) -> Tensor:
-        """(3, 3): ground (X, Y, 1) to pixels (u, v, 1), up to the third component.
-
-        Raises ValueError for a camera with a lens, which no matrix describes: see `ideal`.
-        """
-        if self.lens is not None:
-            raise ValueError(
-                f"lens = {self.lens!r}: a homography is that of a pinhole, of ideal()"
-            )
-        return self.K @ torch.stack([self.R[:, 0], self.R[:, 1], self.t], 1)
-
     def to(self, device: torch.device | str) -> Camera:
         """A copy with its tensors on a device, or on the CPU where that has no float64."""
         if not has_float64(device):
@@ -329,7 +351,11 @@ class Camera:
     def level(cls, f: float, height_m: float, pitch: float, width: int, height: int) -> Camera:
         """A camera that does not roll, above the origin, looking along +y and down.
 
-        f: pixels. height_m: metres above the ground. pitch: radians downwards.
+        Args:
+            f: focal length, pixels.
+            height_m: metres above the ground.
+            pitch: radians downwards.
+            width, height: of the image, pixels.
         """
         c, s = math.cos(pitch), math.sin(pitch)
         R = torch.tensor([[1.0, 0, 0], [0, -s, -c], [0, c, -s]], dtype=torch.float64)
@@ -343,9 +369,22 @@ class Camera:
     ) -> Camera:
         """A calibration in OpenCV's convention, in which pixel i has its centre at i.
 
-        R: matrix (3, 3) or rotation vector of 3. t: of 3. size: width, height. dist: none, four or
-        five of k1, k2, p1, p2, k3; more only if they are 0. Rows and columns, as OpenCV gives
-        them, are as good as vectors.
+        Args:
+            K: (3, 3), in pixels.
+            R: matrix (3, 3) or rotation vector of 3.
+            t: of 3.
+            size: width, height.
+            dist: none, four or five of k1, k2, p1, p2, k3; more only if they are 0. Rows and
+                columns, as OpenCV gives them, are as good as vectors.
+
+        Raises:
+            ValueError: for another number of coefficients, and as the class.
+
+        >>> camera = Camera.from_opencv(
+        ...     [[150, 0, 79.5], [0, 150, 59.5], [0, 0, 1]], [1.85, 0, 0], [0, 3.08, 0.88], (160, 120)
+        ... )
+        >>> [round(value, 2) for value in camera.centre.tolist()]
+        [0.0, 0.0, 3.2]
         """
         given = () if dist is None else torch.as_tensor(dist, dtype=torch.float64).flatten()
         numbers = [float(k) for k in given]
@@ -368,7 +407,9 @@ class Camera:
         """Read a Tsai calibration as an XML file of the PETS 2009 set.
 
         The pixel coordinates are those in which the set's boxes are given.
-        Raises CorruptDataError for a file that has another form.
+
+        Raises:
+            CorruptDataError: for a file that has another form.
         """
         try:
             root = ElementTree.parse(path).getroot()
@@ -396,11 +437,15 @@ class Camera:
     def from_homography(cls, H: Tensor, width: int, height: int) -> Camera:
         """The camera of a ground homography, with square pixels and a central principal point.
 
-        H: (3, 3), ground (X, Y, 1) in metres to pixels (u, v, 1). With H ~ K [r1 r2 t] and
-        r1, r2 orthonormal, two equations are linear in 1/f²; they are solved by least squares.
+        Args:
+            H: (3, 3), ground (X, Y, 1) in metres to pixels (u, v, 1). With H ~ K [r1 r2 t] and
+                r1, r2 orthonormal, two equations are linear in 1/f²; they are solved by least
+                squares.
+            width, height: of the image, pixels.
 
-        Raises ValueError where they have no solution: a camera that looks straight down, or a
-        matrix that is no view of a plane.
+        Raises:
+            ValueError: where they have no solution: a camera that looks straight down, or a
+                matrix that is no view of a plane.
         """
         H = torch.as_tensor(H, dtype=torch.float64)
         if H.shape != (3, 3) or not H.isfinite().all() or torch.linalg.matrix_rank(H) < 3:
@@ -482,8 +527,11 @@ def horizon_row(camera: Camera, pitch: float) -> float:
 def read_town_centre(path: str | os.PathLike) -> Camera:
     """Read the calibration of Oxford Town Centre, ``TownCentre-calibration-ci.txt``.
 
-    It is for 1920 x 1080 pixels, in OpenCV's convention, with a quaternion (x, y, z, w) and
-    X_c = R X + t. Raises CorruptDataError for a file that has another form.
+    It is for 1920 x 1080 pixels, in OpenCV's convention, with a quaternion (x, y, z, w) and X_c
+    = R X + t.
+
+    Raises:
+        CorruptDataError: for a file that has another form.
     """
     number = {}
     try:
@@ -505,8 +553,12 @@ def read_town_centre(path: str | os.PathLike) -> Camera:
 def height_law(f: float, h: float, pitch: float, d: float, H: float) -> float:
     """Rows that a person takes up under a level camera, H d (f - d s c) / (f h - H d s c).
 
-    f: pixels. h: the camera's height. pitch: radians downwards, with sine s and cosine c. d: rows
-    of the feet below the horizon. H: stature, in the unit of h.
+    Args:
+        f: pixels.
+        h: the camera's height.
+        pitch: radians downwards, with sine s and cosine c.
+        d: rows of the feet below the horizon.
+        H: stature, in the unit of h.
     """
     sc = math.sin(pitch) * math.cos(pitch)
     return H * d * (f - d * sc) / (f * h - H * d * sc)

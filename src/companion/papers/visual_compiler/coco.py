@@ -16,7 +16,7 @@ PEOPLE = ("person", "pedestrian")  # names of the category that counts
 
 
 def people_of(coco: Mapping) -> dict:
-    """The people of a COCO data set, in the one form that everything here relies on.
+    """The people of a COCO data set, brought into one form.
 
     The category is the one named person, else pedestrian, else the only one there is; what is of
     another category is left out. Images are numbered from 0 in their order, annotations from 1,
@@ -24,8 +24,9 @@ def people_of(coco: Mapping) -> dict:
     `ignore` counts as `iscrowd`. `position` tells where the annotation was in the given list,
     `person` of the data set the category's id.
 
-    Raises ValueError, naming the entry, for what cannot be understood: no such category, two
-    images of one id, an annotation of an unknown image or category, a box that is none.
+    Raises:
+        ValueError: naming the entry, for what cannot be understood: no such category, two
+            images of one id, an annotation of an unknown image or category, a box that is none.
     """
     for name in ("images", "annotations"):
         if not isinstance(coco, Mapping) or not isinstance(coco.get(name), list):
@@ -134,7 +135,7 @@ def _joints(k: int, entry: Mapping) -> dict:
 
 
 def encode_mask(mask: np.ndarray) -> dict:
-    """A mask (H, W) as COCO's compressed run lengths, `size` and `counts`.
+    """Encode a mask (H, W) as COCO's compressed run lengths, `size` and `counts`.
 
     Runs go down the columns, empty cells first; from the fourth on each is told by its difference
     to the last run but one, in groups of five bits from the lowest.
@@ -157,7 +158,11 @@ def encode_mask(mask: np.ndarray) -> dict:
 def decode_mask(segmentation: Mapping | list, size: tuple[int, int] | None = None) -> Tensor:
     """(H, W) bool: a mask from run lengths, compressed or not, or from polygons in pixels.
 
-    size: height, width; needed for polygons. Raises ValueError for what is none of these.
+    Args:
+        size: height, width; needed for polygons.
+
+    Raises:
+        ValueError: for what is none of these.
     """
     if isinstance(segmentation, list):
         if size is None or not all(len(part) >= 6 for part in segmentation):

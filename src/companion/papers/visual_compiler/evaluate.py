@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from companion.papers.visual_compiler.camera import Camera
 from companion.papers.visual_compiler.coco import decode_mask, people_of
@@ -30,12 +29,18 @@ SPREAD = np.array(
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """All detections of a test set, best first, each with the person that it found.
-
-    score, right, ignored: (D,). image, rank: (D,), where the detection is. person: (D,), position
-    of its annotation in the data set, -1 for none. people: those that count. images: how many.
+    """All detections of a test set, best first, each with the person that it matches.
 
     Without a person who counts nothing can be missed, and every measure is NaN.
+
+    Args:
+        score: (D,), descending.
+        right: (D,) bool, whether the detection matches a person who counts.
+        ignored: (D,) bool, whether it matches one who does not, and is left out.
+        image, rank: (D,), where the detection is.
+        person: (D,), position of its annotation in the data set, -1 for none.
+        people: number of those who count.
+        images: number of images.
     """
 
     score: np.ndarray
@@ -49,10 +54,21 @@ class Matches:
 
     @property
     def counted(self) -> np.ndarray:
+        """(D,) bool: which detections are not left out."""
         return ~self.ignored
 
+    def counts(self, threshold: float) -> dict[str, int]:
+        """Detections of at least this score by what they are, and the people whom none matches."""
+        chosen = self.counted & (self.score >= threshold)
+        hits = int((chosen & self.right).sum())
+        return {
+            "true_positives": hits,
+            "false_positives": int(chosen.sum()) - hits,
+            "misses": self.people - hits,
+        }
+
     def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the detections that count, best first."""
+        """Precision and recall down to each detection that counts, best first."""
         right = self.right[self.counted]
         hits = right.cumsum()
         return hits / (np.arange(1, len(right) + 1) + np.spacing(1)), hits / max(self.people, 1)
@@ -65,10 +81,6 @@ class Matches:
         best = np.maximum.accumulate(precision[::-1])[::-1]
         at = np.searchsorted(recall, RECALLS, side="left")
         return np.append(best, 0.0)[np.minimum(at, len(best))]
-
-    def average_precision(self) -> float:
-        """Mean of COCO's 101 interpolated precisions; equal scores count in the order given."""
-        return float(self.interpolated().mean())
 
     def miss_rate(self) -> float:
         """Log-average miss rate over 10^-2 to 10^0 false positives a picture (nine points)."""
@@ -101,27 +113,25 @@ class Matches:
         return np.flatnonzero(np.append(score[1:] != score[:-1], True)[: len(score)])
 
 
-def iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """(n, m): intersection over union of x0, y0, x1, y1 boxes."""
-    low = torch.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(2)
-    one, other = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, others))
-    return shared / (one[:, None] + other[None] - shared).clamp(min=1e-9)
-
-
 def match(
     found: Sequence[Detections], coco: Mapping, threshold: float = 0.5, kind: str = "bbox"
 ) -> Matches:
     """Match detections to people as COCO does, one picture at a time, best score first.
 
-    A detection takes the person who counts and is most like it, if by at least `threshold`; else
-    one who does not count, and is left out. kind: "bbox" compares boxes by their intersection over
-    union, with a crowd (`iscrowd`) by the share of the detection that lies inside; "keypoints"
-    compares joints by COCO's measure, and people without any do not count.
+    A detection takes the person who counts and is most like it, if by at least `threshold`;
+    else one who does not count, and is left out.
 
-    Raises ValueError for a number of detections that is not that of the images, for scores or
-    boxes that are not finite, and as `people_of` does.
+    Args:
+        found: detections, one entry an image, boxes in its pixels.
+        coco: data set of anybody's, see `people_of`.
+        threshold: least overlap (or similarity of joints) of a match, above 0, at most 1.
+        kind: "bbox" compares boxes by their intersection over union, with a crowd (`iscrowd`)
+            by the share of the detection that lies inside; "keypoints" compares joints by
+            COCO's measure, and people without any do not count.
+
+    Raises:
+        ValueError: for a number of detections that is not that of the images, for scores or
+            boxes that are not finite, and as `people_of` does.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold = {threshold!r}: expected above 0, at most 1")
@@ -133,8 +143,11 @@ def coco_metrics(
 ) -> dict[str, float]:
     """COCO's AP, AP50 and AP75, of boxes ("bbox") or joints ("keypoints").
 
-    As in COCO, the best 100 boxes or 20 poses of an image count, but never fewer than the people
-    that any image has. NaN without a person who counts. Raises ValueError as `match` does.
+    As in COCO, the best 100 boxes or 20 poses of an image count, but never fewer than the
+    people that any image has. NaN without a person who counts.
+
+    Raises:
+        ValueError: as `match` does.
     """
     clean = people_of(coco)
     images = np.array([entry["image_id"] for entry in clean["annotations"]], dtype=int)
@@ -164,14 +177,15 @@ def _match(
     rows: list[list[tuple]] = [[] for _ in thresholds]
     count = 0
     for image, (people, here) in enumerate(zip(found, by_image, strict=True)):
-        crowd = np.array([bool(entry["iscrowd"]) for entry in here], dtype=bool)
-        ignore = crowd.copy()
+        crowd = [bool(entry["iscrowd"]) for entry in here]
+        ignore = crowd
         if kind == "keypoints":
-            ignore |= np.array([not entry.get("num_keypoints") for entry in here], dtype=bool)
-        count += int((~ignore).sum())
-        ranks = people.scores.argsort(descending=True, stable=True)[:most].tolist()
-        scores = people.scores.tolist()
-        similar = alike(people, here, crowd)[ranks]
+            ignore = [entry["iscrowd"] or not entry.get("num_keypoints") for entry in here]
+        count += len(here) - sum(map(bool, ignore))
+        scores = people.scores.cpu().numpy()
+        ranks = np.argsort(-scores, kind="stable")[:most]
+        similar = alike(people, here, np.array(crowd, dtype=bool))[ranks].tolist()
+        ranks, scores = ranks.tolist(), scores.tolist()
         for threshold, out in zip(thresholds, rows, strict=True):
             chosen = _assign(similar, ignore, crowd, threshold)
             for rank, k in zip(ranks, chosen, strict=True):
@@ -182,20 +196,20 @@ def _match(
 
 
 def _assign(
-    similar: np.ndarray, ignore: np.ndarray, crowd: np.ndarray, threshold: float
+    similar: list[list[float]], ignore: list[bool], crowd: list[bool], threshold: float
 ) -> list[int]:
     """For each detection, best first, the person it takes or -1; those who count come first."""
-    free = np.ones(len(ignore), dtype=bool)
+    free = [True] * len(ignore)
+    groups = [[k for k, out in enumerate(ignore) if bool(out) is kind] for kind in (False, True)]
     least = min(threshold, 1 - 1e-10)  # rounding may keep a perfect match just below 1
     chosen = []
     for row in similar:
         taken = -1
-        for group in (free & ~ignore, free & ignore):
-            near = np.flatnonzero(group & (row >= least))
-            if taken < 0 and len(near):
-                taken = int(
-                    near[row[near] == row[near].max()][-1]
-                )  # COCO takes the last of equals
+        for group in groups:
+            best = least
+            for k in group if taken < 0 else ():
+                if free[k] and row[k] >= best:  # COCO takes the last of equals
+                    taken, best = k, row[k]
         if taken >= 0 and not crowd[taken]:
             free[taken] = False
         chosen.append(taken)
@@ -221,14 +235,20 @@ def _check_detections(found: Sequence[Detections], clean: dict) -> None:
                 f"predictions[{k}]: boxes {tuple(people.boxes.shape)} and scores "
                 f"{tuple(people.scores.shape)}, expected (k, 4) and (k,)"
             )
-        if not people.scores.isfinite().all():
-            raise ValueError(f"predictions[{k}].scores: expected finite numbers, not NaN")
-        if not (
-            people.boxes.isfinite().all() and (people.boxes[:, 2:] >= people.boxes[:, :2]).all()
-        ):
-            raise ValueError(
-                f"predictions[{k}].boxes: expected finite x0, y0, x1, y1 with x0 <= x1, y0 <= y1"
-            )
+    if not found:
+        return
+    image = np.arange(len(found)).repeat([len(people.boxes) for people in found])
+    scores = torch.cat([people.scores.cpu() for people in found]).numpy()
+    boxes = torch.cat([people.boxes.cpu() for people in found]).numpy()
+    if not (fine := np.isfinite(scores)).all():
+        k = image[~fine][0]
+        raise ValueError(f"predictions[{k}].scores: expected finite numbers, not NaN")
+    fine = np.isfinite(boxes).all(1) & (boxes[:, 2:] >= boxes[:, :2]).all(1)
+    if not fine.all():
+        raise ValueError(
+            f"predictions[{image[~fine][0]}].boxes: expected finite x0, y0, x1, y1 with "
+            "x0 <= x1, y0 <= y1"
+        )
 
 
 def _as_coco(boxes: np.ndarray) -> np.ndarray:
@@ -243,9 +263,10 @@ def _box_overlap(people: Detections, here: list[dict], crowd: np.ndarray) -> np.
     other = np.array([entry["bbox"] for entry in here], dtype=np.float64).reshape(1, -1, 4)
     low = np.maximum(one[..., :2], other[..., :2])
     high = np.minimum(one[..., :2] + one[..., 2:], other[..., :2] + other[..., 2:])
-    shared = np.maximum(high - low, 0).prod(-1)
-    area = one[..., 2:].prod(-1)
-    union = np.where(crowd, area, area + other[..., 2:].prod(-1) - shared)
+    sides = np.maximum(high - low, 0)
+    shared = sides[..., 0] * sides[..., 1]
+    area = one[..., 2] * one[..., 3]
+    union = np.where(crowd, area, area + other[..., 2] * other[..., 3] - shared)
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
@@ -291,22 +312,58 @@ def to_results(found: Sequence[Detections], coco: Mapping) -> list[dict]:
 
 
 def evaluate(
-    predictions: Sequence[Detections], coco: Mapping, *, camera: Camera | None = None
+    predictions: Sequence[Detections],
+    coco: Mapping,
+    *,
+    camera: Camera | None = None,
+    threshold: float | None = None,
 ) -> dict[str, float]:
-    """All measures of detections against a COCO data set, a list entry a picture.
+    """All metrics of detections against a COCO data set.
 
-    AP, AP50, AP75 and keypoint_AP are COCO's. miss_rate is log-averaged. Of the people found
-    (IoU 0.5) at the threshold of the best F1: PCK, the share of visible joints within a tenth of
-    the box's height; mask_IoU against the visible person; ground_error, median metres between
-    feet on the ground, if a camera is given. NaN where the data set or the detections lack it,
-    everywhere if nobody is annotated who counts.
+    Args:
+        predictions: detections, one entry an image, in the order of the data set's images.
+        coco: data set of anybody's, see `people_of`.
+        camera: of the images, for errors on the ground.
+        threshold: score from which a detection is a person; None: that of the best F1.
 
-    The data set may be anybody's: see `people_of`. Raises ValueError as `match` does.
+    Returns:
+        "AP", "AP50", "AP75" and "keypoint_AP", COCO's average precisions. "miss_rate",
+        log-averaged over 10^-2 to 10^0 false positives an image. At the threshold and an
+        intersection over union of 0.5: "threshold", "F1", "precision", "recall",
+        "true_positives", "false_positives" and "misses". Of the true positives: "PCK", the share
+        of visible joints within a tenth of the box's height; "mask_IoU" with the visible person;
+        "ground_error", the median of metres between the feet. "people" who count, "images".
+        NaN where data set or detections lack what is needed, as for nearly all if nobody is
+        annotated who counts.
+
+    Raises:
+        ValueError: as `match` does, and for a threshold that is not finite.
+
+    >>> found = Detections(torch.tensor([[10.0, 10, 30, 60], [50, 0, 60, 20]]), torch.tensor([0.9, 0.4]))
+    >>> coco = {"images": [{"id": 1}], "annotations": [
+    ...     {"image_id": 1, "bbox": [10, 10, 20, 50]}, {"image_id": 1, "bbox": [80, 10, 20, 50]}]}
+    >>> result = evaluate([found], coco)
+    >>> {name: result[name] for name in ("precision", "recall", "true_positives", "misses")}
+    {'precision': 1.0, 'recall': 0.5, 'true_positives': 1, 'misses': 1}
     """
+    if threshold is not None and not math.isfinite(threshold):
+        raise ValueError(f"threshold = {threshold!r}: expected a finite score, or None")
     boxes = coco_metrics(predictions, coco)
     found = match(predictions, coco)
-    threshold, f1 = found.best_threshold()
+    best, f1 = found.best_threshold()
+    threshold = best if threshold is None else threshold
+    counts = found.counts(threshold)
+    hits, positives = (
+        counts["true_positives"],
+        counts["true_positives"] + counts["false_positives"],
+    )
+    precision = hits / positives if positives and found.people else math.nan
+    recall = hits / found.people if found.people else math.nan
+    if threshold != best:
+        f1 = 2 * hits / (positives + found.people) if found.people else math.nan
     out = dict(boxes) | {"miss_rate": found.miss_rate(), "F1": f1, "threshold": threshold}
+    out |= {"precision": precision, "recall": recall} | counts
+    out |= {"people": found.people, "images": found.images}
     near, overlaps, metres = [], [], []
     chosen = found.right & (found.score >= threshold)
     for image, rank, person in zip(

@@ -12,25 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.checks import one_of, whole
 from companion.data.root import CorruptDataError
 from companion.data.surveillance import load_pets, load_town_centre
 from companion.papers.visual_compiler.bodies import BodyBank
 from companion.papers.visual_compiler.coco import people_of
-from companion.papers.visual_compiler.labels import to_coco, write_coco
-from companion.papers.visual_compiler.network import SpatiallyVaryingFCN, export
-from companion.papers.visual_compiler.places import (
+from companion.papers.visual_compiler.datasets import (
     PETS_REPORTED,
     pets_scene,
     pets_truth,
     town_centre_scene,
 )
+from companion.papers.visual_compiler.labels import to_coco, write_coco
+from companion.papers.visual_compiler.network import SpatiallyVaryingFCN, export
 from companion.papers.visual_compiler.raster import rasterise
 from companion.papers.visual_compiler.render import (
     Renders,
     check_supersample,
-    draw_light,
-    draw_placements,
-    render_people,
+    render_scene,
 )
 from companion.papers.visual_compiler.scene import Scene, load_scene, procedural_scene
 
@@ -43,9 +42,13 @@ TEST_SEED = 10_000  # test pictures are drawn apart from training pictures
 class Case:
     """A scene with test pictures.
 
-    pictures: (n, 3, H, W) uint8. truth: COCO data set of them. bank: bodies to train with.
-    renders: the test pictures' full labels, None where they are real. real: whether they are.
-    checksums: of what was read. as_taken: the pictures in their full size, if that is another.
+    Args:
+        pictures: (n, 3, H, W) uint8.
+        truth: COCO data set of them.
+        bank: bodies to train with.
+        renders: the test pictures' full labels, None where they are real.
+        checksums: of what was read.
+        as_taken: the pictures in their full size, if that is another.
     """
 
     scene: Scene
@@ -76,19 +79,27 @@ def make_case(
 ) -> Case:
     """Set the place up, and render its test pictures unless there are real ones.
 
-    dataset: "procedural" and "town_centre" (`width` pixels wide), "pets" (real frames at half
-    size), or "folder": the scene in scene_path, tested on the pictures of video_path with the
-    COCO file gt_path, or on renders without these.
+    Args:
+        dataset: "procedural" and "town_centre" (`width` pixels wide), "pets" (real frames at
+            half size), or "folder": the scene in scene_path, tested on the pictures of
+            video_path with the COCO file gt_path, or on renders without these.
+        data_root: folder of the data sets; "": see `companion.data.root`.
+        scene_path: folder for `load_scene`.
+        video_path: real images, a folder or a video file.
+        gt_path: COCO file of their annotations.
+        width: of the images of two data sets, pixels.
+        n_test: test images.
+        max_people: in a rendered image.
+        supersample: samples a pixel in each direction, 1 to 8.
+        seed: of the rendered test images.
 
-    Raises ValueError for a name or a combination that is none, a number below 1, and as the
-    loaders do.
+    Raises:
+        ValueError: for a name or a combination that is none, a number below 1, and as the
+            loaders do.
     """
-    for name, value in (("width", width), ("n_test", n_test), ("max_people", max_people)):
-        if value < 1:
-            raise ValueError(f"{name} = {value!r}: expected at least 1")
+    whole(1, width=width, n_test=n_test, max_people=max_people)
     check_supersample(supersample)
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset = {dataset!r}: expected one of {', '.join(DATASETS)}")
+    one_of(DATASETS, dataset=dataset)
     if bool(scene_path) != (dataset == "folder"):
         raise ValueError(
             f"scene_path = {scene_path!r}: expected a folder with dataset 'folder', else nothing"
@@ -128,11 +139,19 @@ def make_case(
 def render_test(
     scene: Scene, bank: BodyBank, n: int, max_people: int, supersample: int, seed: int
 ) -> Renders:
-    """Test pictures of a scene, the same for a seed whatever is trained."""
+    """Test images of a scene, the same for a seed whatever is trained.
+
+    Args:
+        scene, bank: what is rendered.
+        n: images.
+        max_people: in an image.
+        supersample: samples a pixel in each direction, 1 to 8.
+        seed: of people, light and noise.
+    """
     generator = torch.Generator().manual_seed(TEST_SEED + seed)
-    people = draw_placements(scene, bank, n, max_people=max_people, generator=generator)
-    light = draw_light(scene, n, generator=generator)
-    return render_people(scene, bank, people, light, supersample=supersample, generator=generator)
+    return render_scene(
+        scene, bank, n, max_people=max_people, supersample=supersample, generator=generator
+    )
 
 
 def read_truth(video_path: str, gt_path: str, scene: Scene) -> tuple[Tensor, dict]:
@@ -141,8 +160,11 @@ def read_truth(video_path: str, gt_path: str, scene: Scene) -> tuple[Tensor, dic
     The COCO file's images name files of the folder, or give the video's frame as "frame". Pictures
     must have the scene's size. The truth comes back in the form of `people_of`.
 
-    Raises FileNotFoundError, CorruptDataError, or ValueError; the latter also where no person who
-    counts is annotated, as nothing could be measured.
+    Raises:
+        FileNotFoundError: for a file that is missing.
+        CorruptDataError: for one that cannot be read.
+        ValueError: for pictures of another size than the scene's, and where no person who counts
+            is annotated, as nothing could be measured.
     """
     if not Path(gt_path).is_file():
         raise FileNotFoundError(f"gt_path = {gt_path!r}: there is no such file")
@@ -239,8 +261,14 @@ def write_products(
 def overlaps(scene: Scene, meshes: Tensor, faces: Tensor, supersample: int) -> dict[str, int]:
     """Count the samples of two people, drawn together and alone, for the identity of visible areas.
 
-    meshes: (2, V, 3) in world coordinates, the first one nearer. Returns front and back as seen
-    together, front_alone, back_alone, and their overlap.
+    Args:
+        scene: whose camera sees them.
+        meshes: (2, V, 3) in world coordinates, the first one nearer.
+        faces: (F, 3) of both.
+        supersample: samples a pixel in each direction.
+
+    Returns:
+        Front and back as seen together, front_alone, back_alone, and their overlap.
     """
     uv, depth = scene.camera.project(meshes)
     static = scene.depth(supersample)

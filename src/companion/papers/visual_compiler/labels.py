@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from companion.checks import random_source, whole
 from companion.files import write_whole
 from companion.papers.visual_compiler.bodies import KEYPOINTS, BodyBank
 from companion.papers.visual_compiler.coco import encode_mask
@@ -20,12 +21,10 @@ from companion.papers.visual_compiler.render import (
     CLOTHES,
     Renders,
     check_supersample,
-    draw_light,
-    draw_placements,
-    render_people,
+    render_scene,
 )
 from companion.papers.visual_compiler.scene import STRIDE, Scene
-from companion.progress import Progress
+from companion.progress import Progress, progress_bar
 from companion.training import upload
 
 LEAST_SHARE = 0.3  # people who show less of themselves are neither asked for nor punished
@@ -41,16 +40,20 @@ SKELETON = [
 class TrainingSet:
     """Rendered pictures with their labels, kept on the CPU: 40,000 of 640 x 360 are 28 GB.
 
-    images: (n, 3, H, W), uint8. masks: (n, H/4, W/4) bool, where people fill most of a cell.
-    boxes: (P, 4), keypoints: (P, 17, 3), wanted: (P,) bool, seen well enough to be learned;
-    first: (n + 1,), where the people of each picture begin.
+    Args:
+        images: (n, 3, H, W), uint8.
+        masks: (n, H/4, W/4) bool, where people fill most of a cell.
+        boxes: (P, 4), x0, y0, x1, y1 in pixels.
+        keypoints: (P, 17, 3), column, row and visibility.
+        valid: (P,) bool, seen well enough to be learned.
+        first: (n + 1,), where the people of each picture begin.
     """
 
     images: Tensor
     masks: Tensor
     boxes: Tensor
     keypoints: Tensor
-    wanted: Tensor
+    valid: Tensor
     first: Tensor
 
     def __len__(self) -> int:
@@ -60,7 +63,7 @@ class TrainingSet:
         """A copy of the first n pictures, so that the rest can be forgotten."""
         people = int(self.first[min(n, len(self))])
         rows = {
-            name: getattr(self, name)[:people].clone() for name in ("boxes", "keypoints", "wanted")
+            name: getattr(self, name)[:people].clone() for name in ("boxes", "keypoints", "valid")
         }
         return TrainingSet(
             self.images[:n].clone(),
@@ -80,7 +83,7 @@ class TrainingSet:
         within = within - (counts.cumsum(0) - counts)[image]
         people = self.first[index][image] + within
         pictures = upload(self.images[index], device).float() / 255
-        rows = (self.boxes[people], self.keypoints[people], self.wanted[people], image)
+        rows = (self.boxes[people], self.keypoints[people], self.valid[people], image)
         rows = (upload(part, device) for part in (*rows, self.masks[index]))
         return pictures, targets(*rows, tuple(self.masks.shape[1:]))
 
@@ -94,7 +97,7 @@ def gaussians(centre: Tensor, spread: Tensor, cells: int) -> Tensor:
 def targets(
     boxes: Tensor,
     keypoints: Tensor,
-    wanted: Tensor,
+    valid: Tensor,
     image: Tensor,
     masks: Tensor,
     size: tuple[int, int],
@@ -103,9 +106,18 @@ def targets(
 
     Bells are products of one-dimensional ones, so nothing is looped over.
 
-    Returns heat (b, h, w), 1 where a centre is; positive (b, h, w), the cells of centres; weight
-    (b, h, w), 0 around people who are not wanted; blob (b, h, w), where offsets and sizes are
-    learned; offset and size (b, 2, h, w); joints (b, 17, h, w); mask (b, h, w).
+    Args:
+        boxes: (P, 4), x0, y0, x1, y1 in pixels.
+        keypoints: (P, 17, 3), column, row and visibility.
+        valid: (P,) bool, seen well enough to be learned.
+        image: (P,), the image of each person.
+        masks: (b, h, w) bool, where people fill most of a cell.
+        size: rows h and columns w of cells.
+
+    Returns:
+        Heat (b, h, w), 1 where a centre is; positive (b, h, w), the cells of centres; weight
+        (b, h, w), 0 around people who are left out; blob (b, h, w), where offsets and sizes
+        are learned; offset and size (b, 2, h, w); joints (b, 17, h, w); mask (b, h, w).
     """
     h, w = size
     b = len(masks)
@@ -126,16 +138,16 @@ def targets(
         index = image[:, None].expand(-1, h * w)
         return out.scatter_reduce(0, index, maps.flatten(1), "amax").view(b, h, w)
 
-    peaks = highest(bell * wanted[:, None, None])
+    peaks = highest(bell * valid[:, None, None])
     positive = torch.zeros(b * h * w, device=boxes.device)
     place = (image * h + row) * w + column
-    positive = positive.scatter_reduce(0, place, wanted.float(), "amax").view(b, h, w)
+    positive = positive.scatter_reduce(0, place, valid.float(), "amax").view(b, h, w)
     heat = torch.maximum(peaks, positive)
-    weight = ((highest(bell * ~wanted[:, None, None]) < 0.3) | (positive > 0)).float()
+    weight = ((highest(bell * ~valid[:, None, None]) < 0.3) | (positive > 0)).float()
 
     # each cell of a blob answers for the person whose bell is highest there
     # (the last of them, where bells are equally high); 0 is nobody
-    own = wanted[:, None, None] & (bell >= peaks[image] - 1e-6) & (bell > 0.4)
+    own = valid[:, None, None] & (bell >= peaks[image] - 1e-6) & (bell > 0.4)
     number = torch.arange(1, len(boxes) + 1, device=boxes.device)
     person = highest(own * number[:, None, None])
     blob = (person > 0).float()
@@ -148,7 +160,7 @@ def targets(
     offset = torch.where(person[:, None] > 0, of_person(centre) - cell, 0.0)
     extents = of_person((extent * STRIDE).clamp(min=1).log())
 
-    seen = (keypoints[..., 2] == 2) & wanted[:, None]
+    seen = (keypoints[..., 2] == 2) & valid[:, None]
     at = keypoints[..., :2] / STRIDE
     narrow = (extent[:, 1] / 24).clamp(min=0.6)[:, None].expand(-1, at.shape[1])
     marks = (
@@ -164,7 +176,7 @@ def targets(
     }  # fmt: skip
 
 
-def is_wanted(renders: Renders) -> Tensor:
+def is_valid(renders: Renders) -> Tensor:
     """(P,) bool: who shows enough to be learned, and to be missed when not found."""
     shown = torch.bincount(renders.instance.flatten().long(), minlength=len(renders.stature) + 1)
     return (renders.visible_fraction >= LEAST_SHARE) & (shown[1:] >= LEAST_PIXELS)
@@ -181,19 +193,34 @@ def compile_scene(
     palette: Sequence[tuple[float, float, float]] = CLOTHES,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
-    bar: Progress | None = None,
+    progress: bool | Progress = False,
 ) -> TrainingSet:
-    """Render n labelled pictures, spread evenly over the scenes, and keep what training needs.
+    """Render n labelled images, spread evenly over the scenes, and keep what training needs.
 
     They are drawn on `raster.drawing_device` of the device, and kept on the CPU.
 
-    Raises ValueError for fewer than one picture, person or scene, for another number of samples
-    than `render_people` takes, and where the picture sizes of the scenes differ.
+    Args:
+        scenes: one, or several whose images have one size.
+        bank: bodies of the people.
+        n: images.
+        max_people: in an image, of 1 to this many.
+        supersample: samples a pixel in each direction, 1 to 8.
+        randomise_light: whether the light differs from image to image.
+        palette: colours of clothes, each of three values in [0, 1].
+        generator: of the CPU.
+        device: to draw on.
+        progress: show a bar; or a bar to move on.
+
+    Returns:
+        Images and labels for `train`.
+
+    Raises:
+        ValueError: for fewer than one picture, person or scene, for another number of samples
+            than `render_people` takes, and where the picture sizes of the scenes differ.
     """
     scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
-    for name, value in (("n", n), ("max_people", max_people), ("scenes", len(scenes))):
-        if value < 1:
-            raise ValueError(f"{name} = {value!r}: expected at least 1")
+    whole(1, n=n, max_people=max_people, scenes=len(scenes))
+    random_source(generator=generator)
     check_supersample(supersample)
     sizes = sorted({tuple(scene.background.shape) for scene in scenes})
     if len(sizes) != 1:
@@ -205,27 +232,23 @@ def compile_scene(
     images = torch.empty((n, *sizes[0]), dtype=torch.uint8)
     done = 0
     bank = bank.to(device)
-    for scene, share in zip(scenes, shares, strict=True):
-        here = scene.to(device)
-        for start in range(0, share, AT_ONCE):
-            count = min(AT_ONCE, share - start)
-            people = draw_placements(
-                scene, bank, count, max_people=max_people, palette=palette, generator=generator
-            )
-            light = draw_light(scene, count, randomise=randomise_light, generator=generator)
-            out = render_people(
-                here, bank, people.to(device), light.to(device),
-                supersample=supersample, generator=generator,
-            )  # fmt: skip
-            filled = torch.nn.functional.avg_pool2d((out.instance > 0).float(), STRIDE)
-            images[done : done + count] = (out.image * 255).round().to(torch.uint8)
-            done += count
-            parts["masks"].append((filled >= 0.5).cpu())
-            parts["boxes"].append(out.boxes_xyxy.cpu())
-            parts["keypoints"].append(out.keypoints.cpu())
-            parts["wanted"].append(is_wanted(out).cpu())
-            parts["first"].append(torch.bincount(out.image_index.cpu(), minlength=count))
-            if bar is not None:
+    with progress_bar(progress, n, "rendered images") as bar:
+        for scene, share in zip(scenes, shares, strict=True):
+            here = scene.to(device)
+            for start in range(0, share, AT_ONCE):
+                count = min(AT_ONCE, share - start)
+                out = render_scene(
+                    here, bank, count, max_people=max_people, supersample=supersample,
+                    randomise_light=randomise_light, palette=palette, generator=generator,
+                )  # fmt: skip
+                filled = torch.nn.functional.avg_pool2d((out.instance > 0).float(), STRIDE)
+                images[done : done + count] = (out.image * 255).round().to(torch.uint8)
+                done += count
+                parts["masks"].append((filled >= 0.5).cpu())
+                parts["boxes"].append(out.boxes_xyxy.cpu())
+                parts["keypoints"].append(out.keypoints.cpu())
+                parts["valid"].append(is_valid(out).cpu())
+                parts["first"].append(torch.bincount(out.image_index.cpu(), minlength=count))
                 bar.update(count)
     counts = torch.cat(parts.pop("first"))
     first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -241,12 +264,17 @@ def to_coco(
 ) -> dict:
     """The labels of renders as a COCO data set: boxes, run-length masks and 17 keypoints.
 
-    People who show too little are `iscrowd`, which evaluations leave out. Beyond COCO every person
-    has `visible_fraction`, `ground` (metres) and `stature` (metres), and the data set has the
-    camera if a scene is given. info: more for the header, such as seed and the bank's checksum.
+    People who show too little are `iscrowd`, which evaluations leave out. Beyond COCO every
+    person has `visible_fraction`, `ground` (metres) and `stature` (metres), and the data set
+    has the camera if a scene is given.
+
+    Args:
+        renders: images with exact labels.
+        scene: of the images, for its camera.
+        info: more for the header, such as seed and the bank's checksum.
     """
     height, width = renders.image.shape[2:]
-    wanted = is_wanted(renders).tolist()
+    valid = is_valid(renders).tolist()
     annotations = []
     instance = renders.instance.cpu().numpy()
     for p, image in enumerate(renders.image_index.tolist()):
@@ -264,7 +292,7 @@ def to_coco(
                 "segmentation": encode_mask(mask),
                 "keypoints": marks.flatten().tolist(),
                 "num_keypoints": int((marks[:, 2] > 0).sum()),
-                "iscrowd": int(not wanted[p]),
+                "iscrowd": int(not valid[p]),
                 "visible_fraction": float(renders.visible_fraction[p]),
                 "ground": renders.ground[p].tolist(),
                 "stature": float(renders.stature[p]),

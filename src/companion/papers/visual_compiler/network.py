@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, max_pool2d, pad
 
+from companion.checks import above, at_least, random_source, whole
+from companion.checks import images as check_images
 from companion.papers.visual_compiler.bodies import KEYPOINTS
 from companion.papers.visual_compiler.camera import Camera
 from companion.papers.visual_compiler.labels import TrainingSet
-from companion.papers.visual_compiler.scene import EYE, STRIDE, Scene
-from companion.progress import Progress
+from companion.papers.visual_compiler.scene import REFERENCE_STATURE, STRIDE, Scene
+from companion.progress import Progress, progress_bar
 from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
 
 # channels of a cell: centre, offset, log size, keypoints, mask
@@ -27,7 +29,9 @@ def make_trunk(width: int = 24) -> nn.Sequential:
     """Features at a quarter of the picture's size, (b, 3, H, W) to (b, width, H/4, W/4).
 
     Dilated convolutions let a cell see about 60 pixels in each direction.
-    Raises ValueError for a width below 2.
+
+    Raises:
+        ValueError: for a width below 2.
     """
     if width < 2:
         raise ValueError(f"width = {width!r}: expected at least 2 channels")
@@ -47,10 +51,15 @@ class SpatiallyVaryingFCN(nn.Module):
     y(p) = Σ_r m_r(p) (W_r σ(V_r * φ)(p) + b_r): every cell blends the heads of the regions in
     which it lies. With one region it is an ordinary, location-agnostic network.
 
-    trunk: (b, 3, H, W) -> (b, F, H/4, W/4). masks: (n_regions, H/4, W/4), adding up to 1;
-    None for a single region. Outputs (b, 23, H/4, W/4), rounded down.
+    Args:
+        trunk: (b, 3, H, W) -> (b, F, H/4, W/4), see `make_trunk`.
+        n_regions: heads, at least 1.
+        head_width: hidden channels of a head, at least 1.
+        masks: (n_regions, H/4, W/4), adding up to 1, see `Scene.regions`; None for a single
+            region. Outputs are (b, 23, H/4, W/4), rounded down.
 
-    Raises ValueError for numbers below 1, and masks that do not fit.
+    Raises:
+        ValueError: for numbers below 1, and masks that do not fit.
     """
 
     def __init__(
@@ -81,10 +90,11 @@ class SpatiallyVaryingFCN(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         # a strip of less than a cell at the right or the bottom has no say
         height, width = (size // STRIDE for size in pictures.shape[2:])
+        # σ(V_r * φ)
         features = torch.relu(self.hidden(self.trunk(pictures - 0.5)))[..., :height, :width]
         if self.masks is None:
             return self.out(features) + self.bias[0, :, None, None]
-        # mask times hidden, then one dense product: a grouped one is the same, and slower
+        # Σ_r m_r (W_r · + b_r): mask times hidden, then one dense product, as a grouped one is slower
         masks = self.masks.repeat_interleave(self.head_width, 0)
         return self.out(features * masks) + torch.einsum("rc,rhw->chw", self.bias, self.masks)
 
@@ -128,21 +138,34 @@ def train(
     generator: torch.Generator,
     gamma: float = 0.0,
     device: torch.device | str = "cpu",
-    bar: Progress | None = None,
+    progress: bool | Progress = False,
 ) -> list[float]:
-    """Train by AdamW with a warm-up and a cosine; return the loss of every step.
+    """Train by AdamW with a warm-up and a cosine.
 
-    gamma: weight of `variation`, which keeps neighbouring regions alike. device: where the
-    network goes and a batch at a time follows it.
-    Raises DivergenceError for a loss that is not finite, and ValueError for a batch that is
-    larger than the data or a number out of its range.
+    Args:
+        model: to be trained, in place.
+        data: of `compile_scene`.
+        steps: of the optimiser, at least 1.
+        batch_size: images a step.
+        lr: peak of the learning rate, above 0.
+        generator: of the CPU, for the order of the images.
+        gamma: weight of `variation`, which keeps neighbouring regions alike.
+        device: where the network goes and a batch at a time follows it.
+        progress: show a bar; or a bar to move on.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        DivergenceError: for a loss that is not finite.
+        ValueError: for a batch that is larger than the data or a number out of its range.
     """
     if not 1 <= batch_size <= len(data):
         raise ValueError(f"batch_size = {batch_size!r}: expected 1 to {len(data)}, the pictures")
-    if steps < 1:
-        raise ValueError(f"steps = {steps!r}: expected at least 1")
-    if not 0 < lr < float("inf") or not 0 <= gamma < float("inf"):
-        raise ValueError(f"lr = {lr!r}, gamma = {gamma!r}: expected above 0, and from 0 on")
+    whole(1, steps=steps)
+    above(0, lr=lr)
+    at_least(0, gamma=gamma)
+    random_source(generator=generator)
     cells = data.masks.shape[1:]
     if model.masks is not None and model.masks.shape[1:] != cells:
         raise ValueError(
@@ -155,23 +178,23 @@ def train(
     )
     order = shuffled_batches(len(data), batch_size, generator)
     kept: list[Tensor] = []
-    for step in range(1, steps + 1):
-        pictures, target = data.batch(next(order), device)
-        optimiser.zero_grad(set_to_none=True)
-        part = losses(model(pictures.contiguous(memory_format=torch.channels_last)), target)
-        loss = sum(WEIGHTS[name] * value for name, value in part.items())
-        if gamma:
-            loss = loss + gamma * model.variation()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        kept.append(loss.detach())
-        if bar is not None:
+    with progress_bar(progress, steps, "steps of training") as bar:
+        for step in range(1, steps + 1):
+            pictures, target = data.batch(next(order), device)
+            optimiser.zero_grad(set_to_none=True)
+            part = losses(model(pictures.contiguous(memory_format=torch.channels_last)), target)
+            loss = sum(WEIGHTS[name] * value for name, value in part.items())
+            if gamma:
+                loss = loss + gamma * model.variation()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            kept.append(loss.detach())
             bar.update()
-        if (step % LOOK_EVERY == 0 or step == steps) and not (
-            torch.stack(kept[-LOOK_EVERY:]).isfinite().all()
-        ):
-            raise DivergenceError(f"the loss is not finite by step {step}: lower lr = {lr}")
+            if (step % LOOK_EVERY == 0 or step == steps) and not (
+                torch.stack(kept[-LOOK_EVERY:]).isfinite().all()
+            ):
+                raise DivergenceError(f"the loss is not finite by step {step}: lower lr = {lr}")
     return torch.stack(kept).tolist()
 
 
@@ -182,8 +205,11 @@ def train(
 class Detections:
     """The people found in one picture, best first.
 
-    boxes: (k, 4), x0, y0, x1, y1 in pixels. scores: (k,). keypoints: (k, 17, 3), column, row,
-    score; None from a detector of boxes only. mask: (H/4, W/4) logit, or None.
+    Args:
+        boxes: (k, 4), x0, y0, x1, y1 in pixels.
+        scores: (k,).
+        keypoints: (k, 17, 3), column, row, score; None from a detector of boxes only.
+        mask: (H/4, W/4) logit, or None.
     """
 
     boxes: Tensor
@@ -206,7 +232,8 @@ class Detections:
     def person_mask(self, k: int, height: int, width: int) -> Tensor:
         """(H, W) bool: the mask inside one person's box.
 
-        Raises ValueError without a mask, and for a picture of another size than the detector saw.
+        Raises:
+            ValueError: without a mask, and for a picture of another size than the detector saw.
         """
         if self.mask is None:
             raise ValueError("these detections have no mask")
@@ -236,7 +263,19 @@ def decode(
     A peak is a cell that none of its eight neighbours exceeds. Of two boxes that overlap (IoU) by
     more than `overlap` the weaker goes. A joint is the weighted mean of its map around the
     highest cell in the box.
+
+    Args:
+        output: of `SpatiallyVaryingFCN`.
+        top: most people of an image.
+        threshold: least score.
+        overlap: greatest intersection over union of two boxes, 0 to 1.
+
+    Raises:
+        ValueError: for maps of another shape, and no people.
     """
+    if output.dim() != 4 or output.shape[1] != CHANNELS:
+        raise ValueError(f"output: shape {tuple(output.shape)}, expected (b, {CHANNELS}, h, w)")
+    whole(1, top=top)
     output = output.detach().float().cpu()
     heat = output[:, CENTRE].sigmoid()
     peak = heat * (max_pool2d(heat[:, None], 3, 1, 1)[:, 0] == heat)
@@ -290,16 +329,39 @@ def suppress(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
 
 @torch.no_grad()
 def detect(
-    model: nn.Module, pictures: Tensor, *, batch_size: int = 32, **options
+    model: nn.Module,
+    images: Tensor,
+    *,
+    batch_size: int = 32,
+    progress: bool | Progress = False,
+    **options,
 ) -> list[Detections]:
-    """Find people in pictures (n, 3, H, W), in [0, 1] or uint8."""
+    """Find people in images.
+
+    Args:
+        model: a trained network.
+        images: (n, 3, H, W), in [0, 1] or uint8.
+        batch_size: images at once.
+        progress: show a bar; or a bar to move on.
+        options: of `decode`.
+
+    Returns:
+        An entry an image, the people best first.
+
+    Raises:
+        ValueError: for what is no batch of images.
+    """
+    check_images(images=images, empty=True)
+    whole(1, batch_size=batch_size)
     model.eval()
     device = next(model.parameters()).device
     found: list[Detections] = []
-    for part in pictures.split(batch_size):
-        part = part.to(device)
-        part = part.float() / 255 if part.dtype == torch.uint8 else part
-        found += decode(model(part.contiguous(memory_format=torch.channels_last)), **options)
+    with progress_bar(progress, len(images), "images searched") as bar:
+        for part in images.split(batch_size):
+            part = part.to(device)
+            part = part.float() / 255 if part.dtype == torch.uint8 else part
+            found += decode(model(part.contiguous(memory_format=torch.channels_last)), **options)
+            bar.update(len(part))
     return found
 
 
@@ -308,7 +370,10 @@ def layout_filter(
 ) -> list[Detections]:
     """Drop what cannot be a person here: feet off the walkable ground, or the wrong height.
 
-    low, high: allowed height of the box by that of a person of 1.75 m who stands there.
+    Args:
+        found: detections, one entry an image of the scene's size.
+        scene: whose layout it is.
+        low, high: allowed height of the box by that of a person of 1.75 m who stands there.
     """
     kept = []
     height, width = scene.walkable_mask.shape
@@ -316,7 +381,9 @@ def layout_filter(
         feet = people.feet.double()
         column = feet[:, 0].long().clamp(0, width - 1)
         row = (feet[:, 1] - 1e-3).long().clamp(0, height - 1)
-        ratio = (people.boxes[:, 3] - people.boxes[:, 1]) / scene.person_height(feet, EYE)
+        ratio = (people.boxes[:, 3] - people.boxes[:, 1]) / scene.person_height(
+            feet, REFERENCE_STATURE
+        )
         kept.append(people[scene.walkable_mask[row, column] & (ratio > low) & (ratio < high)])
     return kept
 
@@ -325,6 +392,3 @@ def export(model: SpatiallyVaryingFCN, height: int, width: int) -> torch.export.
     """The trained network as a program that runs without this library, for one picture size."""
     model = model.cpu().eval().to(memory_format=torch.contiguous_format)
     return torch.export.export(model, (torch.zeros(1, 3, height, width),))
-
-
-Detector = Callable[[Tensor], list[Detections]]

@@ -33,7 +33,9 @@ class KernelError(RuntimeError):
 def pick_backend(backend: str = "auto") -> str:
     """What draws: "auto" takes Warp where it is installed, else torch, which draws the same.
 
-    Raises ValueError for a name that is none, and KernelError for Warp where it is not installed.
+    Raises:
+        ValueError: for a name that is none.
+        KernelError: for Warp where it is not installed.
     """
     if backend not in ("auto", "warp", "torch"):
         raise ValueError(f"backend = {backend!r}: expected 'auto', 'warp' or 'torch'")
@@ -65,11 +67,13 @@ def drawing_code() -> Callable:
 class Raster:
     """What was drawn, at sample resolution.
 
-    keys: (B, H, W), int64: bits of the float32 depth in the high word; in the low word person
-      times faces plus face, or NOBODY.
-    cover: flat uint8, one rectangle a person: what the person covers when alone.
-    boxes: (P, 4) of these rectangles, x0, y0, x1, y1 in samples. offset: (P,) where they begin.
-    n_faces: faces a person.
+    Args:
+        keys: (B, H, W), int64: bits of the float32 depth in the high word; in the low word
+            person times faces plus face, or NOBODY.
+        cover: flat uint8, one rectangle a person: what the person covers when alone.
+        boxes: (P, 4) of these rectangles, x0, y0, x1, y1 in samples.
+        offset: (P,) where they begin.
+        n_faces: faces a person.
     """
 
     keys: Tensor
@@ -107,15 +111,6 @@ class Raster:
         size = (self.boxes[:, 2] - self.boxes[:, 0]) * (self.boxes[:, 3] - self.boxes[:, 1])
         return total[self.offset + size] - total[self.offset]
 
-    def solo_mask(self, p: int) -> Tensor:
-        """(H, W) bool: what person p covers when alone."""
-        x0, y0, x1, y1 = self.boxes[p].tolist()
-        mask = torch.zeros(self.keys.shape[1:], dtype=torch.bool, device=self.keys.device)
-        start = int(self.offset[p])
-        part = self.cover[start : start + (x1 - x0) * (y1 - y0)]
-        mask[y0:y1, x0:x1] = part.view(y1 - y0, x1 - x0).bool()
-        return mask
-
 
 def depth_key(depth: Tensor) -> Tensor:
     """Keys of static geometry at these depths (float32, metres; inf for none)."""
@@ -134,12 +129,20 @@ def rasterise(
 ) -> Raster:
     """Draw P meshes of one topology into n_images pictures.
 
-    uv: (P, V, 2), corners in samples, the centre of sample i at i + 1/2. depth: (P, V), metres.
-    faces: (F, 3). image: (P,), the picture of each mesh. static: (H, W) depth of what else is
-    there, inf for nothing. backend: as `pick_backend`.
-
     Faces that come nearer than NEAR, that reach out of all proportion, or with a corner that is
-    NaN, are left out. Raises KernelError where Warp does not work.
+    NaN, are left out.
+
+    Args:
+        uv: (P, V, 2), corners in samples, the centre of sample i at i + 1/2.
+        depth: (P, V), metres.
+        faces: (F, 3).
+        image: (P,), the picture of each mesh.
+        static: (H, W) depth of what else is there, inf for nothing.
+        n_images: images that are drawn.
+        backend: as `pick_backend`.
+
+    Raises:
+        KernelError: where Warp does not work.
     """
     backend = pick_backend(backend)
     height, width = static.shape

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from companion.checks import random_source, whole
 from companion.papers.visual_compiler.bodies import PARTS, BodyBank
 from companion.papers.visual_compiler.raster import NOBODY, rasterise
 from companion.papers.visual_compiler.scene import Scene
@@ -33,9 +34,18 @@ CLOTHES = (
 class Placements:
     """Who stands where in which picture; P people, sorted by picture.
 
-    image: (P,). body: (P,), entry of the bank. position: (P, 2), metres on the ground. yaw: (P,),
-    radians; at yaw 0 a person faces -y, at pi/2 +x. stature: (P,), metres. colours: (P, parts, 3)
-    in [0, 1]. padding: (P,), thickness of clothing. n_images: pictures, empty ones included.
+    Args:
+        image: (P,).
+        body: (P,), entry of the bank.
+        position: (P, 2), metres on the ground.
+        yaw: (P,), radians; at yaw 0 a person faces -y, at pi/2 +x.
+        stature: (P,), metres.
+        colours: (P, parts, 3) in [0, 1].
+        padding: (P,), thickness of clothing.
+        n_images: images, empty ones included.
+
+    Raises:
+        ValueError: for tensors of other shapes.
     """
 
     image: Tensor
@@ -46,6 +56,17 @@ class Placements:
     colours: Tensor
     padding: Tensor
     n_images: int
+
+    def __post_init__(self) -> None:
+        count = len(self.image)
+        shapes = {
+            "image": (), "body": (), "position": (2,), "yaw": (), "stature": (),
+            "colours": (len(PARTS), 3), "padding": (),
+        }  # fmt: skip
+        for name, rest in shapes.items():
+            found = tuple(getattr(self, name).shape)
+            if found != (count, *rest):
+                raise ValueError(f"{name}: shape {found}, expected {(count, *rest)}")
 
     def __len__(self) -> int:
         return len(self.image)
@@ -68,9 +89,13 @@ class Placements:
 class Light:
     """The light of B pictures, and what the sensor makes of it.
 
-    sun: (B, 3), unit vectors to the sun. ambient: (B,), share of light that comes from all sides.
-    shadow: (B,), share of light that a cast shadow takes. gain: (B, 3), factor a channel.
-    noise: (B,), standard deviation. level: (B,), brightness of a white wall in full light.
+    Args:
+        sun: (B, 3), unit vectors to the sun.
+        ambient: (B,), share of light that comes from all sides.
+        shadow: (B,), share of light that a cast shadow takes.
+        gain: (B, 3), factor a channel.
+        noise: (B,), standard deviation.
+        level: (B,), brightness of a white wall in full light.
     """
 
     sun: Tensor
@@ -93,13 +118,20 @@ class Light:
 class Renders:
     """B pictures of P people, with exact labels.
 
-    image: (B, 3, H, W) in [0, 1]. instance: (B, H, W), 0 for nobody, else 1 + the person's number.
-    image_index: (P,). boxes_xyxy: (P, 4), of the whole person, hidden or not, cut at the picture's
-    edge. visible_boxes: (P, 4), of the pixels seen; zeros if none. keypoints: (P, 17, 3), column,
-    row and 2 (its pixel shows its own person), 1 (hidden) or 0 (off the picture).
-    visible_fraction: (P,), visible samples by solo samples: those that the person would fill alone.
-    visible_samples, solo_samples: (P,), counted. ground: (P, 2), metres. stature: (P,), metres.
-    foot_head: (P, 2, 2), pixels of the ground point and of the point `stature` above it.
+    Args:
+        image: (B, 3, H, W) in [0, 1].
+        instance: (B, H, W), 0 for nobody, else 1 + the person's number.
+        image_index: (P,).
+        boxes_xyxy: (P, 4), of the whole person, hidden or not, cut at the picture's edge.
+        visible_boxes: (P, 4), of the pixels seen; zeros if none.
+        keypoints: (P, 17, 3), column, row and 2 (its pixel shows its own person), 1 (hidden) or
+            0 (off the picture).
+        visible_fraction: (P,), visible samples by solo samples: those that the person would
+            fill alone.
+        visible_samples, solo_samples: (P,), counted.
+        ground: (P, 2), metres.
+        stature: (P,), metres.
+        foot_head: (P, 2, 2), pixels of the ground point and of the point `stature` above it.
     """
 
     image: Tensor
@@ -136,10 +168,20 @@ def draw_placements(
     Feet are uniform in the picture over the walkable ground (uniform on the ground would crowd
     the far end); heading, body, phase of the step, stature and clothing are independent of it.
     Somebody who would stand within APART of another is moved, and in the end left out.
+
+    Args:
+        scene: where they stand.
+        bank: bodies to draw from.
+        n_images: at least 1.
+        max_people: in an image, at least 1.
+        generator: of the CPU.
+        palette: colours of clothes, each of three values in [0, 1].
+
+    Raises:
+        ValueError: for numbers below 1, and a number as generator.
     """
-    for name, value in (("n_images", n_images), ("max_people", max_people)):
-        if value < 1:
-            raise ValueError(f"{name} = {value!r}: expected at least 1")
+    whole(1, n_images=n_images, max_people=max_people)
+    random_source(generator=generator)
     cells = scene.walkable_mask.nonzero()[:, [1, 0]].double()  # column, row
 
     def uniform(*shape: int) -> Tensor:
@@ -212,11 +254,20 @@ def fit_light(scene: Scene) -> dict[str, float]:
 def draw_light(
     scene: Scene, n_images: int, *, randomise: bool = True, generator: torch.Generator
 ) -> Light:
-    """Light for n_images pictures, around what the background tells.
+    """Light for n_images images, around that of the background.
 
-    randomise: jitter the sun's place, the shares and the sensor's gain; without it all pictures
-    have the fitted light.
+    Args:
+        scene: whose background it is.
+        n_images: at least 1.
+        randomise: jitter the sun's place, the shares and the sensor's gain; without it all
+            images have the fitted light.
+        generator: of the CPU.
+
+    Raises:
+        ValueError: for a number below 1, and a number as generator.
     """
+    whole(1, n_images=n_images)
+    random_source(generator=generator)
     fitted = fit_light(scene)
     spread = 1.0 if randomise else 0.0
 
@@ -253,6 +304,7 @@ def pose_people(bank: BodyBank, people: Placements) -> tuple[Tensor, Tensor]:
     Clothing pads the body along its normals; then it is scaled to its stature, turned, and put
     where it stands, the lowest vertex on the ground.
     """
+    people = _alike(people, bank.vertices)
     thickness = torch.tensor([THICKNESS.get(name, 0.0) for name in PARTS])
     pad = thickness.to(bank.vertices)[bank.parts][:, None] * people.padding[:, None, None]
     vertices = bank.vertices[people.body] + pad * bank.vertex_normals[people.body]
@@ -269,6 +321,15 @@ def pose_people(bank: BodyBank, people: Placements) -> tuple[Tensor, Tensor]:
     )
 
 
+def _alike(rows: Placements | Light, like: Tensor) -> Placements | Light:
+    """With all real numbers in the dtype of a tensor, and everything on its device."""
+    return type(rows)(**{
+        name: value.to(like) if isinstance(value, Tensor) and value.is_floating_point()
+        else value.to(like.device) if isinstance(value, Tensor) else value
+        for name, value in vars(rows).items()
+    })  # fmt: skip
+
+
 def render_people(
     scene: Scene,
     bank: BodyBank,
@@ -279,19 +340,38 @@ def render_people(
     backend: str = "auto",
     generator: torch.Generator | None = None,
 ) -> Renders:
-    """Draw all pictures of these placements at once, on the device of the scene and the bank.
+    """Draw all images of these placements at once, on the device of the scene and the bank.
 
-    supersample: samples a pixel in each direction. backend: as `raster.rasterise`. generator:
-    CPU generator of the sensor's noise and of the weave of the clothes; None for neither.
+    Args:
+        scene: what the camera sees without people.
+        bank: their bodies.
+        placements: who stands where.
+        light: of each image.
+        supersample: samples a pixel in each direction.
+        backend: as `raster.rasterise`.
+        generator: CPU generator of the sensor's noise and of the weave of the clothes; None for
+            neither.
 
-    Raises ValueError where somebody is out of view, and where placements and light differ in
-    their number of pictures.
+    Raises:
+        ValueError: where somebody is out of view or has a body that the bank lacks, and where
+            placements and light differ in their number of images.
+        KernelError: where Warp does not work.
+
+    References:
+        Lee et al. (2016), abstract; the renderer is this library's own.
     """
     check_supersample(supersample)
-    people = placements
+    people, light = _alike(placements, bank.vertices), _alike(light, bank.vertices)
     n, ss, camera = people.n_images, supersample, scene.camera
     if len(light.sun) != n:
-        raise ValueError(f"light: for {len(light.sun)} pictures, but placements have {n}")
+        raise ValueError(f"light: for {len(light.sun)} images, but placements have {n}")
+    for name, limit in (("body", len(bank)), ("image", n)):
+        values = getattr(people, name)
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < limit:
+            raise ValueError(
+                f"placements.{name} = {int(values.min())} to {int(values.max())}: "
+                f"expected 0 to {limit - 1}"
+            )
     meshes, joints = pose_people(bank, people)
     uv, depth = camera.project(meshes)
     foot_head = _foot_head(camera, people)
@@ -322,6 +402,89 @@ def render_people(
         people.stature,
         foot_head,
     )
+
+
+def render_scene(
+    scene: Scene,
+    bank: BodyBank,
+    n_images: int,
+    *,
+    max_people: int = 5,
+    supersample: int = 2,
+    randomise_light: bool = True,
+    palette: Sequence[tuple[float, float, float]] = CLOTHES,
+    generator: torch.Generator,
+) -> Renders:
+    """Draw people and light at random, and render them: n_images labelled images of a scene.
+
+    Args:
+        scene: what the camera sees without people.
+        bank: their bodies, on the scene's device.
+        n_images: rendered at once, at least 1.
+        max_people: in an image, at least 1.
+        supersample: samples a pixel in each direction, 1 to 8.
+        randomise_light: whether the light differs from image to image.
+        palette: colours of clothes, each of three values in [0, 1].
+        generator: of the CPU.
+
+    Raises:
+        ValueError: for numbers out of range, and a number as generator.
+    """
+    people = draw_placements(
+        scene, bank, n_images, max_people=max_people, palette=palette, generator=generator
+    )
+    light = draw_light(scene, n_images, randomise=randomise_light, generator=generator)
+    return render_people(scene, bank, people, light, supersample=supersample, generator=generator)
+
+
+def render_person(
+    scene: Scene,
+    position: tuple[float, float],
+    *,
+    yaw: float = 0.0,
+    stature: float = STATURE[0],
+    body: int = 0,
+    bank: BodyBank | None = None,
+    light: Light | None = None,
+    supersample: int = 2,
+    seed: int = 0,
+) -> Renders:
+    """Draw one person into a scene, without the noise of a sensor.
+
+    Args:
+        scene: what the camera sees without people.
+        position: x and y on the ground, metres.
+        yaw: heading, radians; at 0 the person faces -y, at pi/2 +x.
+        stature: metres.
+        body: entry of the bank.
+        bank: bodies; None: those of this package.
+        light: of one image; None: that of the background.
+        supersample: samples a pixel in each direction, 1 to 8.
+        seed: of the colours of skin, hair and clothes.
+
+    Returns:
+        One image of one person, with exact labels.
+
+    Raises:
+        ValueError: as `render_people`.
+
+    >>> from companion.papers.visual_compiler.scene import procedural_scene
+    >>> out = render_person(procedural_scene(), (0.0, 7.0), stature=1.8)
+    >>> out.image.shape, out.keypoints.shape
+    (torch.Size([1, 3, 120, 160]), torch.Size([1, 17, 3]))
+    >>> bool(out.visible_fraction[0] > 0.99)
+    True
+    """
+    bank = (BodyBank.load() if bank is None else bank).to(scene.device)
+    generator = torch.Generator().manual_seed(seed)
+    person = Placements(
+        torch.tensor([0]), torch.tensor([body]), torch.tensor([tuple(position)]).float(),
+        torch.tensor([float(yaw)]), torch.tensor([float(stature)]),
+        draw_colours(1, CLOTHES, generator), torch.tensor([0.5]), 1,
+    )  # fmt: skip
+    if light is None:
+        light = draw_light(scene, 1, randomise=False, generator=generator)
+    return render_people(scene, bank, person, light, supersample=supersample)
 
 
 def check_supersample(supersample: int) -> None:

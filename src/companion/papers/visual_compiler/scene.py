@@ -15,20 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.checks import whole
 from companion.data.root import CorruptDataError
 from companion.files import write_whole
 from companion.papers.visual_compiler.camera import Camera
 
 STRIDE = 4  # pixels a cell of the network's maps
-EYE = 1.75  # metres: the person by whom sizes in a scene are told
+REFERENCE_STATURE = 1.75  # metres, of the person whose height in the image gives the scale
 
 
 @dataclass(frozen=True)
 class Box:
     """An obstacle or a wall, standing on the ground.
 
-    x, y: its middle, metres. size: length, width, height, metres. yaw: radians, of the length
-    from the x axis.
+    Args:
+        x, y: its middle, metres.
+        size: length, width, height, metres.
+        yaw: radians, of the length from the x axis.
     """
 
     x: float
@@ -41,8 +44,9 @@ class Box:
 class Occluder:
     """Something upright that is known only by its outline in the picture.
 
-    polygon: (column, row) corners in pixels. foot: the pixel where it stands; its distance is
-    that of the ground there.
+    Args:
+        polygon: (column, row) corners in pixels.
+        foot: the pixel where it stands; its distance is that of the ground there.
     """
 
     polygon: tuple[tuple[float, float], ...]
@@ -53,12 +57,18 @@ class Occluder:
 class Scene:
     """One fixed camera's view, with its layout.
 
-    background: (3, H, W) in [0, 1], without people. walkable: polygons of (x, y) in metres.
-    boxes, occluders: what stands there. sun: unit vector to the light, if known.
-    min_height: people who would be lower than this many pixels are not placed.
+    Args:
+        background: (3, H, W) in [0, 1], without people.
+        camera: of an image of this size.
+        walkable: polygons of (x, y) in metres.
+        boxes, occluders: what stands there.
+        sun: unit vector to the light, if known.
+        min_height: people who would be lower than this many pixels are not placed.
+        name: for titles.
 
-    Raises ValueError where calibration and picture do not fit, for a polygon that is none, and
-    where no walkable ground is seen.
+    Raises:
+        ValueError: where calibration and picture do not fit, for a polygon that is none, and
+            where no walkable ground is seen.
     """
 
     background: Tensor
@@ -120,7 +130,7 @@ class Scene:
             inside &= self.person_height(self.camera.pixel_grid()) >= self.min_height
         return inside
 
-    def person_height(self, feet: Tensor, stature: float = EYE) -> Tensor:
+    def person_height(self, feet: Tensor, stature: float = REFERENCE_STATURE) -> Tensor:
         """(...) rows between feet at pixels (..., 2) and the head above them; NaN off the ground."""
         ground = self.camera.backproject_ground(feet)
         head = torch.cat([ground, torch.full_like(ground[..., :1], stature)], -1)
@@ -132,8 +142,7 @@ class Scene:
         Bands of rows, each with the same share of the walkable pixels; from six regions on, also
         columns. Neighbours cross-fade over `overlap` of a band.
         """
-        if not n >= 1:
-            raise ValueError(f"n = {n!r}: expected at least 1 region")
+        whole(1, n=n)
         columns = max(c for c in range(1, int(math.sqrt(n)) + 1) if n % c == 0) if n >= 6 else 1
         mask = self.walkable_mask
         rows = _fades(mask.sum(1), n // columns, overlap)
@@ -213,7 +222,8 @@ def inside_polygon(points: Tensor, polygon: Sequence[tuple[float, float]]) -> Te
 def hit_box(origin: Tensor, rays: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     """Where rays (..., 3) from a point first meet a box.
 
-    Returns the multiple of the ray (inf for a miss) and the outward normal (..., 3) there.
+    Returns:
+        The multiple of the ray (inf for a miss) and the outward normal (..., 3) there.
     """
     rotate = _turn(box.yaw)
     half = torch.tensor(box.size, dtype=torch.float64) / 2
@@ -289,8 +299,10 @@ def load_scene(folder: str | os.PathLike) -> Scene:
     "R", "t", "dist"}}`` (the background is undistorted here), or as ``{"homography": ...}``, the
     3 by 3 map from the ground in metres to pixels. Only ``camera`` and ``walkable`` are needed.
 
-    Raises FileNotFoundError, CorruptDataError for a file that cannot be read, and ValueError as
-    `Scene` does.
+    Raises:
+        FileNotFoundError: for a folder that lacks one of the two.
+        CorruptDataError: for a file that cannot be read.
+        ValueError: as `Scene` does.
     """
     from PIL import Image
 
@@ -384,10 +396,16 @@ def random_scenes(n: int, width: int, height: int, *, like: Scene, seed: int) ->
     Heights, pitches, focal lengths, grounds, walls and light are drawn; people are seen in the
     sizes that they have in `like`.
 
-    Raises ValueError for n below 1, and where hardly any drawn camera sees people of these sizes.
+    Args:
+        n: scenes, at least 1.
+        width, height: of the images, pixels.
+        like: scene whose people's sizes are taken.
+        seed: of all that is drawn.
+
+    Raises:
+        ValueError: for n below 1, and where hardly any drawn camera sees people of these sizes.
     """
-    if n < 1:
-        raise ValueError(f"n = {n!r}: expected at least 1 scene")
+    whole(1, n=n, width=width, height=height)
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: float, high: float) -> float:
@@ -409,7 +427,7 @@ def random_scenes(n: int, width: int, height: int, *, like: Scene, seed: int) ->
         f = width * draw(0.7, 2.2)
         camera = Camera.level(f, lift, pitch, width, height)
         # distances at which a person has the sizes wanted, as far as the picture shows them
-        near, far = f * EYE / high, f * EYE / low
+        near, far = f * REFERENCE_STATURE / high, f * REFERENCE_STATURE / low
         wide = 0.6 * far * width / f + 1
         boxes = [
             Box(
@@ -453,7 +471,8 @@ def paint(
 ) -> Tensor:
     """(3, H, W): a picture of ground, boxes and sky, with cast shadows; colours are drawn.
 
-    plain: paving and warm walls; otherwise ground, walls and sky have any colour.
+    Args:
+        plain: paving and warm walls; otherwise ground, walls and sky have any colour.
     """
 
     def draw(*shape: int) -> Tensor:
