@@ -358,6 +358,24 @@ def test_the_squared_residual_never_rises_from_small_singular_values(largest):
             assert (r[1:] <= r[:-1] + 1e-12).all()
 
 
+def test_what_decays_in_a_repair_becomes_zero_and_not_subnormal():
+    model = nn.Sequential(nn.Linear(100, 100, bias=False))
+    sp.init_weights(model, "orthogonal", generator=seeded())
+    masks = {"0.weight": torch.rand(100, 100, generator=seeded(1)) < 0.05}
+    sp.enforce_isometry(model, masks, steps=400)
+    sizes = model[0].weight.abs()[masks["0.weight"]]
+    assert (sizes == 0).any()  # some have decayed
+    assert not ((sizes > 0) & (sizes < 1e-14)).any()
+    # a small layer is not nothing: it grows, and an empty one beside it stays
+    both = nn.Sequential(nn.Linear(5, 5, bias=False), nn.Linear(5, 5, bias=False)).double()
+    with torch.no_grad():
+        both[0].weight.mul_(1e-13)
+    empty = {"1.weight": torch.zeros(5, 5, dtype=torch.bool)}
+    residuals = sp.enforce_isometry(both, empty, steps=300)
+    assert residuals["0.weight"][-1] < 1e-6
+    assert not both[1].weight.any()
+
+
 def test_large_weights_are_scaled_down_before_they_run_away():
     """A dense He layer has singular values beyond the root of 3, where plain steps diverge."""
     layer = nn.Linear(784, 100)
