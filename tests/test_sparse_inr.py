@@ -1,5 +1,6 @@
 """Meta-SparseINR: counts, initialisation, MAML, pruning, fitting, and what each must catch."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -345,6 +346,37 @@ def test_two_calls_with_adam_s_state_are_one_longer_call():
         assert torch.allclose(whole[name], rest[name], atol=1e-12)
     forgot, _, _ = inr.meta_train(half, masks, tasks, 2, generator=generator(4), tasks_per_step=7)
     assert not torch.allclose(whole["layers.1.weight"], forgot["layers.1.weight"], atol=1e-6)
+
+
+def test_two_rounds_from_one_checkpoint_do_not_disturb_each_other():
+    start = inr.meta_learn(network(omega_0=10.0), signals(7), 3, generator=generator())
+    kept = copy.deepcopy(start.opt_state)
+
+    def once():
+        options = {"rounds": 1, "amount": 0.5, "round_steps": 3, "generator": generator(4)}
+        return inr.meta_prune(start, signals(7), **options)[-1]
+
+    first, second = once(), once()
+    assert all(torch.equal(first.params[n], second.params[n]) for n in first.params)
+    for number, memory in kept["state"].items():
+        for name, value in memory.items():
+            assert torch.equal(start.opt_state["state"][number][name], value)
+
+
+def test_adam_forgets_weights_when_they_are_pruned():
+    start = inr.meta_learn(network(omega_0=10.0), signals(7), 3, generator=generator())
+    end = inr.meta_prune(
+        start, signals(7), rounds=1, amount=0.5, round_steps=1, generator=generator()
+    )[-1]
+    names = [name for name in start.params if name != "omega_0"]
+    gone = 0
+    for memory, name in zip(end.opt_state["state"].values(), names, strict=True):
+        assert not memory["exp_avg"][~end.masks[name]].any()
+        assert memory["exp_avg"][end.masks[name]].any()
+        gone += int((~end.masks[name]).sum())
+    assert gone
+    nothing = inr.meta_learn(network(), signals(2), 0)  # no step: no memory to forget
+    inr.meta_prune(nothing, signals(2), rounds=1, amount=0.5, round_steps=1, tasks_per_step=2)
 
 
 def test_meta_training_lowers_the_loss_and_leaves_its_input_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -96,10 +97,16 @@ def meta_train(
         name: w.detach().clone().requires_grad_() for name, w in apply_mask(theta, masks).items()
     }
     optimizer = torch.optim.Adam(theta.values(), lr=outer_lr)
-    if opt_state is not None:
-        optimizer.load_state_dict(opt_state)
-    order = shuffled_batches(len(tasks), tasks_per_step, generator, tasks.device)
     active = active_masks(masks)
+    if opt_state is not None:
+        # the optimiser works on the state that it is given: the caller's must stay as it is
+        optimizer.load_state_dict(copy.deepcopy(opt_state))
+        # what it remembers of pruned weights would decay into subnormal numbers, which are slow
+        for name, mask in active.items():
+            for value in optimizer.state[theta[name]].values():
+                if value.shape == mask.shape:  # not the number of steps
+                    value.masked_fill_(~mask, 0)
+    order = shuffled_batches(len(tasks), tasks_per_step, generator, tasks.device)
     log: list[Tensor] = []
     with strict_float32():
         for step in range(1, steps + 1):
