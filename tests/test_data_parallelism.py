@@ -242,6 +242,15 @@ def test_batched_training_is_sequential_training(kind):
     assert not trained.diverged.any()
 
 
+def test_pooling_before_relu_is_the_same_function():
+    net = dp.simple_cnn().double()
+    x = torch.rand(4, 1, 28, 28, dtype=torch.float64)
+    conv1, _, _, conv2, _, _, flat, head = net
+    h = torch.max_pool2d(torch.relu(conv1(x)), 2)  # as the paper has it
+    h = torch.max_pool2d(torch.relu(conv2(h)), 2)
+    assert torch.equal(net(x), head(flat(h)))
+
+
 @pytest.mark.parametrize("make", [dp.simple_cnn, lambda: dp.resnet8(1)])
 def test_every_way_gives_the_same_gradients_for_convolutions(make):
     models = [make().double() for _ in range(3)]
