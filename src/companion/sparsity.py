@@ -668,3 +668,70 @@ def mask_overlap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 def count_kept(masks: Mapping[str, Tensor]) -> int:
     """How many entries all masks together keep."""
     return sum(int(mask.count_nonzero()) for mask in masks.values())
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dense": Tensor.clone,
+    "coo": Tensor.to_sparse_coo,
+    "csr": Tensor.to_sparse_csr,
+}
+
+
+@torch.no_grad()
+def export_weights(
+    model: nn.Module, masks: Mapping[str, Tensor], *, layout: str = "dense"
+) -> dict[str, Tensor]:
+    """The model's `state_dict` with masked entries zero, to save or to hand on.
+
+    Args:
+        model: any module; it stays as it is.
+        masks: boolean tensors by parameter name.
+        layout: "dense" loads into the same architecture by `load_state_dict`; "coo" and "csr"
+            store masked weights as PyTorch's sparse tensors ("csr": matrices; a convolution is
+            reshaped to (out, in * kernel)), of which ``.to_dense()`` is the dense one. What has no
+            mask or fewer than two dimensions stays dense.
+
+    Returns:
+        Tensors of their own by name, on the model's device.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> masks = {"weight": torch.tensor([[True, False, True], [False, False, True]])}
+    >>> export_weights(layer, masks, layout="csr")["weight"].values().numel()
+    3
+
+    Raises:
+        ValueError: for another layout and for masks that do not fit.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout = {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    check_masks(model, masks)
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    for name, mask in masks.items():
+        value = state[name]
+        value.masked_fill_(~mask.to(value.device), 0)
+        if value.dim() > 1:
+            with warnings.catch_warnings():  # PyTorch calls its rows in order "beta"
+                warnings.simplefilter("ignore", UserWarning)
+                state[name] = LAYOUTS[layout](value.flatten(1) if layout == "csr" else value)
+    return state
+
+
+def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Hand the masks over to `torch.nn.utils.prune`, which keeps them as buffers of the modules.
+
+    From here on a weight is the product of `<name>_orig` and `<name>_mask`, with these names in the
+    `state_dict`, until `torch.nn.utils.prune.remove`. Changes the model in place.
+
+    Args:
+        model: any module that keeps to no masks of `apply_masks`.
+        masks: boolean tensors by parameter name.
+
+    Raises:
+        ValueError: for masks that do not fit.
+    """
+    from torch.nn.utils import prune
+
+    known = check_masks(model, masks)
+    for name, mask in masks.items():
+        path, _, local = name.rpartition(".")
+        prune.custom_from_mask(model.get_submodule(path), local, mask.to(known[name].device))

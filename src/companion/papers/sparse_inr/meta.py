@@ -78,6 +78,7 @@ def meta_train(
     opt_state: dict | None = None,
     first_order: bool = False,
     bar: Progress | None = None,
+    progress: bool = False,
 ) -> tuple[Params, dict, list[float]]:
     """Minimise `maml_loss` over random signals with Adam, keeping to the masks.
 
@@ -108,7 +109,7 @@ def meta_train(
                     value.masked_fill_(~mask, 0)
     order = shuffled_batches(len(tasks), tasks_per_step, generator, tasks.device)
     log: list[Tensor] = []
-    with strict_float32():
+    with strict_float32(), Progress(steps, "outer steps", show=progress) as own:
         for step in range(1, steps + 1):
             batch = tasks[next(order)]
             optimizer.zero_grad(set_to_none=True)
@@ -125,8 +126,7 @@ def meta_train(
                 raise DivergenceError(
                     f"the meta-learning loss is not finite by step {step}: lower outer_lr = {outer_lr}"
                 )
-            if bar is not None:
-                bar.update()
+            (own if bar is None else bar).update()
     trained = {name: w.detach() for name, w in theta.items()} | {"omega_0": omega_0}
     return trained, optimizer.state_dict(), torch.stack(log).tolist() if log else []
 
