@@ -605,7 +605,7 @@ def folder_of(root, pictures, ending="png"):
 
 def test_a_folder_of_images_is_decoded_class_by_class(tmp_path):
     pictures = [("b", picture(seed=0)), ("a", picture(seed=1)), ("b", picture(seed=2))]
-    x, y, classes = load_image_folder(folder_of(tmp_path, pictures), progress=False)
+    x, y, classes = load_image_folder(folder_of(tmp_path, pictures))
     assert (x.shape, x.dtype) == ((3, 3, 10, 12), torch.float32)
     assert (y.tolist(), classes) == ([0, 1, 1], ("a", "b"))
     for found, (_, image) in zip(x, [pictures[1], pictures[0], pictures[2]], strict=True):
@@ -616,8 +616,8 @@ def test_a_folder_of_images_is_decoded_class_by_class(tmp_path):
 def test_grey_images_come_as_one_channel_or_three(tmp_path):
     image = picture(mode="L")
     folder_of(tmp_path, [("a", image)])
-    grey, *_ = load_image_folder(tmp_path, channels=1, progress=False)
-    colour, *_ = load_image_folder(tmp_path, progress=False)
+    grey, *_ = load_image_folder(tmp_path, channels=1)
+    colour, *_ = load_image_folder(tmp_path)
     np.testing.assert_array_equal((grey[0, 0] * 255).round().numpy(), np.array(image))
     assert colour.shape == (1, 3, 10, 12)
     assert torch.equal(colour[0, 0], colour[0, 2])
@@ -628,8 +628,8 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
     with pytest.raises(
         ValueError, match=r"1\.png has \(20, 9\) pixels, the first has \(10, 12\): give size"
     ):
-        load_image_folder(tmp_path, progress=False)
-    x, *_ = load_image_folder(tmp_path, size=8, progress=False)
+        load_image_folder(tmp_path)
+    x, *_ = load_image_folder(tmp_path, size=8)
     assert x.shape == (2, 3, 8, 8)
 
 
@@ -643,13 +643,13 @@ def test_a_damaged_picture_is_named(damage, ending, tmp_path):
         {"truncated": content[: len(content) // 2], "text": b"hello", "empty": b""}[damage]
     )
     with pytest.raises(CorruptDataError, match=rf"1\.{ending} cannot be decoded"):
-        load_image_folder(tmp_path, progress=False)
+        load_image_folder(tmp_path)
 
 
 def test_a_folder_without_images_is_missing_data(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(MissingDataError, match="one subfolder a class"):
-            load_image_folder(folder, progress=False)
+            load_image_folder(folder)
 
 
 def test_a_jpeg_set_of_the_wrong_size_raises(tmp_path):
@@ -670,7 +670,7 @@ def test_a_picture_with_an_absurd_header_is_named(tmp_path, pixels):
     with pytest.raises(CorruptDataError, match=r"1\.pgm cannot be decoded"):
         open_picture(tmp_path / "a" / "1.pgm")
     with pytest.raises(CorruptDataError, match=r"1\.pgm cannot be decoded"):
-        load_image_folder(tmp_path, progress=False)
+        load_image_folder(tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"channels": 2}, {"size": 0}])
@@ -901,7 +901,7 @@ def test_cifar10_as_jpeg_has_its_counts_and_names(real_data, tmp_path):
                 (tmp_path / name).mkdir()
                 for file in files[:20]:
                     (tmp_path / name / file.name).symlink_to(file)
-    x, y, classes = load_image_folder(tmp_path, progress=False)
+    x, y, classes = load_image_folder(tmp_path)
     assert (x.shape, classes) == ((200, 3, 32, 32), tuple(names))
     assert y.bincount().tolist() == [20] * 10
     assert 0.4 < x.mean().item() < 0.55

@@ -18,8 +18,27 @@ from companion.files import ROOT
 from companion.models import mlp, truncated_variance_scaling_
 from companion.papers import data_parallelism as dp
 from companion.papers.data_parallelism import distributed, stacked
+from companion.papers.data_parallelism.distributed import (
+    WorkerError,
+    largest_difference,
+    run_group,
+)
+from companion.papers.data_parallelism.scaling import (
+    quadratic_second_moment,
+    quadratic_steps,
+    slope,
+)
+from companion.papers.data_parallelism.search import INFEASIBLE, STOPPED
+from companion.papers.data_parallelism.stacked import (
+    errors_up_to,
+    pick_way,
+    stacked_gradients,
+    stacked_outputs,
+)
+from companion.papers.data_parallelism.trials import sobol_points
 from companion.runs import chapters, executor
 from companion.sparsity import apply_masks, count_kept
+from companion.stacked import stack
 
 
 def seeded(seed=0):
@@ -147,10 +166,10 @@ def test_sensitivity_does_not_change_when_a_factor_moves_to_the_next_layer():
 
 
 def test_sobol_points_begin_in_the_middle_and_extend_each_other():
-    assert dp.sobol_points(1, 3).tolist() == [[0.5, 0.5, 0.5]]
-    assert dp.sobol_points(3, 2).tolist() == [[0.5, 0.5], [0.75, 0.25], [0.25, 0.75]]
-    assert torch.equal(dp.sobol_points(100, 4)[:24], dp.sobol_points(24, 4))
-    fine = dp.sobol_points(127, 1).flatten().sort().values * 128
+    assert sobol_points(1, 3).tolist() == [[0.5, 0.5, 0.5]]
+    assert sobol_points(3, 2).tolist() == [[0.5, 0.5], [0.75, 0.25], [0.25, 0.75]]
+    assert torch.equal(sobol_points(100, 4)[:24], sobol_points(24, 4))
+    fine = sobol_points(127, 1).flatten().sort().values * 128
     assert torch.equal(fine, torch.arange(1.0, 128.0, dtype=torch.float64))
 
 
@@ -242,14 +261,23 @@ def test_batched_training_is_sequential_training(kind):
     assert not trained.diverged.any()
 
 
+def test_pooling_before_relu_is_the_same_function():
+    net = dp.simple_cnn().double()
+    x = torch.rand(4, 1, 28, 28, dtype=torch.float64)
+    conv1, _, _, conv2, _, _, flat, head = net
+    h = torch.max_pool2d(torch.relu(conv1(x)), 2)  # as the paper has it
+    h = torch.max_pool2d(torch.relu(conv2(h)), 2)
+    assert torch.equal(net(x), head(flat(h)))
+
+
 @pytest.mark.parametrize("make", [dp.simple_cnn, lambda: dp.resnet8(1)])
 def test_every_way_gives_the_same_gradients_for_convolutions(make):
     models = [make().double() for _ in range(3)]
-    params = dp.stack(models)
+    params = stack(models)
     x = torch.randn(4, 1, 28, 28, generator=seeded(), dtype=torch.float64)
     y = torch.arange(4)
     ways = [("batched", 0), ("batched", 2), ("loop", 0)]
-    found = [dp.stacked_gradients(models[0], params, x, y, way=way, chunk=c) for way, c in ways]
+    found = [stacked_gradients(models[0], params, x, y, way=way, chunk=c) for way, c in ways]
     for r, model in enumerate(models):
         alone = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
         for gradients in found:
@@ -259,11 +287,11 @@ def test_every_way_gives_the_same_gradients_for_convolutions(make):
 
 def test_dense_chains_are_batched_and_large_batches_of_images_loop_on_a_cpu():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert dp.pick_way(mlp(64, (64,)), 1024, cpu) == "batched"
-    assert dp.pick_way(dp.simple_cnn(), 32, cpu) == "loop"
-    assert dp.pick_way(dp.simple_cnn(), 32, gpu) == "batched"
+    assert pick_way(mlp(64, (64,)), 1024, cpu) == "batched"
+    assert pick_way(dp.simple_cnn(), 32, cpu) == "loop"
+    assert pick_way(dp.simple_cnn(), 32, gpu) == "batched"
     with pytest.raises(ValueError, match="way = 'both': expected one of auto, batched, loop"):
-        dp.stacked_outputs(dp.simple_cnn(), {}, torch.zeros(1, 1, 28, 28), "both")
+        stacked_outputs(dp.simple_cnn(), {}, torch.zeros(1, 1, 28, 28), "both")
 
 
 def test_a_diverging_trial_changes_no_other():
@@ -317,10 +345,10 @@ def test_mistakes_are_exact_up_to_what_is_allowed(allowed):
         load.model, params, None, torch.logspace(-3, 0, 6), 0.0, load.batches(64), steps=60
     ).params
     params["1.weight"][5] = float("nan")
-    outputs = dp.stacked_outputs(load.model, params, load.valid_x)
+    outputs = stacked_outputs(load.model, params, load.valid_x)
     true = (outputs.argmax(-1) != load.valid_y).sum(1)
     true[5] = 300  # an output that is not finite is a mistake
-    found = dp.errors_up_to(load.model, params, load.valid_x, load.valid_y, allowed)
+    found = errors_up_to(load.model, params, load.valid_x, load.valid_y, allowed)
     assert torch.equal(found <= allowed, true <= allowed)
     assert torch.equal(found[found <= allowed], true[true <= allowed])
 
@@ -331,9 +359,9 @@ def test_mistakes_are_exact_up_to_what_is_allowed(allowed):
 def test_mistakes_do_not_depend_on_the_memory_they_may_take(make, way, limit, monkeypatch):
     torch.manual_seed(0)
     model = make()
-    params = dp.stack([make() for _ in range(5)])
+    params = stack([make() for _ in range(5)])
     x, y = torch.randn(90, 1, 16, 16, generator=seeded()), torch.arange(90) % 10
-    expected = (dp.stacked_outputs(model, params, x).argmax(-1) != y).sum(1)
+    expected = (stacked_outputs(model, params, x).argmax(-1) != y).sum(1)
     largest = 0
     outputs = stacked.stacked_outputs
 
@@ -344,7 +372,7 @@ def test_mistakes_do_not_depend_on_the_memory_they_may_take(make, way, limit, mo
         return outputs(model, params, x, way)
 
     monkeypatch.setattr(stacked, "stacked_outputs", watched)
-    found = dp.errors_up_to(model, params, x, y, 90, way=way, limit=limit)
+    found = errors_up_to(model, params, x, y, 90, way=way, limit=limit)
     assert torch.equal(found, expected)
     assert largest <= max(limit, stacked._bytes_each(model, x))  # one network, one example
 
@@ -406,8 +434,8 @@ def test_racing_changes_no_result_and_saves_work(batch_size):
     for i in range(2):
         assert raced.k_star(i) == free.k_star(i)
         assert raced.work[i] == 4 * raced.k_star(i)  # lock-step: all stop together
-        stopped = (raced.steps[i] != raced.k_star(i)) & (raced.status[i] != dp.INFEASIBLE)
-        assert (raced.status[i][stopped] == dp.STOPPED).all()
+        stopped = (raced.steps[i] != raced.k_star(i)) & (raced.status[i] != INFEASIBLE)
+        assert (raced.status[i][stopped] == STOPPED).all()
     assert raced.work.sum() < free.work.sum()
 
 
@@ -424,7 +452,7 @@ def test_all_trials_diverging_is_infeasible():
     found = dp.steps_to_result(workload(goal_error=0.001), 8, [0.0], wild)
     assert found.outcome(0) == "infeasible"
     assert found.k_star(0) is None
-    assert found.steps.tolist() == [[dp.INFEASIBLE, dp.INFEASIBLE]]
+    assert found.steps.tolist() == [[INFEASIBLE, INFEASIBLE]]
 
 
 def test_among_trials_that_hit_together_the_one_with_fewest_mistakes_wins():
@@ -436,9 +464,7 @@ def test_among_trials_that_hit_together_the_one_with_fewest_mistakes_wins():
     params = dp.train_batched(
         load.model, flat(networks, "params"), None, TRIALS["lr"], 0.0, load.batches(16), steps=30
     ).params
-    wrong = (dp.stacked_outputs(load.model, params, load.valid_x).argmax(-1) != load.valid_y).sum(
-        1
-    )
+    wrong = (stacked_outputs(load.model, params, load.valid_x).argmax(-1) != load.valid_y).sum(1)
     assert wrong[found.best[0]] == wrong[together].min()
 
 
@@ -462,7 +488,7 @@ def test_a_batch_larger_than_the_set_is_refused_before_anything_runs():
     with pytest.raises(ValueError, match="batch_size = 121: expected 1 to 120"):
         dp.steps_to_result(workload(), 121, [0.0], TRIALS)
     with pytest.raises(ValueError, match=r"batch_sizes = \[8, 500\]: element 500: expected 1 to"):
-        dp.search(workload(), [8, 500], [0.0], TRIALS, progress=False)
+        dp.search(workload(), [8, 500], [0.0], TRIALS)
 
 
 def test_a_copy_of_a_workload_has_a_network_of_its_own():
@@ -493,7 +519,7 @@ def test_a_search_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
         return real(load, batch_size, *rest, **options)
 
     monkeypatch.setattr(module, "steps_to_result", counted)
-    options = {"seeds": [0], "store": store, "progress": False}
+    options = {"seeds": [0], "store": store}
     with pytest.raises(KeyboardInterrupt):
         dp.search(workload(), [8, 16], SPARSITIES, TRIALS, **options)
     results = dp.search(workload(), [8, 16], SPARSITIES, TRIALS, **options)
@@ -563,7 +589,7 @@ def test_tuned_bound_is_the_least_over_step_sizes_and_continuous():
 
 
 def test_slope_of_a_power_law():
-    assert dp.slope([2, 8, 32], [90, 1, 90 / 4]) == pytest.approx(-0.5)
+    assert slope([2, 8, 32], [90, 1, 90 / 4]) == pytest.approx(-0.5)
 
 
 def test_bootstrap_has_the_distribution_of_a_minimum():
@@ -612,7 +638,7 @@ def test_noisy_quadratic_against_monte_carlo():
     lr, curvature, variance, batch, start, n = 0.1, 2.0, 3.0, 4, 1.5, 200_000
     rng = np.random.default_rng(0)
     w = np.full(n, start)
-    moments = dp.quadratic_second_moment(30, lr, curvature, variance, batch, start)
+    moments = quadratic_second_moment(30, lr, curvature, variance, batch, start)
     assert moments[0] == pytest.approx(start**2)
     for k in range(1, 31):
         w -= lr * (curvature * w + rng.normal(0, (variance / batch) ** 0.5, n))
@@ -622,8 +648,8 @@ def test_noisy_quadratic_against_monte_carlo():
 
 def test_noisy_quadratic_meets_its_goal_in_the_steps_it_says():
     for batch in (1, 10, 1000):
-        steps, rate = dp.quadratic_steps(batch, 0.01, 1.0, 1.0, 1.0, 0.1)
-        moments = dp.quadratic_second_moment(int(steps) + 2, rate, 1.0, 1.0, batch, 1.0)
+        steps, rate = quadratic_steps(batch, 0.01, 1.0, 1.0, 1.0, 0.1)
+        moments = quadratic_second_moment(int(steps) + 2, rate, 1.0, 1.0, batch, 1.0)
         hit = int(np.argmax(moments <= 2 * 0.01))
         assert hit == int(np.ceil(steps))
     assert rate == 0.1
@@ -651,8 +677,8 @@ def test_unequal_shards_take_the_steps_of_the_joined_batch(shards, dtype, allowe
     apart = dp.update_in_processes(network, params, batches, shards, update)
     assert len(apart) == len(shards)
     for one in apart:
-        assert dp.largest_difference(one, joined) < allowed
-        assert dp.largest_difference(one, apart[0]) == 0
+        assert largest_difference(one, joined) < allowed
+        assert largest_difference(one, apart[0]) == 0
     assert not multiprocessing.active_children()
 
 
@@ -664,7 +690,7 @@ def test_averaging_the_means_of_unequal_shards_is_wrong():
         apart = dp.update_in_processes(
             network, params, batches, shards, update, reduction="mean_of_means"
         )
-        assert (dp.largest_difference(apart[0], joined) < 1e-14) is right
+        assert (largest_difference(apart[0], joined) < 1e-14) is right
 
 
 def test_a_joined_update_is_that_of_torch_optim():
@@ -676,7 +702,7 @@ def test_a_joined_update_is_that_of_torch_optim():
         cross_entropy(model(x), y).backward()
         optimizer.step()
     ours = dp.train_shard(network, params, batches, dp.Update(0.1, 0.9, True))
-    assert dp.largest_difference(ours, model.state_dict()) < 1e-14
+    assert largest_difference(ours, model.state_dict()) < 1e-14
 
 
 def test_shards_must_make_up_the_batch():
@@ -714,8 +740,8 @@ def _sleeps(rank):
 )
 def test_processes_that_fail_are_an_error_and_leave_nobody(job, timeout, complaint):
     began = time.monotonic()
-    with pytest.raises(dp.WorkerError, match=complaint):
-        dp.run_group(job, [(), ()], timeout=timeout)
+    with pytest.raises(WorkerError, match=complaint):
+        run_group(job, [(), ()], timeout=timeout)
     assert time.monotonic() - began < 15
     assert not multiprocessing.active_children()
 
@@ -733,14 +759,14 @@ params = {n: p[0, 0] for n, p in start.items()}
 batch = next(load.batches(32))
 joined = dp.train_shard(load.model, params, [batch], dp.Update())
 apart = dp.update_in_processes(load.model, params, [batch], [8, 24], dp.Update(), timeout=250)
-print("gap", max(dp.largest_difference(one, joined) for one in apart) < 1e-6)
-print("environment", dp.run_group(os.getenv, [("COMPANION_RECORD",)], timeout=250), os.environ["COMPANION_RECORD"])
+print("gap", max(largest_difference(one, joined) for one in apart) < 1e-6)
+print("environment", run_group(os.getenv, [("COMPANION_RECORD",)], timeout=250), os.environ["COMPANION_RECORD"])
 """
 
 
 def test_a_script_that_spawns_processes_runs_once_and_alone_keeps_its_record(tmp_path):
     script = tmp_path / "chapter.py"
-    script.write_text(SCRIPT.replace("dp.run_group(os.getenv", "dp.run_group(getenv"))
+    script.write_text(SCRIPT.replace("run_group(os.getenv", "run_group(getenv"))
     # a job has to be of a module: this one lies beside the script
     (tmp_path / "jobs.py").write_text(
         "import os\n\ndef getenv(rank, name):\n    return os.environ.get(name)\n"
@@ -766,13 +792,13 @@ def test_what_no_group_can_run_is_named(monkeypatch):
     with pytest.raises(ValueError, match="reduction = 'max'"):
         dp.update_in_processes(network, params, batches, [96], dp.Update(), reduction="max")
     with pytest.raises(ValueError, match="arguments = "):
-        dp.run_group(_fails, [])
+        run_group(_fails, [])
     with pytest.raises(ValueError, match="timeout = 0"):
-        dp.run_group(_fails, [()], timeout=0)
+        run_group(_fails, [()], timeout=0)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(_fails, "__module__", "__main__")
     with pytest.raises(ValueError, match="job = _fails: expected a function of a module"):
-        dp.run_group(_fails, [()])
+        run_group(_fails, [()])
 
 
 ORPHANS = """
@@ -843,7 +869,7 @@ def test_what_no_search_can_use_is_named(tmp_path):
     load, trials = workload(max_steps=4), {"lr": TRIALS["lr"][:2]}
 
     def search(**k):
-        given = {"batch_sizes": [8], "sparsities": [0.0], "trials": trials, "progress": False}
+        given = {"batch_sizes": [8], "sparsities": [0.0], "trials": trials}
         return dp.search(load, **given | k)
 
     (tmp_path / "broken.json").write_text("{nope")
@@ -863,15 +889,15 @@ def test_what_no_search_can_use_is_named(tmp_path):
         lambda: dp.initial_networks(load, [0.5], 1, batch_size=0): "batch_size = 0",
         lambda: dp.steps_to_result(load, 8, [0.0], {}): "trials = ",
         lambda: dp.trials_for(load, 2, (0.1, float("inf"))): "lr_range = ",
-        lambda: dp.stack([]): "models = ",
-        lambda: dp.slope([1], [2]): "batch_sizes, steps = ",
-        lambda: dp.slope([1, 2], [0, 2]): "batch_sizes, steps = ",
+        lambda: stack([]): "models = ",
+        lambda: slope([1], [2]): "batch_sizes, steps = ",
+        lambda: slope([1, 2], [0, 2]): "batch_sizes, steps = ",
         lambda: dp.tuned_steps([1.0], 1.0, 0.0): "c2 = 0.0",
         lambda: dp.bootstrap_k_star(torch.tensor([]), 2): "steps = ",
         lambda: dp.bootstrap_k_star(torch.tensor([3]), 0): "trials = 0",
         lambda: dp.k_star_interval(np.array([])): "draws, level = 0 numbers",
         lambda: dp.lipschitz_along(ones, ones, lambda p: p, []): "gammas = ",
-        lambda: dp.quadratic_steps(1.0, 0.1, 0.0, 1.0, 1.0, 0.5): "curvature = 0.0",
+        lambda: quadratic_steps(1.0, 0.1, 0.0, 1.0, 1.0, 0.5): "curvature = 0.0",
     }.items():
         with pytest.raises(ValueError, match=message):
             call()

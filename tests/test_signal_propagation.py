@@ -13,8 +13,15 @@ from torch import nn
 from torch.nn.functional import conv2d, cross_entropy, pad
 
 from companion.data.images import load_images, standardise
+from companion.models import mlp, parameter_counts
 from companion.papers import signal_propagation as sp
+from companion.papers.signal_propagation.experiment import VARIANTS, check_sizes, repair
+from companion.papers.signal_propagation.initialisers import orthogonal_kernel
+from companion.papers.signal_propagation.isometry import isometry_gradient
+from companion.papers.signal_propagation.networks import resnet
+from companion.papers.signal_propagation.spectra import jacobian, masked_parameters
 from companion.runs import chapters, executor
+from companion.sparsity import mask_overlap, prunable_parameters, random_scores
 
 
 def seeded(seed=0):
@@ -22,13 +29,13 @@ def seeded(seed=0):
 
 
 def orthogonal_mlp(inputs=64, activation="linear", seed=0, kind="orthogonal"):
-    model = sp.mlp(inputs, [100] * 6, 10, activation=activation)
+    model = mlp(inputs, [100] * 6, 10, activation=activation)
     sp.init_weights(model, kind, generator=seeded(seed))
     return model
 
 
 def some_masks(model, sparsity=0.9, seed=1):
-    scores = sp.random_scores(sp.prunable_parameters(model, biases=False), seeded(seed))
+    scores = random_scores(prunable_parameters(model, biases=False), seeded(seed))
     return sp.global_topk_mask(scores, sparsity, warn=False)
 
 
@@ -53,7 +60,7 @@ def test_orthogonal_dense_weights_have_orthonormal_rows_or_columns(rows, columns
     ("inputs", "outputs", "size"), [(3, 8, 3), (5, 5, 2), (4, 6, 5), (3, 7, 1)]
 )
 def test_orthogonal_kernels_keep_norms_under_circular_convolution(inputs, outputs, size):
-    kernel = sp.orthogonal_kernel(outputs, inputs, size, generator=seeded())
+    kernel = orthogonal_kernel(outputs, inputs, size, generator=seeded())
     x = torch.randn(4, inputs, 9, 9, generator=seeded(1), dtype=torch.float64)
     wrapped = pad(x, (0, size - 1, 0, size - 1), mode="circular") if size > 1 else x
     y = conv2d(wrapped, kernel)
@@ -63,7 +70,7 @@ def test_orthogonal_kernels_keep_norms_under_circular_convolution(inputs, output
 
 
 def test_an_orthogonal_kernel_is_more_than_its_middle():
-    kernel = sp.orthogonal_kernel(8, 8, 3, generator=seeded())
+    kernel = orthogonal_kernel(8, 8, 3, generator=seeded())
     assert kernel.flatten(2).norm(dim=(0, 1)).min() > 0.05
 
 
@@ -112,25 +119,25 @@ def test_unknown_kinds_and_gains_are_refused():
 )  # fmt: skip
 def test_resnets_count_as_the_official_code_does(depth, weights, biases):
     with torch.device("meta"):
-        model = sp.resnet(depth)
+        model = resnet(depth)
         assert model(torch.empty(2, 3, 32, 32)).shape == (2, 10)
-    assert sp.parameter_counts(model) == (weights, biases)
+    assert parameter_counts(model) == (weights, biases)
 
 
 def test_the_other_networks_count_as_the_official_code_does(digits):
-    assert sp.parameter_counts(orthogonal_mlp(784)) == (129_400, 610)
+    assert parameter_counts(orthogonal_mlp(784)) == (129_400, 610)
     images = digits.replace(train_x=torch.zeros(2, 3, 32, 32))
     counts = {"vgg_c": (10_521_280, 5_258), "wrn_16_6": (6_166_704, None)}
     for arch, (weights, biases) in counts.items():
         with torch.device("meta"):
-            model = sp.build_model(arch, images.to("meta"), activation="relu")
-        found = sp.parameter_counts(model)
+            model = sp.untrained_network(arch, images.to("meta"), activation="relu")
+        found = parameter_counts(model)
         assert found[0] == weights
         assert biases in (None, found[1])
 
 
 def test_shortcuts_pool_and_pad_without_parameters():
-    block = sp.resnet(8)[4]  # the first block of the second group: 16 to 32 channels, stride 2
+    block = resnet(8)[4]  # the first block of the second group: 16 to 32 channels, stride 2
     for p in block.parameters():
         nn.init.zeros_(p)
     x = torch.rand(1, 16, 4, 4, generator=seeded())
@@ -153,20 +160,20 @@ def test_shortcuts_pool_and_pad_without_parameters():
 )
 def test_wrong_networks_are_refused_by_name(digits, options, message):
     with pytest.raises(ValueError, match=message):
-        sp.build_model(**({"arch": "mlp", "data": digits} | options))
+        sp.untrained_network(**({"arch": "mlp", "data": digits} | options))
 
 
 def test_sizes_beyond_the_training_set_are_refused(digits):
-    sp.check_sizes(digits, batch_size=1347, n_jacobian_examples=1347)
+    check_sizes(digits, batch_size=1347, n_jacobian_examples=1347)
     with pytest.raises(ValueError, match="batch_size = 1348: 'digits' has 1347"):
-        sp.check_sizes(digits, batch_size=1348, n_jacobian_examples=1)
+        check_sizes(digits, batch_size=1348, n_jacobian_examples=1)
     with pytest.raises(ValueError, match="n_jacobian_examples = 2000"):
-        sp.check_sizes(digits, batch_size=1, n_jacobian_examples=2000)
+        check_sizes(digits, batch_size=1, n_jacobian_examples=2000)
 
 
 def test_residual_networks_have_depths_of_six_n_plus_two():
     with pytest.raises(ValueError, match="depth = 34"):
-        sp.resnet(34)
+        resnet(34)
 
 
 # ---------------------------------------------------------------- spectra
@@ -176,7 +183,7 @@ def test_a_linear_spectrum_is_that_of_the_product_of_the_masked_weights():
     model = orthogonal_mlp().double()
     masks = some_masks(model, 0.7)
     product = torch.eye(64, dtype=torch.float64)
-    for W in sp.masked_parameters(model, masks).values():
+    for W in masked_parameters(model, masks).values():
         product = W @ product if W.dim() > 1 else product
     found = sp.jacobian_singular_values(
         model, torch.randn(3, 1, 8, 8, generator=seeded()), masks=masks
@@ -198,7 +205,7 @@ def test_masks_leave_the_model_alone():
 def test_a_nonlinear_jacobian_is_that_of_autograd_example_by_example():
     model = orthogonal_mlp(activation="tanh").double()
     x = torch.randn(70, 64, generator=seeded(), dtype=torch.float64)  # more than a chunk
-    found = sp.jacobian(model, x)
+    found = jacobian(model, x)
     for i in (0, 63, 64, 69):
         twin = torch.autograd.functional.jacobian(lambda v: model(v[None])[0], x[i])
         torch.testing.assert_close(found[i], twin)
@@ -313,13 +320,13 @@ def test_the_gradient_by_formula_is_that_of_autograd(shape, objective):
     norms = torch.linalg.matrix_norm(G)
     loss = norms.square().sum() / 4 if objective == "squared" else norms.sum()
     (expected,) = torch.autograd.grad(loss, V)
-    found = sp.isometry_gradient(V.detach(), objective)
+    found = isometry_gradient(V.detach(), objective)
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
 
 
 def test_the_norm_has_no_gradient_at_isometry_and_gives_zero_not_nan():
     V = torch.eye(4, dtype=torch.float64)[None]
-    assert torch.equal(sp.isometry_gradient(V, "paper"), torch.zeros_like(V))
+    assert torch.equal(isometry_gradient(V, "paper"), torch.zeros_like(V))
 
 
 @pytest.mark.parametrize("objective", ["squared", "paper"])
@@ -356,6 +363,24 @@ def test_the_squared_residual_never_rises_from_small_singular_values(largest):
         for residuals in sp.enforce_isometry(model, masks, steps=60).values():
             r = torch.tensor(residuals)
             assert (r[1:] <= r[:-1] + 1e-12).all()
+
+
+def test_what_decays_in_a_repair_becomes_zero_and_not_subnormal():
+    model = nn.Sequential(nn.Linear(100, 100, bias=False))
+    sp.init_weights(model, "orthogonal", generator=seeded())
+    masks = {"0.weight": torch.rand(100, 100, generator=seeded(1)) < 0.05}
+    sp.enforce_isometry(model, masks, steps=400)
+    sizes = model[0].weight.abs()[masks["0.weight"]]
+    assert (sizes == 0).any()  # some have decayed
+    assert not ((sizes > 0) & (sizes < 1e-14)).any()
+    # a small layer is not nothing: it grows, and an empty one beside it stays
+    both = nn.Sequential(nn.Linear(5, 5, bias=False), nn.Linear(5, 5, bias=False)).double()
+    with torch.no_grad():
+        both[0].weight.mul_(1e-13)
+    empty = {"1.weight": torch.zeros(5, 5, dtype=torch.bool)}
+    residuals = sp.enforce_isometry(both, empty, steps=300)
+    assert residuals["0.weight"][-1] < 1e-6
+    assert not both[1].weight.any()
 
 
 def test_large_weights_are_scaled_down_before_they_run_away():
@@ -448,7 +473,7 @@ def test_signed_accumulation_equals_one_full_batch(digits):
     model = orthogonal_mlp(activation="tanh").double()
     data = digits.replace(train_x=digits.train_x.double())
     one = sp.connection_sensitivity(model, cross_entropy, sp.full_set(data, 1347))
-    many = sp.score(model, sp.full_set(data, 100))
+    many = sp.connection_scores(model, sp.full_set(data, 100))
     largest = max(v.max() for v in one.values())
     assert all((one[n] - many[n]).abs().max() <= 1e-6 * largest for n in one)
     # absolute values batch by batch are another ranking: the planted fault
@@ -456,7 +481,7 @@ def test_signed_accumulation_equals_one_full_batch(digits):
         model, cross_entropy, sp.full_set(data, 100), reduction="absolute"
     )
     masks = [sp.global_topk_mask(scores, 0.9) for scores in (many, other)]
-    assert sp.mask_overlap(*masks) < 0.99
+    assert mask_overlap(*masks) < 0.99
 
 
 def test_label_free_losses_ignore_the_labels(digits):
@@ -481,7 +506,7 @@ def test_label_free_losses_by_definition():
 def test_a_networks_own_prediction_has_no_gradient_and_is_refused(digits):
     model = orthogonal_mlp(activation="tanh")
     with pytest.raises(sp.NoSignalError, match="kind = 'softmax': the largest score is"):
-        sp.score(model, sp.full_set(digits), "softmax")
+        sp.connection_scores(model, sp.full_set(digits), "softmax")
     # detached: with the gradient through the target it is the entropy, which has one
     outputs = model(digits.train_x[:50]).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(sp.scoring_loss("softmax")(outputs, None), outputs)
@@ -491,14 +516,14 @@ def test_a_networks_own_prediction_has_no_gradient_and_is_refused(digits):
 def test_random_labels_are_the_same_labels_dealt_out_anew(digits):
     model = orthogonal_mlp(activation="tanh")
     batches = sp.full_set(digits)
-    found = sp.score(model, batches, "random_labels", generator=seeded(4))
+    found = sp.connection_scores(model, batches, "random_labels", generator=seeded(4))
     order = torch.randperm(len(digits.train_y), generator=seeded(4))
-    twin = sp.score(model, sp.full_set(digits.replace(train_y=digits.train_y[order])))
+    twin = sp.connection_scores(model, sp.full_set(digits.replace(train_y=digits.train_y[order])))
     assert all(torch.equal(found[name], twin[name]) for name in twin)
 
 
 def test_unknown_scorings_are_refused(digits):
-    for call in (sp.scoring_loss, lambda kind: sp.score(orthogonal_mlp(), [], kind)):
+    for call in (sp.scoring_loss, lambda kind: sp.connection_scores(orthogonal_mlp(), [], kind)):
         with pytest.raises(ValueError, match="kind = 'labelz': expected one of labels"):
             call("labelz")
     with pytest.raises(ValueError, match="criterion = 'snip'"):
@@ -509,14 +534,14 @@ def test_unknown_scorings_are_refused(digits):
 
 
 def test_runs_differ_only_in_what_their_case_says(digits):
-    cases = [sp.Case("tanh", "orthogonal", variant) for variant in sp.VARIANTS]
+    cases = [sp.Case("tanh", "orthogonal", variant) for variant in VARIANTS]
     options = {
         "seeds": [0], "sparsity": 0.9, "look_at": digits.train_x[:4], "isometry": {"steps": 20},
-        "steps": 3, "batch_size": 50, "progress": False,
+        "steps": 3, "batch_size": 50,
     }  # fmt: skip
 
     def make(activation):
-        return sp.build_model("mlp", digits, activation=activation)
+        return sp.untrained_network("mlp", digits, activation=activation)
 
     runs = sp.train_cases(cases, digits, make, **options)
     assert [run.case for run in runs] == cases
@@ -527,13 +552,13 @@ def test_runs_differ_only_in_what_their_case_says(digits):
     again = sp.train_cases(cases[1:2], digits, make, **options)
     assert again[0].loss == runs[1].loss
     with pytest.raises(ValueError, match="variant = 'repaired'"):
-        sp.repair(make("tanh"), {}, "repaired")
+        repair(make("tanh"), {}, "repaired")
 
 
 def test_spectra_are_taken_before_and_after_repair(digits):
     found = sp.spectra_by_sparsity(
-        ["linear"], digits, lambda a: sp.build_model("mlp", digits, activation=a), sparsities=[0.0, 0.8],
-        seeds=[0], look_at=digits.train_x[:2], isometry={"steps": 30}, progress=False,
+        ["linear"], digits, lambda a: sp.untrained_network("mlp", digits, activation=a), sparsities=[0.0, 0.8],
+        seeds=[0], look_at=digits.train_x[:2], isometry={"steps": 30},
     )  # fmt: skip
     assert [(s.criterion, s.sparsity) for s in found] == [(c, q) for c in sp.CRITERIA for q in (0.0, 0.8)]  # fmt: skip
     dense = [s for s in found if s.sparsity == 0]
@@ -609,7 +634,7 @@ def test_weights_of_16_bits_are_repaired_in_32(dtype, variant):
     low = copy.deepcopy(model).to(dtype)
     wide = copy.deepcopy(low).float()
     for network in (low, wide):
-        sp.repair(network, masks, variant)
+        repair(network, masks, variant)
     for a, b in zip(low.parameters(), wide.parameters(), strict=True):
         assert torch.equal(a, b.to(dtype))
 
@@ -663,11 +688,11 @@ def test_every_draw_of_a_comparison_follows_its_seed(monkeypatch):
         spy(name)
 
     def make(activation):
-        return sp.build_model("mlp", data, activation=activation, depth=2, width=8)
+        return sp.untrained_network("mlp", data, activation=activation, depth=2, width=8)
 
     sp.train_cases(
         [sp.Case("tanh", "lecun", scoring="random_labels")], data, make, seeds=[0, 1, 0],
-        sparsity=0.5, look_at=data.train_x[:1], steps=1, progress=False,
+        sparsity=0.5, look_at=data.train_x[:1], steps=1,
     )  # fmt: skip
     for name, (first, second, third) in seen.items():
         assert first == third != second, name
@@ -683,7 +708,7 @@ def test_every_draw_of_a_comparison_follows_its_seed(monkeypatch):
     monkeypatch.setattr(experiment, "random_scores", drawn)
     sp.spectra_by_sparsity(
         ["tanh"], data, make, sparsities=[0.5], seeds=[0, 1], look_at=data.train_x[:1],
-        repaired=False, progress=False,
+        repaired=False,
     )  # fmt: skip
     assert chosen[0] != chosen[1]
 
@@ -694,8 +719,8 @@ def test_more_bad_input_is_named():
         (lambda: sp.structural_rank(torch.ones(3).bool()), r"mask: shape \(3,\)"),
         (lambda: sp.enforce_isometry(model, {}, steps=1.5), r"steps = 1\.5"),
         (lambda: sp.enforce_isometry(model, {"weight": torch.ones(3, 4)}), "masks: 'weight' is torch"),
-        (lambda: sp.jacobian(model, torch.ones(1, 4), dtype=torch.int64), "dtype = torch.int64"),
-        (lambda: sp.score(model, []), "batches: no example"),
+        (lambda: jacobian(model, torch.ones(1, 4), dtype=torch.int64), "dtype = torch.int64"),
+        (lambda: sp.connection_scores(model, []), "batches: no example"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             call()

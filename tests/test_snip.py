@@ -9,6 +9,9 @@ from torch.nn.functional import cross_entropy
 
 from companion.data.images import ImageSet, load_images, standardise
 from companion.papers import snip
+from companion.papers.snip import experiment
+from companion.papers.snip.experiment import check_sizes, class_scoring_batch, logit_sum
+from companion.sparsity import prunable_parameters
 from companion.training import error_rate
 
 
@@ -49,11 +52,11 @@ def test_unknown_and_unfitting_networks_are_refused(digits):
 
 
 def test_batches_larger_than_the_set_are_refused_at_once(digits):
-    snip.check_sizes("lenet300", digits, batch_size=1347, scoring_examples=1347)
+    check_sizes("lenet300", digits, batch_size=1347, scoring_examples=1347)
     with pytest.raises(
         ValueError, match=r"batch_size = 1348: 'digits' has 1347 training examples"
     ):
-        snip.check_sizes("lenet300", digits, batch_size=1348, scoring_examples=100)
+        check_sizes("lenet300", digits, batch_size=1348, scoring_examples=100)
 
 
 def test_scoring_batches_are_disjoint_and_not_larger_than_the_set(digits):
@@ -69,7 +72,7 @@ def test_scoring_batches_are_disjoint_and_not_larger_than_the_set(digits):
 
 
 def test_a_class_batch_holds_one_class(digits):
-    ((x, y),) = snip.class_scoring_batch(digits, 7, 50, seeded())
+    ((x, y),) = class_scoring_batch(digits, 7, 50, seeded())
     assert len(x) == 50
     assert y.tolist() == [7] * 50
 
@@ -77,18 +80,20 @@ def test_a_class_batch_holds_one_class(digits):
 def test_every_criterion_scores_the_same_entries(digits):
     model = snip.build_model("lenet300", digits, seeded())
     batch = snip.scoring_batches(digits, 50, seeded())
-    shapes = {n: p.shape for n, p in snip.prunable_parameters(model).items()}
+    shapes = {n: p.shape for n, p in prunable_parameters(model).items()}
     for criterion in snip.CRITERIA:
-        found = snip.score(criterion, model, batch, seeded())
+        found = snip.criterion_scores(criterion, model, batch, seeded())
         assert {n: s.shape for n, s in found.items()} == shapes
         assert list(found) == list(shapes)
-    plain, shuffled = (snip.score(c, model, batch, seeded()) for c in ("snip", "snip_shuffled"))
+    plain, shuffled = (
+        snip.criterion_scores(c, model, batch, seeded()) for c in ("snip", "snip_shuffled")
+    )
     for name in plain:
         assert torch.equal(
             plain[name].flatten().sort().values, shuffled[name].flatten().sort().values
         )
     with pytest.raises(ValueError, match="criterion = 'fisher'"):
-        snip.score("fisher", model, batch, seeded())
+        snip.criterion_scores("fisher", model, batch, seeded())
 
 
 def test_pixel_maps_count_the_connections_that_leave_each_pixel(digits):
@@ -97,7 +102,7 @@ def test_pixel_maps_count_the_connections_that_leave_each_pixel(digits):
     assert maps.shape == (10, 8, 8)
     generator = seeded(1)
     for label in range(10):  # by hand: the mask of the same batch, column by column
-        batch = snip.class_scoring_batch(digits, label, 30, generator)
+        batch = class_scoring_batch(digits, label, 30, generator)
         scores = snip.connection_sensitivity(model, cross_entropy, batch)
         first = snip.global_topk_mask(scores, 0.9)["1.weight"]
         assert [int(first[:, pixel].sum()) for pixel in range(64)] == maps[
@@ -129,7 +134,7 @@ def test_maps_may_lie_elsewhere_than_the_images(digits):
 def test_a_class_without_examples_is_named(digits):
     few = digits.replace(train_y=digits.train_y.clamp(max=8))
     with pytest.raises(ValueError, match="label = 9: 'digits' has no training example"):
-        snip.class_scoring_batch(few, 9, 5, seeded())
+        class_scoring_batch(few, 9, 5, seeded())
 
 
 def test_removal_effects_do_not_depend_on_the_layout_of_memory():
@@ -176,14 +181,14 @@ def test_critical_sparsity_of_two_layers_is_the_closed_form():
 def test_magnitude_masks_empty_the_layer_at_the_predicted_sparsity(digits):
     model = snip.build_model("lenet300", digits, seeded())
     predicted = snip.critical_sparsities(model)["3.weight"]
-    scores = snip.magnitude_scores(snip.prunable_parameters(model))
+    scores = snip.magnitude_scores(prunable_parameters(model))
     assert snip.global_topk_mask(scores, predicted - 0.01)["3.weight"].any()
     assert not snip.global_topk_mask(scores, predicted + 0.01, warn=False)["3.weight"].any()
 
 
 def test_comparison_trains_each_setting_from_the_same_start(digits):
     small = digits.limited(200)
-    options = {"steps": 20, "lr": 0.1, "progress": False}
+    options = {"steps": 20, "lr": 0.1}
     runs = snip.compare_criteria(
         "lenet300",
         small,
@@ -222,10 +227,10 @@ def test_the_validation_error_selects_the_step_that_is_reported(digits, monkeypa
         seen["validation" if y is validation[1] else "test"].append(value)
         return value
 
-    monkeypatch.setattr(snip, "error_rate", looked)
+    monkeypatch.setattr(experiment, "error_rate", looked)
     (run,) = snip.compare_criteria(
         "lenet300", small, criteria=["snip"], sparsities=[0.5], seeds=[0], steps=200,
-        validation=validation, dense=False, progress=False,
+        validation=validation, dense=False,
     )  # fmt: skip
     assert len(seen["validation"]) == 20
     assert len(seen["test"]) == 21  # and once at the end
@@ -244,7 +249,6 @@ def test_the_best_step_is_reported_where_the_last_ones_wreck_the_network(digits)
         "sparsities": [0.98],
         "seeds": [0],
         "steps": 40,
-        "progress": False,
     }
     (run,) = snip.compare_criteria(
         "lenet300",
@@ -268,7 +272,7 @@ def test_every_draw_of_a_run_follows_its_seed(digits, monkeypatch):
             seen.setdefault(name, []).append(draw(result, args, options))
             return result
 
-        monkeypatch.setattr(snip, name, wrapped)
+        monkeypatch.setattr(experiment, name, wrapped)
 
     def weights(model):
         return torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -278,19 +282,19 @@ def test_every_draw_of_a_run_follows_its_seed(digits, monkeypatch):
     spy("random_scores", snip.random_scores, lambda made, *_: made["1.weight"])
     spy(
         "truncated_variance_scaling_",
-        snip.truncated_variance_scaling_,
+        experiment.truncated_variance_scaling_,
         lambda _, args, __: weights(args[0]),
     )
-    plain = snip.train_together
+    plain = experiment.train_together
 
     def train_together(*args, seeds, **options):
         seen.setdefault("order", []).extend(torch.tensor(seed) for seed in seeds)
         return plain(*args, seeds=seeds, **options)
 
-    monkeypatch.setattr(snip, "train_together", train_together)
+    monkeypatch.setattr(experiment, "train_together", train_together)
     snip.compare_criteria(
         "lenet300", digits, criteria=["random"], sparsities=[0.9], seeds=[0, 1, 0], steps=1,
-        dense=False, reinit_after_pruning=True, progress=False,
+        dense=False, reinit_after_pruning=True,
     )  # fmt: skip
     seen["drawn first"] = seen["truncated_variance_scaling_"][::2]
     seen["drawn again"] = seen.pop("truncated_variance_scaling_")[1::2]
@@ -303,7 +307,7 @@ def test_every_draw_of_a_run_follows_its_seed(digits, monkeypatch):
 
 def test_fresh_weights_under_the_mask_are_other_weights(digits):
     options = {
-        "criteria": ["snip"], "sparsities": [0.9], "seeds": [0], "steps": 1, "lr": 1e-6, "dense": False, "progress": False,
+        "criteria": ["snip"], "sparsities": [0.9], "seeds": [0], "steps": 1, "lr": 1e-6, "dense": False,
     }  # fmt: skip
     (kept,) = snip.compare_criteria("lenet300", digits, **options)
     (fresh,) = snip.compare_criteria("lenet300", digits, reinit_after_pruning=True, **options)
@@ -328,7 +332,7 @@ def test_logit_sum_is_the_derivative_along_a_layer(digits):
     with torch.no_grad():
         model[3].weight.div_(1 - step)
     slope = (losses[0] - losses[1]) / (2 * step)
-    assert snip.logit_sum(model, x, y).item() == pytest.approx(slope, rel=1e-6)
+    assert logit_sum(model, x, y).item() == pytest.approx(slope, rel=1e-6)
 
 
 def test_public_contract_is_importable():
@@ -350,7 +354,6 @@ def test_mnist_is_learned_from_a_real_file(real_data):
         seeds=[0],
         steps=150,
         dense=False,
-        progress=False,
     )
     assert run.kept == 13_331
     assert run.error < 20

@@ -1,5 +1,6 @@
 """Meta-SparseINR: counts, initialisation, MAML, pruning, fitting, and what each must catch."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -11,6 +12,14 @@ import torch
 from torch import nn
 
 from companion.papers import sparse_inr as inr
+from companion.papers.sparse_inr.fitting import held_out_psnr, mean_psnr
+from companion.papers.sparse_inr.masks import (
+    apply_mask,
+    dense_count,
+    mask_bits,
+    survivor_chain,
+    survivors,
+)
 from companion.runs import chapters, executor
 from companion.training import DivergenceError
 
@@ -64,18 +73,18 @@ PAPER_WIDTHS = [
 
 
 def test_the_paper_s_chain_of_survivors_is_exact():
-    assert inr.dense_count(256, 2, 3) == 197_888
-    assert inr.survivor_chain(197_888, 0.2, 20)[1:] == PAPER_CHAIN
+    assert dense_count(256, 2, 3) == 197_888
+    assert survivor_chain(197_888, 0.2, 20)[1:] == PAPER_CHAIN
 
 
 def test_the_paper_s_twenty_widths_are_the_smallest_even_ones():
     assert [inr.matched_width(n, 2, 3) for n in PAPER_CHAIN] == PAPER_WIDTHS
-    assert inr.dense_count(94, 2, 3) == 26_978
-    assert inr.dense_count(32, 2, 3) == 3_232
+    assert dense_count(94, 2, 3) == 26_978
+    assert dense_count(32, 2, 3) == 3_232
 
 
 def test_the_quick_profile_s_counts():
-    assert inr.survivor_chain(inr.dense_count(48, 2, 1), 0.37, 5) == [
+    assert survivor_chain(dense_count(48, 2, 1), 0.37, 5) == [
         7056,
         4446,
         2801,
@@ -99,14 +108,14 @@ def test_counts_are_those_of_a_real_network(width, layers, channels):
     weights = sum(m.weight.numel() for m in modules)
     assert inr.count_params(masks) == weights
     assert inr.count_params(masks, biases=True) == weights + sum(m.bias.numel() for m in modules)
-    assert inr.dense_count(width, 2, channels, hidden_layers=layers) == weights
-    assert sum(inr.survivors(masks)) == weights
+    assert dense_count(width, 2, channels, hidden_layers=layers) == weights
+    assert sum(survivors(masks)) == weights
 
 
 def test_biases_that_the_paper_does_not_count():
     masks = inr.full_masks(inr.siren_params(2, 256, 4, 3, 200.0))
     assert inr.count_params(masks, biases=True) - inr.count_params(masks) == 1027
-    assert inr.dense_count(32, 2, 3, biases=True) - inr.dense_count(32, 2, 3) == 131
+    assert dense_count(32, 2, 3, biases=True) - dense_count(32, 2, 3) == 131
 
 
 # ---------------------------------------------------------------- the network
@@ -347,6 +356,37 @@ def test_two_calls_with_adam_s_state_are_one_longer_call():
     assert not torch.allclose(whole["layers.1.weight"], forgot["layers.1.weight"], atol=1e-6)
 
 
+def test_two_rounds_from_one_checkpoint_do_not_disturb_each_other():
+    start = inr.meta_learn(network(omega_0=10.0), signals(7), 3, generator=generator())
+    kept = copy.deepcopy(start.opt_state)
+
+    def once():
+        options = {"rounds": 1, "amount": 0.5, "round_steps": 3, "generator": generator(4)}
+        return inr.meta_prune(start, signals(7), **options)[-1]
+
+    first, second = once(), once()
+    assert all(torch.equal(first.params[n], second.params[n]) for n in first.params)
+    for number, memory in kept["state"].items():
+        for name, value in memory.items():
+            assert torch.equal(start.opt_state["state"][number][name], value)
+
+
+def test_adam_forgets_weights_when_they_are_pruned():
+    start = inr.meta_learn(network(omega_0=10.0), signals(7), 3, generator=generator())
+    end = inr.meta_prune(
+        start, signals(7), rounds=1, amount=0.5, round_steps=1, generator=generator()
+    )[-1]
+    names = [name for name in start.params if name != "omega_0"]
+    gone = 0
+    for memory, name in zip(end.opt_state["state"].values(), names, strict=True):
+        assert not memory["exp_avg"][~end.masks[name]].any()
+        assert memory["exp_avg"][end.masks[name]].any()
+        gone += int((~end.masks[name]).sum())
+    assert gone
+    nothing = inr.meta_learn(network(), signals(2), 0)  # no step: no memory to forget
+    inr.meta_prune(nothing, signals(2), rounds=1, amount=0.5, round_steps=1, tasks_per_step=2)
+
+
 def test_meta_training_lowers_the_loss_and_leaves_its_input_alone():
     params, tasks = network(16), signals(4)
     kept = {n: v.clone() for n, v in params.items()}
@@ -407,7 +447,7 @@ def test_pruning_goes_down_the_chain_and_masks_are_nested():
     chain = inr.meta_prune(
         start, tasks, rounds=5, amount=0.37, round_steps=2, generator=generator()
     )
-    assert [c.weights for c in chain] == inr.survivor_chain(inr.dense_count(12, 2, 1), 0.37, 5)
+    assert [c.weights for c in chain] == survivor_chain(dense_count(12, 2, 1), 0.37, 5)
     assert [c.outer_steps for c in chain] == [2, 4, 6, 8, 10, 12]
     assert [len(c.log) for c in chain] == [2, 4, 6, 8, 10, 12]
     for earlier, later in pairwise(chain):
@@ -438,8 +478,8 @@ def test_a_surviving_weight_of_zero_outranks_a_pruned_one():
 def test_by_layer_every_layer_loses_its_share():
     params = network(12, 4, 3)
     masks = inr.magnitude_prune(params, inr.full_masks(params), 0.3, "layer")
-    before = inr.survivors(inr.full_masks(params))
-    assert inr.survivors(masks) == [n - int(0.3 * n) for n in before]
+    before = survivors(inr.full_masks(params))
+    assert survivors(masks) == [n - int(0.3 * n) for n in before]
 
 
 def test_lamp_scores_are_their_definition():
@@ -457,7 +497,7 @@ def test_lamp_scores_are_their_definition():
         squares = (params[name] ** 2)[masks[name]]
         scores = torch.tensor([(w / squares[squares >= w].sum()).item() for w in squares])
         assert torch.equal(after[name][masks[name]], scores >= threshold - 1e-15)
-    assert min(inr.survivors(inr.magnitude_prune(params, masks, 0.9, "lamp"))) >= 1
+    assert min(survivors(inr.magnitude_prune(params, masks, 0.9, "lamp"))) >= 1
 
 
 def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
@@ -466,8 +506,8 @@ def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
     by_chance = inr.random_prune(params, masks, 0.9, generator(1))
     by_size = inr.magnitude_prune(params, masks, 0.9)
     assert inr.count_params(by_chance) == inr.count_params(by_size)
-    assert inr.survivors(by_chance)[0] < 0.25 * 128
-    assert inr.survivors(by_size)[0] > 0.9 * 128
+    assert survivors(by_chance)[0] < 0.25 * 128
+    assert survivors(by_size)[0] > 0.9 * 128
     assert not all(
         torch.equal(by_chance[n], inr.random_prune(params, masks, 0.9, generator(2))[n])
         for n in masks
@@ -510,10 +550,10 @@ def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
             r"masks: .* torch\.float32",
         ),
         (
-            lambda p, m: inr.apply_mask(p, {k: v.float() for k, v in m.items()}),
+            lambda p, m: apply_mask(p, {k: v.float() for k, v in m.items()}),
             r"masks: .* torch\.float32",
         ),
-        (lambda p, m: inr.survivor_chain(100, 20, 2), "amount = 20"),
+        (lambda p, m: survivor_chain(100, 20, 2), "amount = 20"),
         (lambda p, m: inr.bits_per_pixel(m, 0), "pixels = 0"),
         (lambda p, m: inr.as_targets(torch.zeros(8, 8)), r"images: shape \(8, 8\)"),
         (lambda p, m: inr.fit(p, m, signals()[0], 1, 1e-3), "targets: shape"),
@@ -563,8 +603,8 @@ def test_psnr_is_averaged_over_pictures_and_not_over_errors():
     params = network()
     result = inr.fit(params, inr.full_masks(params), targets, 1, 1e-3)
     mse = 10 ** (-result.psnr[:, -1] / 10)
-    assert inr.mean_psnr(result) > inr.psnr(mse.mean()).item()
-    assert inr.mean_psnr(result) == pytest.approx(result.psnr[:, -1].mean().item())
+    assert mean_psnr(result) > inr.psnr(mse.mean()).item()
+    assert mean_psnr(result) == pytest.approx(result.psnr[:, -1].mean().item())
     assert inr.psnr(0.01) == pytest.approx(20.0)
     assert inr.psnr(0.0) == math.inf
 
@@ -603,8 +643,8 @@ def test_index_cost_counts_the_masks_that_there_are():
         "layers.0.weight": torch.tensor([[True, True, False, False, False]]),
         "layers.0.bias": torch.ones(1),
     }
-    assert inr.mask_bits(masks) == pytest.approx(math.log2(10))  # 5 choose 2
-    assert inr.mask_bits(inr.full_masks(network())) == pytest.approx(0, abs=1e-9)
+    assert mask_bits(masks) == pytest.approx(math.log2(10))  # 5 choose 2
+    assert mask_bits(inr.full_masks(network())) == pytest.approx(0, abs=1e-9)
     masks["layers.0.bias"] = masks["layers.0.bias"].bool()
     assert inr.bits_per_pixel(masks, 4, bits=8) == pytest.approx((8 * 3 + math.log2(10)) / 4)
     assert inr.bits_per_pixel(masks, 4, bits=8, index=False) == 6
@@ -626,13 +666,13 @@ def test_held_out_pixels_are_not_fitted():
     # smooth along one axis, with stripes that only the held-out rows see
     images = torch.linspace(0, 1, 9, dtype=torch.float64).expand(1, 1, 9, 9).clone()
     images[:, :, 1::2] = 0.0
-    seen, between, linear = inr.held_out_psnr(params, inr.full_masks(params), images, 200, 1e-3)
+    seen, between, linear = held_out_psnr(params, inr.full_masks(params), images, 200, 1e-3)
     assert seen.item() > 30
     assert between.item() < 12
     assert linear.item() < 12
     smooth = torch.linspace(0, 1, 9, dtype=torch.float64).expand(2, 3, 9, 9)
     colour = network(8, channels=3)
-    assert inr.held_out_psnr(colour, {}, smooth, 1, 1e-4)[2].min() > 100  # a plane is linear
+    assert held_out_psnr(colour, {}, smooth, 1, 1e-4)[2].min() > 100  # a plane is linear
 
 
 # ---------------------------------------------------------------- the chapter
@@ -674,7 +714,7 @@ def test_no_picture_is_fitted_as_a_square_that_it_is_not():
 def test_held_out_pixels_of_an_oblong_picture_are_where_they_are():
     # rows are bright and dark in turn: between them, linear interpolation sees what was fitted
     images = torch.linspace(0, 1, 17, dtype=torch.float64).expand(1, 1, 9, 17)
-    three = inr.held_out_psnr(network(), {}, images, 1, 1e-4)
+    three = held_out_psnr(network(), {}, images, 1, 1e-4)
     assert three[2].item() > 100  # a plane is linear, whatever its sides
     assert all(type(value) is torch.Tensor for value in three)
 

@@ -5,6 +5,7 @@ import gc
 import itertools
 import math
 import pickle
+import time
 import warnings
 import weakref
 
@@ -436,12 +437,10 @@ def stable_twin(scores, keep):
     return chosen.split([s.numel() for s in scores.values()])
 
 
-@pytest.mark.parametrize("by_topk", [False, True], ids=["kthvalue", "topk"])
-def test_selection_equals_a_stable_sort_under_many_ties(by_topk, monkeypatch):
-    plain = sparsity._kth_largest
-    monkeypatch.setattr(
-        sparsity, "_kth_largest", lambda flat, k, **_: plain(flat, k, by_topk=by_topk)
-    )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("select", [sparsity._topk_on_cpu, sparsity._topk_on_gpu])
+def test_selection_equals_a_stable_sort_under_many_ties(select, dtype, monkeypatch):
+    monkeypatch.setattr(sparsity, "_topk_on_cpu", select)
     g = generator(3)
 
     def whole(low, high):
@@ -451,7 +450,7 @@ def test_selection_equals_a_stable_sort_under_many_ties(by_topk, monkeypatch):
         shapes = [(whole(1, 5), whole(1, 5)) for _ in range(whole(1, 4))]
         levels = whole(1, 6)
         scores = {
-            str(i): (torch.randint(levels, s, generator=g) - whole(0, 3)).float() * 0.1
+            str(i): (torch.randint(levels, s, generator=g) - whole(0, 3)).to(dtype) * 0.1
             for i, s in enumerate(shapes)
         }
         scores["0"][0, 0] = -0.0  # ties with 0
@@ -464,6 +463,16 @@ def test_selection_equals_a_stable_sort_under_many_ties(by_topk, monkeypatch):
         for mask, part in zip(masks.values(), expected, strict=True):
             assert torch.equal(mask.flatten(), part)
         assert count_kept(masks) == keep
+
+
+def test_selection_is_fast_in_every_order():
+    # kthvalue, which was used before, takes half a second for falling numbers
+    falling = -torch.arange(300_000.0)
+    start = time.process_time()
+    mask = sparsity.topk_by_index(falling, 15_000)
+    assert time.process_time() - start < 0.2
+    assert mask[:15_000].all()
+    assert not mask[15_000:].any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

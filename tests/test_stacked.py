@@ -496,3 +496,27 @@ def test_mixed_precision_keeps_weights_in_full_and_is_for_convolutions(monkeypat
     _, (plain,) = alone([dense], [{}], [1], x, y, **options)
     again = train(dense, x, y, generator=seeded(1), mixed=True, **options)
     assert again.loss == plain.loss
+
+
+class Viewing(nn.Module):
+    """A stranger's module, which takes the memory's order for granted."""
+
+    def forward(self, x):
+        return x.view(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    ("model", "inner"),
+    [
+        (lenet_5_caffe(), True),
+        (nn.Sequential(nn.Conv2d(1, 256, 3), nn.Flatten()), False),  # wide
+        (nn.Sequential(nn.Conv2d(1, 4, 3), Viewing()), False),
+        (mlp(784, (8,), 10), False),
+    ],
+)
+def test_images_lie_with_the_channels_innermost_where_that_is_faster_and_works(model, inner):
+    x = torch.rand(3, 1, 28, 28)
+    found = stacked.laid_out(model, x)
+    assert torch.equal(found, x)
+    assert (found.stride() == (784, 1, 28, 1)) is inner
+    torch.testing.assert_close(model(found), model(x))

@@ -38,6 +38,8 @@ POOLING = (nn.MaxPool2d, nn.AvgPool2d)
 CACHE_BYTES = 20e6
 # Of those and of what the backward pass needs, on a GPU.
 MEMORY_BYTES = 8e9
+# Channels up to which a convolution on a CPU is faster with the channels innermost.
+NARROW = 128
 # Steps of a CUDA graph's making that are taken as they are, so that all that is lazy is there.
 WARM_UP = 3
 
@@ -95,7 +97,7 @@ def outputs(model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor
         each = zip(*(p.unbind() for p in params.values()), strict=True)
         return torch.stack(
             [
-                functional_call(model, dict(zip(params, row, strict=True)), (_inner_channels(b),))
+                functional_call(model, dict(zip(params, row, strict=True)), (laid_out(model, b),))
                 for row, b in zip(each, x, strict=True)
             ]
         )
@@ -145,13 +147,27 @@ def _convolve(module: nn.Conv2d, h: Tensor, weight: Tensor, bias: Tensor | None)
     return found.unflatten(2, size).transpose(1, 2)
 
 
-def _inner_channels(images: Tensor) -> Tensor:
-    """A copy in the order (n, height, width, channels), which `contiguous` leaves out for one channel."""
+def laid_out(model: nn.Module, images: Tensor) -> Tensor:
+    """A batch as the CPU's kernels for this model's convolutions like it best.
+
+    With the channels innermost where every convolution is narrow: a training step of LeNet-5,
+    Simple-CNN or ResNet-8 takes 0.6 to 0.95 of the time, one of VGG-D more. Outputs differ by
+    float rounding. Modules that are not PyTorch's might use `view`, which some layouts refuse:
+    they say by an attribute `any_layout` that they do not.
+    """
+    modules = list(model.modules())
+    widths = [m.out_channels for m in modules if isinstance(m, nn.Conv2d)]
+    narrow = 0 < max(widths, default=0) <= NARROW
+    known = all(
+        type(m).__module__.startswith("torch.nn.") or getattr(m, "any_layout", False)
+        for m in modules
+    )
+    if images.device.type != "cpu" or images.dim() != 4 or not (narrow and known):
+        return images
+    # a copy with explicit strides: `contiguous` leaves images of one channel as they are
     _, channels, height, width = images.shape
     strides = (channels * height * width, 1, width * channels, channels)
-    return torch.empty_strided(
-        images.shape, strides, dtype=images.dtype, device=images.device
-    ).copy_(images)
+    return torch.empty_strided(images.shape, strides, dtype=images.dtype).copy_(images)
 
 
 def groups(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from companion.progress import Progress
+
 # Steps between two looks at the loss: a GPU has to be waited for.
 LOOK_EVERY = 100
 # Devices on which `train(mixed=True)` computes in bf16.
@@ -73,7 +75,7 @@ def train(
     targets: Tensor,
     *,
     steps: int,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     batch_size: int = 100,
     lr: float = 0.1,
     momentum: float = 0.9,
@@ -86,13 +88,14 @@ def train(
     monitor_every: int = 0,
     on_divergence: str = "raise",
     mixed: bool = False,
+    progress: bool = False,
 ) -> History:
     """Minimise the mean cross-entropy by SGD.
 
     A masked model keeps to its masks: train it inside `companion.sparsity.apply_masks`.
 
     inputs, targets: tensors on the model's device, (n, ...) and (n,) class indices.
-    generator: CPU generator of the batch order (and of the augmentation).
+    generator: CPU generator of the batch order (and of the augmentation); None: PyTorch's own.
     milestones: steps at which the learning rate is multiplied by gamma.
     augment: function (batch, generator) -> batch.
     monitor: called without arguments every `monitor_every` steps; its value is kept.
@@ -101,6 +104,7 @@ def train(
       lay images and kernels out with the channels innermost. Weights, their updates and the loss
       stay float32, but a product keeps eight bits only: the run ends as one of another seed
       might. Without effect elsewhere; scoring and testing stay in full precision.
+    progress: show a progress bar.
 
     Raises ValueError for arguments out of range and for inputs and targets that do not fit.
     """
@@ -120,29 +124,31 @@ def train(
     order = shuffled_batches(len(inputs), batch_size, generator, device)
     losses: list[Tensor] = []
     model.train()
-    for step in range(1, steps + 1):
-        index = next(order)
-        batch = inputs[index] if augment is None else augment(inputs[index], generator)
-        optimizer.zero_grad(set_to_none=True)
-        with precision:
-            loss = cross_entropy(model(batch), targets[index])
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.detach())
-        if step % LOOK_EVERY == 0 or step == steps:
-            history.loss += torch.stack(losses).tolist()
-            losses.clear()
-            if not torch.isfinite(torch.tensor(history.loss[-LOOK_EVERY:])).all():
-                history.diverged = True
-                if on_divergence == "raise":
-                    raise DivergenceError(
-                        f"the training loss is not finite by step {step}: lower lr = {lr}"
-                    )
-                return history
-        if monitor is not None and monitor_every and step % monitor_every == 0:
-            history.checks.append((step, monitor()))
-            model.train()
+    with Progress(steps, "steps", show=progress) as bar:
+        for step in range(1, steps + 1):
+            index = next(order)
+            batch = inputs[index] if augment is None else augment(inputs[index], generator)
+            optimizer.zero_grad(set_to_none=True)
+            with precision:
+                loss = cross_entropy(model(batch), targets[index])
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+            bar.update()
+            if step % LOOK_EVERY == 0 or step == steps:
+                history.loss += torch.stack(losses).tolist()
+                losses.clear()
+                if not torch.isfinite(torch.tensor(history.loss[-LOOK_EVERY:])).all():
+                    history.diverged = True
+                    if on_divergence == "raise":
+                        raise DivergenceError(
+                            f"the training loss is not finite by step {step}: lower lr = {lr}"
+                        )
+                    return history
+            if monitor is not None and monitor_every and step % monitor_every == 0:
+                history.checks.append((step, monitor()))
+                model.train()
     return history
 
 

@@ -10,6 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from companion.models import mlp, truncated_variance_scaling_
 from companion.papers import data_parallelism as dp
+from companion.papers.data_parallelism.stacked import pick_way, stacked_gradients
+from companion.stacked import stack
 
 # network, make, input, trials, batch size, steps, rounds
 SETTINGS = [
@@ -35,7 +37,7 @@ def setting(make, shape, trials, batch):
     x = torch.randn(batch, *shape, generator=generator(1))
     return (
         model,
-        dp.stack([model] * trials),
+        stack([model] * trials),
         (x, torch.randint(10, (batch,), generator=generator(2))),
     )
 
@@ -67,7 +69,7 @@ def test_batched_search_against_a_loop(name, make, shape, trials, batch, steps, 
     alone, together = one_after_another(model, 2, data, steps), ours().params
     for key, value in alone[1].state_dict().items():
         torch.testing.assert_close(together[key][1], value, rtol=1e-3, atol=1e-4)
-    way = dp.pick_way(model, batch, torch.device("cpu"))
+    way = pick_way(model, batch, torch.device("cpu"))
     compare(
         f"{steps} steps of {trials} x {name}, batch {batch}",
         ours,
@@ -84,12 +86,12 @@ def test_stacked_products_against_vmap(batch, compare):
     model, params, (x, y) = setting(SETTINGS[0][1], (64,), 64, batch)
     by_vmap = vmap(grad(lambda p: cross_entropy(functional_call(model, p, (x,)), y)))
     for ours, theirs in zip(
-        dp.stacked_gradients(model, params, x, y).values(), by_vmap(params).values(), strict=True
+        stacked_gradients(model, params, x, y).values(), by_vmap(params).values(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     compare(
         f"gradients of 64 x MLP, batch {batch}",
-        lambda: dp.stacked_gradients(model, params, x, y),
+        lambda: stacked_gradients(model, params, x, y),
         "vmap(grad) of the functional module",
         lambda: by_vmap(params),
         rounds=20,

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from companion.data.images import load_images, standardise
+from companion.models import mlp
 from companion.papers import signal_propagation as sp
+from companion.papers.signal_propagation.spectra import jacobian
 
 
 def generator(seed=0):
@@ -14,7 +16,7 @@ def generator(seed=0):
 
 
 def network(inputs, activation):
-    model = sp.mlp(inputs, [100] * 6, 10, activation=activation)
+    model = mlp(inputs, [100] * 6, 10, activation=activation)
     sp.init_weights(model, "orthogonal", generator=generator())
     return model
 
@@ -52,10 +54,10 @@ def functional_jacobian(model, x):
 )
 def test_jacobians_of_a_batch(against, peer, aim, compare):
     model, x = network(784, "tanh"), torch.randn(64, 784, generator=generator(1))
-    torch.testing.assert_close(sp.jacobian(model, x), peer(model, x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(jacobian(model, x), peer(model, x), rtol=1e-4, atol=1e-5)
     compare(
         "Jacobians of 64 examples, 784-100x6-10 tanh",
-        lambda: sp.jacobian(model, x), against, lambda: peer(model, x), rounds=20, aim=aim,
+        lambda: jacobian(model, x), against, lambda: peer(model, x), rounds=20, aim=aim,
     )  # fmt: skip
 
 
@@ -69,7 +71,7 @@ def test_isometry_to_the_residual_of_the_official_objective(compare):
     data = standardise(load_images("digits"))
     wide = torch.nn.functional.interpolate(data.train_x, (28, 28), mode="bilinear")
     data = data.replace(train_x=wide)
-    masks = sp.global_topk_mask(sp.score(model, sp.full_set(data)), 0.9, warn=False)
+    masks = sp.global_topk_mask(sp.connection_scores(model, sp.full_set(data)), 0.9, warn=False)
     start = {name: value.clone() for name, value in model.state_dict().items()}
 
     def repaired(**options):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from companion.papers import sparse_inr as inr
+from companion.papers.sparse_inr.meta import signal_loss
 
 
 def generator(seed=0):
@@ -31,10 +32,10 @@ def slopes_by_loop(params, masks, coords, targets):
     for target in targets:
         fast = theta
         for _ in range(2):
-            loss = inr.signal_loss(fast, masks, params["omega_0"], coords, target)
+            loss = signal_loss(fast, masks, params["omega_0"], coords, target)
             slope = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
             fast = {n: w - 1e-2 * g for (n, w), g in zip(fast.items(), slope, strict=True)}
-        total = total + inr.signal_loss(fast, masks, params["omega_0"], coords, target)
+        total = total + signal_loss(fast, masks, params["omega_0"], coords, target)
     return torch.autograd.grad(total / len(targets), list(theta.values()))
 
 
@@ -110,7 +111,7 @@ def test_frequency_in_the_weights_instead_of_the_activations(width, compare):
     theta = {n: w.detach().requires_grad_() for n, w in params.items() if n != "omega_0"}
 
     def ours():
-        loss = inr.signal_loss(theta, masks, params["omega_0"], coords, targets[0])
+        loss = signal_loss(theta, masks, params["omega_0"], coords, targets[0])
         return torch.autograd.grad(loss, list(theta.values()))
 
     def theirs():

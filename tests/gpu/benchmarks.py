@@ -30,10 +30,14 @@ from companion.papers import data_parallelism as dp
 from companion.papers import masked_kd as mkd
 from companion.papers import signal_propagation as sp
 from companion.papers import sparse_inr as inr
+from companion.papers.data_parallelism.stacked import stacked_gradients
 from companion.papers.learn_to_pay_attention import networks
+from companion.papers.signal_propagation.spectra import jacobian
+from companion.papers.sparse_inr.meta import signal_loss
 from companion.runs import gpu
 from companion.runs.provenance import provenance
 from companion.sparsity import connection_sensitivity, global_topk_mask
+from companion.stacked import stack
 
 SCRIPT = "tests/gpu/benchmarks.py"
 COMMAND = "companion gpu --only benchmarks-gpu"
@@ -151,7 +155,7 @@ def searching(bench):
     model = mlp(196, (100, 100))
     truncated_variance_scaling_(model, generator=generator())
     model.to(device)
-    params = dp.stack([model] * trials)
+    params = stack([model] * trials)
     x = torch.randn(batch, 196, generator=generator(1)).to(device)
     data = x, torch.randint(10, (batch,), generator=generator(2)).to(device)
 
@@ -184,7 +188,7 @@ def searching(bench):
     together = vmap(grad(one_gradient), in_dims=(0, None, None))
     bench.compare(
         "data_parallelism", f"gradients of {trials} networks, batch {batch}",
-        lambda: dp.stacked_gradients(model, detached, *data),
+        lambda: stacked_gradients(model, detached, *data),
         "torch.func's vmap of grad", lambda: together(detached, *data), rounds=10, aim="at most 1",
         limit=("bytes", 4 * 3 * size * trials),
     )  # fmt: skip
@@ -192,16 +196,16 @@ def searching(bench):
 
 def spectra(bench):
     device, count = bench.device, 64 if bench.on_gpu else 8
-    model = sp.mlp(784, [100] * 6, 10, activation="tanh")
+    model = mlp(784, [100] * 6, 10, activation="tanh")
     sp.init_weights(model, "orthogonal", generator=generator())
     model.to(device)
     x = torch.randn(count, 784, generator=generator(1)).to(device)
     params = dict(model.named_parameters())
     peer = vmap(jacrev(lambda v: functional_call(model, params, (v[None],))[0]))
-    torch.testing.assert_close(sp.jacobian(model, x), peer(x), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(jacobian(model, x), peer(x), rtol=1e-3, atol=1e-4)
     bench.compare(
         "signal_propagation", f"Jacobians of {count} examples, 784-100x6-10 tanh",
-        lambda: sp.jacobian(model, x), "torch.func's vmap of jacrev", lambda: peer(x),
+        lambda: jacobian(model, x), "torch.func's vmap of jacrev", lambda: peer(x),
         rounds=20, aim="at most 1",
     )  # fmt: skip
 
@@ -270,10 +274,10 @@ def meta_gradients(bench):
         for target in targets:
             fast = theta
             for _ in range(2):
-                loss = inr.signal_loss(fast, masks, omega, coords, target)
+                loss = signal_loss(fast, masks, omega, coords, target)
                 slope = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
                 fast = {n: w - 1e-2 * g for (n, w), g in zip(fast.items(), slope, strict=True)}
-            total = total + inr.signal_loss(fast, masks, omega, coords, target)
+            total = total + signal_loss(fast, masks, omega, coords, target)
         return torch.autograd.grad(total / tasks, list(theta.values()))
 
     bench.compare(

@@ -87,7 +87,7 @@ def same_selection(device):
 
 
 def same_spectra(device):
-    model = sp.mlp(64, [100] * 4, 10, activation="tanh")
+    model = mlp(64, [100] * 4, 10, activation="tanh")
     sp.init_weights(model, "orthogonal", generator=generator())
     x = torch.randn(8, 64, generator=generator(1))
     theirs = sp.jacobian_singular_values(model, x)

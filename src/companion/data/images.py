@@ -182,7 +182,11 @@ def crop_pad_flip(batch: Tensor, generator: torch.Generator, *, pad: int = 4) ->
 
 
 def load_image_folder(
-    folder: str | os.PathLike, *, size: int | None = None, channels: int = 3, progress: bool = True
+    folder: str | os.PathLike,
+    *,
+    size: int | None = None,
+    channels: int = 3,
+    progress: bool = False,
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Decode a folder with one subfolder a class (torchvision's ImageFolder).
 

@@ -214,11 +214,12 @@ def _told(signal: Tensor) -> str:
     return f"{height}x{width} pixels in {channels} channel{'s' * (channels > 1)}"
 
 
-def picture_files(folder: Path) -> list[Path]:
+def picture_files(folder: Path | str) -> list[Path]:
     """Picture files below a folder, in a fixed order: 2.png before 10.png.
 
     Raises MissingDataError if there is none.
     """
+    folder = Path(folder)
     found = [f for f in folder.rglob("*") if f.suffix.lower() in PICTURE_FILES and f.is_file()]
     if not found:
         raise MissingDataError(

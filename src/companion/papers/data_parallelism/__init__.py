@@ -3,40 +3,37 @@
 `trials` draws metaparameters, `stacked` trains many networks side by side, `search` measures
 steps to the result, `scaling` fits and derives the law, `distributed` computes one update with
 several processes, `networks` has the two convolutional networks.
+
+On your own work::
+
+    from companion.papers import data_parallelism as dp
+    train_set, valid_set = (images[:n], labels[:n]), (images[n:], labels[n:])
+    work = dp.Workload(*train_set, *valid_set, model, goal_error=0.3, max_steps=200)
+    sizes, trials = [4, 16, 64], dp.trials_for(work, 6, lr_range=(0.01, 1.0))
+    found = dp.search(work, sizes, [0.0, 0.5], trials, store="search.json")
+    steps = [found[0, size].k_star(0) for size in sizes]  # of the dense network
+    c1, c2, r2 = dp.fit_scaling(sizes, steps)
+    print(f"K = {c1:.0f} / B + {c2:.0f}, R² = {r2:.2f}; bend at B = {c1 / c2:.0f}")
+    bound = dp.scaling_constants(gap, lipschitz, variance, goal)  # Δ, L, β, ε; μ = 1
+    print(f"by the bound: critical batch size {bound.critical_batch:.0f}")
 """
 
 from companion.papers.data_parallelism.distributed import (
     Update,
-    WorkerError,
-    largest_difference,
-    run_group,
-    split,
     train_shard,
     update_in_processes,
 )
-from companion.papers.data_parallelism.networks import (
-    MODELS,
-    build_network,
-    resnet8,
-    simple_cnn,
-)
+from companion.papers.data_parallelism.networks import resnet8, simple_cnn
 from companion.papers.data_parallelism.scaling import (
     bootstrap_k_star,
     fit_scaling,
     k_star_interval,
     lipschitz_along,
-    quadratic_second_moment,
-    quadratic_steps,
-    slope,
+    scaling_constants,
     tuned_steps,
 )
 from companion.papers.data_parallelism.search import (
-    COMPLETE,
-    INCOMPLETE,
-    INFEASIBLE,
     STATUS,
-    STOPPED,
-    Networks,
     StepsToResult,
     Workload,
     connection_sensitivity,
@@ -47,67 +44,27 @@ from companion.papers.data_parallelism.search import (
     topk_mask,
     trials_for,
 )
-from companion.papers.data_parallelism.stacked import (
-    Training,
-    dense_outputs,
-    errors_up_to,
-    joint_gradients,
-    pick_way,
-    row,
-    stacked_gradients,
-    stacked_outputs,
-    train_batched,
-)
-from companion.papers.data_parallelism.trials import (
-    OPTIMIZERS,
-    search_space,
-    sobol_points,
-    sobol_trials,
-)
-from companion.stacked import stack
+from companion.papers.data_parallelism.stacked import train_batched
+from companion.papers.data_parallelism.trials import search_space, sobol_trials
 
 __all__ = [
-    "COMPLETE",
-    "INCOMPLETE",
-    "INFEASIBLE",
-    "MODELS",
-    "OPTIMIZERS",
     "STATUS",
-    "STOPPED",
-    "Networks",
     "StepsToResult",
-    "Training",
     "Update",
-    "WorkerError",
     "Workload",
     "bootstrap_k_star",
-    "build_network",
     "connection_sensitivity",
-    "dense_outputs",
-    "errors_up_to",
     "fit_scaling",
     "initial_networks",
-    "joint_gradients",
     "k_star_interval",
-    "largest_difference",
     "lipschitz_along",
     "load_workload",
-    "pick_way",
-    "quadratic_second_moment",
-    "quadratic_steps",
     "resnet8",
-    "row",
-    "run_group",
+    "scaling_constants",
     "search",
     "search_space",
     "simple_cnn",
-    "slope",
-    "sobol_points",
     "sobol_trials",
-    "split",
-    "stack",
-    "stacked_gradients",
-    "stacked_outputs",
     "steps_to_result",
     "topk_mask",
     "train_batched",

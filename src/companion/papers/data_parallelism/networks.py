@@ -14,7 +14,9 @@ HIDDEN = (64, 64)  # units of the dense network
 def simple_cnn(in_channels: int = 1, image_size: int = 28, classes: int = 10) -> nn.Sequential:
     """Two valid 5x5 convolutions of 32 and 64 channels with ReLU and pooling, one dense layer.
 
-    For 28x28 grey images it has 62,240 weights and 106 biases.
+    For 28x28 grey images it has 62,240 weights and 106 biases. Pooling comes before ReLU: the
+    order changes no output, and ReLU then has a quarter of the work.
+
     Raises ValueError for images too small for it.
     """
     side = ((image_size - 4) // 2 - 4) // 2
@@ -23,14 +25,16 @@ def simple_cnn(in_channels: int = 1, image_size: int = 28, classes: int = 10) ->
             f"image_size = {image_size!r}: Simple-CNN needs at least 16 pixels a side"
         )
     return nn.Sequential(
-        nn.Conv2d(in_channels, 32, 5), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(in_channels, 32, 5), nn.MaxPool2d(2), nn.ReLU(),
+        nn.Conv2d(32, 64, 5), nn.MaxPool2d(2), nn.ReLU(),
         nn.Flatten(), nn.Linear(64 * side * side, classes),
     )  # fmt: skip
 
 
 class _PlainBlock(nn.Module):
     """Pre-activation residual block without normalisation and with a parameter-free shortcut."""
+
+    any_layout = True
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -46,6 +50,8 @@ class _PlainBlock(nn.Module):
 
 
 class _GlobalMean(nn.Module):
+    any_layout = True
+
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
 

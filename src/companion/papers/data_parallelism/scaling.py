@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +46,53 @@ def fit_scaling(
     r2 = 1.0 - left / spread if spread else float(left < 1e-20)
     c1, c2 = np.exp(found.x)
     return float(c1), float(c2), float(r2)
+
+
+class ScalingConstants(NamedTuple):
+    """K = c1 / B + c2 to first order in 1 / B, and the batch size at which both terms matter.
+
+    critical_batch: 2 c1 / c2, below which a tuned step size makes K fall as 1 / B.
+    """
+
+    c1: float
+    c2: float
+    critical_batch: float
+
+
+def scaling_constants(
+    gap: float,
+    lipschitz: float,
+    variance: float,
+    goal: float,
+    *,
+    alignment: float = 1.0,
+    lr: float | None = None,
+) -> ScalingConstants:
+    """The constants of the convergence bound from what they are made of.
+
+    Args:
+        gap: Delta = 2 (f(w_1) - f_inf), twice what the loss can fall; above 0.
+        lipschitz: L, of the gradient; `lipschitz_along` estimates it. Above 0.
+        variance: beta, of the gradient of one example; above 0.
+        goal: epsilon, mean squared norm of the gradient that is to be reached; above 0.
+        alignment: mu, by which a stochastic gradient follows the true one; above 0.
+        lr: the step size's cap; None: mu / L, the largest that the bound allows.
+
+    >>> scaling_constants(2.0, 4.0, 100.0, 0.1)
+    ScalingConstants(c1=80000.0, c2=80.0, critical_batch=2000.0)
+
+    Raises:
+        ValueError: for a number that is not finite and above 0.
+
+    References:
+        Lee et al. (2021), Proposition 3.1.
+    """
+    above(0, gap=gap, lipschitz=lipschitz, variance=variance, goal=goal, alignment=alignment)
+    lr = alignment / lipschitz if lr is None else lr
+    above(0, lr=lr)
+    c1 = gap * lipschitz * variance / (alignment * goal) ** 2
+    c2 = gap / (lr * alignment * goal)
+    return ScalingConstants(c1, c2, 2 * c1 / c2)
 
 
 def tuned_steps(batch_sizes: Sequence[float], c1: float, c2: float) -> np.ndarray:

@@ -335,7 +335,7 @@ def search(
     seeds: Sequence[int] = (0,),
     race: bool = True,
     store: Path | str = "",
-    progress: bool = True,
+    progress: bool = False,
 ) -> dict[tuple[int, int], StepsToResult]:
     """Steps to the result for every seed and batch size: (seed, batch size) -> result.
 

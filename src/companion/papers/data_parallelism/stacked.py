@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from companion.stacked import outputs, stackable
+from companion.stacked import laid_out, outputs, stackable
 
 # A weight this large belongs to a network that has diverged, even if it is still finite.
 DIVERGED = 1e6
@@ -66,6 +66,7 @@ def stacked_outputs(model: nn.Module, params: Stack, x: Tensor, way: str = "auto
         way = pick_way(model, len(x), x.device)
     rows = len(next(iter(params.values())))
     if way == "loop":
+        x = laid_out(model, x)
         return torch.stack([functional_call(model, row(params, r), (x,)) for r in range(rows)])
     if is_dense(model):
         return dense_outputs(model, params, x)

@@ -74,7 +74,7 @@ def scoring_loss(kind: str) -> Loss:
 
     kind: "labels" is the cross-entropy that training uses; "uniform", "entropy" and "argmax"
       ignore the targets. So does "softmax", which looks sensible and has no gradient at all:
-      `score` refuses it.
+      `connection_scores` refuses it.
     Raises ValueError for an unknown kind.
     """
     if kind not in SCORING_LOSSES:
@@ -96,7 +96,7 @@ def full_set(data: ImageSet, batch_size: int = 100) -> list[tuple[Tensor, Tensor
     return list(zip(data.train_x.split(batch_size), data.train_y.split(batch_size), strict=True))
 
 
-def score(
+def connection_scores(
     model: nn.Module,
     batches: Pairs,
     kind: str = "labels",
@@ -135,7 +135,7 @@ def criterion_scores(
 ) -> dict[str, Tensor]:
     """Scores of every prunable parameter under one of `CRITERIA`."""
     if criterion == "connection_sensitivity":
-        return score(model, batches)
+        return connection_scores(model, batches)
     if criterion == "magnitude":
         return magnitude_scores(prunable_parameters(model))
     if criterion == "random":
@@ -173,7 +173,7 @@ def spectra_by_sparsity(
     gain: float = 1.0,
     repaired: bool = True,
     isometry: dict[str, object] | None = None,
-    progress: bool = True,
+    progress: bool = False,
 ) -> list[Spectrum]:
     """Prune fresh networks by every criterion to every sparsity and take their spectra.
 
@@ -229,7 +229,7 @@ class Case:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class CaseRun:
     """One trained network.
 
     error: percent of the test set. loss: of every training step. spectrum: summary of the
@@ -266,9 +266,9 @@ def train_cases(
     isometry: dict[str, object] | None = None,
     gain: float = 1.0,
     augment: Callable | None = None,
-    progress: bool = True,
+    progress: bool = False,
     **training: object,
-) -> list[Run]:
+) -> list[CaseRun]:
     """Initialise, score on the whole training set, prune, repair, train and test.
 
     Networks of one seed and initialisation start from the same weights and see the same batches.
@@ -296,7 +296,9 @@ def train_cases(
                     key = (case.init, case.scoring)
                     if key not in known:
                         generator = torch.Generator().manual_seed(seed + 1000)
-                        scores = score(model, batches, case.scoring, generator=generator)
+                        scores = connection_scores(
+                            model, batches, case.scoring, generator=generator
+                        )
                         known[key] = global_topk_mask(scores, sparsity, warn=False)
                     masks = known[key]
                     repair(model, masks, case.variant, **(isometry or {}))
@@ -304,7 +306,7 @@ def train_cases(
                 spectrum = summary(jacobian_singular_values(model, x, masks=masks))
                 yield _Plan((number, place), model, case, seed, masks, spectrum)
 
-    runs: dict[tuple[int, int], Run] = {}
+    runs: dict[tuple[int, int], CaseRun] = {}
     size = training.get("batch_size", 100)
     with Progress(len(cases) * len(seeds), "networks trained", show=progress) as bar:
         # networks with one activation may train together
@@ -329,14 +331,14 @@ class _Plan:
     spectrum: dict[str, float]
 
 
-def _trained(plans: list[_Plan], data, augment, training) -> dict[tuple[int, int], Run]:
+def _trained(plans: list[_Plan], data, augment, training) -> dict[tuple[int, int], CaseRun]:
     histories = train_together(
         [plan.model for plan in plans], data.train_x, data.train_y,
         seeds=[plan.seed + 2000 for plan in plans], masks=[plan.masks for plan in plans],
         augment=augment, on_divergence="stop", **training,
     )  # fmt: skip
     return {
-        plan.place: Run(
+        plan.place: CaseRun(
             plan.case, plan.seed, error_rate(plan.model, data.test_x, data.test_y), history.loss,
             plan.spectrum, plan.masks, history.diverged,
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import hardshrink
 
 from companion.papers.signal_propagation.spectra import masked_parameters, structural_rank
 from companion.sparsity import full_precision, prunable_parameters
@@ -16,6 +17,9 @@ LR = {"squared": 0.5, "paper": 0.1}
 # A Newton-Schulz step of 1/2 descends while the curvature, at most 3 s^2 - 1, is below 4.
 LARGEST = 1.2
 CLOSE = 1e-5  # residual per unit and square root of their number at which a layer is done
+# Weights below this part of the smallest layer's largest are zero: what decays would become
+# subnormal and stay so, and processors compute with subnormal numbers many times slower.
+NOTHING = 1e-12
 
 
 def isometry_residual(weight: Tensor, mask: Tensor | None = None) -> float:
@@ -149,8 +153,10 @@ def _descend(V, C, steps, objective, lr, milestones) -> tuple[Tensor, Tensor]:
         largest = torch.linalg.matrix_norm(V, ord=2)[:, None, None]
         V = torch.where(largest > LARGEST, V / largest, V)
         G, missing = _gram(V)
+    size = V.abs().amax((-2, -1))
+    nothing = NOTHING * size[size > 0].min().item() if size.any() else 0.0
     for step in range(1, steps + 1):
-        V = V - lr * C * _gradient(V, G, missing, objective)
+        V = hardshrink(V - lr * C * _gradient(V, G, missing, objective), nothing)
         G, missing = _gram(V)
         history.append(_residuals(G, missing))
         if step in milestones:

@@ -78,7 +78,7 @@ def check_network(arch: str, data: ImageSet, activations: Iterable[str]) -> None
         )
 
 
-def build_model(
+def untrained_network(
     arch: str, data: ImageSet, *, activation: str = "linear", depth: int = 7, width: int = 100
 ) -> nn.Module:
     """A network for these images, on their device, with PyTorch's default weights.

@@ -4,29 +4,31 @@ A network is a dictionary of tensors: weights and biases by name, and ``omega_0`
 that is fixed when the network is drawn and that nothing trains. Masks are boolean tensors under
 the same names (all true for biases, which are never pruned). Signals are (pictures, points,
 channels), values in [0, 1]; mean squared errors are over points and channels.
+
+On your own work::
+
+    from companion.data.signals import load_pictures, picture_files
+    from companion.papers import sparse_inr as inr
+    files = picture_files(folder)
+    tasks = inr.as_targets(load_pictures(files, size=16, channels=3))  # squares
+    start = inr.meta_learn(inr.siren_params(2, 24, 3, 3, 60.0), tasks, 60)
+    net = inr.meta_prune(start, tasks, rounds=1, amount=0.5, round_steps=20)
+    for file in files:
+        image = load_pictures([file], channels=3)[0]  # in its own size
+        file.with_suffix(".inr").write_bytes(data := inr.encode(net[-1], image, steps=200))
+        print(file, len(data), inr.psnr((inr.decode(data) - image).square().mean().item()))
 """
 
-from companion.papers.sparse_inr.fitting import (
-    FitResult,
-    fit,
-    held_out_psnr,
-    mean_psnr,
-    psnr,
-    render,
-)
+from companion.papers.sparse_inr.codec import decode, encode
+from companion.papers.sparse_inr.fitting import FitResult, fit, psnr, render
 from companion.papers.sparse_inr.masks import (
-    apply_mask,
     bits_per_pixel,
     compact,
     count_params,
-    dense_count,
     full_masks,
     magnitude_prune,
-    mask_bits,
     matched_width,
     random_prune,
-    survivor_chain,
-    survivors,
 )
 from companion.papers.sparse_inr.meta import (
     Checkpoint,
@@ -34,7 +36,6 @@ from companion.papers.sparse_inr.meta import (
     meta_learn,
     meta_prune,
     meta_train,
-    signal_loss,
 )
 from companion.papers.sparse_inr.network import (
     Siren,
@@ -43,28 +44,24 @@ from companion.papers.sparse_inr.network import (
     pixel_grid,
     siren,
     siren_params,
-    strict_float32,
 )
 
 __all__ = [
     "Checkpoint",
     "FitResult",
     "Siren",
-    "apply_mask",
     "as_images",
     "as_targets",
     "bits_per_pixel",
     "compact",
     "count_params",
-    "dense_count",
+    "decode",
+    "encode",
     "fit",
     "full_masks",
-    "held_out_psnr",
     "magnitude_prune",
     "maml_loss",
-    "mask_bits",
     "matched_width",
-    "mean_psnr",
     "meta_learn",
     "meta_prune",
     "meta_train",
@@ -72,10 +69,6 @@ __all__ = [
     "psnr",
     "random_prune",
     "render",
-    "signal_loss",
     "siren",
     "siren_params",
-    "strict_float32",
-    "survivor_chain",
-    "survivors",
 ]

@@ -21,6 +21,7 @@ from companion.papers.sparse_inr.network import (
     siren,
     strict_float32,
 )
+from companion.progress import Progress
 from companion.sparsity import global_topk_mask, is_bias
 from companion.training import DivergenceError
 
@@ -56,6 +57,7 @@ def fit(
     *,
     coords: Tensor | None = None,
     prune_at: Mapping[int, int] | None = None,
+    progress: bool = False,
 ) -> FitResult:
     """Fit one network to each signal on its own, all of them at once.
 
@@ -82,7 +84,7 @@ def fit(
     optimizer = kind(theta.values(), lr=lr)
     losses = vmap(signal_loss, in_dims=(0, 0 if prune_at else None, None, None, 0))
     errors = []
-    with strict_float32():
+    with strict_float32(), Progress(steps, "steps", show=progress) as bar:
         for step in range(steps + 1):
             if prune_at and step in prune_at:
                 active = masks = _prune_each(theta, masks, prune_at[step])
@@ -95,6 +97,7 @@ def fit(
                 error.sum().backward()
                 optimizer.step()
                 zero_masked(theta, active)
+                bar.update()
     mse = torch.stack(errors, 1)
     if not mse.isfinite().all():
         raise DivergenceError(f"the loss of a fit is not finite: lower lr = {lr}")

@@ -47,12 +47,12 @@ def zero_masked(theta: Params, masks: Masks) -> None:
 
 def count_params(masks: Masks, biases: bool = False) -> int:
     """Surviving weights, as the paper counts; with biases: all surviving parameters."""
-    return sum(int(m.sum()) for name, m in masks.items() if biases or not is_bias(name))
+    return sum(int(m.count_nonzero()) for name, m in masks.items() if biases or not is_bias(name))
 
 
 def survivors(masks: Masks) -> list[int]:
     """Surviving weights of each layer."""
-    return [int(m.sum()) for name, m in masks.items() if not is_bias(name)]
+    return [int(m.count_nonzero()) for name, m in masks.items() if not is_bias(name)]
 
 
 def matched_width(
@@ -147,7 +147,9 @@ def _remove(scores: Params, masks: Masks, amount: float, by_layer: bool = False)
     groups = [[name] for name in ranked] if by_layer else [list(ranked)]
     new = dict(masks)
     for group in groups:
-        (_, keep) = survivor_chain(sum(int(masks[name].sum()) for name in group), amount, 1)
+        (_, keep) = survivor_chain(
+            sum(int(masks[name].count_nonzero()) for name in group), amount, 1
+        )
         new |= global_topk_mask({name: ranked[name] for name in group}, keep=keep, warn=False)
     return new
 
@@ -157,7 +159,7 @@ def mask_bits(masks: Masks) -> float:
     bits = 0.0
     for name, mask in masks.items():
         if not is_bias(name):
-            n, k = mask.numel(), int(mask.sum())
+            n, k = mask.numel(), int(mask.count_nonzero())
             bits += (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(
                 2
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,6 +78,7 @@ def meta_train(
     opt_state: dict | None = None,
     first_order: bool = False,
     bar: Progress | None = None,
+    progress: bool = False,
 ) -> tuple[Params, dict, list[float]]:
     """Minimise `maml_loss` over random signals with Adam, keeping to the masks.
 
@@ -96,12 +98,18 @@ def meta_train(
         name: w.detach().clone().requires_grad_() for name, w in apply_mask(theta, masks).items()
     }
     optimizer = torch.optim.Adam(theta.values(), lr=outer_lr)
-    if opt_state is not None:
-        optimizer.load_state_dict(opt_state)
-    order = shuffled_batches(len(tasks), tasks_per_step, generator, tasks.device)
     active = active_masks(masks)
+    if opt_state is not None:
+        # the optimiser works on the state that it is given: the caller's must stay as it is
+        optimizer.load_state_dict(copy.deepcopy(opt_state))
+        # what it remembers of pruned weights would decay into subnormal numbers, which are slow
+        for name, mask in active.items():
+            for value in optimizer.state[theta[name]].values():
+                if value.shape == mask.shape:  # not the number of steps
+                    value.masked_fill_(~mask, 0)
+    order = shuffled_batches(len(tasks), tasks_per_step, generator, tasks.device)
     log: list[Tensor] = []
-    with strict_float32():
+    with strict_float32(), Progress(steps, "outer steps", show=progress) as own:
         for step in range(1, steps + 1):
             batch = tasks[next(order)]
             optimizer.zero_grad(set_to_none=True)
@@ -118,8 +126,7 @@ def meta_train(
                 raise DivergenceError(
                     f"the meta-learning loss is not finite by step {step}: lower outer_lr = {outer_lr}"
                 )
-            if bar is not None:
-                bar.update()
+            (own if bar is None else bar).update()
     trained = {name: w.detach() for name, w in theta.items()} | {"omega_0": omega_0}
     return trained, optimizer.state_dict(), torch.stack(log).tolist() if log else []
 

@@ -1,0 +1,430 @@
+"""Networks pruned once by a criterion and trained; what their masks look like."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from companion.data.images import ImageSet
+from companion.models import (
+    alexnet,
+    lenet_5_caffe,
+    lenet_300_100,
+    truncated_variance_scaling_,
+    vgg,
+    wide_resnet,
+)
+from companion.models.initialisers import TRUNCATED_STD
+from companion.progress import Progress
+from companion.sparsity import (
+    Batches,
+    apply_masks,
+    connection_gradients,
+    connection_sensitivity,
+    count_kept,
+    full_precision,
+    global_topk_mask,
+    magnitude_scores,
+    prunable_parameters,
+    random_scores,
+    shuffle_within_layer,
+)
+from companion.stacked import groups, train_together
+from companion.training import error_rate, predict, train
+
+CRITERIA = ("snip", "random", "magnitude", "snip_shuffled")
+
+# Errors in per cent that the paper reports, by architecture and sparsity.
+PAPER_ERRORS = {
+    ("lenet300", 0.9): 1.761,  # Fig. 1, mean of 20 runs; the others: Tables 1 and 2
+    ("lenet300", 0.95): 1.6,
+    ("lenet300", 0.98): 2.4,
+    ("lenet5", 0.98): 0.8,
+    ("lenet5", 0.99): 1.1,
+    ("vgg_d", 0.95): 7.09,
+}
+
+
+def _two_convolutions(channels: int, size: int, classes: int) -> nn.Module:
+    """Two 5x5 convolutions with ReLU and pooling, and one dense layer: small enough for a CPU."""
+    side = ((size - 4) // 2 - 4) // 2
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 5), nn.MaxPool2d(2), nn.ReLU(),  # pooled first: less to do
+        nn.Conv2d(16, 32, 5), nn.MaxPool2d(2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * side * side, classes),
+    )  # fmt: skip
+
+
+# name -> maker from (channels, image size, classes)
+ARCHITECTURES: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "lenet300": lambda channels, size, classes: lenet_300_100(channels * size * size, classes),
+    "lenet5": lenet_5_caffe,
+    "conv2": _two_convolutions,
+    "alexnet_s": lambda channels, size, classes: alexnet("s", channels, classes),
+    "alexnet_b": lambda channels, size, classes: alexnet("b", channels, classes),
+    "vgg_c": lambda channels, size, classes: vgg("C", channels, classes),
+    "vgg_d": lambda channels, size, classes: vgg("D", channels, classes),
+    "vgg_like": lambda channels, size, classes: vgg("like", channels, classes),
+    "wrn_16_8": lambda channels, size, classes: wide_resnet(16, 8, channels, classes),
+    "wrn_16_10": lambda channels, size, classes: wide_resnet(16, 10, channels, classes),
+    "wrn_22_8": lambda channels, size, classes: wide_resnet(22, 8, channels, classes),
+}
+SMALLEST_IMAGE = {"lenet300": 1, "lenet5": 16, "conv2": 16}  # pixels a side; others: 32
+
+
+def check_sizes(arch: str, data: ImageSet, *, batch_size: int, scoring_examples: int) -> None:
+    """Raise ValueError if the network or the batches do not fit the images."""
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch = {arch!r}: expected one of {', '.join(ARCHITECTURES)}")
+    size = data.train_x.shape[-1]
+    if size < (least := SMALLEST_IMAGE.get(arch, 32)):
+        raise ValueError(
+            f"arch = {arch!r}: needs images of {least} pixels a side, {data.name!r} has {size}"
+        )
+    _check_count("batch_size", batch_size, data)
+    _check_count("prune_batch_size * n_prune_batches", scoring_examples, data)
+
+
+def _check_count(name: str, count: int, data: ImageSet) -> None:
+    if count > len(data.train_x):
+        raise ValueError(
+            f"{name} = {count}: {data.name!r} has {len(data.train_x)} training examples"
+        )
+
+
+def build_model(arch: str, data: ImageSet, generator: torch.Generator) -> nn.Module:
+    """A network for these images with fresh weights (variance scaling, truncated normal).
+
+    Raises ValueError for an unknown architecture or images too small for it.
+    """
+    check_sizes(arch, data, batch_size=1, scoring_examples=1)
+    channels, size = data.train_x.shape[1], data.train_x.shape[-1]
+    model = ARCHITECTURES[arch](channels, size, len(data.classes)).to(data.train_x.device)
+    truncated_variance_scaling_(model, generator=generator)
+    return model
+
+
+def scoring_batches(
+    data: ImageSet, batch_size: int, generator: torch.Generator, *, number: int = 1
+) -> list[tuple[Tensor, Tensor]]:
+    """Disjoint random batches of training examples, not augmented.
+
+    Raises ValueError where the set is too small for so many.
+    """
+    _check_count("prune_batch_size * n_prune_batches", batch_size * number, data)
+    order = torch.randperm(len(data.train_x), generator=generator).to(data.train_x.device)
+    chosen = order[: batch_size * number].split(batch_size)
+    return [(data.train_x[index], data.train_y[index]) for index in chosen]
+
+
+def criterion_scores(
+    criterion: str,
+    model: nn.Module,
+    batches: Batches,
+    generator: torch.Generator,
+    *,
+    biases: bool = True,
+    bn_mode: str = "identity",
+) -> dict[str, Tensor]:
+    """Scores of every prunable parameter under one of `CRITERIA`.
+
+    "snip_shuffled" permutes SNIP's scores inside each layer: layers keep their densities, but
+    which connections survive is chance.
+    """
+    params = prunable_parameters(model, biases=biases)
+    if criterion == "random":
+        return random_scores(params, generator)
+    if criterion == "magnitude":
+        return magnitude_scores(params)
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion = {criterion!r}: expected one of {', '.join(CRITERIA)}")
+    scores = connection_sensitivity(model, cross_entropy, batches, params=params, bn_mode=bn_mode)
+    return shuffle_within_layer(scores, generator) if criterion == "snip_shuffled" else scores
+
+
+@dataclass(frozen=True)
+class PrunedRun:
+    """One trained network. Errors are in percent of the test set.
+
+    error: after the last step. selected_error: at the step with the lowest validation error
+    (the same where there is no validation set). kept: surviving weights and biases.
+    empty: names of weight tensors of which nothing is left.
+    """
+
+    criterion: str
+    sparsity: float
+    seed: int
+    error: float
+    selected_error: float
+    kept: int
+    empty: tuple[str, ...]
+    diverged: bool
+
+
+def compare_criteria(
+    arch: str,
+    data: ImageSet,
+    *,
+    criteria: Sequence[str],
+    sparsities: Sequence[float],
+    seeds: Iterable[int],
+    prune_batch_size: int = 100,
+    n_prune_batches: int = 1,
+    bn_mode: str = "identity",
+    prune_biases: bool = True,
+    reinit_after_pruning: bool = False,
+    validation: tuple[Tensor, Tensor] | None = None,
+    augment: Callable | None = None,
+    dense: bool = True,
+    progress: bool = False,
+    **training: object,
+) -> list[PrunedRun]:
+    """Prune once by each criterion, train, and test; a dense network a seed for comparison.
+
+    Scores are computed once a seed and criterion and reused for every sparsity. All networks
+    of a seed start from the same weights and see the same batches. Networks that can be stacked
+    train together (`companion.stacked`).
+    reinit_after_pruning: take the mask from the first weights, train a freshly drawn set, as
+      the official code does.
+    validation: held-out (inputs, targets), looked at 20 times a run.
+    training: options of `companion.training.train`.
+    """
+    seeds = list(seeds)
+    total = len(seeds) * (len(criteria) * len(sparsities) + dense)
+
+    def plans() -> Iterator[_Plan]:
+        for seed in seeds:
+            model = build_model(arch, data, torch.Generator().manual_seed(seed))
+            batches = scoring_batches(
+                data,
+                prune_batch_size,
+                torch.Generator().manual_seed(seed + 1000),
+                number=n_prune_batches,
+            )
+            chosen: list[tuple[str, float, dict[str, Tensor]]] = [("dense", 0.0, {})] * dense
+            for criterion in criteria:
+                generator = torch.Generator().manual_seed(seed + 2000)
+                scores = criterion_scores(
+                    criterion, model, batches, generator, biases=prune_biases, bn_mode=bn_mode
+                )
+                chosen += [
+                    (criterion, s, global_topk_mask(scores, s, warn=False)) for s in sparsities
+                ]
+            if reinit_after_pruning:
+                truncated_variance_scaling_(
+                    model, generator=torch.Generator().manual_seed(seed + 3000)
+                )
+            for criterion, sparsity, masks in chosen:
+                yield _Plan(copy.deepcopy(model), criterion, sparsity, seed, masks)
+
+    runs: list[PrunedRun] = []
+    with Progress(total, "networks trained", show=progress) as bar:
+        # a plan exists only when it is its turn: masks and weights of all may not fit
+        for group in groups(
+            plans(),
+            lambda plan: plan.model,
+            data.train_x,
+            training.get("batch_size", 100),
+            augment,
+        ):
+            runs += _trained(group, data, validation, augment, training)
+            bar.update(len(group))
+    return runs
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """A network that is to be trained."""
+
+    model: nn.Module
+    criterion: str
+    sparsity: float
+    seed: int
+    masks: dict[str, Tensor]
+
+
+def _trained(plans: list[_Plan], data, validation, augment, training) -> list[PrunedRun]:
+    checks: list[list[tuple[float, float]]] = [[] for _ in plans]
+
+    def look(i: int) -> float:
+        model = plans[i].model
+        checks[i].append(
+            (error_rate(model, *validation), error_rate(model, data.test_x, data.test_y))
+        )
+        return checks[i][-1][0]
+
+    histories = train_together(
+        [plan.model for plan in plans],
+        data.train_x,
+        data.train_y,
+        seeds=[plan.seed + 4000 for plan in plans],
+        masks=[plan.masks for plan in plans],
+        augment=augment,
+        monitor=look if validation else None,
+        monitor_every=max(1, training["steps"] // 20),
+        on_divergence="stop",
+        **training,
+    )
+    errors = [error_rate(plan.model, data.test_x, data.test_y) for plan in plans]
+    return [
+        PrunedRun(
+            plan.criterion,
+            plan.sparsity,
+            plan.seed,
+            error,
+            min(seen)[1] if seen else error,
+            count_kept(plan.masks),
+            tuple(name for name, mask in plan.masks.items() if mask.dim() > 1 and not mask.any()),
+            history.diverged,
+        )
+        for plan, error, seen, history in zip(plans, errors, checks, histories, strict=True)
+    ]
+
+
+def class_scoring_batch(data: ImageSet, label: int, size: int, generator: torch.Generator):
+    """A scoring batch with examples of one class only (all of them, where there are fewer)."""
+    members = (data.train_y == label).nonzero().squeeze(1)
+    if not len(members):
+        raise ValueError(f"label = {label!r}: {data.name!r} has no training example of it")
+    chosen = members[torch.randperm(len(members), generator=generator)[:size].to(members.device)]
+    return [(data.train_x[chosen], data.train_y[chosen])]
+
+
+def class_pixel_maps(
+    model: nn.Module, data: ImageSet, sparsity: float, *, size: int, generator: torch.Generator
+) -> Tensor:
+    """How many first-layer connections of each input pixel survive, for every class.
+
+    The network is scored with `size` examples of a single class. Its first weight must be a
+    dense layer's. Returns (classes, height, width) counts.
+    """
+    maps = []
+    for label in range(len(data.classes)):
+        batch = class_scoring_batch(data, label, size, generator)
+        masks = global_topk_mask(
+            connection_sensitivity(model, cross_entropy, batch), sparsity, warn=False
+        )
+        first = next(mask for mask in masks.values() if mask.dim() == 2)  # (units, pixels)
+        maps.append(first.sum(0).view(data.train_x.shape[1:]).sum(0))
+    return torch.stack(maps)
+
+
+def matched_classes(maps: Tensor, data: ImageSet) -> int:
+    """For how many classes the pixel map correlates best with that class's mean image.
+
+    maps: (classes, height, width), on any device. A map that is the same everywhere matches none.
+    Raises ValueError for maps of another shape than the images'.
+    """
+    size = (len(data.classes), *data.train_x.shape[2:])
+    if maps.shape != size:
+        raise ValueError(f"maps: shape {tuple(maps.shape)}, expected {size}")
+    means = torch.stack([data.train_x[data.train_y == k].mean((0, 1)) for k in range(len(maps))])
+    # on the CPU: not every device has float64
+    each = torch.corrcoef(torch.cat([maps.cpu().flatten(1), means.cpu().flatten(1)]).double())
+    between = each[: len(maps), len(maps) :].nan_to_num(-2.0)  # (maps, means)
+    best, where = between.max(1)
+    return int(((where == torch.arange(len(maps))) & (best > -2)).sum())
+
+
+def removal_effects(
+    model: nn.Module, batch: tuple[Tensor, Tensor], number: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """First-order prediction and true change of the loss when single weights are removed.
+
+    Weights are drawn at random from those with a nonzero score, a third of them each from the
+    top percent, the top tenth and the rest, so that the rare sensitive ones are seen (fewer where
+    a part has not as many).
+    Returns two vectors, -g_j and L(w with w_j = 0) - L(w).
+    """
+    inputs, targets = batch
+    gradients = connection_gradients(model, cross_entropy, [batch])
+    known = dict(model.named_parameters())
+    where = [(name, i) for name, g in gradients.items() for i in range(g.numel())]
+    flat = torch.cat([g.flatten() for g in gradients.values()])
+    ranked = flat.abs().argsort(descending=True)[: int((flat != 0).sum())]
+    n = len(ranked)
+    strata = (ranked[: n // 100], ranked[n // 100 : n // 10], ranked[n // 10 :])
+    chosen = torch.cat(
+        [s[torch.randperm(len(s), generator=generator)[: number // 3]] for s in strata]
+    )
+    true = []
+    with torch.no_grad(), full_precision():
+        base = cross_entropy(model(inputs), targets)
+        for j in chosen.tolist():
+            name, i = where[j]
+            entry = known[name][torch.unravel_index(torch.tensor(i), known[name].shape)]
+            value = entry.clone()
+            entry.zero_()
+            true.append(cross_entropy(model(inputs), targets) - base)
+            entry.copy_(value)
+    return -flat[chosen], torch.stack(true)
+
+
+def logit_sum(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """mean_n sum_k (p_nk - y_nk) z_nk: what every layer's signed scores add up to."""
+    z = predict(model, inputs)
+    y = torch.nn.functional.one_hot(targets, z.shape[1])
+    return ((z.softmax(1) - y) * z).sum(1).mean()
+
+
+def critical_sparsities(model: nn.Module) -> dict[str, float]:
+    """Sparsity at which global magnitude pruning is expected to empty each layer of weights.
+
+    A truncated normal ends at 2 sigma_l / 0.8796 with sigma_l^2 = 1 / fan-in. Layer l is gone once the
+    threshold passes that end; by then the other layers keep their tails beyond it. Biases (zeros) are
+    gone before.
+    """
+    layers = prunable_parameters(model, biases=False)
+    sigma = {name: 1 / math.sqrt(w[0].numel()) / TRUNCATED_STD for name, w in layers.items()}
+    total = sum(p.numel() for p in prunable_parameters(model).values())
+    inside = math.erf(math.sqrt(2))  # probability of a normal within two deviations
+    expected = {}
+    for name in layers:
+        threshold = 2 * sigma[name]
+        left = sum(
+            w.numel() * max(0.0, 1 - math.erf(threshold / sigma[other] / math.sqrt(2)) / inside)
+            for other, w in layers.items()
+        )
+        expected[name] = 1 - left / total
+    return expected
+
+
+def fit_labels(
+    arch: str,
+    data: ImageSet,
+    *,
+    sparsity: float,
+    examples: int,
+    steps: int,
+    seed: int,
+    shuffled: bool,
+    lr: float = 0.1,
+) -> float:
+    """Training accuracy in percent on few examples with true or random labels (plain SGD, no decay).
+
+    The mask comes from a batch of 100 of the same examples with the same labels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = build_model(arch, data, generator)
+    chosen = torch.randperm(len(data.train_x), generator=generator)[:examples].to(
+        data.train_x.device
+    )
+    x, y = data.train_x[chosen], data.train_y[chosen]
+    if shuffled:
+        y = torch.randint(len(data.classes), y.shape, generator=generator).to(y.device)
+    masks = {}
+    if sparsity:
+        masks = global_topk_mask(
+            connection_sensitivity(model, cross_entropy, [(x[:100], y[:100])]),
+            sparsity,
+            warn=False,
+        )
+    with apply_masks(model, masks):
+        train(model, x, y, steps=steps, generator=generator, lr=lr, momentum=0.0, on_divergence="stop")  # fmt: skip
+    return 100.0 - error_rate(model, x, y)
