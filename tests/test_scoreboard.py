@@ -5,7 +5,6 @@ import io
 import json
 import math
 
-import bs4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from companion.notebook.checking import LARGEST, NOT_REPRODUCED, NOT_RUN, REPROD
 from companion.notebook.claims import parse_claims
 from companion.runs.record import Held, Run, Sweep
 
+bs4 = pytest.importorskip("bs4", reason="comes with the book's dependencies")
 evidence = pytest.importorskip("companion.book.evidence", reason="needs the book's dependencies")
 charts = pytest.importorskip("companion.book.charts")
 start = pytest.importorskip("companion.book.start")
@@ -180,11 +180,11 @@ def test_a_strip_has_the_bounds_the_paper_and_every_run_with_its_spread(chapter)
     (strip,) = charts.strips(made.rows[0])
     at = strip.axis.at
     low, wide = strip.marks[:2]
-    assert (low.kind, low.left, low.left + low.width) == ("band", 0, at(3))
+    assert (low.kind, low.left, low.left + low.width) == ("band high", 0, at(3))
     assert wide.left + wide.width == pytest.approx(at(9))
     one, two = strip.marks[2:4]
     assert (one.kind, one.dots) == ("paper", (at(2),))
-    assert (two.left, two.dots) == (at(4), (at(5),))
+    assert (two.left, two.left + two.width, two.dots) == (at(4), pytest.approx(at(6)), ())
     assert [mark.kind for mark in strip.marks[4:]] == [
         "default holds", "sweep some", "recorded fails",
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from companion.book.evidence import STANDINGS, Row, reported_range
-from companion.notebook.bounds import number
+from companion.notebook.bounds import Bound, number
 from companion.notebook.claims import Quantity, Reported
 
 MARGIN = 0.05  # of the axis, beyond the outermost mark
@@ -122,8 +122,12 @@ def _strip(row: Row, quantity: Quantity) -> Strip | None:
         return Mark(kind, left, round(right - left, 2), text, tuple(map(axis.at, dots)))
 
     unit = f" {quantity.unit}" if quantity.unit else ""
-    marks = [mark("band", bound.low, bound.high, f"bound: {bound}{unit}") for bound in bounds]
-    marks += [mark("paper", *two, f"the paper: {told}", [sum(two) / 2]) for told, two in paper]
+    marks = [
+        mark(_band(bound), bound.low, bound.high, f"bound: {bound}{unit}") for bound in bounds
+    ]
+    for told, two in paper:
+        exact = [] if isinstance(told.value, str) else [told.value]
+        marks.append(mark("paper", *two, f"the paper: {told}", exact))
     for cell, one in measured:
         kind = f"{cell.lane} {STANDINGS[cell.outcome]}"
         low, high = min(one.values), max(one.values)
@@ -137,3 +141,9 @@ def _strip(row: Row, quantity: Quantity) -> Strip | None:
         tuple((cell.run, one.shown, STANDINGS[cell.outcome]) for cell, one in measured),
         tuple(f"{bound}{unit}" for bound in bounds),
     )
+
+
+def _band(bound: Bound) -> str:
+    """A band with a line at each end that the bound has."""
+    ends = {"low": bound.low, "high": bound.high}
+    return " ".join(["band", *(name for name, end in ends.items() if math.isfinite(end))])
