@@ -240,35 +240,6 @@ def cells(table):
     ]
 
 
-def test_the_scoreboard_puts_the_runs_beside_each_other(stated):
-    table = tables.scoreboard_table(
-        "snip",
-        [
-            run("stored", verdict("C1"), verdict("C10", None, asserted=False, why="needs time")),
-            run("paper", verdict("C10"), verdict("C2", 3.5)),
-        ],
-    )
-    head, *rows = cells(table)
-    assert [row[0] for row in rows] == ["C1", "C2", "C10"]
-    assert "✓ reproduced" in rows[0][3]
-    assert rows[0][4] == "not in this run"
-    assert rows[1][3] == "not in this run"
-    assert "✗ not reproduced, against expectation" in rows[1][4]
-    assert "our error: 3.5 %" in rows[1][4]
-    assert "not run here: needs time" in rows[2][3]
-    assert "our error: 3 %" in rows[2][4]
-    assert rows[2][2] == "error: 2 % (memory; unverified)"
-    assert "stale" not in " ".join(head)
-
-
-def test_the_scoreboard_says_in_how_many_runs_of_a_sweep_a_claim_held(stated):
-    both = [run("stored", verdict("C1"), verdict("C2")), sweep("seeds", C2=(3, 4))]
-    head, first, second, _ = cells(tables.scoreboard_table("snip", both))
-    assert "sweep" in head[4]
-    assert first[4] == "not in this run"
-    assert second[4] == "held in 3 of 4 runs"
-
-
 def test_a_sweep_tells_which_claims_did_not_hold_in_every_run():
     held = {"C1": Held(5, 5), "C2": Held(3, 5)}
     assert tables.held_sentence(held) == "Held in every run: C1; C2 in 3 of 5."
@@ -351,24 +322,7 @@ def test_recorded_measures_become_a_table():
 
 def test_a_stale_run_is_marked_in_every_table(stated):
     both = [run("stored", verdict("C1")), run("old", verdict("C1"), stale=True)]
-    head = cells(tables.scoreboard_table("snip", both))[0]
-    assert "stale" not in head[3]
-    assert "stale" in head[4]
     assert "stale" in cells(tables.runs_table(both))[2][4]
-
-
-def test_the_summary_counts_the_stored_run_and_names_the_papers_without_a_chapter():
-    stored = run("stored", verdict("C1"), verdict("C2"))
-    other = run("mnist", verdict("C1", 3.5), stale=True)
-    environment = type("Environment", (), {"found_docs": set(), "docname": "x"})
-    sweeps = {"snip": [sweep("seeds", C1=(3, 4), C2=(4, 4))]}
-    _, *rows, last = cells(tables.summary_table(environment, {"snip": [stored, other]}, sweeps))
-    snip = next(row for row in rows if row[1] == "snip")
-    assert snip[2:5] == ["2", "0", "0"]
-    assert snip[5] == "seeds: 1 of 2 claims (4 runs)"
-    assert snip[6] == "mnist: 1 not reproduced stale"
-    assert sum(row[1] == "no chapter yet" for row in rows) == len(runs.papers()) - 1
-    assert last[2:5] == ["2", "0", "0"]
 
 
 @pytest.mark.parametrize(

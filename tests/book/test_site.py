@@ -6,6 +6,7 @@ headless Chromium, from disk and without a network.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -139,9 +140,94 @@ def test_no_page_names_a_path_of_the_building_machine(site):
 def test_all_papers_are_on_the_start_page_and_the_scoreboard(site):
     from companion.book.runs import papers
 
-    for page in ("index.html", "book/scoreboard.html"):
-        text = site[page].find("table").get_text(" ")
-        assert [paper["stem"] for paper in papers() if paper["title"] not in text] == []
+    for page, up in (("index.html", ""), ("book/scoreboard.html", "../")):
+        led_to = {tag["href"] for tag in site[page].select("article a[href]")}
+        wanted = {f"{up}notebooks/{paper['stem']}.html" for paper in papers()}
+        assert wanted <= led_to, page
+    start = site["index.html"]
+    assert len(start.select(".papers .sd-card img[alt]")) == len(papers())
+    pages = {tag["href"] for tag in start.select(".papers a")}
+    assert {f"https://arxiv.org/abs/{paper['arxiv']}" for paper in papers()} <= pages
+
+
+def published() -> dict:
+    """claims.json, which other tools read."""
+    return json.loads((HTML / "claims.json").read_text(encoding="utf-8"))
+
+
+def outcomes_of(chapter: dict, id: str) -> list[str]:
+    """How a claim came out, run by run, from claims.json alone."""
+    found = [
+        claim["outcome"]
+        for run in chapter["runs"]
+        if run["status"] == "complete"
+        for claim in run.get("claims", [])
+        if claim["id"] == id
+    ]
+    for sweep in chapter["sweeps"]:
+        if held := sweep["claims"].get(id):
+            found += ["reproduced"] * held["held"]
+            found += ["not reproduced"] * (held["of"] - held["held"])
+    return found
+
+
+def standing_of(chapter: dict, id: str) -> str:
+    kinds = set(outcomes_of(chapter, id)) - {"not run here"}
+    if len(kinds) == 2:
+        return "some"
+    return {"reproduced": "holds", "not reproduced": "fails"}.get("".join(kinds), "open")
+
+
+def test_the_numbers_of_the_scoreboard_are_those_of_claims_json(site):
+    page = site["book/scoreboard.html"]
+    wanted = {
+        (stem, id): (standing_of(chapter, id), claim["kind"])
+        for stem, chapter in published().items()
+        for id, claim in chapter["claims"].items()
+    }
+    rows = {
+        (row["data-chapter"], row.select_one("summary b").get_text()): row
+        for row in page.select("table.matrix > tbody > tr")
+    }
+    assert {key: (row["data-outcome"], row["data-kind"]) for key, row in rows.items()} == wanted
+
+    def count(paper, kind, stem=None):
+        return sum(
+            (standing, claim_kind == "paper") == (kind, paper) and stem in (None, of)
+            for (of, _), (standing, claim_kind) in wanted.items()
+        )
+
+    bars = page.select("table.bars tbody tr")
+    assert len(bars) == len(published())
+    for bar in bars:
+        stem = bar.th.a["href"].removeprefix("#scoreboard-").replace("-", "_")
+        for cell, paper in zip(bar.find_all("td"), (True, False), strict=True):
+            shown = {a["class"][0]: int(a.find(string=True)) for a in cell.select("a")}
+            assert shown == {
+                kind: n
+                for kind in ("fails", "some", "holds", "open")
+                if (n := count(paper, kind, stem))
+            }, stem
+    for where in (page, site["index.html"]):
+        for link in where.select("a.count"):
+            kind = link["class"][1]
+            assert int(link.get_text().split()[0]) == count(True, kind)
+
+    for stem, chapter in published().items():
+        for id in chapter["claims"]:
+            signs = [cell["class"] for cell in rows[stem, id].select("td > .cell")]
+            assert len(signs) == len(chapter["runs"]) + len(chapter["sweeps"])
+            # the first column is the default run
+            found = [c for c in chapter["runs"][0]["claims"] if c["id"] == id]
+            asserted = found[0].get("asserted") if found else False
+            assert ("asserted" in signs[0]) is bool(asserted), (stem, id)
+
+
+def test_every_claim_has_an_address(site):
+    known = {tag["id"] for tag in site["book/scoreboard.html"].select("[id]")}
+    claims = {f"{stem}-{id}" for stem, chapter in published().items() for id in chapter["claims"]}
+    assert claims <= known
+    assert "snip-C9" in claims
 
 
 def test_checks_of_a_page_find_planted_faults():
@@ -231,6 +317,145 @@ def test_no_page_scrolls_sideways_or_fetches_anything_in_either_theme(site, brow
         )
         wrong += [f"{name} fetches {address}" for address in remote]
     assert wrong == []
+
+
+SHOWN = "e => e.getClientRects().length > 0"
+ROWS = f"[...document.querySelectorAll('table.matrix > tbody > tr')].filter({SHOWN})"
+
+
+def test_an_address_of_a_claim_opens_it_and_filters_show_what_fits(browser):
+    browser.resize(1280)
+    browser.open(url("book/scoreboard.html") + "#snip-C9")
+    assert browser.wait_for("document.getElementById('snip-C9').closest('details').open")
+    top = browser.wait_for("document.getElementById('snip-C9').getBoundingClientRect().top")
+    assert 0 < top < 900
+    browser.open(url("book/scoreboard.html") + "?kind=paper&outcome=fails#claims")
+    failed = [
+        f"{stem} {id}"
+        for stem, chapter in published().items()
+        for id, claim in chapter["claims"].items()
+        if (standing_of(chapter, id), claim["kind"]) == ("fails", "paper")
+    ]
+    names = f"{ROWS}.map(r => r.dataset.chapter + ' ' + r.querySelector('b').textContent)"
+    assert sorted(browser.evaluate(names)) == sorted(failed)
+    count = browser.evaluate("document.querySelector('form.filters output').value")
+    assert count.startswith(f"{len(failed)} of ")
+    choose = "const f = document.querySelector('form.filters'); f.elements.{}.value = '{}'; f.dispatchEvent(new Event('change'))"
+    for name, value in (("kind", ""), ("outcome", ""), ("chapter", "snip")):
+        browser.evaluate(f"{{{choose.format(name, value)}}}")
+    assert len(browser.evaluate(names)) == len(published()["snip"]["claims"])
+
+
+def test_a_cell_opens_its_claim_and_the_keyboard_does_too(browser):
+    browser.resize(1280)
+    browser.open(url("book/scoreboard.html"))
+    opened = "document.querySelector('#snip-C1').closest('details').open"
+    assert not browser.evaluate(opened)
+    browser.evaluate("document.querySelector('table.matrix td').click()")
+    assert browser.evaluate(opened)
+    browser.evaluate("document.querySelector('table.matrix summary').focus()")
+    for kind in ("keyDown", "char", "keyUp"):
+        text = {"text": "\r"} if kind != "keyUp" else {}
+        browser.call(
+            "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter",
+            windowsVirtualKeyCode=13, **text,
+        )  # fmt: skip
+    assert not browser.evaluate(opened)
+
+
+def test_the_scoreboard_is_readable_without_scripts(site):
+    """Its script only hides: as the page is written, all is there but the filters."""
+    page = site["book/scoreboard.html"]
+    assert [tag.name for tag in page.select("article [hidden]")] == ["form"]
+    assert [tag for tag in page.select("article [style*=display]")] == []
+    assert len(page.select("table.matrix details > summary")) == sum(
+        len(chapter["claims"]) for chapter in published().values()
+    )
+
+
+def test_the_matrix_fits_a_desk_and_scrolls_in_its_own_box_on_a_phone(browser):
+    browser.open(url("book/scoreboard.html"))
+    boxes = "[...document.querySelectorAll('.matrix-box')]"
+    for width in (1280, 375):
+        browser.resize(width)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        widest = browser.evaluate(f"Math.max(...{boxes}.map(b => b.scrollWidth - b.clientWidth))")
+        assert (widest == 0) is (width == 1280)
+    stuck = (
+        f"{boxes}.every(b => {{ b.scrollLeft = 999; return Math.abs("
+        "b.querySelector('tbody th').getBoundingClientRect().left - b.getBoundingClientRect().left) < 2 })"
+    )
+    assert browser.evaluate(stuck)
+    size = browser.evaluate(
+        "(c => [c.width, c.height])(document.querySelector('td .cell').getBoundingClientRect())"
+    )
+    assert size == [20, 20]
+
+
+CARD = ".papers a[href='notebooks/snip.html']"
+BOARD = "article a[href='book/scoreboard.html']"
+# a reader's question, what is clicked from the start page on, and where the answer then stands
+QUESTIONS = [
+    ("Is SNIP's table reproduced?", [BOARD, "a[href='#scoreboard-snip']"], "#scoreboard-snip", "At the paper's size the errors of its tables come out"),
+    ("What failed?", ["a.count.fails"], "form.filters output", " of "),
+    ("What do you take from the paper, and what came out?", [CARD], "article", "SNIP"),
+    ("Where is the paper?", [], ".papers a[href='https://arxiv.org/abs/1810.02340']", "arXiv"),
+    ("What builds on SNIP?", [], "figure.map svg", "connection sensitivity"),
+    ("What does reproduced mean?", [], "article", "within the bound"),
+    ("How do I rerun it?", [], ".ways", "make book"),
+    ("How do I run it without installing?", ["a[href='book/rerunning.html']"], "article", "Colab"),
+    ("How do I run it with other values?", ["a[href='book/parameters.html']"], "article", "companion run"),
+    ("How do I use it on my own data?", ["article a[href='book/api.html']"], "article", "companion.papers.snip"),
+    ("What data does it need?", ["a[href='book/data.html']"], "article", "MNIST"),
+    ("Can I have the numbers as a file?", [BOARD, "article a[href='../claims.json']"], "body", '"claims"'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("question", "clicks", "where", "answer"), QUESTIONS)
+def test_what_a_reader_asks_is_answered_in_two_clicks(browser, question, clicks, where, answer):
+    assert len(clicks) <= 2
+    browser.resize(1280)
+    browser.open(url("index.html"))
+    for target in clicks:
+        find = f"[...document.querySelectorAll({json.dumps(target)})].find({SHOWN})"
+        assert browser.evaluate(f"!!{find}"), target
+        before = browser.evaluate("location.href")
+        browser.evaluate(f"{find}.click()")
+        browser.wait_for(
+            f"location.href != {json.dumps(before)} && document.readyState == 'complete'"
+        )
+    text = browser.wait_for(f"document.querySelector({json.dumps(where)})?.textContent")
+    assert answer in text, question
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("page", ["index.html", "book/scoreboard.html"])
+def test_outcomes_are_legible_and_no_type_is_tiny(browser, page, theme):
+    browser.resize(1280)
+    browser.open(url(page), theme)
+    browser.wait_for(f"document.documentElement.dataset.theme == '{theme}'")
+    shown = browser.evaluate(
+        "[...document.querySelectorAll('.bar > *, .key, .cell, a.count')].map(e => {"
+        " const s = getComputedStyle(e); let g = e;"
+        " while (getComputedStyle(g).backgroundColor == 'rgba(0, 0, 0, 0)' && g.parentElement) g = g.parentElement;"
+        " return [e.className, s.color, getComputedStyle(g).backgroundColor, s.backgroundImage] })"
+    )
+    assert len(shown) > 20
+    # a striped ground is no one colour: both of its stripes count
+    pairs = [
+        (name, ink, ground)
+        for name, ink, plain, striped in shown
+        for ground in (re.findall(r"rgb\([^)]*\)", striped) or [plain])
+    ]
+    assert [pair for pair in pairs if contrast(*pair[1:]) < 4.5] == []
+    sizes = browser.evaluate(
+        "[...document.querySelectorAll('article *')].filter(e => [...e.childNodes].some("
+        "n => n.nodeType == 3 && n.textContent.trim()) && !e.closest('.visually-hidden, style, script')"
+        " && e.getClientRects().length && !e.closest('a.headerlink, pre'))"
+        ".map(e => [parseFloat(getComputedStyle(e).fontSize) * (e.closest('svg')?.getScreenCTM().a ?? 1),"
+        " e.className.baseVal ?? e.className, e.textContent.slice(0, 30)]).filter(([px]) => px && px < 11.5)"
+    )
+    assert sizes == []
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -12,7 +12,7 @@ from docutils.parsers.rst import directives
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from companion.book import api, tables
+from companion.book import api, scoreboard, start, tables
 from companion.book.docstrings import tidy_docstring
 from companion.book.runs import (
     RECORDED,
@@ -36,44 +36,30 @@ logger = logging.getLogger(__name__)
 
 
 class Papers(SphinxDirective):
-    """The papers in a sentence each, and which have a chapter."""
+    """What came out, and a card a paper."""
 
     def run(self):
-        rows = [
-            [
-                [
-                    tables.link(paper["title"], f"https://arxiv.org/abs/{paper['arxiv']}"),
-                    paper["venue"],
-                ],
-                paper["sentence"],
-                tables.chapter_link(self.env, "read it", paper["stem"]) or "no chapter yet",
-            ]
-            for paper in papers()
+        cards = start.cards(self.env.found_docs)
+        return [start.headline(), *self.parse_text_to_nodes(cards)]
+
+
+class Borrowings(SphinxDirective):
+    """The map of what each paper takes from which."""
+
+    def run(self):
+        builder, here = self.env.app.builder, self.env.docname
+        return [
+            start.borrowings(
+                self.env.found_docs, lambda page: builder.get_relative_uri(here, page)
+            )
         ]
-        return [tables.table(["Paper", "In a sentence", "Chapter"], rows, "papers")]
 
 
 class Scoreboard(SphinxDirective):
     """Every claim of every chapter under every run."""
 
     def run(self):
-        runs = {stem: [stored_run(stem), *load_records(stem)] for stem in chapters.stems()}
-        titles = {paper["stem"]: paper["title"] for paper in papers()}
-        order = [stem for stem in titles if stem in runs]
-        sweeps = {stem: kept(stem) for stem in runs}
-        out: list = [tables.summary_table(self.env, runs, sweeps)]
-        for stem in order + sorted(runs.keys() - titles.keys()):
-            shown = [*runs[stem], *sweeps[stem]]
-            told = [
-                tables.scoreboard_table(stem, shown),
-                tables.paragraph("What reproduces these runs, and what it costs:"),
-                tables.runs_table(shown),
-                *tables.gpu_note(stem, runs[stem]),
-            ]
-            if link := tables.chapter_link(self.env, "The chapter", stem):
-                told.insert(0, tables.paragraph(link, " explains what was done."))
-            out.append(tables.section(titles.get(stem, stem), f"scoreboard-{stem}", *told))
-        return out
+        return scoreboard.page(self.env)
 
 
 class Recorded(SphinxDirective):
@@ -185,7 +171,7 @@ class Datasets(SphinxDirective):
 
 def register(app) -> dict[str, bool]:
     """Make the directives known, and connect what is done around the pages."""
-    for directive in (Papers, Scoreboard, Recorded, Sweep, Benchmarks, Datasets):
+    for directive in (Papers, Borrowings, Scoreboard, Recorded, Sweep, Benchmarks, Datasets):
         app.add_directive(directive.__name__.lower(), directive)
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.napoleon")  # first: it reads sections, ours the rest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections import Counter
 from collections.abc import Mapping
 
 from docutils import nodes
@@ -13,19 +12,13 @@ from companion.book.runs import (
     RECORDED,
     costs,
     gpu_command,
-    outcomes,
-    papers,
     shown_seconds,
     shown_time,
 )
 from companion.notebook.checking import (
-    NOT_RUN,
-    OUTCOMES,
-    SIGNS,
     Table,
     Verdict,
     css,
-    measured_lines,
     table_row,
 )
 from companion.notebook.claims import Claim, load_claims
@@ -117,30 +110,6 @@ def claim_table(run: Run) -> nodes.table:
     return table([name or "No." for name in Table.COLUMNS], rows, "claims")
 
 
-def scoreboard_table(stem: str, runs: list[Run | Sweep]) -> nodes.table:
-    """All claims of a chapter, the verdicts of its runs beside each other."""
-    head: list = ["No.", "Claim", "Paper"]
-    for run in runs:
-        told = "sweep" if isinstance(run, Sweep) else run.profile and f"profile {run.profile}"
-        head.append([strong(run.name), told, *([_stale()] if run.stale else [])])
-    rows = []
-    for id, claim in load_claims(stem).items():
-        row: list = [
-            cell.split("\n") for cell in table_row(claim, Verdict(id, NOT_RUN, False))[:3]
-        ]
-        for run in runs:
-            found = run.claims.get(id)
-            if found is None:
-                row.append("not in this run")
-            elif isinstance(run, Sweep):
-                row.append(f"held in {found.held} of {found.of} runs")
-            else:
-                words = f"{SIGNS[found.outcome]} {found.words(claim)}"
-                row.append([pill(words, css(found.outcome)), *measured_lines(claim, found)])
-        rows.append(row)
-    return table(head, rows, "claims scores")
-
-
 def runs_table(runs: list[Run | Sweep]) -> nodes.table:
     """What reproduces each run, and what it costs."""
     rows = []
@@ -159,45 +128,6 @@ def runs_table(runs: list[Run | Sweep]) -> nodes.table:
 
 def _status(run: Run | Sweep) -> str:
     return f"{run.runs} runs" if isinstance(run, Sweep) else run.status
-
-
-def summary_table(
-    env, runs_by_stem: dict[str, list[Run]], sweeps_by_stem: dict[str, list[Sweep]]
-) -> nodes.table:
-    """The papers: outcomes of the stored run, other starts, recorded runs."""
-    rows: list = []
-    total: Counter = Counter()
-    for paper in papers():
-        stem = paper["stem"]
-        if stem not in runs_by_stem:
-            rows.append([paper["title"], "no chapter yet", *["–"] * (len(OUTCOMES) + 2)])
-            continue
-        stored, *recorded = runs_by_stem[stem]
-        counts = outcomes(stored)
-        total += counts
-        chapter = [chapter_link(env, stem, stem) or code(stem)]
-        if stored.stale:
-            chapter.append(_stale())
-        others = [_steadiness(sweep) for sweep in sweeps_by_stem.get(stem, [])] or "–"
-        told = [_counted(run) for run in recorded] or "none"
-        rows.append([paper["title"], chapter, *(str(counts[o]) for o in OUTCOMES), others, told])
-    rows.append([strong("all"), "", *(strong(str(total[o])) for o in OUTCOMES), "", ""])
-    head = ["Paper", "Chapter", *OUTCOMES, "Held in every run of a sweep", "Recorded runs"]
-    return table(head, rows, "summary")
-
-
-def _steadiness(sweep: Sweep) -> nodes.paragraph:
-    """How many of the claims that a sweep computed held in all of its runs."""
-    always = sum(claim.held == claim.of for claim in sweep.claims.values())
-    marks = [" ", _stale()] if sweep.stale else []
-    told = f": {always} of {len(sweep.claims)} claims ({_status(sweep)})"
-    return paragraph(strong(sweep.name), told, *marks)
-
-
-def _counted(run: Run) -> nodes.paragraph:
-    counts = ", ".join(f"{n} {outcome}" for outcome, n in outcomes(run).items())
-    marks = [" ", _stale()] if run.stale else []
-    return paragraph(strong(run.name), f": {counts or 'no claims'}", *marks)
 
 
 def _shown_changes(changed: bool | None) -> str:

@@ -1,0 +1,198 @@
+"""How each claim came out over all runs of a chapter: what the start page and the scoreboard show.
+
+A claim stands as *reproduced* if every run that measured it reproduced it, as *not reproduced* if
+none did. Rows of a sweep count as runs; a run that did not finish is no evidence.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from companion.book.runs import papers, stored_run
+from companion.notebook.bounds import Bound
+from companion.notebook.checking import (
+    LARGEST,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+)
+from companion.notebook.claims import Claim, Quantity, Reported, load_claims
+from companion.runs import chapters
+from companion.runs.record import DONE, Run, Sweep
+from companion.runs.records import load_records
+from companion.runs.store import kept
+
+SOME = "in some runs only"
+STANDINGS = {NOT_REPRODUCED: "fails", SOME: "some", REPRODUCED: "holds", NOT_RUN: "open"}
+LABELS = dict(zip(STANDINGS, ["not reproduced", SOME, "reproduced", "not run"], strict=True))
+SIGNS = {NOT_REPRODUCED: "✗", SOME: "≈", REPRODUCED: "✓", NOT_RUN: "–"}
+KINDS = {"paper": "claim of the paper", "control": "our control", "derivation": "derivation"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A quantity under one run: every finite value, in words too, and the bound that judged it."""
+
+    quantity: Quantity
+    values: tuple[float, ...]
+    shown: str
+    bound: Bound
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A claim under one run.
+
+    lane: "default", "sweep" or "recorded". words: the outcome, and what makes it surprising or not. said: ours in words, of runs that
+    were made before quantities were kept.
+    """
+
+    run: str
+    lane: str
+    outcome: str
+    asserted: bool
+    words: str
+    measured: tuple[Measured, ...] = ()
+    said: str = ""
+
+    @property
+    def css(self) -> str:
+        return STANDINGS[self.outcome] + (" asserted" if self.asserted else "")
+
+    @property
+    def sign(self) -> str:
+        return SIGNS[self.outcome]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim under every run of its chapter."""
+
+    claim: Claim
+    cells: tuple[Cell, ...]
+
+    @property
+    def standing(self) -> str:
+        return stands(cell.outcome for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A paper of book/papers.yml with its runs: the default one, its sweeps, recorded ones."""
+
+    stem: str
+    about: dict
+    runs: tuple[Run | Sweep, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        return short_name(self.about)
+
+    def counts(self, *, paper: bool) -> dict[str, int]:
+        """Standings, failures first, of the paper's claims or of our own checks."""
+        rows = [row for row in self.rows if (row.claim.kind == "paper") is paper]
+        return count(rows)
+
+
+def short_name(about: dict) -> str:
+    """What the book calls a paper where its title is too long."""
+    return about.get("short") or about["title"].partition(":")[0]
+
+
+def stands(outcomes: Iterable[str]) -> str:
+    """The standing of a claim from its outcomes under all runs."""
+    found = set(outcomes) - {NOT_RUN}
+    return found.pop() if len(found) == 1 else SOME if found else NOT_RUN
+
+
+def count(rows: Iterable[Row]) -> dict[str, int]:
+    """How many claims stand in each way, failures first."""
+    found = Counter(row.standing for row in rows)
+    return {standing: found[standing] for standing in STANDINGS}
+
+
+def read_chapters() -> list[Chapter]:
+    """The chapters that there are, in the order of the papers."""
+    there = set(chapters.stems())
+    return [
+        chapter_of(paper, [stored_run(stem), *kept(stem), *load_records(stem)])
+        for paper in papers()
+        if (stem := paper["stem"]) in there
+    ]
+
+
+def chapter_of(about: dict, runs: Iterable[Run | Sweep]) -> Chapter:
+    """A chapter with every claim under each of its runs."""
+    runs = tuple(runs)
+    rows = tuple(
+        Row(claim, tuple(_cell(claim, run) for run in runs))
+        for claim in load_claims(about["stem"]).values()
+    )
+    return Chapter(about["stem"], about, runs, rows)
+
+
+def label(run: Run | Sweep) -> str:
+    """What a column calls a run."""
+    if isinstance(run, Sweep):
+        return f"{run.name} × {run.runs}"
+    return "default" if lane(run) == "default" else run.name
+
+
+def lane(run: Run | Sweep) -> str:
+    """Which kind of run it is."""
+    if isinstance(run, Sweep):
+        return "sweep"
+    return "default" if run.name == "stored" else "recorded"
+
+
+def _cell(claim: Claim, run: Run | Sweep) -> Cell:
+    found, of = run.claims.get(claim.id), (label(run), lane(run))
+    if isinstance(run, Sweep):
+        if found is None:
+            return Cell(*of, NOT_RUN, False, NOT_RUN)
+        outcome = {0: NOT_REPRODUCED, found.of: REPRODUCED}.get(found.held, SOME)
+        words = f"reproduced in {found.held} of {found.of} runs"
+        given = re.search(r"-p profile (\w+)", run.command)
+        asserted, profile = False, given[1] if given else "quick"
+    elif found is None or found.outcome == NOT_RUN or run.status != DONE:
+        words = found.words(claim) if found and run.status == DONE else NOT_RUN
+        return Cell(*of, NOT_RUN, False, words)
+    else:
+        outcome, words = found.outcome, found.words(claim)
+        asserted, profile = found.asserted, found.profile
+    measured = []
+    for name, quantity in claim.quantities.items():
+        if name in found.measured:
+            values = list(_flat(found.measured[name]))
+            shown = quantity.shown([_number(value) for value in values]) if values else "–"
+            finite = tuple(v for v in values if _is_number(v))
+            measured.append(Measured(quantity, finite, shown, quantity.bound(profile)))
+    said = "" if isinstance(run, Sweep) else found.said
+    return Cell(*of, outcome, asserted, words, tuple(measured), said)
+
+
+def _flat(value: object) -> Iterator[object]:
+    for item in value if isinstance(value, list) else [value]:
+        yield from _flat(item) if isinstance(item, list) else [item]
+
+
+def _number(value: object) -> object:
+    return math.nan if value is None else value
+
+
+def _is_number(value: object) -> bool:
+    return value is not None and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def reported_range(reported: Reported) -> tuple[float, float] | None:
+    """A reported value as numbers: "2 to 4" as both, a number with what it may be off."""
+    if isinstance(reported.value, str):
+        ends = re.fullmatch(r"([\d.]+) to ([\d.]+)", reported.value)
+        return (float(ends[1]), float(ends[2])) if ends else None
+    off = reported.plus_minus or 0.0
+    return reported.value - off, reported.value + off
