@@ -213,7 +213,16 @@ def full_precision() -> Iterator[None]:
     Scores near a threshold and small singular values do not survive eleven bits.
     """
     cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
-    parts = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    named = [
+        (cuda, "matmul"),
+        *((where, name) for where in (cudnn, mkldnn) for name in ("matmul", "conv", "rnn")),
+    ]
+    # PyTorch before 2.9 has the older switches only
+    parts = [
+        part
+        for where, name in named
+        if hasattr(part := getattr(where, name, None), "fp32_precision")
+    ]
     before = [part.fp32_precision for part in parts]
     # PyTorch refuses to read its older switches where they differ from the newer ones: they go
     # along, unless they differ already
