@@ -226,6 +226,12 @@ def make_tracks(
 def check_whole(path: Path, rows: list[Row] | None, table: np.ndarray, what: str) -> None:
     """Check that all entries are whole numbers that 53 bits hold.
 
+    Args:
+        path: the file, which errors name.
+        rows: with the lines' numbers, where they are known.
+        table: (rows, columns), to check.
+        what: the columns' names.
+
     Raises:
         CorruptDataError: naming the file, and the line where `rows` tells it.
     """
@@ -240,6 +246,12 @@ def check_whole(path: Path, rows: list[Row] | None, table: np.ndarray, what: str
 
 def whole_multiple(quotient: float, name: str, value: float, allowed: str) -> int:
     """Round a quotient that has to be a whole number from 1 on.
+
+    Args:
+        quotient: to round.
+        name: of the argument behind it.
+        value: of that argument.
+        allowed: what it may be.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
