@@ -57,8 +57,8 @@ def one_dtype(**tensors: Tensor) -> None:
     """Raise ValueError unless all are of one floating dtype."""
     kinds = {tensor.dtype for tensor in tensors.values()}
     if len(kinds) > 1 or not next(iter(kinds)).is_floating_point:
-        told = ", ".join(str(tensor.dtype) for tensor in tensors.values())
-        raise ValueError(f"{', '.join(tensors)} = {told}: expected one floating dtype")
+        each = ", ".join(str(tensor.dtype) for tensor in tensors.values())
+        raise ValueError(f"{', '.join(tensors)} = {each}: expected one floating dtype")
 
 
 def boolean(shape: tuple[int, ...] | None = None, **masks: Tensor) -> None:

@@ -29,8 +29,7 @@ class Tracks:
         agent: int64 tensor of shape (rows,).
         position: float64 tensor of shape (rows, 2), x and y in `unit`.
         dt_s: seconds to a step.
-        unit: "m" (metres), "px" (pixels: x is the column, y the row), or "px/5", pixels of a
-            video reduced five times.
+        unit: "m" (metres) or "px" (pixels: x is the column, y the row).
         groups: people who walk together.
         labels: kind of an agent, where the set tells it.
         picture: file of the reference picture.
@@ -109,26 +108,11 @@ class Tracks:
             raise ValueError(f"{self.name}: no map from {self.unit} to a picture is known")
         return transform(self.to_pixels, position)
 
-    def scaled(self, factor: float, unit: str) -> Tracks:
-        """A copy in another unit, of which the present one is `factor`.
-
-        Args:
-            factor: units to one of the present units, above 0.
-            unit: name of the new unit.
-        """
-        back = torch.diag(torch.tensor([1 / factor, 1 / factor, 1.0], dtype=torch.float64))
-        return dataclasses.replace(
-            self,
-            position=self.position * factor,
-            unit=unit,
-            to_pixels=None if self.to_pixels is None else self.to_pixels @ back,
-        )
-
     def in_metres(self, metres_per_pixel: float | None = None) -> Tracks:
         """A copy in metres.
 
         Args:
-            metres_per_pixel: metres to one `unit`; None takes the set's own estimate.
+            metres_per_pixel: metres that one pixel covers; None takes the set's own estimate.
 
         Raises:
             ValueError: if the scene is in pixels and there is no scale.
@@ -141,7 +125,13 @@ class Tracks:
                 f"metres_per_pixel = {scale!r}: {self.name} is in pixels and has no scale of "
                 "its own; give the metres that one pixel covers"
             )
-        return self.scaled(scale, "m")
+        back = torch.diag(torch.tensor([1 / scale, 1 / scale, 1.0], dtype=torch.float64))
+        return dataclasses.replace(
+            self,
+            position=self.position * scale,
+            unit="m",
+            to_pixels=None if self.to_pixels is None else self.to_pixels @ back,
+        )
 
 
 def transform(homography: Tensor, points: Tensor) -> Tensor:
@@ -226,6 +216,12 @@ def make_tracks(
 def check_whole(path: Path, rows: list[Row] | None, table: np.ndarray, what: str) -> None:
     """Check that all entries are whole numbers that 53 bits hold.
 
+    Args:
+        path: the file, which errors name.
+        rows: with the lines' numbers, where they are known.
+        table: (rows, columns), to check.
+        what: the columns' names.
+
     Raises:
         CorruptDataError: naming the file, and the line where `rows` tells it.
     """
@@ -240,6 +236,12 @@ def check_whole(path: Path, rows: list[Row] | None, table: np.ndarray, what: str
 
 def whole_multiple(quotient: float, name: str, value: float, allowed: str) -> int:
     """Round a quotient that has to be a whole number from 1 on.
+
+    Args:
+        quotient: to round.
+        name: of the argument behind it.
+        value: of that argument.
+        allowed: what it may be.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.

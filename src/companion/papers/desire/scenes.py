@@ -174,7 +174,13 @@ def load_sdd(
     parts = []
     for video in videos:
         tracks = load_tracks(f"sdd/{video}", root, dt_s=dt_s, phase=phase)
-        tracks = tracks.scaled(1 / REDUCE, f"px/{REDUCE}")
+        shrink = torch.diag(torch.tensor([REDUCE, REDUCE, 1.0], dtype=torch.float64))
+        tracks = dataclasses.replace(
+            tracks,
+            position=tracks.position / REDUCE,
+            to_pixels=tracks.to_pixels @ shrink,
+            unit=f"px/{REDUCE}",
+        )
         stride = max(1, round(start_every_s / dt_s))
         sizes = {"obs_len": obs_len, "pred_len": pred_len, "min_agents": min_agents}
         windows = cut_windows(tracks, stride=stride, **sizes)

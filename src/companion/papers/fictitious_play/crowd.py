@@ -146,7 +146,11 @@ class Crowd:
         )  # fmt: skip
 
     def repeat(self, times: int) -> Crowd:
-        """The crowd so many times, each in scenes of its own."""
+        """The crowd so many times, each in scenes of its own.
+
+        Raises:
+            ValueError: for a negative number.
+        """
         whole(0, times=times)
         scenes = int(self.scene.max()) + 1 if len(self) else 0
         apart = torch.arange(times, device=self.scene.device).repeat_interleave(len(self)) * scenes

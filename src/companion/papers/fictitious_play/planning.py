@@ -307,7 +307,7 @@ def plan(log_kernel: Tensor, reward: Tensor, terminal: Tensor, start: Tensor):
         The policy, and its occupancy (T + 1, N, H, W).
 
     Raises:
-        ValueError: for nobody and, naming the agents, if one starts off the grid or has no way to
+        ValueError: for no agents and, naming them, if one starts off the grid or has no way to
             go; as `soft_value_iteration` besides.
     """
     if not len(start):

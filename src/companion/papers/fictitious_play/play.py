@@ -95,7 +95,7 @@ def respond(
         weights: what they care about.
         horizon: T, steps, at least 1.
         others: shape (T + 1, N, H, W), for each agent the sum of the others' expected occupancies
-            (see `expected_others`); None: nobody else is there.
+            (see `expected_others`); None: no others are there.
         sigmas_m: widths of the Gaussians, one a social weight.
 
     Returns:

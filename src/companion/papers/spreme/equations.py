@@ -26,11 +26,11 @@ def as_text(library: Library, coefficients: Tensor, precision: int = 3) -> list[
     lines = []
     for state, row in zip(library.names, coefficients.tolist(), strict=True):
         terms = [(value, name) for value, name in zip(row, names, strict=True) if value]
-        told = ""
+        text = ""
         for value, name in terms:
-            sign = ("-" if value < 0 else "") if not told else (" - " if value < 0 else " + ")
-            told += f"{sign}{abs(value):.{precision}g}" + ("" if name == "1" else f" {name}")
-        lines.append(f"{state}' = {told or '0'}")
+            sign = ("-" if value < 0 else "") if not text else (" - " if value < 0 else " + ")
+            text += f"{sign}{abs(value):.{precision}g}" + ("" if name == "1" else f" {name}")
+        lines.append(f"{state}' = {text or '0'}")
     return lines
 
 

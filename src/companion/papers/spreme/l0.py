@@ -31,7 +31,11 @@ def subsets(p: int, k: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def all_subsets(p: int, k: int) -> Tensor:
-    """`subsets` as the searches share them: nobody may write to it."""
+    """`subsets` as the searches share them: not to be written to.
+
+    Raises:
+        ValueError: as `subsets`.
+    """
     whole(0, p=p, k=k)
     count = math.comb(p, k)
     if count > MOST:

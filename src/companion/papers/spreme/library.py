@@ -179,13 +179,22 @@ class Library:
         return evaluate
 
     def get_feature_names(self, input_features: Sequence[str] | None = None) -> list[str]:
-        """Names of the terms, as pysindy's method of the same name gives them."""
+        """Names of the terms, as pysindy's method of the same name gives them.
+
+        Args:
+            input_features: names of the n states; None takes `names`.
+
+        Raises:
+            ValueError: for another number of names.
+        """
         names = list(input_features) if input_features is not None else self.names
-        told = []
+        if len(names) != self.n:
+            raise ValueError(f"input_features = {names}: expected {self.n} names, one a state")
+        terms = []
         for states in self.monomials:
             powers = [(names[i], states.count(i)) for i in sorted(set(states))]
-            told.append(" ".join(v if k == 1 else f"{v}^{k}" for v, k in powers) or "1")
-        return told + [term.name(names) for term in self.extra]
+            terms.append(" ".join(v if k == 1 else f"{v}^{k}" for v, k in powers) or "1")
+        return terms + [term.name(names) for term in self.extra]
 
     def symbols(self) -> list[sympy.Symbol]:
         """The states as real sympy symbols."""
