@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from numbers import Integral
 
+import torch
+
 
 def whole(least: int, **values: object) -> None:
     """Raise ValueError for what is not a whole number of at least `least`."""
@@ -25,3 +27,20 @@ def above(least: float, **values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value > least):
             raise ValueError(f"{name} = {value!r}: expected a finite number above {least}")
+
+
+def generators(**values: object) -> None:
+    """Raise ValueError for what is neither a `torch.Generator` of the CPU nor None.
+
+    An int would be a seed: it is not taken, because two calls with it would draw the same.
+    """
+    for name, value in values.items():
+        if value is None:
+            continue
+        if not isinstance(value, torch.Generator):
+            raise ValueError(
+                f"{name} = {value!r}: expected a torch.Generator, "
+                f"such as torch.Generator().manual_seed(0)"
+            )
+        if value.device.type != "cpu":
+            raise ValueError(f"{name}: on {value.device}, expected a torch.Generator of the CPU")
