@@ -156,7 +156,7 @@ def connection_sensitivity(
     params = pruning.prunable_parameters(model, biases=prune_bias)
     scores = pruning.connection_sensitivity(model, cross_entropy, loader, params=params)
     total = sum(s.sum() for s in scores.values())
-    return {name: s / total for name, s in scores.items()}
+    return {name: s / total for name, s in scores.items()}  # eq-data-parallelism-sensitivity
 
 
 def topk_mask(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
@@ -359,7 +359,7 @@ def steps_to_result(
     order = torch.where(
         steps > 0, steps * (len(workload.valid_y) + 1) + mistakes.view_as(steps), 2**62
     )
-    best = torch.where((steps > 0).any(1), order.argmin(1), -1)
+    best = torch.where((steps > 0).any(1), order.argmin(1), -1)  # eq-data-parallelism-kstar
     work = training.steps.view(groups, count).sum(1)
     return StepsToResult(batch_size, steps, status.view(groups, count), best, work)
 

@@ -75,6 +75,7 @@ def jacobian(
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     with evaluation_mode(model), full_precision():
         parts = [
+            # eq-signal-jacobian
             jacrev(lambda part: functional_call(model, state, (part,)).sum(0))(part.to(dtype))
             for part in x.split(CHUNK)
         ]

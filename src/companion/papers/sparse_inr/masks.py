@@ -138,7 +138,7 @@ def survivor_chain(n: int, amount: float, rounds: int) -> list[int]:
         raise ValueError(f"amount = {amount!r}: expected the fraction removed, in [0, 1)")
     chain = [n]
     for _ in range(rounds):
-        chain.append(chain[-1] - int(amount * chain[-1]))
+        chain.append(chain[-1] - int(amount * chain[-1]))  # eq-sparse-inr-chain
     return chain
 
 
