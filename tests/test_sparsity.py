@@ -9,6 +9,7 @@ import time
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,16 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from companion import sparsity
-from companion.models import lenet_5_caffe, lenet_300_100, recurrent, vgg
+from companion.data.images import crop_pad_flip
+from companion.models import (
+    lenet_5_caffe,
+    lenet_300_100,
+    recurrent,
+    truncated_variance_scaling_,
+    vgg,
+)
+from companion.papers.signal_propagation import init_weights
+from companion.papers.sparse_inr import siren_params
 from companion.sparsity import (
     apply_masks,
     connection_gradients,
@@ -33,6 +43,7 @@ from companion.sparsity import (
     remove_masks,
     shuffle_within_layer,
 )
+from companion.training import shuffled_batches
 
 
 def generator(seed=0):
@@ -1136,3 +1147,48 @@ def test_mask_overlap_is_the_share_of_what_the_first_keeps():
         mask_overlap(a, {"v": a["w"]})
     with pytest.raises(ValueError, match="keeps nothing"):
         mask_overlap({"w": torch.zeros(4).bool()}, a)
+
+
+def test_batches_of_another_kind_are_named():
+    model = nn.Linear(3, 2)
+    x, y = torch.rand(2, 3), torch.tensor([0, 1])
+
+    def score(batches):
+        return connection_sensitivity(model, cross_entropy, batches)
+
+    for wrong, message in [
+        ((x, y), "batches: holds bare tensors, expected an iterable of pairs"),
+        (x, "batches: holds bare tensors"),
+        ([(x, y, y)], "batches: holds tuple, expected an iterable of pairs"),
+        ([{"x": x}], "batches: holds dict"),
+        ([(x.double(), y)], "batches: inputs are torch.float64, the weights are torch.float32"),
+        ([(x[:0], y[:0])], "batches: an empty batch"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            score(wrong)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda seed: random_scores({"w": torch.ones(2)}, seed),
+        lambda seed: shuffle_within_layer({"w": torch.ones(2)}, seed),
+        lambda seed: truncated_variance_scaling_(nn.Linear(2, 2), generator=seed),
+        lambda seed: init_weights(nn.Linear(2, 2), "he", generator=seed),
+        lambda seed: siren_params(2, 4, 2, 1, 30.0, generator=seed),
+        lambda seed: crop_pad_flip(torch.rand(1, 1, 4, 4), seed),
+        lambda seed: next(shuffled_batches(4, 2, seed)),
+    ],
+)
+def test_a_seed_is_no_generator(draw):
+    draw(generator())
+    with pytest.raises(ValueError, match="generator = 3: expected a torch"):
+        draw(3)
+
+
+def test_counts_may_be_numpys():
+    scores = {"w": torch.tensor([3.0, 1.0])}
+    assert global_topk_mask(scores, keep=np.int64(1))["w"].tolist() == [True, False]
+    for wrong in (np.int64(3), True, 1.0):
+        with pytest.raises(ValueError, match="expected a count between 0 and 2"):
+            global_topk_mask(scores, keep=wrong)

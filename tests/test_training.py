@@ -4,12 +4,14 @@ import copy
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from companion.sparsity import apply_masks
+from companion.stacked import train_together
 from companion.training import (
     LOOK_EVERY,
     DivergenceError,
@@ -315,3 +317,30 @@ def test_errors_are_of_examples_with_one_label_each():
         predict(net(), x[:0])
     with pytest.raises(ValueError, match="batch_size = 0"):
         predict(net(), x, batch_size=0)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 3], "targets: 3, but the model tells 3 classes apart"),
+        ([0, -100], "targets: -100, expected class indices of at least 0"),  # not ignored
+    ],
+)
+def test_class_indices_out_of_range_are_named(labels, message, together):
+    model, x, y = nn.Sequential(nn.Linear(2, 3)), torch.rand(2, 2), torch.tensor(labels)
+    model = [model] if together else model
+    kind, options = (train_together, {"seeds": [0]}) if together else (train, {})
+    with pytest.raises(ValueError, match=message):
+        kind(model, x, y, steps=1, batch_size=1, **options)
+
+
+def test_counts_may_be_numpys_and_a_bar_changes_nothing():
+    x, y = torch.rand(4, 2), torch.tensor([0, 1, 0, 1])
+    ends = []
+    for options in ({"steps": 3}, {"steps": np.int64(3), "progress": True}):
+        torch.manual_seed(0)
+        model = nn.Linear(2, 2)
+        train(model, x, y, batch_size=2, generator=torch.Generator().manual_seed(0), **options)
+        ends.append(model.weight.detach())
+    assert torch.equal(*ends)

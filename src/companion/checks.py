@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing torch takes seconds
     from torch import Tensor
@@ -41,7 +41,7 @@ def one_of(allowed: Iterable[object], **values: object) -> None:
             )
 
 
-def random_source(**values: object) -> None:
+def random_source(**values: Any) -> None:
     """Raise ValueError for what is no torch.Generator, such as the number of a seed."""
     import torch
 
@@ -84,3 +84,15 @@ def images(*, empty: bool = False, **values: object) -> None:
                 f"{name}: {what}, expected (images, channels, height, width)"
                 + ("" if empty else ", at least one image") + hint
             )  # fmt: skip
+
+
+def generators(**values: Any) -> None:
+    """Raise ValueError for what is neither a `torch.Generator` of the CPU nor None.
+
+    An int would be a seed: it is not taken, because two calls with it would draw the same.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    random_source(**given)
+    for name, value in given.items():
+        if value.device.type != "cpu":
+            raise ValueError(f"{name}: on {value.device}, expected a torch.Generator of the CPU")

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from companion.checks import generators
 from companion.training import evaluation_mode
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -44,7 +46,13 @@ def prunable_parameters(model: nn.Module, *, biases: bool = True) -> dict[str, n
 
     Left out are normalisations of any make, PReLU, and layer scales. Weights come first because
     ties are broken by this order. A parameter that two modules share appears once.
-    Raises ValueError for a lazy layer that has not seen an input yet.
+
+    Raises:
+        ValueError: for a lazy layer that has not seen an input yet.
+
+    Examples:
+        >>> list(prunable_parameters(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))))
+        ['0.weight', '0.bias']
     """
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
@@ -112,18 +120,25 @@ def connection_gradients(
     g_j = dL(c * w)/dc_j at c = 1 = w_j dL/dw_j (connection sensitivity, SNIP). One ordinary backward pass a
     batch, in `full_precision`; nothing of the model changes. Scores of 16-bit weights are float32.
 
-    loss_fn: maps (outputs, targets) to the mean loss of a batch. Batches are weighted by their
-      size, so how the examples are split does not matter.
-    params: names to score; None: `prunable_parameters`.
-    bn_mode: "identity" runs batch normalisation (and any other that tracks statistics, frozen ones
-      included) in inference mode with fresh statistics (mean 0, variance 1); "batch" with the
-      statistics of each batch.
-    reduction: "signed" adds gradients before any absolute value is taken; "absolute" adds
-      their absolute values batch by batch.
+    Args:
+        model: any module that maps inputs to logits; it stays as it is.
+        loss_fn: maps (outputs, targets) to the mean loss of a batch. Batches are weighted by their
+            size, so how the examples are split does not matter.
+        batches: iterable of (inputs, targets); inputs (n, ...), targets as `loss_fn` takes them.
+        params: names to score; None: `prunable_parameters`.
+        bn_mode: "identity" runs batch normalisation (and any other that tracks statistics, frozen
+            ones included) in inference mode with fresh statistics (mean 0, variance 1); "batch"
+            with the statistics of each batch.
+        reduction: "signed" adds gradients before any absolute value is taken; "absolute" adds
+            their absolute values batch by batch.
 
-    Raises ValueError for unknown modes or names, for nothing to score, for no batches or an empty
-    one, for a loss that is no finite scalar or a gradient that is not finite, in identity mode for
-    a normalisation that tracks no statistics, and in batch mode for a frozen one.
+    Raises:
+        ValueError: for unknown modes or names, for nothing to score, for no batches or an empty
+            one, for a loss that is no finite scalar or a gradient that is not finite, in identity
+            mode for a normalisation that tracks no statistics, and in batch mode for a frozen one.
+
+    References:
+        Lee et al. (2019), section 4.1.
     """
     if bn_mode not in ("identity", "batch"):
         raise ValueError(f"bn_mode = {bn_mode!r}: expected 'identity' or 'batch'")
@@ -149,9 +164,7 @@ def connection_gradients(
         stack.enter_context(torch.enable_grad())
         fixed = stack.enter_context(_scoring_mode(model, bn_mode))
         theta = {name: _leaf(parameter) for name, parameter in chosen.items()}
-        for inputs, targets in batches:
-            if not len(inputs):
-                raise ValueError("batches: an empty batch")
+        for inputs, targets in _pairs(batches, theta):
             gradients = switch_gradients(model, loss_fn, theta, (inputs, targets), fixed)
             count += len(inputs)
             for name, g in gradients.items():
@@ -164,6 +177,26 @@ def connection_gradients(
     if (bad := _not_finite(mean)) is not None:
         raise ValueError(f"the gradient of {bad!r} is not finite, though the loss is")
     return mean
+
+
+def _pairs(batches: Batches, theta: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches one by one, each a pair of tensors of one length and of the weights' type."""
+    kinds = {parameter.dtype for parameter in theta.values()}
+    expected = "an iterable of pairs (inputs, targets)"
+    for batch in batches:
+        if isinstance(batch, Tensor):
+            raise ValueError(
+                f"batches: holds bare tensors, expected {expected}: [(inputs, targets)]"
+            )
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise ValueError(f"batches: holds {type(batch).__name__}, expected {expected}")
+        inputs, targets = batch
+        if not len(inputs):
+            raise ValueError("batches: an empty batch")
+        if isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.dtype not in kinds:
+            weights = ", ".join(sorted(map(str, kinds)))
+            raise ValueError(f"batches: inputs are {inputs.dtype}, the weights are {weights}")
+        yield inputs, targets
 
 
 def _leaf(parameter: Tensor) -> Tensor:
@@ -182,8 +215,15 @@ def switch_gradients(
 ) -> dict[str, Tensor]:
     """w dL/dw of one batch for the parameters theta, which must be leaves that require gradients.
 
-    buffers: tensors that stand in for the model's own buffers.
-    Raises ValueError if the loss is no finite scalar.
+    Args:
+        model: any module that maps inputs to logits; it stays as it is.
+        loss_fn: maps (outputs, targets) to the mean loss of a batch.
+        theta: leaves by parameter name.
+        batch: (inputs, targets).
+        buffers: tensors that stand in for the model's own buffers.
+
+    Raises:
+        ValueError: if the loss is no finite scalar.
     """
     inputs, targets = (t.clone() if t.is_inference() else t for t in batch)
     with full_precision():
@@ -202,7 +242,7 @@ def switch_gradients(
         g, w.grad = torch.zeros_like(w) if w.grad is None else w.grad, None
         if g.element_size() < 4:  # a product of 16-bit numbers vanishes, a mean of them drifts
             g = g.float()
-        gradients[name] = g.mul_(w.detach())  # dL/dc = w dL/dw
+        gradients[name] = g.mul_(w.detach())  # dL/dc = w dL/dw, eq-snip-saliency
     return gradients
 
 
@@ -271,6 +311,25 @@ def connection_sensitivity(
     """SNIP's saliency |dL/dc|, not normalised (normalising never changes the ranking).
 
     Arguments and errors as `connection_gradients`.
+
+    Args:
+        model: any module that maps inputs to logits; it stays as it is.
+        loss_fn: maps (outputs, targets) to the mean loss of a batch.
+        batches: iterable of (inputs, targets); inputs (n, ...), targets as `loss_fn` takes them.
+        params: names to score; None: `prunable_parameters`.
+        bn_mode: "identity" or "batch", as `connection_gradients`.
+        reduction: "signed" or "absolute", as `connection_gradients`.
+
+    References:
+        Lee et al. (2019), section 4.1.
+
+    Examples:
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> _ = nn.init.eye_(layer.weight)
+        >>> batch = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+        >>> connection_sensitivity(layer, nn.functional.cross_entropy, [batch])["weight"]
+        tensor([[0.2689, 0.0000],
+                [0.0000, 0.0000]])
     """
     gradients = connection_gradients(
         model, loss_fn, batches, params=params, bn_mode=bn_mode, reduction=reduction
@@ -320,8 +379,10 @@ def random_scores(
 ) -> dict[str, Tensor]:
     """Independent uniform scores, drawn on the CPU so that every device gets the same ones.
 
-    generator: on the CPU; None: PyTorch's own.
+    Args:
+        generator: on the CPU; None: PyTorch's own.
     """
+    generators(generator=generator)
     return {
         name: torch.rand(p.shape, generator=generator).to(p.device) for name, p in params.items()
     }
@@ -339,6 +400,7 @@ def shuffle_within_layer(
 
     Works on scores and on masks alike.
     """
+    generators(generator=generator)
     return {
         name: t.flatten()[torch.randperm(t.numel(), generator=generator).to(t.device)].view_as(t)
         for name, t in tensors.items()
@@ -356,7 +418,13 @@ def kept_count(total: int, sparsity: float, rounding: str = "round") -> int:
     """How many of `total` entries a sparsity leaves: kappa = round(total * (1 - sparsity)).
 
     "round" goes half to even, as the official code does.
-    Raises ValueError for a sparsity outside [0, 1) or an unknown rounding.
+
+    Raises:
+        ValueError: for a sparsity outside [0, 1) or an unknown rounding.
+
+    Examples:
+        >>> kept_count(266_610, 0.9)
+        26661
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity = {sparsity!r}: expected the fraction removed, in [0, 1)")
@@ -378,10 +446,28 @@ def global_topk_mask(
     Give either the sparsity (fraction removed, in [0, 1)) or the number of entries to keep.
     Among equal scores the earlier one is kept (order of the dictionary, then row-major).
 
-    Returns boolean tensors of the scores' shapes. Warns if a tensor of weights is left empty
-    (unless `warn` is off, for callers to whom that is a result).
-    Raises ValueError for scores that are not finite, not real numbers or on several devices, and
-    for a sparsity or count out of range.
+    Args:
+        scores: tensors of numbers by name, all on one device.
+        sparsity: fraction removed, in [0, 1); None: give `keep`.
+        keep: number of entries to keep, 0 to all; None: give `sparsity`.
+        rounding: of the number kept: "round" (half to even), "floor" or "ceil".
+        warn: whether an emptied tensor of weights is worth a warning.
+
+    Returns:
+        Boolean tensors of the scores' shapes. Warns if a tensor of weights is left empty (unless
+        `warn` is off, for callers to whom that is a result).
+
+    Raises:
+        ValueError: for scores that are not finite, not real numbers or on several devices, and for
+            a sparsity or count out of range.
+
+    References:
+        Lee et al. (2019), section 4.1 and Algorithm 1.
+
+    Examples:
+        >>> global_topk_mask({"w": torch.tensor([[0.1, 0.5], [0.3, 0.2]])}, sparsity=0.5)
+        {'w': tensor([[False,  True],
+                [ True, False]])}
     """
     if (sparsity is None) == (keep is None):
         raise ValueError("global_topk_mask: give either sparsity or keep")
@@ -397,7 +483,7 @@ def global_topk_mask(
     if (bad := _not_finite(scores)) is not None:
         raise ValueError(f"scores: {bad!r} holds NaN or infinity")
     keep = kept_count(flat.numel(), sparsity, rounding) if keep is None else keep
-    if type(keep) is not int or not 0 <= keep <= flat.numel():
+    if not isinstance(keep, Integral) or isinstance(keep, bool) or not 0 <= keep <= flat.numel():
         raise ValueError(f"keep = {keep!r}: expected a count between 0 and {flat.numel()}")
 
     chosen = topk_by_index(flat, keep)
@@ -439,7 +525,7 @@ def _topk_on_cpu(flat: Tensor, keep: int) -> Tensor:
     # NumPy takes a quarter of PyTorch's time, whose kthvalue is quadratic in some orders
     values = flat.detach().cpu()
     values = (values.float() if values.element_size() < 4 else values).numpy()
-    threshold = np.partition(values, -keep)[-keep]
+    threshold = np.partition(values, -keep)[-keep]  # eq-snip-topk
     chosen = values > threshold
     ties = np.flatnonzero(values == threshold)
     chosen[ties[: keep - np.count_nonzero(chosen)]] = True
@@ -458,8 +544,18 @@ class apply_masks:
 
     Works as a context manager or until `remove` is called; the entries stay zero afterwards.
 
-    masks: boolean tensors by parameter name, on any device; parameters without one are left alone.
-    Raises ValueError for a name, shape or dtype that does not fit the model.
+    Args:
+        masks: boolean tensors by parameter name, on any device; parameters without one are left
+            alone.
+
+    Raises:
+        ValueError: for a name, shape or dtype that does not fit the model.
+
+    Examples:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> masked = apply_masks(layer, {"weight": torch.tensor([[True, False]])})
+        >>> layer.weight[0, 1].item()
+        0.0
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -596,12 +692,21 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.P
     """The model's parameters by name; ValueError for a mask that fits none of them."""
     known = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
-        _check_mask(name, mask, known)
+        check_mask(name, mask, known)
     return known
 
 
-def _check_mask(name: str, mask: object, known: Mapping[str, Tensor] | None = None) -> None:
-    """Raise ValueError unless this is a mask, and of a tensor among those known."""
+def check_mask(name: str, mask: object, known: Mapping[str, Tensor] | None = None) -> None:
+    """Check one mask.
+
+    Args:
+        name: of the parameter.
+        mask: what should be a boolean tensor.
+        known: tensors by name, of one of which it has to be; None: of any.
+
+    Raises:
+        ValueError: if it is no boolean tensor, or of no known name or shape.
+    """
     if known is not None and name not in known:
         hint = f" (it has '_orig_mod.{name}')" if f"_orig_mod.{name}" in known else ""
         raise ValueError(f"masks: the model has no parameter {name!r}{hint}")
@@ -617,9 +722,10 @@ def _check_mask(name: str, mask: object, known: Mapping[str, Tensor] | None = No
 class LayerReport:
     """What a mask leaves of one layer.
 
-    dead_units: outputs without an incoming connection.
-    structural_rank: largest rank that weights with this pattern can have (the largest matching
-      of inputs and outputs); convolutions are reshaped to (out, in * kernel).
+    Attributes:
+        dead_units: outputs without an incoming connection.
+        structural_rank: largest rank that weights with this pattern can have (the largest matching
+            of inputs and outputs); convolutions are reshaped to (out, in * kernel).
     """
 
     name: str
@@ -636,13 +742,19 @@ class LayerReport:
 def mask_report(masks: Mapping[str, Tensor], *, ranks: bool = True) -> list[LayerReport]:
     """One `LayerReport` for every mask of two or more dimensions, in order.
 
-    ranks: False leaves out the structural ranks (-1), which take seconds for millions of entries.
+    Args:
+        ranks: False leaves out the structural ranks (-1), which take seconds for millions of
+            entries.
+
+    Examples:
+        >>> mask_report({"w": torch.tensor([[True, True], [False, False]])})
+        [LayerReport(name='w', total=4, kept=2, dead_units=1, structural_rank=1)]
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import structural_rank
 
     for name, mask in masks.items():
-        _check_mask(name, mask)
+        check_mask(name, mask)
     reports = []
     for name, mask in masks.items():
         if mask.dim() < 2:
@@ -660,14 +772,20 @@ def mask_overlap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """Fraction of the entries kept by `a` that `b` keeps too (1 for equal masks).
 
     Two independent random masks of density d overlap by d.
-    Raises ValueError if the masks are not of the same parameters and shapes, not boolean, or `a`
-    keeps nothing.
+
+    Raises:
+        ValueError: if the masks are not of the same parameters and shapes, not boolean, or `a`
+            keeps nothing.
+
+    Examples:
+        >>> mask_overlap({"w": torch.tensor([True, True])}, {"w": torch.tensor([True, False])})
+        0.5
     """
     if a.keys() != b.keys():
         raise ValueError(f"masks of different parameters: {sorted(a.keys() ^ b.keys())}")
     for name, mask in a.items():
-        _check_mask(name, mask)
-        _check_mask(name, b[name], a)
+        check_mask(name, mask)
+        check_mask(name, b[name], a)
     kept = count_kept(a)
     if not kept:
         raise ValueError("a: keeps nothing")

@@ -24,6 +24,7 @@ from companion.training import (
     LOOK_EVERY,
     DivergenceError,
     History,
+    check_classes,
     check_training,
     shuffled_batches,
     train,
@@ -45,7 +46,11 @@ WARM_UP = 3
 
 
 def stack(models: Sequence[nn.Module]) -> dict[str, Tensor]:
-    """The parameters of R models of one shape as one dictionary, each tensor (R, ...)."""
+    """The parameters of R models of one shape as one dictionary, each tensor (R, ...).
+
+    Raises:
+        ValueError: for no model.
+    """
     if not models:
         raise ValueError("models = []: expected at least one")
     each = [dict(model.named_parameters()) for model in models]
@@ -63,7 +68,10 @@ def stackable(model: nn.Module, inputs: Tensor) -> bool:
     """Whether a model can be stacked: a plain chain of dense layers, convolutions and pooling.
 
     Not: whatever depends on the batch or on chance (batch normalisation, dropout), branches,
-    shared or frozen parameters, hooks. inputs: (n, ...), what the model is for.
+    shared or frozen parameters, hooks.
+
+    Args:
+        inputs: (n, ...), what the model is for.
     """
     if type(model) is not nn.Sequential:
         return False
@@ -91,7 +99,9 @@ def stackable(model: nn.Module, inputs: Tensor) -> bool:
 def outputs(model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Outputs of R networks, each on a batch of its own, (R, batch, classes).
 
-    model: a chain (`stackable`), of which only the architecture is read. x: (R, batch, ...).
+    Args:
+        model: a chain (`stackable`), of which only the architecture is read.
+        x: (R, batch, ...).
     """
     if _one_after_another(model, x.device):
         each = zip(*(p.unbind() for p in params.values()), strict=True)
@@ -179,8 +189,14 @@ def groups(
 ) -> Iterator[list[Plan]]:
     """Plans of networks of one architecture in groups that train together best, in order.
 
-    Plans are asked for when their group's turn comes. model_of: the network of a plan. augment:
-    as `train_together`.
+    Plans are asked for when their group's turn comes.
+
+    Args:
+        plans: of networks of one architecture.
+        model_of: the network of a plan.
+        inputs: (n, ...), what the networks are for.
+        batch_size: examples at a time, at least 1.
+        augment: as `train_together`.
     """
     plans = iter(plans)
     for plan in plans:
@@ -241,10 +257,18 @@ def train_together(
     convolutions that cannot be stacked (batch normalisation, branches, augmented images) train in
     `mixed` precision. How many networks to pass at a time says `group_size`.
 
-    models: changed in place. seeds, masks: one a model. monitor: called with a model's position.
-    The other arguments are those of `train`.
+    Args:
+        models: changed in place.
+        inputs: (n, ...), on the models' device.
+        targets: (n,), class indices.
+        seeds, masks: one a model.
+        augment: function (batch, generator) -> batch; None: none.
+        monitor: called with a model's position. The other arguments are those of `train`.
+        monitor_every: steps between two calls of `monitor`; 0: never.
+        training: options of `train`.
 
-    Raises ValueError as `train` does, and for seeds or masks that are not one a model.
+    Raises:
+        ValueError: as `train` does, and for seeds or masks that are not one a model.
     """
     masks = [{}] * len(models) if masks is None else masks
     for name, given in (("seeds", seeds), ("masks", masks)):
@@ -308,6 +332,10 @@ def _train_stacked(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, sorted(milestones), gamma)
     shape = copy.copy(models[0])  # its parameters are not read
     rows = len(models)
+    with torch.no_grad():
+        check_classes(
+            outputs(shape, params, inputs[None, :1].expand(rows, *inputs[:1].shape)), targets
+        )
 
     def step(index: Tensor) -> Tensor:
         """Losses of a step, (R,), for one batch of indices a network, or one for all."""

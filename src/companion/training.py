@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from companion.checks import generators, whole
 from companion.progress import Progress
 
 # Steps between two looks at the loss: a GPU has to be waited for.
@@ -27,7 +28,9 @@ class DivergenceError(RuntimeError):
 class History:
     """What a training run left behind.
 
-    loss: training loss of every step. checks: (step, value) of every call of `monitor`.
+    Attributes:
+        loss: training loss of every step.
+        checks: (step, value) of every call of `monitor`.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -51,11 +54,20 @@ def shuffled_batches(
 ) -> Iterator[Tensor]:
     """Endless index batches; every epoch in a new order, batches crossing epoch boundaries.
 
-    generator: of the CPU, so that the order is the same everywhere; None: PyTorch's own.
-    device: where the batches are used; the order goes there an epoch at a time.
+    Args:
+        count: size of the set, at least 1.
+        batch_size: 1 to `count`.
+        generator: of the CPU, so that the order is the same everywhere; None: PyTorch's own.
+        device: where the batches are used; the order goes there an epoch at a time.
 
-    Raises ValueError for a batch larger than the set.
+    Raises:
+        ValueError: for a batch larger than the set.
+
+    Examples:
+        >>> next(shuffled_batches(4, 4, None)).sort().values
+        tensor([0, 1, 2, 3])
     """
+    generators(generator=generator)
     if not 1 <= batch_size <= count:
         raise ValueError(
             f"batch_size = {batch_size!r}: expected 1 to {count}, the size of the set"
@@ -94,19 +106,31 @@ def train(
 
     A masked model keeps to its masks: train it inside `companion.sparsity.apply_masks`.
 
-    inputs, targets: tensors on the model's device, (n, ...) and (n,) class indices.
-    generator: CPU generator of the batch order (and of the augmentation); None: PyTorch's own.
-    milestones: steps at which the learning rate is multiplied by gamma.
-    augment: function (batch, generator) -> batch.
-    monitor: called without arguments every `monitor_every` steps; its value is kept.
-    on_divergence: "raise" a DivergenceError on a loss that is not finite, or "stop".
-    mixed: on CUDA, and for a network with convolutions, compute products in bf16 (autocast) and
-      lay images and kernels out with the channels innermost. Weights, their updates and the loss
-      stay float32, but a product keeps eight bits only: the run ends as one of another seed
-      might. Without effect elsewhere; scoring and testing stay in full precision.
-    progress: show a progress bar.
+    Args:
+        model: trained in place.
+        inputs, targets: tensors on the model's device, (n, ...) and (n,) class indices.
+        steps: optimiser steps, at least 0.
+        generator: CPU generator of the batch order (and of the augmentation); None: PyTorch's own.
+        batch_size: examples a step, 1 to n.
+        lr: learning rate, at least 0.
+        momentum: of SGD, in [0, 1).
+        weight_decay: of SGD, at least 0.
+        nesterov: use Nesterov's correction.
+        milestones: steps at which the learning rate is multiplied by gamma.
+        gamma: factor on the rate at a milestone.
+        augment: function (batch, generator) -> batch.
+        monitor: called without arguments every `monitor_every` steps; its value is kept.
+        monitor_every: steps between two calls of `monitor`; 0: never.
+        on_divergence: "raise" a DivergenceError on a loss that is not finite, or "stop".
+        mixed: on CUDA, and for a network with convolutions, compute products in bf16 (autocast)
+            and lay images and kernels out with the channels innermost. Weights, their updates and
+            the loss stay float32, but a product keeps eight bits only: the run ends as one of
+            another seed might. Without effect elsewhere; scoring and testing stay in full
+            precision.
+        progress: show a progress bar.
 
-    Raises ValueError for arguments out of range and for inputs and targets that do not fit.
+    Raises:
+        ValueError: for arguments out of range and for inputs and targets that do not fit.
     """
     check_training(inputs, targets, steps=steps, lr=lr, on_divergence=on_divergence)
     history = History()
@@ -130,7 +154,10 @@ def train(
             batch = inputs[index] if augment is None else augment(inputs[index], generator)
             optimizer.zero_grad(set_to_none=True)
             with precision:
-                loss = cross_entropy(model(batch), targets[index])
+                outputs = model(batch)
+                if step == 1:
+                    check_classes(outputs, targets)
+                loss = cross_entropy(outputs, targets[index])
             loss.backward()
             optimizer.step()
             schedule.step()
@@ -168,12 +195,12 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1000) -> Tensor:
     """Outputs of the model in inference mode, (n, classes).
 
-    Raises ValueError for no inputs and for a batch_size below 1.
+    Raises:
+        ValueError: for no inputs and for a batch_size below 1.
     """
     if len(inputs) == 0:
         raise ValueError("inputs: no example")
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size!r}: expected an integer of at least 1")
+    whole(1, batch_size=batch_size)
     with evaluation_mode(model):
         return torch.cat([model(batch) for batch in inputs.split(batch_size)])
 
@@ -183,7 +210,18 @@ def error_rate(
 ) -> float:
     """Misclassified examples in percent; an output that is not finite is a mistake.
 
-    Raises ValueError for no examples and for inputs and targets that do not fit.
+    Args:
+        model: any module that maps inputs to logits; it stays as it is.
+        inputs: (n, ...), on the model's device.
+        targets: (n,), class indices.
+        batch_size: examples at a time, at least 1.
+
+    Raises:
+        ValueError: for no examples and for inputs and targets that do not fit.
+
+    Examples:
+        >>> error_rate(nn.Identity(), torch.eye(2), torch.tensor([0, 0]))
+        50.0
     """
     _check_examples(inputs, targets)
     outputs = predict(model, inputs, batch_size=batch_size)
@@ -194,14 +232,30 @@ def error_rate(
 def check_training(
     inputs: Tensor, targets: Tensor, *, steps: int, lr: float, on_divergence: str
 ) -> None:
-    """Raise ValueError for what `train` cannot work with."""
-    if type(steps) is not int or steps < 0:
-        raise ValueError(f"steps = {steps!r}: expected an integer of at least 0")
+    """Raise ValueError for what `train` cannot work with.
+
+    Args:
+        inputs: (n, ...), on the model's device.
+        targets: (n,), class indices.
+        steps: optimiser steps, at least 0.
+        lr: learning rate, at least 0.
+        on_divergence: "raise" or "stop".
+
+    Raises:
+        ValueError: for what `train` cannot work with.
+    """
+    whole(0, steps=steps)
     if not (lr >= 0 and math.isfinite(lr)):
         raise ValueError(f"lr = {lr!r}: expected a finite number of at least 0")
     _check_examples(inputs, targets)
     if on_divergence not in ("raise", "stop"):
         raise ValueError(f"on_divergence = {on_divergence!r}: expected 'raise' or 'stop'")
+
+
+def check_classes(outputs: Tensor, targets: Tensor) -> None:
+    """Raise ValueError unless every class index has an output, (..., classes)."""
+    if (largest := int(targets.max())) >= (classes := outputs.shape[-1]):
+        raise ValueError(f"targets: {largest}, but the model tells {classes} classes apart")
 
 
 def _check_examples(inputs: Tensor, targets: Tensor) -> None:
@@ -212,3 +266,5 @@ def _check_examples(inputs: Tensor, targets: Tensor) -> None:
         )
     if targets.is_floating_point() or targets.dtype == torch.bool:
         raise ValueError(f"targets: {targets.dtype}, expected integer class indices")
+    if len(targets) and (least := int(targets.min())) < 0:
+        raise ValueError(f"targets: {least}, expected class indices of at least 0")

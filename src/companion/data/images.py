@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.checks import generators, whole
 from companion.data.fetch import fetch
 from companion.data.files import open_picture
 from companion.data.root import (
@@ -29,9 +30,11 @@ from companion.progress import Progress
 class ImageSet:
     """A labelled data set in memory.
 
-    train_x, test_x: (n, channels, height, width), float32 in [0, 1] as loaded.
-    train_y, test_y: (n,), class indices.
-    classes: their names. checksum: sha256 over pixels and labels, for provenance.
+    Attributes:
+        train_x, test_x: (n, channels, height, width), float32 in [0, 1] as loaded.
+        train_y, test_y: (n,), class indices.
+        classes: their names.
+        checksum: sha256 over pixels and labels, for provenance.
     """
 
     name: str
@@ -54,7 +57,8 @@ class ImageSet:
     def limited(self, count: int, *, seed: int = 0) -> ImageSet:
         """A copy with `count` random training images; 0 keeps all.
 
-        Raises ValueError for more than there are.
+        Raises:
+            ValueError: for more than there are.
         """
         if not 0 <= count <= len(self.train_x):
             raise ValueError(
@@ -72,8 +76,9 @@ class ImageSet:
 class Source(DataSource):
     """Where labelled images come from.
 
-    load: maps the data root to images and labels to learn from, those to test on, and classes.
-    archives: sha256 by address, for `fetch`; files: sha256 by path below the data root.
+    Attributes:
+        load: maps the data root to images and labels to learn from, those to test on, and classes.
+        archives: sha256 by address, for `fetch`; files: sha256 by path below the data root.
     """
 
     load: Callable[[Path], tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]] = field(
@@ -106,10 +111,14 @@ UNREADABLE = (
 def load_images(name: str, root: str | os.PathLike = "") -> ImageSet:
     """Load a data set of `IMAGE_SETS` by name.
 
-    root: as `companion.data.data_root`.
-    Raises ValueError for an unknown name, MissingDataError with what to put where (which is an
-    IncompleteDataError for half a set), and CorruptDataError for files that are damaged: those
-    whose sha256 is known are held to it before they are read.
+    Args:
+        root: as `companion.data.data_root`.
+
+    Raises:
+        ValueError: for an unknown name.
+        MissingDataError: with what to put where (which is an IncompleteDataError for half a set).
+        CorruptDataError: for files that are damaged: those whose sha256 is known are held to it
+            before they are read.
     """
     if name not in IMAGE_SETS:
         raise ValueError(f"dataset = {name!r}: expected one of {', '.join(map(repr, IMAGE_SETS))}")
@@ -134,7 +143,8 @@ def load_images(name: str, root: str | os.PathLike = "") -> ImageSet:
 def standardise(data: ImageSet, *, per_channel: bool = False) -> ImageSet:
     """Shift and scale all pixels by the mean and deviation of the training images.
 
-    per_channel: a mean and a deviation for each channel, as is usual for CIFAR.
+    Args:
+        per_channel: a mean and a deviation for each channel, as is usual for CIFAR.
     """
     dims = (0, 2, 3) if per_channel else (0, 1, 2, 3)
     mean = data.train_x.mean(dims, keepdim=True)
@@ -148,7 +158,8 @@ def hold_out(
 ) -> tuple[ImageSet, tuple[Tensor, Tensor]]:
     """Split a random fraction off the training images; return the rest and (inputs, targets).
 
-    Raises ValueError for a fraction that is not in [0, 1].
+    Raises:
+        ValueError: for a fraction that is not in [0, 1].
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction = {fraction!r}: expected a number from 0 to 1")
@@ -161,12 +172,15 @@ def hold_out(
 def crop_pad_flip(batch: Tensor, generator: torch.Generator, *, pad: int = 4) -> Tensor:
     """Augment as SNIP's code does: a random subset of {flip, shift} for every image.
 
-    Each of the two is chosen with probability 1/2; a chosen flip flips with probability 1/2
-    (so a quarter of the images is flipped), a chosen shift moves by up to `pad` pixels with
-    zeros moved in. Raises ValueError for a pad below 0.
+    Each of the two is chosen with probability 1/2; a chosen flip flips with probability 1/2 (so a
+    quarter of the images is flipped), a chosen shift moves by up to `pad` pixels with zeros moved
+    in.
+
+    Raises:
+        ValueError: for a pad below 0.
     """
-    if pad < 0:
-        raise ValueError(f"pad = {pad!r}: expected at least 0 pixels")
+    whole(0, pad=pad)
+    generators(generator=generator)
     n, _, height, width = batch.shape
     coin = torch.rand((3, n), generator=generator)
     flip = ((coin[0] < 0.5) & (coin[1] < 0.5)).to(batch.device)
@@ -190,11 +204,20 @@ def load_image_folder(
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Decode a folder with one subfolder a class (torchvision's ImageFolder).
 
-    size: resize the shorter side and crop the middle; None takes images of one size as they
-      are. channels: 1 for grey, 3 for colour.
-    Returns images (n, channels, height, width) in [0, 1], class indices, class names.
-    Raises MissingDataError for a folder without images, CorruptDataError for a file that
-    cannot be decoded, ValueError for images of different sizes where no size is given.
+    Args:
+        folder: one subfolder a class.
+        size: resize the shorter side and crop the middle; None takes images of one size as they
+            are.
+        channels: 1 for grey, 3 for colour.
+        progress: show a progress bar.
+
+    Returns:
+        Images (n, channels, height, width) in [0, 1], class indices, class names.
+
+    Raises:
+        MissingDataError: for a folder without images.
+        CorruptDataError: for a file that cannot be decoded.
+        ValueError: for images of different sizes where no size is given.
     """
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import functional as transform

@@ -35,8 +35,9 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow turns colour into grey
 class Signals:
     """A family of pictures in memory.
 
-    train, test: (n, channels, height, width), float32 in [0, 1].
-    checksum: sha256 over the pixels, for provenance.
+    Attributes:
+        train, test: (n, channels, height, width), float32 in [0, 1].
+        checksum: sha256 over the pixels, for provenance.
     """
 
     name: str
@@ -58,7 +59,8 @@ class Signals:
 class SignalSource(DataSource):
     """Where a family of pictures comes from.
 
-    load: maps (folder, n_train, n_test, size, channels) to two stacks of pictures.
+    Attributes:
+        load: maps (folder, n_train, n_test, size, channels) to two stacks of pictures.
     """
 
     load: Callable[[Path, int, int, int, int], tuple[Tensor, Tensor]] = field(kw_only=True)
@@ -75,13 +77,18 @@ def load_signals(
 ) -> Signals:
     """Load a family of pictures of `SIGNAL_SETS` by name, always the same ones.
 
-    root: as `companion.data.data_root`. n_train, n_test: pictures to learn from and unseen ones.
-    size: shorter side resized to it, middle cropped square; 0 takes the set's own size.
-    channels: 1 for grey, 3 for colour; 0 takes the set's own.
+    Args:
+        name: of `SIGNAL_SETS`.
+        root: as `companion.data.data_root`.
+        n_train, n_test: pictures to learn from and unseen ones.
+        size: shorter side resized to it, middle cropped square; 0 takes the set's own size.
+        channels: 1 for grey, 3 for colour; 0 takes the set's own.
 
-    Raises ValueError for an unknown name or more pictures than there are, MissingDataError with
-    what to put where, and CorruptDataError for files that are damaged. Half a set will do for as
-    many pictures as it has; for more it raises IncompleteDataError.
+    Raises:
+        ValueError: for an unknown name or more pictures than there are.
+        MissingDataError: with what to put where.
+        CorruptDataError: for files that are damaged. Half a set will do for as many pictures as it
+            has; for more it raises IncompleteDataError.
     """
     if name not in SIGNAL_SETS:
         raise ValueError(
@@ -114,14 +121,16 @@ def load_signals(
 def to_signal(picture: object, *, size: int = 0, channels: int = 0) -> Tensor:
     """A picture of whatever kind as a signal, (channels, height, width), float32 in [0, 1].
 
-    picture: a Pillow image of any mode, or an array or tensor (height, width) or (height,
-      width, 1 to 4 channels) of bool, uint8, uint16, or floats in [0, 1]. Two and four channels
-      are grey and colour with alpha, laid on white.
-    size: resize the shorter side (antialiased) and crop the middle; 0 leaves the size alone.
-    channels: 1 turns colour to grey, 3 repeats grey; 0 leaves it.
+    Args:
+        picture: a Pillow image of any mode, or an array or tensor (height, width) or (height,
+            width, 1 to 4 channels) of bool, uint8, uint16, or floats in [0, 1]. Two and four
+            channels are grey and colour with alpha, laid on white.
+        size: resize the shorter side (antialiased) and crop the middle; 0 leaves the size alone.
+        channels: 1 turns colour to grey, 3 repeats grey; 0 leaves it.
 
-    Raises ValueError, saying what is expected, for any other shape, type or range of values, and
-    for a picture that would have to be enlarged.
+    Raises:
+        ValueError: saying what is expected, for any other shape, type or range of values, and for
+            a picture that would have to be enlarged.
     """
     if hasattr(picture, "getbands"):  # a Pillow image
         picture = _from_pillow(picture)
@@ -190,9 +199,12 @@ def _square(signal: Tensor, size: int) -> Tensor:
 def load_pictures(files: Iterable[Path], *, size: int = 0, channels: int = 0) -> Tensor:
     """Decode picture files into one stack, (n, channels, height, width).
 
-    size, channels: as `to_signal`.
-    Raises CorruptDataError for a file that cannot be decoded, ValueError naming the file for
-    pictures that do not fit each other or cannot be used.
+    Args:
+        size, channels: as `to_signal`.
+
+    Raises:
+        CorruptDataError: for a file that cannot be decoded.
+        ValueError: naming the file for pictures that do not fit each other or cannot be used.
     """
     stack: list[Tensor] = []
     for file in files:
@@ -217,7 +229,8 @@ def _told(signal: Tensor) -> str:
 def picture_files(folder: Path | str) -> list[Path]:
     """Picture files below a folder, in a fixed order: 2.png before 10.png.
 
-    Raises MissingDataError if there is none.
+    Raises:
+        MissingDataError: if there is none.
     """
     folder = Path(folder)
     found = [f for f in folder.rglob("*") if f.suffix.lower() in PICTURE_FILES and f.is_file()]

@@ -36,7 +36,14 @@ def mlp(
 ) -> nn.Sequential:
     """Dense layers of the given widths with one activation between them; flattens its input.
 
-    activation: "relu", "tanh" or "linear" (none).
+    Args:
+        in_features: values an example.
+        hidden: units of each hidden layer.
+        classes: number of logits.
+        activation: "relu", "tanh" or "linear" (none).
+
+    Raises:
+        ValueError: for an unknown activation.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation = {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
@@ -50,7 +57,8 @@ def mlp(
 def lenet_5_caffe(in_channels: int = 1, image_size: int = 28, classes: int = 10) -> nn.Sequential:
     """The Caffe variant of LeNet-5: no activation after its convolutions.
 
-    Raises ValueError for images too small for two valid 5x5 convolutions with pooling.
+    Raises:
+        ValueError: for images too small for two valid 5x5 convolutions with pooling.
     """
     side = ((image_size - 4) // 2 - 4) // 2
     if side < 1:
@@ -67,7 +75,11 @@ def lenet_5_caffe(in_channels: int = 1, image_size: int = 28, classes: int = 10)
 
 
 def alexnet(variant: str = "s", in_channels: int = 3, classes: int = 10) -> nn.Sequential:
-    """AlexNet for 32x32 images: five strided convolutions; "s" has 1024 dense units, "b" 2048."""
+    """AlexNet for 32x32 images: five strided convolutions; "s" has 1024 dense units, "b" 2048.
+
+    Raises:
+        ValueError: for an unknown variant.
+    """
     if variant not in ("s", "b"):
         raise ValueError(f"variant = {variant!r}: expected 's' or 'b'")
     dense = {"s": 1024, "b": 2048}[variant]
@@ -89,6 +101,9 @@ def vgg(variant: str = "D", in_channels: int = 3, classes: int = 10) -> nn.Seque
 
     "D" is the usual one; "C" has 1x1 kernels in convolutions 7, 10 and 13; "like" has one
     dense layer less.
+
+    Raises:
+        ValueError: for an unknown variant.
     """
     if variant not in ("C", "D", "like"):
         raise ValueError(f"variant = {variant!r}: expected 'C', 'D' or 'like'")
@@ -131,7 +146,14 @@ def wide_resnet(
 ) -> nn.Sequential:
     """Wide ResNet with (depth - 4) / 6 blocks a group, for 32x32 images; every conv has a bias.
 
-    Raises ValueError for a depth that is not 6 n + 4.
+    Args:
+        depth: 6 n + 4.
+        width: factor on 16, 32 and 64 channels.
+        in_channels: of the images.
+        classes: number of logits.
+
+    Raises:
+        ValueError: for a depth that is not 6 n + 4.
     """
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"depth = {depth!r}: expected 6 n + 4, such as 16, 22 or 28")
@@ -166,6 +188,15 @@ def recurrent(
     """LSTM or GRU over the rows of a grey image, (batch, 1, rows, features).
 
     PyTorch's cells have two bias vectors where the papers count one; weights agree.
+
+    Args:
+        cell: "lstm" or "gru".
+        hidden: units of the state.
+        features: pixels a row.
+        classes: number of logits.
+
+    Raises:
+        ValueError: for an unknown cell.
     """
     cells = {"lstm": nn.LSTM, "gru": nn.GRU}
     if cell not in cells:

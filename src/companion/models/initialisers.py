@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from companion.checks import generators
 from companion.sparsity import (
     NORMALISATIONS,
     is_bias,
@@ -26,12 +27,21 @@ def truncated_variance_scaling_(
 ) -> None:
     """Draw every weight from a normal truncated at two deviations, with variance scale / fan-in.
 
-    The deviation before truncation is enlarged so that the variance after it is exact. The rest
-    is as `reset` leaves it. generator: on the CPU; None: PyTorch's own.
-    Raises ValueError for a scale that is not positive.
+    The deviation before truncation is enlarged so that the variance after it is exact. The rest is
+    as `reset` leaves it.
+
+    Args:
+        generator: on the CPU; None: PyTorch's own.
+
+    Raises:
+        ValueError: for a scale that is not positive.
+
+    References:
+        Lee et al. (2019), appendix.
     """
     if not 0 < scale < math.inf:
         raise ValueError(f"scale = {scale!r}: expected a finite number above 0")
+    generators(generator=generator)
     for _, _, parameter in reset(model):
         fan_in = parameter[0].numel()
         sigma = math.sqrt(scale / fan_in) / TRUNCATED_STD

@@ -42,7 +42,8 @@ class WorkerError(RuntimeError):
 def split(batch: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     """Cut a batch into shards of these sizes.
 
-    Raises ValueError unless they are positive and add up to the batch.
+    Raises:
+        ValueError: unless they are positive and add up to the batch.
     """
     if not sizes or min(sizes) < 1 or sum(sizes) != len(batch):
         raise ValueError(
@@ -70,10 +71,17 @@ def train_shard(
 ) -> dict[str, Tensor]:
     """Take one step a shard with the other processes of the group; return the new parameters.
 
-    shards: this process's part of every batch. Without a process group it is the whole batch.
-    reduction: "sum" adds summed gradients and divides by the size of the whole batch, which is
-      exact. "mean_of_means" averages the processes' mean gradients, which gives examples of
-      small shards too much weight; it is here to be shown wrong.
+    Args:
+        model: any module that maps inputs to logits; it stays as it is.
+        params: of the network at the start.
+        shards: this process's part of every batch. Without a process group it is the whole batch.
+        update: learning rate, momentum, Nesterov's correction.
+        reduction: "sum" adds summed gradients and divides by the size of the whole batch, which is
+            exact. "mean_of_means" averages the processes' mean gradients, which gives examples of
+            small shards too much weight; it is here to be shown wrong.
+
+    Raises:
+        ValueError: for an unknown reduction.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction = {reduction!r}: expected one of {', '.join(REDUCTIONS)}")
@@ -90,7 +98,7 @@ def train_shard(
         )
         if dist.is_initialized():
             dist.all_reduce(message)
-        mean = message[:-1] / message[-1]
+        mean = message[:-1] / message[-1]  # eq-data-parallelism-allreduce
         parts = mean.split([g.numel() for g in gradients])
         theta = {
             name: _moved(p.detach(), g.view_as(p), velocity[name], update)
@@ -117,11 +125,19 @@ def update_in_processes(
 ) -> list[dict[str, Tensor]]:
     """Train on the batches with one gloo process a shard; return every process's parameters.
 
-    params: one network on the CPU. shards: sizes, one a process; they may differ.
-    timeout: seconds after which the group is given up.
+    Args:
+        model: any module that maps inputs to logits; it stays as it is.
+        params: one network on the CPU.
+        batches: list of (inputs, targets).
+        shards: sizes, one a process; they may differ.
+        update: learning rate, momentum, Nesterov's correction.
+        reduction: as `train_shard`.
+        timeout: seconds after which the group is given up.
 
-    Raises ValueError for no batches, shards that do not fit them or another reduction, and
-    WorkerError if a process fails, dies or does not answer. No process outlives the call, nor a parent that is killed.
+    Raises:
+        ValueError: for no batches, shards that do not fit them or another reduction.
+        WorkerError: if a process fails, dies or does not answer. No process outlives the call, nor
+            a parent that is killed.
     """
     if not batches:
         raise ValueError("batches = []: expected at least one")
@@ -146,11 +162,14 @@ def _train_job(rank: int, model, params, shards, update, reduction) -> dict[str,
 def run_group(job, arguments: Sequence[tuple], *, timeout: float = 60.0) -> list:
     """Run job(rank, *arguments[rank]) in one process a rank, joined in a gloo group.
 
-    Returns what each rank returned. Processes are forked where that is safe (Linux, no GPU in
-    use), otherwise spawned: then `job` has to be of an importable module. They do not run the
-    calling script again, and write no record.
-    Raises ValueError for no rank, a timeout that is not positive, or a job that cannot be
-    spawned, and WorkerError, after ending all of them, as soon as one fails or dies.
+    Returns:
+        What each rank returned. Processes are forked where that is safe (Linux, no GPU in use),
+        otherwise spawned: then `job` has to be of an importable module. They do not run the
+        calling script again, and write no record.
+
+    Raises:
+        ValueError: for no rank, a timeout that is not positive, or a job that cannot be spawned.
+        WorkerError: after ending all of them, as soon as one fails or dies.
     """
     if not arguments:
         raise ValueError("arguments = []: expected one tuple a process, at least one")

@@ -22,7 +22,16 @@ def fit_scaling(
     """Fit K = c1 / B + c2 by least squares in log K; return (c1, c2, R^2 of log K).
 
     Both constants are positive, which the logarithm takes care of.
-    Raises ValueError for fewer than three points or for a batch size without a result.
+
+    Raises:
+        ValueError: for fewer than three points or for a batch size without a result.
+
+    References:
+        Lee et al. (2021), Proposition 3.1.
+
+    Examples:
+        >>> tuple(round(value, 3) for value in fit_scaling([1, 10, 100], [1010, 110, 20]))
+        (1000.0, 10.0, 1.0)
     """
     b, k = np.asarray(batch_sizes, dtype=float), np.asarray(steps, dtype=float)
     if b.shape != k.shape or len(b) < 3:
@@ -51,7 +60,8 @@ def fit_scaling(
 class ScalingConstants(NamedTuple):
     """K = c1 / B + c2 to first order in 1 / B, and the batch size at which both terms matter.
 
-    critical_batch: 2 c1 / c2, below which a tuned step size makes K fall as 1 / B.
+    Attributes:
+        critical_batch: 2 c1 / c2, below which a tuned step size makes K fall as 1 / B.
     """
 
     c1: float
@@ -70,6 +80,8 @@ def scaling_constants(
 ) -> ScalingConstants:
     """The constants of the convergence bound from what they are made of.
 
+    c1 = Delta L beta / (mu epsilon)^2 and c2 = Delta / (eta mu epsilon).
+
     Args:
         gap: Delta = 2 (f(w_1) - f_inf), twice what the loss can fall; above 0.
         lipschitz: L, of the gradient; `lipschitz_along` estimates it. Above 0.
@@ -78,18 +90,20 @@ def scaling_constants(
         alignment: mu, by which a stochastic gradient follows the true one; above 0.
         lr: the step size's cap; None: mu / L, the largest that the bound allows.
 
-    >>> scaling_constants(2.0, 4.0, 100.0, 0.1)
-    ScalingConstants(c1=80000.0, c2=80.0, critical_batch=2000.0)
-
     Raises:
         ValueError: for a number that is not finite and above 0.
 
     References:
         Lee et al. (2021), Proposition 3.1.
+
+    Examples:
+        >>> scaling_constants(2.0, 4.0, 8.0, 0.5)
+        ScalingConstants(c1=256.0, c2=16.0, critical_batch=32.0)
     """
     above(0, gap=gap, lipschitz=lipschitz, variance=variance, goal=goal, alignment=alignment)
     lr = alignment / lipschitz if lr is None else lr
     above(0, lr=lr)
+    # eq-data-parallelism-bound, to first order in 1 / B
     c1 = gap * lipschitz * variance / (alignment * goal) ** 2
     c2 = gap / (lr * alignment * goal)
     return ScalingConstants(c1, c2, 2 * c1 / c2)
@@ -98,20 +112,29 @@ def scaling_constants(
 def tuned_steps(batch_sizes: Sequence[float], c1: float, c2: float) -> np.ndarray:
     """Least K that the bound allows if the step size is tuned at every batch size.
 
-    4 c1 / B below B_crit = 2 c1 / c2; c2 / (1 - B_crit / (2 B)) above, where the step size is
-    at its cap. c1, c2: constants of the fixed-step expansion c1 / B + c2 at that cap.
+    4 c1 / B below B_crit = 2 c1 / c2; c2 / (1 - B_crit / (2 B)) above, where the step size is at
+    its cap.
+
+    Args:
+        c1, c2: constants of the fixed-step expansion c1 / B + c2 at that cap.
+
+    Examples:
+        >>> tuned_steps([10, 1000], 100.0, 1.0).round(2)
+        array([40.  ,  1.11])
     """
     above(0, c1=c1, c2=c2)
     b = np.asarray(batch_sizes, dtype=float)
     critical = 2 * c1 / c2
     with np.errstate(divide="ignore", invalid="ignore"):
+        # eq-data-parallelism-tuned
         return np.where(b <= critical, 4 * c1 / b, c2 / (1 - critical / (2 * b)))
 
 
 def slope(batch_sizes: Sequence[float], steps: Sequence[float]) -> float:
     """d log K / d log B between the first and the last of the points.
 
-    Raises ValueError for fewer than two points, one batch size or numbers that are not positive.
+    Raises:
+        ValueError: for fewer than two points, one batch size or numbers that are not positive.
     """
     ends = [*batch_sizes[:1], *batch_sizes[-1:], *steps[:1], *steps[-1:]]
     if len(ends) < 4 or not min(ends) > 0 or batch_sizes[0] == batch_sizes[-1]:
@@ -127,13 +150,18 @@ def bootstrap_k_star(
 ) -> np.ndarray:
     """K* of searches resampled from the trials of one search, (draws,); inf where none hits.
 
-    steps: (T,) as in `StepsToResult`, of a search without racing: every trial has its own
-      number, and one below 1 never reached the goal. trials: size of a resampled search.
-
     A resampled minimum is never below the observed one, so the lower end of an interval is the
     observed K* itself: the interval says how much a search would lose with worse luck.
 
-    Raises ValueError for a raced search, whose trials are censored, and for no trials.
+    Args:
+        steps: (T,) as in `StepsToResult`, of a search without racing: every trial has its own
+            number, and one below 1 never reached the goal.
+        trials: size of a resampled search.
+        draws: resampled searches, at least 1.
+        seed: of all draws.
+
+    Raises:
+        ValueError: for a raced search, whose trials are censored, and for no trials.
     """
     steps = torch.as_tensor(steps)
     whole(1, trials=trials, draws=draws)
@@ -147,7 +175,11 @@ def bootstrap_k_star(
 
 
 def k_star_interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Quantile interval of resampled K*; inf where so many searches find nothing."""
+    """Quantile interval of resampled K*; inf where so many searches find nothing.
+
+    Raises:
+        ValueError: for no draws or a level outside (0, 1).
+    """
     if not len(draws) or not 0 < level < 1:
         raise ValueError(
             f"draws, level = {len(draws)} numbers, {level!r}: expected some, and a fraction"
@@ -166,12 +198,25 @@ def lipschitz_along(
 
     max over gamma of |grad f(w + gamma d) - grad f(w)| / (gamma |d|) with d = w1 - w0.
 
-    params0, params1: (R, ...) a parameter, before and after the update. grad_fn: from such a
-      dictionary to the gradients on the full training set, masked like the weights.
-
     In float32, points closer than 1e-5 |w| are left out, because there the difference is
     rounding. NaN where no point is left and where the update is zero.
-    Raises ValueError for no gammas or some that are not positive.
+
+    Args:
+        params0, params1: (R, ...) a parameter, before and after the update.
+        grad_fn: from such a dictionary to the gradients on the full training set, masked like the
+            weights.
+        gammas: points along the update, all above 0.
+
+    Raises:
+        ValueError: for no gammas or some that are not positive.
+
+    References:
+        Lee et al. (2021), section 3 and Fig. 5.
+
+    Examples:
+        >>> here, there = {"w": torch.zeros(1, 2)}, {"w": torch.ones(1, 2)}
+        >>> lipschitz_along(here, there, lambda p: {"w": 3 * p["w"]}).round(decimals=3)
+        tensor([3.])
     """
     if not len(gammas) or not min(gammas) > 0:
         raise ValueError(f"gammas = {list(gammas)!r}: expected at least one, all above 0")
@@ -188,6 +233,7 @@ def lipschitz_along(
     largest = torch.full_like(length, -math.inf)
     for gamma in gammas:
         moved = {name: params0[name] + gamma * (params1[name] - params0[name]) for name in names}
+        # eq-data-parallelism-lipschitz
         ratio = (flat(grad_fn(moved)) - base).norm(dim=1) / (gamma * length)
         usable = (length > 0) & (exact | (gamma * length > 1e-5 * size))
         largest = torch.where(usable, torch.maximum(largest, ratio), largest)
@@ -199,7 +245,15 @@ def quadratic_second_moment(
 ) -> np.ndarray:
     """E w_k^2 for k = 0 .. steps of SGD on f = L w^2 / 2 with gradient noise of variance beta / B.
 
-    E w_{k+1}^2 = (1 - eta L)^2 E w_k^2 + eta^2 beta / B, solved in closed form. start: w_0.
+    E w_{k+1}^2 = (1 - eta L)^2 E w_k^2 + eta^2 beta / B, solved in closed form.
+
+    Args:
+        steps: updates, at least 0.
+        lr: eta, step size.
+        curvature: L.
+        variance: beta, of the gradient of one example.
+        batch_size: B.
+        start: w_0.
     """
     factor = (1 - lr * curvature) ** 2
     added = lr**2 * variance / batch_size
@@ -215,7 +269,16 @@ def quadratic_steps(
 ) -> tuple[float, float]:
     """Least number of steps, over fixed step sizes, to E f <= goal on the noisy quadratic.
 
-    Returns (steps, best step size), steps as a real number. The exact twin of the tuned bound.
+    Args:
+        batch_size: B.
+        goal: E f to reach.
+        curvature: L.
+        variance: beta, of the gradient of one example.
+        start: w_0.
+        lr_cap: largest step size.
+
+    Returns:
+        (steps, best step size), steps as a real number. The exact twin of the tuned bound.
     """
     above(0, batch_size=batch_size, goal=goal, curvature=curvature, lr_cap=lr_cap)
     target = 2 * goal / curvature  # of E w^2

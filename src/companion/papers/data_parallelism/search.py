@@ -43,15 +43,19 @@ STATUS = {
 class Workload:
     """A data set, a network and an optimiser, with the goal they are to reach.
 
-    train_x, valid_x: (n, ...); train_y, valid_y: (n,) class indices. model: gives the
-    architecture, its weights are not used.
-    goal_error: fraction of the validation set, in (0, 1). max_steps: budget of a trial.
-    check_every: steps between two looks at the validation error.
-    prune_bias: rank biases with the weights (as the official code does); they start at 0, so
-      every one of them is pruned. seed: of initial weights and of the order of the examples.
-    name, checksum: of the data set, for provenance.
+    Attributes:
+        train_x, valid_x: (n, ...); train_y, valid_y: (n,) class indices.
+        model: gives the architecture, its weights are not used.
+        goal_error: fraction of the validation set, in (0, 1).
+        max_steps: budget of a trial.
+        check_every: steps between two looks at the validation error.
+        prune_bias: rank biases with the weights (as the official code does); they start at 0, so
+            every one of them is pruned.
+        seed: of initial weights and of the order of the examples.
+        name, checksum: of the data set, for provenance.
 
-    Raises ValueError for a goal, an optimiser or a check interval that cannot work.
+    Raises:
+        ValueError: for a goal, an optimiser or a check interval that cannot work.
     """
 
     train_x: Tensor
@@ -88,7 +92,8 @@ class Workload:
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless batches in the order of this seed; the same for every trial.
 
-        Raises ValueError for a batch larger than the training set.
+        Raises:
+            ValueError: for a batch larger than the training set.
         """
         order = torch.Generator().manual_seed(self.seed)
         device = self.train_x.device
@@ -112,8 +117,15 @@ def load_workload(
     of the training images is held out for validation; the parts are always the same, whatever
     the seed. The dense network
     sees images of more than 20 pixels a side at half their size (averages of 2x2 pixels).
-    train_examples: take only so many of the training images, before the split; 0: all.
-    options: other fields of `Workload`.
+
+    Args:
+        dataset: of `companion.data.images.IMAGE_SETS`.
+        model: of `MODELS`.
+        optimizer: of `OPTIMIZERS`.
+        data_root: as `companion.data.root.data_root`.
+        device: where everything lies.
+        train_examples: take only so many of the training images, before the split; 0: all.
+        options: other fields of `Workload`.
     """
     data = load_images(dataset, data_root).limited(train_examples)
     if dataset == "digits":
@@ -144,11 +156,16 @@ def connection_sensitivity(
     params = pruning.prunable_parameters(model, biases=prune_bias)
     scores = pruning.connection_sensitivity(model, cross_entropy, loader, params=params)
     total = sum(s.sum() for s in scores.values())
-    return {name: s / total for name, s in scores.items()}
+    return {name: s / total for name, s in scores.items()}  # eq-data-parallelism-sensitivity
 
 
 def topk_mask(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Keep exactly round(P (1 - sparsity)) entries, ranked over all tensors jointly."""
+    """Keep exactly round(P (1 - sparsity)) entries, ranked over all tensors jointly.
+
+    Examples:
+        >>> topk_mask({"w": torch.tensor([3.0, 1.0])}, 0.5)
+        {'w': tensor([ True, False])}
+    """
     return pruning.global_topk_mask(scores, sparsity, warn=False)
 
 
@@ -176,6 +193,15 @@ def initial_networks(
     Weights are truncated normal with variance 1 / fan-in, biases 0. Scores add up signed
     gradients over one pass of the training set, for all trials at once; how it is cut into
     batches does not matter.
+
+    Args:
+        workload: data, architecture and seed.
+        sparsities: fractions removed, each in [0, 1).
+        trials: networks a sparsity, at least 1.
+        batch_size: examples a pass.
+
+    Raises:
+        ValueError: for no sparsity or a count below 1.
     """
     whole(1, trials=trials, batch_size=batch_size)
     if not len(sparsities):
@@ -213,10 +239,12 @@ def initial_networks(
 class StepsToResult:
     """Outcome of one search at one batch size, for S sparsities and T trials.
 
-    steps: (S, T), the first checked step at which a trial reached the goal; where there is
-      none, the number of its status. status: (S, T), numbers of `STATUS`.
-    best: (S,), trial with the fewest steps (among equals, with the fewest mistakes); -1: none.
-    work: (S,), optimiser steps that all trials of a sparsity took together.
+    Attributes:
+        steps: (S, T), the first checked step at which a trial reached the goal; where there is
+            none, the number of its status.
+        status: (S, T), numbers of `STATUS`.
+        best: (S,), trial with the fewest steps (among equals, with the fewest mistakes); -1: none.
+        work: (S,), optimiser steps that all trials of a sparsity took together.
     """
 
     batch_size: int
@@ -250,12 +278,22 @@ def steps_to_result(
 ) -> StepsToResult:
     """Train all trials at all sparsities at once until the goal error is reached.
 
-    trials: as `sobol_trials` gives them, each (T,).
-    race: stop all trials of a sparsity at its first hit. They train in lock-step, so the least
-      number of steps is known then; without it every trial goes on to its own hit or its budget.
-    networks: from `initial_networks`, where several batch sizes share them.
+    Args:
+        workload: data, architecture, goal and budget.
+        batch_size: 1 to the size of the training set.
+        sparsities: fractions removed, each in [0, 1).
+        trials: as `sobol_trials` gives them, each (T,).
+        race: stop all trials of a sparsity at its first hit. They train in lock-step, so the least
+            number of steps is known then; without it every trial goes on to its own hit or its
+            budget.
+        networks: from `initial_networks`, where several batch sizes share them.
+        way: as `stacked_outputs`.
 
-    Raises ValueError for a batch larger than the training set and for networks that do not fit.
+    Raises:
+        ValueError: for a batch larger than the training set and for networks that do not fit.
+
+    References:
+        Lee et al. (2021), section 2.
     """
     if not len(trials.get("lr", ())):
         raise ValueError(f"trials = {sorted(trials)}: expected at least one value of 'lr'")
@@ -321,7 +359,7 @@ def steps_to_result(
     order = torch.where(
         steps > 0, steps * (len(workload.valid_y) + 1) + mistakes.view_as(steps), 2**62
     )
-    best = torch.where((steps > 0).any(1), order.argmin(1), -1)
+    best = torch.where((steps > 0).any(1), order.argmin(1), -1)  # eq-data-parallelism-kstar
     work = training.steps.view(groups, count).sum(1)
     return StepsToResult(batch_size, steps, status.view(groups, count), best, work)
 
@@ -339,10 +377,20 @@ def search(
 ) -> dict[tuple[int, int], StepsToResult]:
     """Steps to the result for every seed and batch size: (seed, batch size) -> result.
 
-    store: a JSON file that keeps every finished batch size, so that a run that was cut off
-      goes on where it stopped. What was made with other settings is not used.
-    Raises ValueError for an empty list, a batch larger than the training set, and a store that
-    is something else.
+    Args:
+        workload: data, architecture, goal and budget.
+        batch_sizes: each 1 to the size of the training set.
+        sparsities: fractions removed, each in [0, 1).
+        trials: as `sobol_trials` gives them, each (T,).
+        seeds: one or more whole numbers, each a repetition.
+        race: as `steps_to_result`.
+        store: a JSON file that keeps every finished batch size, so that a run that was cut off
+            goes on where it stopped. What was made with other settings is not used.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: for an empty list, a batch larger than the training set, and a store that is
+            something else.
     """
     for name, given in {
         "batch_sizes": batch_sizes,
@@ -382,7 +430,8 @@ def search(
 def _read(path: Path) -> dict[str, dict]:
     """What an earlier search kept; nothing where there is no file.
 
-    Raises ValueError for a file that is something else.
+    Raises:
+        ValueError: for a file that is something else.
     """
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from companion.checks import whole
+from companion.sparsity import check_mask
 from companion.stacked import laid_out, outputs, stackable
 
 # A weight this large belongs to a network that has diverged, even if it is still finite.
@@ -55,10 +57,16 @@ def pick_way(model: nn.Module, batch_size: int, device: torch.device) -> str:
 def stacked_outputs(model: nn.Module, params: Stack, x: Tensor, way: str = "auto") -> Tensor:
     """Outputs of R networks on one batch, (R, batch, classes).
 
-    way: "batched" (matrix products with a leading axis for dense chains, and on a GPU for chains
-        of convolutions; vmap for others),
-      "loop" (one network after another), or "auto" (`pick_way`).
-    Raises ValueError for another way.
+    Args:
+        model: gives the architecture.
+        params: (R, ...) a parameter.
+        x: (batch, ...).
+        way: "batched" (matrix products with a leading axis for dense chains, and on a GPU for
+            chains of convolutions; vmap for others), "loop" (one network after another), or "auto"
+            (`pick_way`).
+
+    Raises:
+        ValueError: for another way.
     """
     if way not in WAYS:
         raise ValueError(f"way = {way!r}: expected one of {', '.join(WAYS)}")
@@ -92,7 +100,15 @@ def dense_outputs(model: nn.Sequential, params: Stack, x: Tensor) -> Tensor:
 def joint_gradients(
     model: nn.Module, params: Stack, x: Tensor, y: Tensor, way: str = "auto"
 ) -> list[Tensor]:
-    """Gradients of R networks from one backward pass, in the order of `params`."""
+    """Gradients of R networks from one backward pass, in the order of `params`.
+
+    Args:
+        model: gives the architecture.
+        params: (R, ...) a parameter.
+        x: (batch, ...).
+        y: (batch,), class indices.
+        way: as `stacked_outputs`.
+    """
     leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
     outputs = stacked_outputs(model, leaves, x, way)  # (R, batch, classes)
     labels = y.expand(len(outputs), -1).flatten()
@@ -106,7 +122,13 @@ def stacked_gradients(
 ) -> dict[str, Tensor]:
     """Gradient of each network's mean cross-entropy on one batch, (R, ...) a parameter.
 
-    chunk: networks a pass; 0: all on a CPU, as many as fit in memory on a GPU.
+    Args:
+        model: gives the architecture.
+        params: (R, ...) a parameter.
+        x: (batch, ...).
+        y: (batch,), class indices.
+        way: as `stacked_outputs`.
+        chunk: networks a pass; 0: all on a CPU, as many as fit in memory on a GPU.
     """
     rows = len(next(iter(params.values())))
     if way == "auto":
@@ -142,8 +164,11 @@ def _bytes_each(model: nn.Module, x: Tensor) -> int:
 class Training:
     """What `train_batched` leaves behind, one row a network.
 
-    params: as they were when the network stopped. steps: how many it took.
-    diverged: whether it was stopped for weights that were no longer finite, or beyond `DIVERGED`.
+    Attributes:
+        params: as they were when the network stopped.
+        steps: how many it took.
+        diverged: whether it was stopped for weights that were no longer finite, or beyond
+            `DIVERGED`.
     """
 
     params: dict[str, Tensor]
@@ -173,16 +198,29 @@ def train_batched(
     Row r takes the steps that ``torch.optim.SGD(lr[r], momentum[r], nesterov=nesterov)`` would
     take: v <- mu v + g, then eta v, or eta (g + mu v) with Nesterov's correction.
 
-    model: gives the architecture; its own parameters are not read.
-    params, masks: (R, ...) a parameter; a masked weight stays at 0. Nothing passed in changes.
-    lr, momentum, decay_steps, decay_factor: numbers or (R,). With the last two, the learning
-      rate falls linearly to lr * decay_factor within decay_steps and stays there.
-    stream: batches (inputs, targets), the same for all rows.
-    check: called every `check_every` steps as check(step, params, rows) with the rows still in
-      training; returns a boolean tensor, True for the rows to stop. Networks that have
-      diverged are stopped before it sees them.
-    way, chunk: as `stacked_gradients`.
+    Args:
+        model: gives the architecture; its own parameters are not read.
+        params, masks: (R, ...) a parameter; a masked weight stays at 0, a parameter without a mask
+            is kept whole. Nothing passed in changes.
+        lr, momentum, decay_steps, decay_factor: numbers or (R,). With the last two, the learning
+            rate falls linearly to lr * decay_factor within decay_steps and stays there.
+        stream: batches (inputs, targets), the same for all rows.
+        steps: optimiser steps, at least 0.
+        nesterov: use Nesterov's correction.
+        check: called every `check_every` steps as check(step, params, rows) with the rows still in
+            training; returns a boolean tensor, True for the rows to stop. Networks that have
+            diverged are stopped before it sees them.
+        check_every: steps between two calls of `check`; 0: never.
+        way, chunk: as `stacked_gradients`.
+
+    Raises:
+        ValueError: for masks that do not fit and a number of steps below 0.
     """
+    whole(0, steps=steps)
+    if masks is not None:
+        for name, mask in masks.items():
+            check_mask(name, mask, params)
+        masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in params.items()} | dict(masks)
     final = {name: tensor.detach().clone() for name, tensor in params.items()}
     first = next(iter(final.values()))
     count, device, dtype = len(first), first.device, first.dtype
@@ -262,7 +300,15 @@ def errors_up_to(
 
     A count of at most `allowed` is exact; a larger one says only that it is larger. Networks
     that already have too many after a few examples are not run on the others.
-    limit: bytes that activations may take at once, about; it changes no count.
+
+    Args:
+        model: gives the architecture.
+        params: (R, ...) a parameter.
+        x: (n, ...).
+        y: (n,), class indices.
+        allowed: mistakes up to which a count is exact.
+        way: as `stacked_outputs`.
+        limit: bytes that activations may take at once, about; it changes no count.
     """
     rows = len(next(iter(params.values())))
     wrong = torch.zeros(rows, dtype=torch.long, device=x.device)

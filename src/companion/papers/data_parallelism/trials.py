@@ -18,6 +18,9 @@ def sobol_points(n: int, dims: int) -> Tensor:
     """The first n unscrambled Sobol points without the zero point, (n, dims), float64.
 
     The first point is 0.5 in every dimension.
+
+    Raises:
+        ValueError: for a number below 1.
     """
     if n < 1:
         raise ValueError(f"n = {n!r}: expected at least one trial")
@@ -28,14 +31,17 @@ def sobol_points(n: int, dims: int) -> Tensor:
 def sobol_trials(space: Space, n: int) -> dict[str, Tensor]:
     """n quasi-random values of every metaparameter, each a float64 vector.
 
-    space: name -> (low, high, scale). Scales map u in [0, 1]: "log" evenly in the logarithm;
-      "reverse_log" evenly in log(1 - value), from `high` at u = 0 to `low` at u = 1 (for
-      momenta near 1); "linear"; "integer" as linear, then cut to a whole number.
+    Args:
+        space: name -> (low, high, scale). Scales map u in [0, 1]: "log" evenly in the logarithm;
+            "reverse_log" evenly in log(1 - value), from `high` at u = 0 to `low` at u = 1 (for
+            momenta near 1); "linear"; "integer" as linear, then cut to a whole number.
 
-    >>> sobol_trials({"lr": (1e-3, 10.0, "log")}, 3)["lr"]
-    tensor([0.1000, 1.0000, 0.0100], dtype=torch.float64)
+    Raises:
+        ValueError: for an unknown scale or bounds that it does not allow.
 
-    Raises ValueError for an unknown scale or bounds that it does not allow.
+    Examples:
+        >>> sobol_trials({"lr": (1e-3, 10.0, "log")}, 3)["lr"]
+        tensor([0.1000, 1.0000, 0.0100], dtype=torch.float64)
     """
     columns = sobol_points(n, len(space)).unbind(1)
     return {
@@ -67,6 +73,9 @@ def search_space(
 
     "sgd": the learning rate. "momentum": also the momentum. "nesterov": also a linear decay,
     whose length lies between 30 and 60 % of the budget (30,000 to 60,000 of 100,000 steps).
+
+    Raises:
+        ValueError: for an unknown optimiser or a range that is none.
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer = {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")

@@ -72,10 +72,17 @@ NOISE = 1e-8  # scores whose largest is below this are rounding errors
 def scoring_loss(kind: str) -> Loss:
     """A loss (outputs, targets) -> mean over the batch, to score connections with.
 
-    kind: "labels" is the cross-entropy that training uses; "uniform", "entropy" and "argmax"
-      ignore the targets. So does "softmax", which looks sensible and has no gradient at all:
-      `connection_scores` refuses it.
-    Raises ValueError for an unknown kind.
+    Args:
+        kind: "labels" is the cross-entropy that training uses; "uniform", "entropy" and "argmax"
+            ignore the targets. So does "softmax", which looks sensible and has no gradient at all:
+            `connection_scores` refuses it.
+
+    Raises:
+        ValueError: for an unknown kind.
+
+    Examples:
+        >>> round(scoring_loss("uniform")(torch.zeros(1, 4), torch.tensor([0])).item(), 4)
+        1.3863
     """
     if kind not in SCORING_LOSSES:
         raise ValueError(f"kind = {kind!r}: expected one of {', '.join(SCORING_LOSSES)}")
@@ -83,7 +90,11 @@ def scoring_loss(kind: str) -> Loss:
 
 
 def check_sizes(data: ImageSet, *, batch_size: int, n_jacobian_examples: int) -> None:
-    """Raise ValueError if more examples are asked for than the training set has."""
+    """Raise ValueError if more examples are asked for than the training set has.
+
+    Raises:
+        ValueError: for what the images do not allow.
+    """
     for name, count in (("batch_size", batch_size), ("n_jacobian_examples", n_jacobian_examples)):
         if count > len(data.train_x):
             raise ValueError(
@@ -105,10 +116,18 @@ def connection_scores(
 ) -> dict[str, Tensor]:
     """Connection sensitivity over all batches: signed gradients added up, then one absolute value.
 
-    kind: of `SCORING_LOSSES`, or "random_labels": the labels, dealt out anew by the generator.
+    Args:
+        model: any module that maps inputs to logits; it stays as it is.
+        batches: list of (inputs, targets).
+        kind: of `SCORING_LOSSES`, or "random_labels": the labels, dealt out anew by the generator.
+        generator: on the CPU; deals out random labels.
 
-    Raises ValueError for an unknown kind, and NoSignalError if no score reaches 1e-8: a ranking
-    of rounding errors is no ranking.
+    Raises:
+        ValueError: for an unknown kind.
+        NoSignalError: if no score reaches 1e-8: a ranking of rounding errors is no ranking.
+
+    References:
+        Lee et al. (2020).
     """
     if kind not in SCORINGS:
         raise ValueError(f"kind = {kind!r}: expected one of {', '.join(SCORINGS)}")
@@ -133,7 +152,17 @@ def connection_scores(
 def criterion_scores(
     criterion: str, model: nn.Module, batches: Pairs, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Scores of every prunable parameter under one of `CRITERIA`."""
+    """Scores of every prunable parameter under one of `CRITERIA`.
+
+    Args:
+        criterion: of `CRITERIA`.
+        model: any module that maps inputs to logits; it stays as it is.
+        batches: iterable of (inputs, targets); inputs (n, ...), targets as `loss_fn` takes them.
+        generator: on the CPU.
+
+    Raises:
+        ValueError: for an unknown criterion.
+    """
     if criterion == "connection_sensitivity":
         return connection_scores(model, batches)
     if criterion == "magnitude":
@@ -147,9 +176,11 @@ def criterion_scores(
 class Spectrum:
     """End-to-end singular values of one pruned network that was not trained.
 
-    before, after: summaries with the weights as the mask left them, and after isometry (None
-    where that was not asked for). margin: how far the layer that came nearest is above the least
-    residual that its mask allows.
+    Attributes:
+        before, after: summaries with the weights as the mask left them, and after isometry (None
+            where that was not asked for).
+        margin: how far the layer that came nearest is above the least residual that its mask
+            allows.
     """
 
     activation: str
@@ -177,8 +208,19 @@ def spectra_by_sparsity(
 ) -> list[Spectrum]:
     """Prune fresh networks by every criterion to every sparsity and take their spectra.
 
-    repaired: also take them after `enforce_isometry`, whose options `isometry` gives.
-    The other arguments are those of `train_cases`.
+    Args:
+        activations: names, for `make`.
+        data: labelled images.
+        make: builds an untrained network from the name of an activation.
+        sparsities: fractions removed, each in [0, 1).
+        seeds: one or more whole numbers, each a repetition.
+        look_at: examples at which spectra are taken; linear networks use the first.
+        init: of `INITS`.
+        gain: multiplies every initial weight, above 0.
+        repaired: also take them after `enforce_isometry`, whose options `isometry` gives. The
+            other arguments are those of `train_cases`.
+        isometry: options of `enforce_isometry`.
+        progress: show a progress bar.
     """
     plans = [(a, s) for a in activations for s in seeds]
     batches, found = full_set(data), []
@@ -218,8 +260,10 @@ VARIANTS = ("dense", "pruned", "rescaled", "isometry")
 class Case:
     """What distinguishes one trained network from another, the seed apart.
 
-    scoring: of `SCORINGS`. variant: "dense" is not pruned; "pruned" is trained as it is;
-    "rescaled" and "isometry" have their weights repaired first.
+    Attributes:
+        scoring: of `SCORINGS`.
+        variant: "dense" is not pruned; "pruned" is trained as it is; "rescaled" and "isometry"
+            have their weights repaired first.
     """
 
     activation: str
@@ -232,8 +276,11 @@ class Case:
 class CaseRun:
     """One trained network.
 
-    error: percent of the test set. loss: of every training step. spectrum: summary of the
-    end-to-end singular values before training. masks: by parameter name; empty if dense.
+    Attributes:
+        error: percent of the test set.
+        loss: of every training step.
+        spectrum: summary of the end-to-end singular values before training.
+        masks: by parameter name; empty if dense.
     """
 
     case: Case
@@ -246,7 +293,17 @@ class CaseRun:
 
 
 def repair(model: nn.Module, masks: dict[str, Tensor], variant: str, **isometry: object) -> None:
-    """Change the masked weights as a variant of `Case` says. isometry: of `enforce_isometry`."""
+    """Change the masked weights as a variant of `Case` says.
+
+    Args:
+        model: changed in place.
+        masks: boolean tensors by parameter name.
+        variant: of `VARIANTS`.
+        isometry: of `enforce_isometry`.
+
+    Raises:
+        ValueError: for an unknown variant.
+    """
     if variant not in VARIANTS:
         raise ValueError(f"variant = {variant!r}: expected one of {', '.join(VARIANTS)}")
     if variant == "isometry":
@@ -274,9 +331,18 @@ def train_cases(
     Networks of one seed and initialisation start from the same weights and see the same batches.
     Those that can be stacked train together (`companion.stacked`).
 
-    make: builds an untrained network from the name of an activation.
-    look_at: examples at which the end-to-end spectrum is taken; linear networks use the first.
-    isometry: options of `enforce_isometry`. training: options of `companion.training.train`.
+    Args:
+        cases: what to train.
+        data: labelled images.
+        make: builds an untrained network from the name of an activation.
+        seeds: one or more whole numbers, each a repetition.
+        sparsity: fraction removed, in [0, 1).
+        look_at: examples at which the end-to-end spectrum is taken; linear networks use the first.
+        isometry: options of `enforce_isometry`.
+        gain: multiplies every initial weight, above 0.
+        augment: function (batch, generator) -> batch; None: none.
+        progress: show a progress bar.
+        training: options of `companion.training.train`.
     """
     cases, seeds = list(cases), list(seeds)
     batches = full_set(data)
@@ -321,7 +387,11 @@ def train_cases(
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """A network that is to be trained. place: numbers of its seed and of its case."""
+    """A network that is to be trained.
+
+    Attributes:
+        place: numbers of its seed and of its case.
+    """
 
     place: tuple[int, int]
     model: nn.Module

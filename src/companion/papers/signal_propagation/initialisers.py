@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from companion.checks import generators
 from companion.models.initialisers import reset, truncated_variance_scaling_
 
 # kind -> variance of a weight from its fan-in and fan-out
@@ -31,21 +32,31 @@ def init_weights(
 
     Slopes (PReLU) and layer scales stay as they are.
 
-    kind: "orthogonal" (dense layers by QR with fixed signs, convolutions by `orthogonal_kernel`,
-      each group of channels for itself);
-      untruncated normals with variance 1 / fan-in ("lecun"), 2 / (fan-in + fan-out) ("glorot"),
-      2 / fan-in ("he") or 1 ("normal"); or "truncated", SNIP's variance scaling.
-    gain: multiplies every weight. Fans are those of `torch.nn.init`: a convolution's count its
-      kernel, a transposed one's are exchanged, and groups do not lower the fan-out.
-    generator: on the CPU; None: PyTorch's own.
+    Args:
+        model: changed in place.
+        kind: "orthogonal" (dense layers by QR with fixed signs, convolutions by
+            `orthogonal_kernel`, each group of channels for itself); untruncated normals with
+            variance 1 / fan-in ("lecun"), 2 / (fan-in + fan-out) ("glorot"), 2 / fan-in ("he") or
+            1 ("normal"); or "truncated", SNIP's variance scaling.
+        gain: multiplies every weight. Fans are those of `torch.nn.init`: a convolution's count its
+            kernel, a transposed one's are exchanged, and groups do not lower the fan-out.
+        generator: on the CPU; None: PyTorch's own.
 
-    Raises ValueError for an unknown kind, a gain that is not positive, or an orthogonal
-    convolution with more inputs than outputs.
+    Raises:
+        ValueError: for an unknown kind, a gain that is not positive, or an orthogonal convolution
+            with more inputs than outputs.
+
+    Examples:
+        >>> layer = nn.Linear(3, 3)
+        >>> init_weights(layer, "orthogonal", gain=2.0)
+        >>> torch.linalg.svdvals(layer.weight.detach()).round(decimals=3)
+        tensor([2., 2., 2.])
     """
     if kind not in INITS:
         raise ValueError(f"kind = {kind!r}: expected one of {', '.join(INITS)}")
     if not (gain > 0 and math.isfinite(gain)):
         raise ValueError(f"gain = {gain!r}: expected a finite number above 0")
+    generators(generator=generator)
     if kind == "truncated":
         truncated_variance_scaling_(model, scale=gain**2, generator=generator)
         return
@@ -89,9 +100,18 @@ def orthogonal_kernel(
 
     An orthogonal matrix from inputs to outputs, followed by size - 1 orthogonal convolutions of
     2x2, each made of two random projections P, Q: the blocks PQ, P(1-Q), (1-P)Q, (1-P)(1-Q).
-    Returns (out_channels, in_channels, size, size), float64.
 
-    Raises ValueError for more inputs than outputs, where no such kernel exists.
+    Args:
+        out_channels: at least `in_channels`.
+        in_channels: at least 1.
+        size: pixels a side.
+        generator: on the CPU; None: PyTorch's own.
+
+    Returns:
+        (out_channels, in_channels, size, size), float64.
+
+    Raises:
+        ValueError: for more inputs than outputs, where no such kernel exists.
     """
     if in_channels > out_channels:
         raise ValueError(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardshrink
 
+from companion.checks import whole
 from companion.papers.signal_propagation.spectra import masked_parameters, structural_rank
-from companion.sparsity import full_precision, prunable_parameters
+from companion.sparsity import check_mask, full_precision, prunable_parameters
 
 OBJECTIVES = ("squared", "paper")
 LR = {"squared": 0.5, "paper": 0.1}
@@ -25,22 +26,32 @@ NOTHING = 1e-12
 def isometry_residual(weight: Tensor, mask: Tensor | None = None) -> float:
     """Frobenius norm of V'V - I, with V the masked weight as (fan-in, out).
 
-    weight: (out, in, ...), mask: of the same shape. No weights with this mask get below
-    `residual_floor`.
+    Args:
+        weight: (out, in, ...), mask: of the same shape. No weights with this mask get below
+            `residual_floor`.
+
+    Raises:
+        ValueError: for a mask that does not fit.
+
+    Examples:
+        >>> isometry_residual(2 * torch.eye(1))
+        3.0
     """
     V = weight.detach().double()
     if mask is not None:
-        if mask.shape != weight.shape:
-            raise ValueError(
-                f"mask: has shape {tuple(mask.shape)}, expected {tuple(weight.shape)}"
-            )
+        check_mask("weight", mask, {"weight": weight})
         V = V * mask
-    return _residuals(*_gram(V.flatten(1).T[None]))[0].item()
+    return _residuals(*_gram(V.flatten(1).T[None]))[0].item()  # eq-signal-isometry
 
 
 def residual_floor(mask: Tensor) -> float:
-    """The least residual that any weights with this mask can have: sqrt(out - structural rank)."""
-    return math.sqrt(mask.shape[0] - structural_rank(mask))
+    """The least residual that any weights with this mask can have: sqrt(out - structural rank).
+
+    Examples:
+        >>> residual_floor(torch.tensor([[True, True], [False, False]]))
+        1.0
+    """
+    return math.sqrt(mask.shape[0] - structural_rank(mask))  # eq-signal-floor
 
 
 def _gram(V: Tensor) -> tuple[Tensor, int]:
@@ -91,22 +102,39 @@ def enforce_isometry(
     Changes the weights in place: masked entries become 0, biases stay. Layers of equal shape
     are worked on together, in float32 (weights of 16 bits too, which are rounded at the end) or float64.
 
-    masks: layers without one count as dense.
-    objective: "squared" steps V <- C * (V - lr V (V'V - I)), which for lr = 1/2 is Newton and
-      Schulz's iteration kept to the mask C; a layer with a singular value above 1.2 is scaled
-      down first, because the step need not descend beyond. "paper" descends on the norm without
-      the square, as the official code does: with a constant lr it never converges, but
-      circles at a residual near 2 lr.
-    lr: None: 0.5 for "squared", 0.1 for "paper". milestones: steps at which it is divided by 10.
+    Args:
+        model: changed in place.
+        masks: layers without one count as dense.
+        steps: of the iteration, at least 0.
+        objective: "squared" steps V <- C * (V - lr V (V'V - I)), which for lr = 1/2 is Newton and
+            Schulz's iteration kept to the mask C; a layer with a singular value above 1.2 is
+            scaled down first, because the step need not descend beyond. "paper" descends on the
+            norm without the square, as the official code does: with a constant lr it never
+            converges, but circles at a residual near 2 lr.
+        lr: None: 0.5 for "squared", 0.1 for "paper".
+        milestones: steps at which it is divided by 10.
 
-    Returns by layer the residuals |V'V - I| before the first step and after each one; where all
-    layers of a shape are isometric already, no step is taken. Raises ValueError for bad arguments, masks that do not
-    fit and weights that are not finite or run away.
+    Returns:
+        By layer the residuals |V'V - I| before the first step and after each one; where all layers
+        of a shape are isometric already, no step is taken.
+
+    Raises:
+        ValueError: for bad arguments, masks that do not fit and weights that are not finite or run
+            away.
+
+    References:
+        Lee et al. (2020), approximate dynamical isometry.
+
+    Examples:
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> residuals = enforce_isometry(layer, {"weight": torch.eye(2, dtype=torch.bool)})
+        >>> layer.weight.detach().abs().round()
+        tensor([[1., 0.],
+                [0., 1.]])
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective = {objective!r}: expected one of {', '.join(OBJECTIVES)}")
-    if type(steps) is not int or steps < 0:
-        raise ValueError(f"steps = {steps!r}: expected an integer of at least 0")
+    whole(0, steps=steps)
     lr = LR[objective] if lr is None else lr
     if not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"lr = {lr!r}: expected a finite number above 0")
@@ -156,7 +184,8 @@ def _descend(V, C, steps, objective, lr, milestones) -> tuple[Tensor, Tensor]:
     size = V.abs().amax((-2, -1))
     nothing = NOTHING * size[size > 0].min().item() if size.any() else 0.0
     for step in range(1, steps + 1):
-        V = hardshrink(V - lr * C * _gradient(V, G, missing, objective), nothing)
+        change = lr * C * _gradient(V, G, missing, objective)
+        V = hardshrink(V - change, nothing)  # eq-signal-newton-schulz
         G, missing = _gram(V)
         history.append(_residuals(G, missing))
         if step in milestones:

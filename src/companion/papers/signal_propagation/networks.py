@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad, relu
 
+from companion.checks import whole
 from companion.data.images import ImageSet
 from companion.models import mlp, vgg, wide_resnet
 from companion.models.classifiers import ACTIVATIONS, BN
@@ -35,7 +36,8 @@ class _Block(nn.Module):
 def resnet(depth: int = 32, in_channels: int = 3, classes: int = 10) -> nn.Sequential:
     """Residual network for 32x32 images, (depth - 2) / 6 blocks in each of three groups.
 
-    Raises ValueError for a depth that is not 6 n + 2.
+    Raises:
+        ValueError: for a depth that is not 6 n + 2.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth = {depth!r}: expected 6 n + 2, such as 32, 56 or 110")
@@ -62,7 +64,11 @@ ARCHITECTURES = ("mlp", *CONVOLUTIONAL)
 
 
 def check_network(arch: str, data: ImageSet, activations: Iterable[str]) -> None:
-    """Raise ValueError for unknown names and for networks that do not fit the images or each other."""
+    """Raise ValueError for unknown names and for networks that do not fit the images or each other.
+
+    Raises:
+        ValueError: for unknown names and for networks that do not fit the images.
+    """
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch = {arch!r}: expected one of {', '.join(ARCHITECTURES)}")
     known = list(ACTIVATIONS) if arch == "mlp" else ["relu"]
@@ -83,19 +89,24 @@ def untrained_network(
 ) -> nn.Module:
     """A network for these images, on their device, with PyTorch's default weights.
 
-    arch: "mlp" has `depth` dense layers, all but the last of `width` units; the others are
-      convolutional ReLU networks for 32x32 images, to which the remaining options do not apply.
+    Args:
+        arch: "mlp" has `depth` dense layers, all but the last of `width` units; the others are
+            convolutional ReLU networks for 32x32 images, to which the remaining options do not
+            apply.
+        data: labelled images, which say sizes and classes.
+        activation: "relu", "tanh" or "linear".
+        depth: dense layers, at least 1.
+        width: units a layer, at least 1.
 
-    Raises ValueError for an unknown name, a depth or width out of range, or images of the wrong
-    size.
+    Raises:
+        ValueError: for an unknown name, a depth or width out of range, or images of the wrong
+            size.
     """
     channels, *size = data.train_x.shape[1:]
     check_network(arch, data, [activation])
     if arch != "mlp":
         return CONVOLUTIONAL[arch](channels, len(data.classes)).to(data.train_x.device)
-    for name, value in (("depth", depth), ("width", width)):
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} = {value!r}: expected an integer of at least 1")
+    whole(1, depth=depth, width=width)
     inputs = torch.Size([channels, *size]).numel()
     model = mlp(inputs, [width] * (depth - 1), len(data.classes), activation=activation)
     return model.to(data.train_x.device)

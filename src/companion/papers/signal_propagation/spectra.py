@@ -12,6 +12,7 @@ from torch.func import functional_call, jacrev
 from companion.device import has_float64
 from companion.sparsity import (
     apply_masks,
+    check_mask,
     full_precision,
     mask_report,
     prunable_parameters,
@@ -28,8 +29,11 @@ ILL_CONDITIONED = 1e3
 def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's parameters, detached, with masked entries 0; the model stays as it is.
 
-    masks: boolean tensors by parameter name; parameters without one are given whole.
-    Raises ValueError for a name or shape that does not fit the model.
+    Args:
+        masks: boolean tensors by parameter name; parameters without one are given whole.
+
+    Raises:
+        ValueError: for a name or shape that does not fit the model.
     """
     if masks:
         model = copy.deepcopy(model)
@@ -50,9 +54,17 @@ def jacobian(
     One backward pass an output, batched over outputs and examples: in inference mode an output
     depends on its own example only, so the sum over the batch has all Jacobians as derivatives.
 
-    x: (B, ...), at least one example. masks: applied without changing the model.
-    dtype: in which to compute; None: the model's. float32 is full float32 on every device.
-    Returns (B, K, d) for K outputs and d inputs an example.
+    Args:
+        model: any module that maps inputs to logits; it stays as it is.
+        x: (B, ...), at least one example.
+        masks: applied without changing the model.
+        dtype: in which to compute; None: the model's. float32 is full float32 on every device.
+
+    Returns:
+        (B, K, d) for K outputs and d inputs an example.
+
+    Raises:
+        ValueError: for no example, masks that do not fit, or a type that is not floating-point.
     """
     if len(x) == 0:
         raise ValueError("x: no example to take a Jacobian at")
@@ -63,6 +75,7 @@ def jacobian(
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     with evaluation_mode(model), full_precision():
         parts = [
+            # eq-signal-jacobian
             jacrev(lambda part: functional_call(model, state, (part,)).sum(0))(part.to(dtype))
             for part in x.split(CHUNK)
         ]
@@ -79,14 +92,26 @@ def jacobian_singular_values(
 ) -> Tensor:
     """Singular values of the Jacobian from inputs to outputs at every example of x.
 
-    masks: applied without changing the model.
-    dtype: in which passes are computed; None: the model's, and float64 for examples whose
-      Jacobian is so ill-conditioned that float32 cannot resolve it. The decomposition itself is
-      always in float64.
-    Returns (B, min(K, d)) in descending order, float64, on the CPU. A linear network has the
-    same values at every x: give it one example.
+    Args:
+        model: any module that maps inputs to logits; it stays as it is.
+        x: (B, ...), at least one example.
+        masks: applied without changing the model.
+        dtype: in which passes are computed; None: the model's, and float64 for examples whose
+            Jacobian is so ill-conditioned that float32 cannot resolve it. The decomposition itself
+            is always in float64.
 
-    Raises ValueError for masks that do not fit and for a Jacobian that is not finite.
+    Returns:
+        (B, min(K, d)) in descending order, float64, on the CPU. A linear network has the same
+        values at every x: give it one example.
+
+    Raises:
+        ValueError: for masks that do not fit and for a Jacobian that is not finite.
+
+    Examples:
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = nn.init.eye_(layer.weight)
+        >>> jacobian_singular_values(layer, torch.zeros(1, 2))
+        tensor([[1., 1.]], dtype=torch.float64)
     """
     J = jacobian(model, x, masks=masks, dtype=dtype).cpu()
     values = _decompose(J)
@@ -114,8 +139,11 @@ def layer_singular_values(
 ) -> dict[str, Tensor]:
     """Singular values of every masked weight, a convolution reshaped to (out, in * kernel).
 
-    Returns vectors of length min(out, in * kernel), descending, float64, by parameter name.
-    Raises ValueError for masks that do not fit.
+    Returns:
+        Vectors of length min(out, in * kernel), descending, float64, by parameter name.
+
+    Raises:
+        ValueError: for masks that do not fit.
     """
     weights = masked_parameters(model, masks or {})
     names = prunable_parameters(model, biases=False)
@@ -129,8 +157,14 @@ def layer_singular_values(
 def structural_rank(mask: Tensor) -> int:
     """Largest rank that weights with this pattern can have; convolutions as (out, in * kernel).
 
-    Raises ValueError for a mask of fewer than two dimensions.
+    Raises:
+        ValueError: for a mask of fewer than two dimensions.
+
+    Examples:
+        >>> structural_rank(torch.tensor([[True, True], [False, True], [False, False]]))
+        2
     """
+    check_mask("mask", mask)
     if mask.dim() < 2:
         raise ValueError(f"mask: shape {tuple(mask.shape)}, expected at least two dimensions")
     return mask_report({"": mask})[0].structural_rank

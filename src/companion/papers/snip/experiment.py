@@ -79,7 +79,17 @@ SMALLEST_IMAGE = {"lenet300": 1, "lenet5": 16, "conv2": 16}  # pixels a side; ot
 
 
 def check_sizes(arch: str, data: ImageSet, *, batch_size: int, scoring_examples: int) -> None:
-    """Raise ValueError if the network or the batches do not fit the images."""
+    """Raise ValueError if the network or the batches do not fit the images.
+
+    Args:
+        arch: name in `ARCHITECTURES`.
+        data: labelled images.
+        batch_size: examples at a time, at least 1.
+        scoring_examples: examples of all scoring batches together.
+
+    Raises:
+        ValueError: for what the images do not allow.
+    """
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch = {arch!r}: expected one of {', '.join(ARCHITECTURES)}")
     size = data.train_x.shape[-1]
@@ -101,7 +111,13 @@ def _check_count(name: str, count: int, data: ImageSet) -> None:
 def build_model(arch: str, data: ImageSet, generator: torch.Generator) -> nn.Module:
     """A network for these images with fresh weights (variance scaling, truncated normal).
 
-    Raises ValueError for an unknown architecture or images too small for it.
+    Raises:
+        ValueError: for an unknown architecture or images too small for it.
+
+    Examples:
+        >>> from companion.data.images import load_images
+        >>> build_model("lenet300", load_images("digits"), torch.Generator())[1]
+        Linear(in_features=64, out_features=300, bias=True)
     """
     check_sizes(arch, data, batch_size=1, scoring_examples=1)
     channels, size = data.train_x.shape[1], data.train_x.shape[-1]
@@ -115,7 +131,20 @@ def scoring_batches(
 ) -> list[tuple[Tensor, Tensor]]:
     """Disjoint random batches of training examples, not augmented.
 
-    Raises ValueError where the set is too small for so many.
+    Args:
+        data: labelled images.
+        batch_size: examples at a time, at least 1.
+        generator: on the CPU.
+        number: of batches.
+
+    Raises:
+        ValueError: where the set is too small for so many.
+
+    Examples:
+        >>> from companion.data.images import load_images
+        >>> batches = scoring_batches(load_images("digits"), 20, torch.Generator(), number=2)
+        >>> [tuple(x.shape) for x, _ in batches]
+        [(20, 1, 8, 8), (20, 1, 8, 8)]
     """
     _check_count("prune_batch_size * n_prune_batches", batch_size * number, data)
     order = torch.randperm(len(data.train_x), generator=generator).to(data.train_x.device)
@@ -136,6 +165,23 @@ def criterion_scores(
 
     "snip_shuffled" permutes SNIP's scores inside each layer: layers keep their densities, but
     which connections survive is chance.
+
+    Args:
+        criterion: of `CRITERIA`.
+        model: any module that maps inputs to logits; it stays as it is.
+        batches: iterable of (inputs, targets); inputs (n, ...), targets as `loss_fn` takes them.
+        generator: on the CPU.
+        biases: rank biases with the weights.
+        bn_mode: "identity" or "batch", as `connection_sensitivity`.
+
+    Raises:
+        ValueError: for an unknown criterion.
+
+    Examples:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.constant_(layer.weight, -2.0)
+        >>> criterion_scores("magnitude", layer, [], torch.Generator())
+        {'weight': tensor([[2., 2.]])}
     """
     params = prunable_parameters(model, biases=biases)
     if criterion == "random":
@@ -152,9 +198,12 @@ def criterion_scores(
 class PrunedRun:
     """One trained network. Errors are in percent of the test set.
 
-    error: after the last step. selected_error: at the step with the lowest validation error
-    (the same where there is no validation set). kept: surviving weights and biases.
-    empty: names of weight tensors of which nothing is left.
+    Attributes:
+        error: after the last step.
+        selected_error: at the step with the lowest validation error (the same where there is no
+            validation set).
+        kept: surviving weights and biases.
+        empty: names of weight tensors of which nothing is left.
     """
 
     criterion: str
@@ -190,10 +239,24 @@ def compare_criteria(
     Scores are computed once a seed and criterion and reused for every sparsity. All networks
     of a seed start from the same weights and see the same batches. Networks that can be stacked
     train together (`companion.stacked`).
-    reinit_after_pruning: take the mask from the first weights, train a freshly drawn set, as
-      the official code does.
-    validation: held-out (inputs, targets), looked at 20 times a run.
-    training: options of `companion.training.train`.
+
+    Args:
+        arch: name in `ARCHITECTURES`.
+        data: labelled images.
+        criteria: of `CRITERIA`.
+        sparsities: fractions removed, each in [0, 1).
+        seeds: one or more whole numbers, each a repetition.
+        prune_batch_size: examples a scoring batch.
+        n_prune_batches: scoring batches.
+        bn_mode: "identity" or "batch", as `connection_sensitivity`.
+        prune_biases: rank biases with the weights.
+        reinit_after_pruning: take the mask from the first weights, train a freshly drawn set, as
+            the official code does.
+        validation: held-out (inputs, targets), looked at 20 times a run.
+        augment: function (batch, generator) -> batch; None: none.
+        dense: also train a dense network a seed.
+        progress: show a progress bar.
+        training: options of `companion.training.train`.
     """
     seeds = list(seeds)
     total = len(seeds) * (len(criteria) * len(sparsities) + dense)
@@ -288,7 +351,17 @@ def _trained(plans: list[_Plan], data, validation, augment, training) -> list[Pr
 
 
 def class_scoring_batch(data: ImageSet, label: int, size: int, generator: torch.Generator):
-    """A scoring batch with examples of one class only (all of them, where there are fewer)."""
+    """A scoring batch with examples of one class only (all of them, where there are fewer).
+
+    Args:
+        data: labelled images.
+        label: class index.
+        size: examples at most.
+        generator: on the CPU.
+
+    Raises:
+        ValueError: for a class without an example.
+    """
     members = (data.train_y == label).nonzero().squeeze(1)
     if not len(members):
         raise ValueError(f"label = {label!r}: {data.name!r} has no training example of it")
@@ -301,8 +374,18 @@ def class_pixel_maps(
 ) -> Tensor:
     """How many first-layer connections of each input pixel survive, for every class.
 
-    The network is scored with `size` examples of a single class. Its first weight must be a
-    dense layer's. Returns (classes, height, width) counts.
+    The network is scored with `size` examples of a single class. Its first weight must be a dense
+    layer's.
+
+    Args:
+        model: any module that maps inputs to logits; it stays as it is.
+        data: labelled images.
+        sparsity: fraction removed, in [0, 1).
+        size: examples a class at most.
+        generator: on the CPU.
+
+    Returns:
+        (classes, height, width) counts.
     """
     maps = []
     for label in range(len(data.classes)):
@@ -318,8 +401,12 @@ def class_pixel_maps(
 def matched_classes(maps: Tensor, data: ImageSet) -> int:
     """For how many classes the pixel map correlates best with that class's mean image.
 
-    maps: (classes, height, width), on any device. A map that is the same everywhere matches none.
-    Raises ValueError for maps of another shape than the images'.
+    Args:
+        maps: (classes, height, width), on any device. A map that is the same everywhere matches
+            none.
+
+    Raises:
+        ValueError: for maps of another shape than the images'.
     """
     size = (len(data.classes), *data.train_x.shape[2:])
     if maps.shape != size:
@@ -340,7 +427,15 @@ def removal_effects(
     Weights are drawn at random from those with a nonzero score, a third of them each from the
     top percent, the top tenth and the rest, so that the rare sensitive ones are seen (fewer where
     a part has not as many).
-    Returns two vectors, -g_j and L(w with w_j = 0) - L(w).
+
+    Args:
+        model: any module that maps inputs to logits; it stays as it is.
+        batch: (inputs, targets).
+        number: weights to remove, one at a time.
+        generator: on the CPU.
+
+    Returns:
+        Two vectors, -g_j and L(w with w_j = 0) - L(w).
     """
     inputs, targets = batch
     gradients = connection_gradients(model, cross_entropy, [batch])
@@ -379,6 +474,10 @@ def critical_sparsities(model: nn.Module) -> dict[str, float]:
     A truncated normal ends at 2 sigma_l / 0.8796 with sigma_l^2 = 1 / fan-in. Layer l is gone once the
     threshold passes that end; by then the other layers keep their tails beyond it. Biases (zeros) are
     gone before.
+
+    Examples:
+        >>> {name: round(s, 2) for name, s in critical_sparsities(lenet_300_100(64)).items()}
+        {'1.weight': 1.0, '3.weight': 0.87, '5.weight': 0.97}
     """
     layers = prunable_parameters(model, biases=False)
     sigma = {name: 1 / math.sqrt(w[0].numel()) / TRUNCATED_STD for name, w in layers.items()}
@@ -409,6 +508,16 @@ def fit_labels(
     """Training accuracy in percent on few examples with true or random labels (plain SGD, no decay).
 
     The mask comes from a batch of 100 of the same examples with the same labels.
+
+    Args:
+        arch: name in `ARCHITECTURES`.
+        data: labelled images.
+        sparsity: fraction removed, in [0, 1); 0 trains the dense network.
+        examples: how many to learn.
+        steps: optimiser steps, at least 0.
+        seed: of all draws.
+        shuffled: draw the labels at random.
+        lr: learning rate, above 0.
     """
     generator = torch.Generator().manual_seed(seed)
     model = build_model(arch, data, generator)

@@ -76,6 +76,13 @@ def decode(data: bytes) -> Tensor:
 
     Raises:
         ValueError: for bytes that `encode` did not write, or not all of them.
+
+    Examples:
+        >>> from companion.papers.sparse_inr import full_masks, siren_params
+        >>> start = siren_params(2, 8, 2, 1, 20.0)
+        >>> data = encode(Checkpoint(start, full_masks(start), 0, {}, ()), torch.rand(1, 5, 9))
+        >>> decode(data).shape
+        torch.Size([1, 5, 9])
     """
     params, (height, width) = _network(data)
     values = render({n: p if n == "omega_0" else p[None] for n, p in params.items()},

@@ -30,9 +30,10 @@ from companion.training import DivergenceError
 class FitResult:
     """Networks fitted to signals, all starting from one.
 
-    psnr: (signals, steps + 1), dB before the first step and after each.
-    params: as the network's, every trained tensor with a leading dimension of signals.
-    masks: as given, or with that dimension too where every signal was pruned for itself.
+    Attributes:
+        psnr: (signals, steps + 1), dB before the first step and after each.
+        params: as the network's, every trained tensor with a leading dimension of signals.
+        masks: as given, or with that dimension too where every signal was pruned for itself.
     """
 
     psnr: Tensor
@@ -41,7 +42,12 @@ class FitResult:
 
 
 def psnr(mse: Tensor | float) -> Tensor | float:
-    """-10 log10 of a mean squared error of values in [0, 1], in dB."""
+    """-10 log10 of a mean squared error of values in [0, 1], in dB.
+
+    Examples:
+        >>> psnr(0.01)
+        20.0
+    """
     if isinstance(mse, Tensor):
         return -10 * torch.log10(mse)
     return -10 * math.log10(mse) if mse > 0 else math.inf
@@ -61,11 +67,21 @@ def fit(
 ) -> FitResult:
     """Fit one network to each signal on its own, all of them at once.
 
-    targets: (signals, points, channels), in [0, 1]. opt: "adam" or "sgd" (plain gradient descent).
-    coords: as `meta_train`.
-    prune_at: number of steps -> weights to keep from then on; each signal's network is pruned by
-      the magnitude of its own weights (the baselines that prune after fitting).
-    Raises ValueError for another optimiser, and masks, targets or coords that do not fit; DivergenceError for a loss that is not finite.
+    Args:
+        params: of the network to start from.
+        masks: boolean tensors by parameter name.
+        targets: (signals, points, channels), in [0, 1].
+        steps: of the optimiser, at least 0.
+        lr: learning rate, above 0.
+        opt: "adam" or "sgd" (plain gradient descent).
+        coords: as `meta_train`.
+        prune_at: number of steps -> weights to keep from then on; each signal's network is pruned
+            by the magnitude of its own weights (the baselines that prune after fitting).
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: for another optimiser, and masks, targets or coords that do not fit.
+        DivergenceError: for a loss that is not finite.
     """
     if opt not in ("adam", "sgd"):
         raise ValueError(f"opt = {opt!r}: expected 'adam' or 'sgd'")
@@ -129,9 +145,16 @@ def held_out_psnr(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fit every second pixel in both directions, look at the pixels in between.
 
-    images: (n, channels, height, width), cut to odd sides.
-    Returns mean PSNRs, (n,) each: on the fitted pixels, on those in between, and on those in
-    between for linear interpolation.
+    Args:
+        params: of the network to start from.
+        masks: boolean tensors by parameter name.
+        images: (n, channels, height, width), cut to odd sides.
+        steps: optimiser steps, at least 0.
+        lr: learning rate, above 0.
+
+    Returns:
+        Mean PSNRs, (n,) each: on the fitted pixels, on those in between, and on those in between
+        for linear interpolation.
     """
     height, width = (side - 1 + side % 2 for side in images.shape[2:])
     images = images[:, :, :height, :width]

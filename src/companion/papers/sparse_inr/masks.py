@@ -26,7 +26,11 @@ def full_masks(params: Params) -> Masks:
 
 
 def apply_mask(params: Params, masks: Masks) -> Params:
-    """A copy with the masked entries at zero. Raises ValueError for masks that do not fit."""
+    """A copy with the masked entries at zero.
+
+    Raises:
+        ValueError: for masks that do not fit.
+    """
     check_masks(masks, params)
     return {
         name: value * masks[name] if name in masks else value.clone()
@@ -46,7 +50,12 @@ def zero_masked(theta: Params, masks: Masks) -> None:
 
 
 def count_params(masks: Masks, biases: bool = False) -> int:
-    """Surviving weights, as the paper counts; with biases: all surviving parameters."""
+    """Surviving weights, as the paper counts; with biases: all surviving parameters.
+
+    Examples:
+        >>> count_params({"0.weight": torch.tensor([[True, False]]), "0.bias": torch.tensor([True])})
+        1
+    """
     return sum(int(m.count_nonzero()) for name, m in masks.items() if biases or not is_bias(name))
 
 
@@ -66,8 +75,22 @@ def matched_width(
 ) -> int:
     """Width of the dense network that is no smaller than a sparse one.
 
-    n: parameters of the sparse network, biases counted in or not. The width is the smallest
-    multiple of `multiple` with at least n of the same kind; even widths give the paper's list.
+    Args:
+        n: parameters of the sparse network, biases counted in or not. The width is the smallest
+            multiple of `multiple` with at least n of the same kind; even widths give the paper's
+            list.
+        in_features: coordinates a point.
+        out_features: channels.
+        biases: whether n counts biases.
+        hidden_layers: sine layers.
+        multiple: of which the width is one.
+
+    Raises:
+        ValueError: for a number below 1.
+
+    Examples:
+        >>> matched_width(2284, 2, 3)
+        28
     """
     if n < 1:
         raise ValueError(f"n = {n!r}: expected at least 1 parameter")
@@ -85,32 +108,53 @@ def dense_count(
     *,
     hidden_layers: int = 4,
 ) -> int:
-    """Weights of a dense network, (D - 1) W^2 + (in + out) W; with biases: all its parameters."""
+    """Weights of a dense network, (D - 1) W^2 + (in + out) W; with biases: all its parameters.
+
+    Args:
+        width: units a layer.
+        in_features: coordinates a point.
+        out_features: channels.
+        biases: count them too.
+        hidden_layers: sine layers, D.
+    """
     weights = (hidden_layers - 1) * width**2 + (in_features + out_features) * width
     return weights + biases * (hidden_layers * width + out_features)
 
 
 def survivor_chain(n: int, amount: float, rounds: int) -> list[int]:
-    """Weights left after 0, 1, ... rounds: n - floor(amount n), as the official code counts.
+    """Weights left after 0, 1, ...
 
-    Raises ValueError for an amount outside [0, 1).
+    Args:
+        rounds: n - floor(amount n), as the official code counts.
+
+    Raises:
+        ValueError: for an amount outside [0, 1).
+
+    Examples:
+        >>> survivor_chain(197_888, 0.2, 2)
+        [197888, 158311, 126649]
     """
     if not 0 <= amount < 1:
         raise ValueError(f"amount = {amount!r}: expected the fraction removed, in [0, 1)")
     chain = [n]
     for _ in range(rounds):
-        chain.append(chain[-1] - int(amount * chain[-1]))
+        chain.append(chain[-1] - int(amount * chain[-1]))  # eq-sparse-inr-chain
     return chain
 
 
 def magnitude_prune(params: Params, masks: Masks, amount: float, scope: str = "global") -> Masks:
     """Remove a fraction of the surviving weights, the smallest first; biases stay.
 
-    amount: in [0, 1); floor(amount n) of n survivors go.
-    scope: "global" ranks all layers together; "layer" removes the fraction from every layer;
-      "lamp" ranks w^2 / (sum of v^2 over the layer's survivors v with |v| >= |w|), so that the
-      last weight of a layer is never taken before another layer has one left over.
-    Raises ValueError for an amount or scope out of range and for masks that do not fit.
+    Args:
+        params: of the network.
+        masks: boolean tensors by parameter name.
+        amount: in [0, 1); floor(amount n) of n survivors go.
+        scope: "global" ranks all layers together; "layer" removes the fraction from every layer;
+            "lamp" ranks w^2 / (sum of v^2 over the layer's survivors v with |v| >= |w|), so that
+            the last weight of a layer is never taken before another layer has one left over.
+
+    Raises:
+        ValueError: for an amount or scope out of range and for masks that do not fit.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope = {scope!r}: expected one of {', '.join(SCOPES)}")
@@ -126,7 +170,11 @@ def random_prune(
 ) -> Masks:
     """As `magnitude_prune` over all layers together, but chance decides.
 
-    generator: on the CPU; None: PyTorch's own, so that every call draws another mask.
+    Args:
+        params: of the network.
+        masks: boolean tensors by parameter name.
+        amount: in [0, 1).
+        generator: on the CPU; None: PyTorch's own, so that every call draws another mask.
     """
     check_masks(masks, params)
     weights = {name: params[name] for name in masks if not is_bias(name)}
@@ -169,8 +217,14 @@ def mask_bits(masks: Masks) -> float:
 def bits_per_pixel(masks: Masks, pixels: int, *, bits: int = 32, index: bool = True) -> float:
     """Bits to store one fitted network, biases included, a pixel of its picture.
 
-    bits: of a stored number. index: add `mask_bits`.
-    Raises ValueError for no pixels.
+    Args:
+        masks: boolean tensors by parameter name.
+        pixels: of the picture, at least 1.
+        bits: of a stored number.
+        index: add `mask_bits`.
+
+    Raises:
+        ValueError: for no pixels.
     """
     if pixels < 1:
         raise ValueError(f"pixels = {pixels!r}: expected at least 1")

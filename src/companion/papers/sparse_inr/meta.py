@@ -27,7 +27,15 @@ from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
 def signal_loss(
     theta: Params, masks: Masks, omega_0: Tensor, coords: Tensor, target: Tensor
 ) -> Tensor:
-    """Mean squared error of one signal, eq-sparse-inr-loss."""
+    """Mean squared error of one signal, eq-sparse-inr-loss.
+
+    Args:
+        theta: weights and biases by name.
+        masks: boolean tensors by parameter name.
+        omega_0: the frequency, a scalar.
+        coords: (points, in).
+        target: (points, out).
+    """
     output = siren(theta | {"omega_0": omega_0}, coords, masks)
     return (output - target).square().mean()
 
@@ -44,9 +52,18 @@ def maml_loss(
 ) -> Tensor:
     """Mean loss of several signals after a few steps of gradient descent on each, eq-sparse-inr-outer.
 
-    coords: (points, in). targets: (signals, points, out). All signals are stepped at once; the
-    result can be differentiated through the inner steps.
-    first_order: take the inner gradients for constants.
+    Args:
+        params: of the network.
+        masks: boolean tensors by parameter name.
+        coords: (points, in).
+        targets: (signals, points, out). All signals are stepped at once; the result can be
+            differentiated through the inner steps.
+        inner_lr: alpha, of the inner steps.
+        inner_steps: of gradient descent, n.
+        first_order: take the inner gradients for constants.
+
+    References:
+        Finn et al. (2017); Lee, Tack et al. (2021), section 3.
     """
     theta, omega_0 = checked(params, masks)
 
@@ -82,15 +99,29 @@ def meta_train(
 ) -> tuple[Params, dict, list[float]]:
     """Minimise `maml_loss` over random signals with Adam, keeping to the masks.
 
-    tasks: (n, points, channels), the family of signals, in [0, 1]. coords: (points, 2); None takes
-      the pixel grid of square pictures.
-    generator: draws the signals of every step, without repeating one before all had their turn;
-      None: PyTorch's own, so that every call draws others.
-    opt_state: Adam's, from an earlier call, to continue where it stopped.
+    Args:
+        params: of the network to start from; they stay as they are.
+        masks: boolean tensors by parameter name.
+        tasks: (n, points, channels), the family of signals, in [0, 1].
+        steps: of the outer optimiser, at least 0.
+        coords: (points, 2); None takes the pixel grid of square pictures.
+        inner_lr: alpha, of the inner steps.
+        inner_steps: of gradient descent, n.
+        outer_lr: of Adam.
+        tasks_per_step: signals an outer step.
+        generator: draws the signals of every step, without repeating one before all had their
+            turn; None: PyTorch's own, so that every call draws others.
+        opt_state: Adam's, from an earlier call, to continue where it stopped.
+        first_order: take the inner gradients for constants.
+        bar: a `Progress` to count the steps on, instead of an own one.
+        progress: show a progress bar.
 
-    Returns the trained copy of params, Adam's state, and the loss of every step.
-    Raises ValueError for masks, tasks or coords that do not fit, DivergenceError for a loss that is
-    not finite.
+    Returns:
+        The trained copy of params, Adam's state, and the loss of every step.
+
+    Raises:
+        ValueError: for masks, tasks or coords that do not fit.
+        DivergenceError: for a loss that is not finite.
     """
     theta, omega_0 = checked(params, masks)
     coords, tasks = signals_at(coords, tasks, omega_0)
@@ -147,7 +178,14 @@ class Checkpoint:
 
 
 def meta_learn(params: Params, tasks: Tensor, steps: int, **options: object) -> Checkpoint:
-    """Meta-train a dense network; options as `meta_train`."""
+    """Meta-train a dense network; options as `meta_train`.
+
+    Args:
+        params: of the network to start from.
+        tasks: (n, points, channels), in [0, 1].
+        steps: of the outer optimiser.
+        options: of `meta_train`.
+    """
     masks = full_masks(params)
     params, state, log = meta_train(params, masks, tasks, steps, **options)
     return Checkpoint(params, masks, steps, state, tuple(log))
@@ -166,8 +204,21 @@ def meta_prune(
     """Meta-SparseINR: prune the meta-learned network, continue to meta-train it, and again.
 
     No rewinding: every round goes on from the current weights with Adam's state.
-    prune: `magnitude_prune`, or any function of the same arguments. options: as `meta_train`.
-    Returns the start and the network after every round.
+
+    Args:
+        start: a meta-learned network.
+        tasks: (n, points, channels), in [0, 1].
+        rounds: of pruning, at least 0.
+        amount: fraction of the survivors removed a round, in [0, 1).
+        round_steps: outer steps after each pruning.
+        prune: `magnitude_prune`, or any function of the same arguments.
+        options: as `meta_train`.
+
+    Returns:
+        The start and the network after every round.
+
+    References:
+        Lee, Tack et al. (2021), section 3.
     """
     chain = [start]
     for _ in range(rounds):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from companion.sparsity import full_precision
+from companion.checks import generators, whole
+from companion.sparsity import check_mask, full_precision
 
 Params = dict[str, Tensor]
 OVERSHOOT = 0.5  # beyond [0, 1], of resampled pictures
@@ -20,13 +21,26 @@ OVERSHOOT = 0.5  # beyond [0, 1], of resampled pictures
 class Siren(nn.Module):
     """A multilayer perceptron with sines: h <- sin(omega_0 (W h + b)), linear at the end.
 
-    in_features: coordinates a point. hidden_features: units a sine layer. hidden_layers: number
-    of sine layers, the first included. out_features: channels. generator: draws the weights.
-
     First layer: weights and biases uniform in +-1/in_features. Later layers, the last included,
     weights and biases uniform in +-sqrt(6 / fan-in) / omega_0.
-    Raises ValueError for sizes below 1 (hidden_layers: below 0) and an omega_0 that is not
-    positive.
+
+    Args:
+        in_features: coordinates a point.
+        hidden_features: units a sine layer.
+        hidden_layers: number of sine layers, the first included.
+        out_features: channels.
+        omega_0: frequency, above 0.
+        generator: draws the weights.
+
+    Raises:
+        ValueError: for sizes below 1 (hidden_layers: below 0) and an omega_0 that is not positive.
+
+    References:
+        Sitzmann et al. (2020).
+
+    Examples:
+        >>> Siren(2, 8, 3, 1, 30.0)(pixel_grid(4, 4)).shape
+        torch.Size([16, 1])
     """
 
     def __init__(
@@ -45,11 +59,9 @@ class Siren(nn.Module):
             "hidden_features": hidden_features,
             "out_features": out_features,
         }
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} = {value!r}: expected at least 1")
-        if hidden_layers < 0:
-            raise ValueError(f"hidden_layers = {hidden_layers!r}: expected at least 0")
+        whole(1, **sizes)
+        whole(0, hidden_layers=hidden_layers)
+        generators(generator=generator)
         if not 0 < omega_0 < math.inf:
             raise ValueError(f"omega_0 = {omega_0!r}: expected a positive number")
         widths = [in_features, *[hidden_features] * hidden_layers, out_features]
@@ -75,7 +87,16 @@ def siren_params(
     *,
     generator: torch.Generator | None = None,
 ) -> Params:
-    """A freshly drawn `Siren` as a dictionary (arguments as there), float32 on the CPU."""
+    """A freshly drawn `Siren` as a dictionary (arguments as there), float32 on the CPU.
+
+    Args:
+        in_features: coordinates a point.
+        hidden_features: units a sine layer.
+        hidden_layers: sine layers, the first included.
+        out_features: channels.
+        omega_0: frequency, above 0.
+        generator: draws the weights, on the CPU; None: PyTorch's own.
+    """
     sizes = in_features, hidden_features, hidden_layers, out_features
     drawn = Siren(*sizes, omega_0, generator=generator)
     return {name: value.detach() for name, value in drawn.state_dict().items()}
@@ -102,7 +123,12 @@ def siren(params: Mapping[str, Tensor], coords: Tensor, masks: Mapping[str, Tens
 
 
 def pixel_grid(height: int, width: int) -> Tensor:
-    """Coordinates of a picture's pixels, (height * width, 2), rows first, end points at -1 and 1."""
+    """Coordinates of a picture's pixels, (height * width, 2), rows first, end points at -1 and 1.
+
+    Examples:
+        >>> pixel_grid(2, 3)[:4].tolist()
+        [[-1.0, -1.0], [-1.0, 0.0], [-1.0, 1.0], [1.0, -1.0]]
+    """
     rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).view(-1, 2)
 
@@ -118,7 +144,13 @@ def as_targets(images: Tensor) -> Tensor:
     """Pictures (n, channels, height, width) as signals (n, height * width, channels).
 
     Those of pictures that are not square are `OblongSignals`, which are fitted with coords only.
-    Raises ValueError for another shape.
+
+    Raises:
+        ValueError: for another shape.
+
+    Examples:
+        >>> as_targets(torch.zeros(5, 3, 4, 4)).shape
+        torch.Size([5, 16, 3])
     """
     if images.dim() != 4:
         raise ValueError(
@@ -148,7 +180,11 @@ def strict_float32() -> Iterator[None]:
 def checked(
     params: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None
 ) -> tuple[Params, Tensor]:
-    """The trainable tensors, and omega_0; refuses low precision and masks that do not fit."""
+    """The trainable tensors, and omega_0; refuses low precision and masks that do not fit.
+
+    Raises:
+        ValueError: for parameters without omega_0 or of low precision, and masks that do not fit.
+    """
     if "omega_0" not in params:
         raise ValueError("params: expected an entry 'omega_0'")
     theta = {name: value for name, value in params.items() if name != "omega_0"}
@@ -162,23 +198,22 @@ def checked(
 
 
 def check_masks(masks: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for masks of nothing, not boolean or of another shape than the network's."""
+    """Raise ValueError for masks of nothing, not boolean or of another shape than the network's.
+
+    Raises:
+        ValueError: for masks that do not fit.
+    """
+    known = {name: value for name, value in params.items() if name != "omega_0"}
     for name, mask in masks.items():
-        if name not in params or name == "omega_0":
-            raise ValueError(f"masks: the network has no {name!r}")
-        if mask.dtype != torch.bool:
-            raise ValueError(f"masks: {name!r} is {mask.dtype}, expected torch.bool")
-        if mask.shape != params[name].shape:
-            raise ValueError(
-                f"masks: {name!r} has shape {tuple(mask.shape)}, expected {tuple(params[name].shape)}"
-            )
+        check_mask(name, mask, known)
 
 
 def signals_at(coords: Tensor | None, targets: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Points and values in the network's precision: the given points, or a square's pixel grid.
 
-    Raises ValueError for signals of another shape, of integers, or outside [0, 1] (by more than
-    resampling overshoots), and for points that do not fit or have to be given.
+    Raises:
+        ValueError: for signals of another shape, of integers, or outside [0, 1] (by more than
+            resampling overshoots), and for points that do not fit or have to be given.
     """
     if targets.dim() != 3 or targets.shape[0] < 1 or targets.shape[1] < 1:
         raise ValueError(
