@@ -88,6 +88,9 @@ def cluttered_digits(
     value wins where two meet), is cleared under the digit's box, and gets the digit there.
 
     Args:
+        count: canvases, at least 1.
+        n_clutter: pieces of other digits on a canvas, at least 0.
+        seed: of all that is drawn.
         part: "train" (1297 digits to draw from) or "test" (the other 500).
         size: side of a canvas in pixels, at least 8.
         align: the box begins at a multiple of it; 1 is any pixel, 4 the grid of 4 by 4 patches.
@@ -95,6 +98,10 @@ def cluttered_digits(
 
     Raises:
         ValueError: naming the argument, for what is out of these ranges.
+
+    >>> data = cluttered_digits(3, size=24, n_clutter=8, seed=0)
+    >>> data.images.shape, data.box.sum((1, 2)).tolist()
+    (torch.Size([3, 1, 24, 24]), [64, 64, 64])
     """
     if part not in PARTS:
         raise ValueError(f"part = {part!r}: expected one of {', '.join(map(repr, PARTS))}")
