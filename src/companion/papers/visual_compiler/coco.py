@@ -139,7 +139,7 @@ def _joints(k: int, entry: Mapping) -> dict:
 def encode_mask(mask: np.ndarray) -> dict:
     """Encode a mask (H, W) as COCO's compressed run lengths, `size` and `counts`.
 
-    Runs go down the columns, empty cells first; from the fourth on each is told by its difference
+    Runs go down the columns, empty cells first; from the fourth on each is stored as its difference
     to the last run but one, in groups of five bits from the lowest.
     """
     flat = np.asarray(mask, dtype=bool).flatten(order="F")

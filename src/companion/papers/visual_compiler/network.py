@@ -348,7 +348,7 @@ def detect(
     *,
     batch_size: int = 32,
     progress: bool | Progress = False,
-    **options,
+    **options: float,
 ) -> list[Detections]:
     """Find people in images.
 
