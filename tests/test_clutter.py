@@ -90,11 +90,12 @@ def test_a_part_of_a_set_keeps_its_masks():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"count": 0}, "count = 0: expected at least 1"),
+        ({"count": 0}, "count = 0: expected a whole number, at least 1"),
         ({"part": "all"}, "part = 'all': expected one of 'train', 'test'"),
-        ({"size": 7}, "size = 7: expected at least 8"),
-        ({"align": 0}, "align = 0: expected at least 1"),
-        ({"n_clutter": -1}, "n_clutter = -1: expected at least 0"),
+        ({"size": 7}, "size = 7: expected a whole number, at least 8"),
+        ({"align": 0}, "align = 0: expected a whole number, at least 1"),
+        ({"n_clutter": -1}, "n_clutter = -1: expected a whole number, at least 0"),
+        ({"count": 2.5}, "count = 2.5: expected a whole number"),
         ({"fragment": 9}, "fragment = 9: expected 1 to 8"),
     ],
 )

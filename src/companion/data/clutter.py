@@ -1,7 +1,7 @@
 """Cluttered digits: a digit on a canvas among fragments of others, with the place known.
 
-A picture says where its object is, so a map of attention, or a choice of patches, can be held to
-the truth: by the digit's box, and by its ink.
+The place of the object is known in every image, so a map of attention, or a choice of patches, can
+be compared with it: with the digit's box, and with its ink.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from companion.checks import one_of, whole
 from companion.data.images import load_images
 
 DIGIT = 8  # side of one digit, in pixels
@@ -88,6 +89,9 @@ def cluttered_digits(
     value wins where two meet), is cleared under the digit's box, and gets the digit there.
 
     Args:
+        count: canvases, at least 1.
+        n_clutter: pieces of other digits on a canvas, at least 0.
+        seed: of all that is drawn.
         part: "train" (1297 digits to draw from) or "test" (the other 500).
         size: side of a canvas in pixels, at least 8.
         align: the box begins at a multiple of it; 1 is any pixel, 4 the grid of 4 by 4 patches.
@@ -95,20 +99,17 @@ def cluttered_digits(
 
     Raises:
         ValueError: naming the argument, for what is out of these ranges.
+
+    >>> data = cluttered_digits(3, size=24, n_clutter=8, seed=0)
+    >>> data.images.shape, data.box.sum((1, 2)).tolist()
+    (torch.Size([3, 1, 24, 24]), [64, 64, 64])
     """
-    if part not in PARTS:
-        raise ValueError(f"part = {part!r}: expected one of {', '.join(map(repr, PARTS))}")
-    limits = {
-        "count": (count, 1, None),
-        "size": (size, DIGIT, None),
-        "align": (align, 1, None),
-        "n_clutter": (n_clutter, 0, None),
-        "fragment": (fragment, 1, DIGIT),
-    }
-    for name, (value, low, high) in limits.items():
-        if value < low or (high is not None and value > high):
-            allowed = f"at least {low}" if high is None else f"{low} to {high}"
-            raise ValueError(f"{name} = {value!r}: expected {allowed}")
+    one_of(PARTS, part=part)
+    whole(1, count=count, align=align, fragment=fragment)
+    whole(DIGIT, size=size)
+    whole(0, n_clutter=n_clutter)
+    if fragment > DIGIT:
+        raise ValueError(f"fragment = {fragment!r}: expected 1 to {DIGIT}")
 
     data = load_images("digits")
     digits = torch.cat([data.train_x, data.test_x])[PARTS[part], 0]  # (digits, 8, 8)

@@ -79,6 +79,7 @@ class PetsClip:
 
     @property
     def calibration(self) -> Path:
+        """Path of the camera's calibration."""
         return self.folder / "calibration" / "View_001.xml"
 
     def frames(self, numbers: Sequence[int], size: tuple[int, int] | None = None) -> Tensor:
@@ -99,7 +100,15 @@ class PetsClip:
         return torch.stack([self._frame(number, size) for number in numbers])
 
     def background(self, every: int = 10, size: tuple[int, int] | None = None) -> Tensor:
-        """(3, H, W) in [0, 1]: the median of every tenth frame, in which people do not show."""
+        """(3, H, W) in [0, 1]: the median of every tenth frame, in which people do not show.
+
+        Args:
+            every: frames from one to the next that is used.
+            size: as `frames`.
+
+        Raises:
+            ValueError: for a number below 1.
+        """
         if every < 1:
             raise ValueError(f"every = {every!r}: expected at least 1 frame")
         frames = self.frames(range(1, PETS_FRAMES + 1, every), size)

@@ -224,7 +224,7 @@ class AttentionClassifier(nn.Module):
     """Attach trainable attention to the named layers of any backbone.
 
     The output of the backbone, a vector an image, is the global vector g. It is not classified:
-    the classes are told from the attended features of the layers alone.
+    classified are the attended features of the layers alone.
 
     Args:
         backbone: maps images to (batch, features), such as a torchvision VGG or ResNet.

@@ -89,6 +89,9 @@ def vgg_trunk(in_channels: int = 3) -> nn.Sequential:
     Levels after the 7th, 10th and 13th convolution: 256, 512 and 512 channels at the full, half
     and quarter side of the image. The official code has dropout of 0.3 after the first
     convolution and 0.4 after the others but the last of each block.
+
+    Raises:
+        ValueError: for a number of channels below 1.
     """
     whole(1, in_channels=in_channels)
     one, two, three, four, five = VGG_BLOCKS
@@ -139,6 +142,11 @@ def vgg_att(
 
     References:
         Jetley et al. (2018), section 4; layers as in the official code.
+
+    >>> model = vgg_att((2, 3), num_classes=10, compat="dp")
+    >>> logits, maps = model.eval().attend(torch.rand(1, 3, 32, 32))
+    >>> {level: tuple(found.shape) for level, found in maps.items()}
+    {'level2': (1, 16, 16), 'level3': (1, 8, 8)}
     """
     return AttentionClassifier(
         vgg_trunk(in_channels), _names(levels, 3), num_classes, compat, head, scale=scale,

@@ -1,5 +1,5 @@
 """What the method must know of a vision transformer, read off the module: timm's, torchvision's
-and our own are told apart by their parts, so neither library is imported.
+and our own are distinguished by their parts, so neither library is imported.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def attention_module(model: nn.Module, layer: int = -1) -> tuple[nn.Module, int]
         layer: index of the block; CaiT counts its class-attention blocks only.
 
     Raises:
-        UnsupportedModelError: without a CLS token that the classes are told from, for an
+        UnsupportedModelError: without a CLS token that is classified, for an
             unknown kind of attention and for a compiled model.
         ValueError: for a layer that there is not.
     """
@@ -91,7 +91,7 @@ def attention_module(model: nn.Module, layer: int = -1) -> tuple[nn.Module, int]
     pooling = getattr(model, "global_pool", "token")
     if pooling != "token":
         raise UnsupportedModelError(
-            f"{name} tells classes from pooled patches (global_pool = {pooling!r}), so the "
+            f"{name} classifies pooled patches (global_pool = {pooling!r}), so the "
             'attention of its CLS token says nothing: use selector="saliency"'
         )
     if not -len(blocks) <= layer < len(blocks):

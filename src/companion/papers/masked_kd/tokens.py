@@ -91,17 +91,22 @@ class _Kept(nn.Module):
         return torch.cat([prefix, kept], 1)
 
 
-def _check_indices(model: nn.Module, images: Tensor, keep: Tensor) -> None:
-    """Raise ValueError for an index that no patch has; a GPU would have to be waited for."""
-    if keep.device.type != "cpu":
-        return
-    low, high = (int(value) for value in keep.aminmax())
+def _patches(model: nn.Module, images: Tensor) -> int | None:
+    """Patches into which a model cuts these images; None where it does not say."""
     try:
         rows, columns = token_grid(model, images)
-    except UnsupportedModelError:  # then the model itself finds out
-        rows, columns = high + 1, 1
-    if low < 0 or high >= rows * columns:
-        raise ValueError(f"keep: indices {low} to {high}, expected 0 to {rows * columns - 1}")
+    except UnsupportedModelError:
+        return None
+    return rows * columns
+
+
+def _check_indices(keep: Tensor, patches: int | None) -> None:
+    """Raise ValueError for an index that no patch has; a GPU would have to be waited for."""
+    if keep.device.type == "cpu" and keep.numel():
+        low, high = (int(value) for value in keep.aminmax())
+        if low < 0 or (patches is not None and high >= patches):
+            allowed = "at least 0" if patches is None else f"0 to {patches - 1}"
+            raise ValueError(f"keep: indices {low} to {high}, expected {allowed}")
 
 
 @contextmanager
@@ -137,7 +142,7 @@ def token_drop(model: nn.Module) -> Iterator[Callable[[Tensor, Tensor | None], T
             return model(images)
         if keep.dtype != torch.long or keep.ndim != 2 or not keep.numel():
             raise ValueError(f"keep: {keep.dtype} {tuple(keep.shape)}, expected (B, k) indices")
-        _check_indices(model, images, keep)
+        _check_indices(keep, _patches(model, images))
         place = drop_point(model)
         layer = place.module
         kept = _Kept(layer, place.prefix, keep).train(layer.training)
@@ -222,9 +227,5 @@ def mask_recall(keep: Tensor, truth: Tensor) -> Tensor:
         raise ValueError(
             f"keep: {keep.dtype} {tuple(keep.shape)}, expected indices ({len(truth)}, k)"
         )
-    if keep.numel() and not 0 <= int(keep.min()) <= int(keep.max()) < truth.shape[1]:
-        raise ValueError(
-            f"keep: indices {int(keep.min())} to {int(keep.max())}, "
-            f"expected 0 to {truth.shape[1] - 1}"
-        )
+    _check_indices(keep, truth.shape[1])
     return truth.gather(1, keep).sum(1) / truth.sum(1)

@@ -49,6 +49,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, dim, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, dim) of images (B, channels, H, W)."""
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -63,6 +64,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attended tokens, (B, n, dim) as the input."""
         batch, n, dim = x.shape
         q, k, v = self.qkv(x).view(batch, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         y = scaled_dot_product_attention(q, k, v)
@@ -80,6 +82,7 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(round(mlp_ratio * dim), dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens after the block, (B, n, dim) as the input."""
         x = x + self.attn(self.norm1(x))
         return x + self.fc2(gelu(self.fc1(self.norm2(x))))
 
@@ -173,6 +176,7 @@ class ViT(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, channels, image_size, image_size)."""
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
         x = self.blocks(self.patch_drop(x))

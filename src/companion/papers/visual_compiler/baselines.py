@@ -42,11 +42,21 @@ def hog_detect(
     """People by OpenCV's HOG detector, trained on real people (Dalal and Triggs).
 
     Args:
+        overlap: greatest intersection over union of two boxes.
+        progress: show a bar; or a bar to move on.
         images: (n, 3, H, W) in [0, 1] or uint8.
         enlarge: factor before detection; the window is 64 by 128 pixels, so smaller people are
             missed.
         output_width: boxes come back, less the window's margin, in pixels of an image of this
             width; None: the images' own.
+
+    Raises:
+        ValueError: for what is no batch of images, images below the window, and numbers out of
+            range.
+        ImportError: without OpenCV, or where it has no HOG detector.
+
+    References:
+        Dalal and Triggs (2005), Histograms of oriented gradients for human detection.
     """
     check_images(images=images)
     above(0, enlarge=enlarge)
@@ -100,6 +110,8 @@ def subtract_background(
     """People as what differs from the scene's background: connected pieces, scored by fill.
 
     Args:
+        images: (n, 3, H, W) in [0, 1] or uint8.
+        scene: whose background it is.
         threshold: difference of the strongest channel that counts.
         smallest: pixels of a piece.
     """

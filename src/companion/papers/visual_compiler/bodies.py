@@ -157,7 +157,15 @@ def write_bank(
     keypoints: Tensor,
     phases: int,
 ) -> None:
-    """Store a bank; coordinates as 16-bit integers of 0.1 mm, so within ±3.2 m."""
+    """Store a bank; coordinates as 16-bit integers of 0.1 mm, so within ±3.2 m.
+
+    Args:
+        path: of the file.
+        vertices, faces, parts, keypoints, phases: as `BodyBank`.
+
+    Raises:
+        ValueError: for coordinates that do not fit.
+    """
     scaled = {"vertices": vertices / STEP, "keypoints": keypoints / STEP}
     if max(float(value.abs().max()) for value in scaled.values()) > np.iinfo(np.int16).max:
         raise ValueError("vertices: expected coordinates within 3.2 m of the origin")

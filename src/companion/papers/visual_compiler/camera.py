@@ -35,13 +35,25 @@ class Lens(Protocol):
     which no glass does. Outside of the range in which it is one to one, both ways give NaN.
     """
 
-    def distort(self, xy: Tensor) -> Tensor: ...
-    def undistort(self, xy: Tensor) -> Tensor: ...
+    def distort(self, xy: Tensor) -> Tensor:
+        """Where ideal points (..., 2) come to lie."""
+
+    def undistort(self, xy: Tensor) -> Tensor:
+        """The ideal points of distorted ones, (..., 2)."""
 
 
 @dataclass(frozen=True)
 class Brown:
-    """The polynomial lens of OpenCV: radial k1, k2, k3 and tangential p1, p2."""
+    """The polynomial lens of OpenCV: radial k1, k2, k3 and tangential p1, p2.
+
+    Raises:
+        ValueError: for a coefficient that is not finite.
+
+    >>> lens = Brown(k1=-0.3)
+    >>> xy = torch.tensor([[0.5, 0.2]], dtype=torch.float64)
+    >>> torch.allclose(lens.undistort(lens.distort(xy)), xy)
+    True
+    """
 
     k1: float = 0.0
     k2: float = 0.0
@@ -169,6 +181,9 @@ class Tsai:
     Args:
         kappa: in normalised coordinates, the file's kappa1 (1/mm²) times the focal length (mm)
             squared.
+
+    Raises:
+        ValueError: for a coefficient that is not finite.
     """
 
     kappa: float = 0.0
@@ -326,7 +341,11 @@ class Camera:
         return torch.stack(torch.meshgrid(v, u, indexing="ij")[::-1], -1)
 
     def resize(self, s: float) -> Camera:
-        """The same camera with a picture s times as large, rounded to whole pixels."""
+        """The same camera with a picture s times as large, rounded to whole pixels.
+
+        Raises:
+            ValueError: for a factor that is not above 0.
+        """
         if not s > 0:
             raise ValueError(f"s = {s!r}: expected a factor above 0")
         width, height = max(1, round(s * self.width)), max(1, round(s * self.height))

@@ -34,7 +34,9 @@ def people_of(coco: Mapping) -> dict:
     number: dict[object, int] = {}
     for k, entry in enumerate(coco["images"]):
         if "id" not in entry or entry["id"] in number:
-            raise ValueError(f"coco: image {k} has {_told(entry, 'id')}, expected one of its own")
+            raise ValueError(
+                f"coco: image {k} has {_stated(entry, 'id')}, expected one of its own"
+            )
         number[entry["id"]] = k
     known, person = _categories(coco)
     people = []
@@ -48,7 +50,7 @@ def people_of(coco: Mapping) -> dict:
             )
         if entry.get("image_id") not in number:
             raise ValueError(
-                f"coco: annotation {k} has {_told(entry, 'image_id')}, which no image has"
+                f"coco: annotation {k} has {_stated(entry, 'image_id')}, which no image has"
             )
         box = _box(k, entry)
         people.append(
@@ -88,7 +90,7 @@ def _categories(coco: Mapping) -> tuple[list, object]:
     )
 
 
-def _told(entry: Mapping, key: str) -> str:
+def _stated(entry: Mapping, key: str) -> str:
     return f"{key} {entry[key]!r}" if key in entry else f"no {key}"
 
 
@@ -99,7 +101,7 @@ def _box(k: int, entry: Mapping) -> list[float]:
         box = []
     if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
         raise ValueError(
-            f"coco: annotation {k} has {_told(entry, 'bbox')}, expected x, y, width and height"
+            f"coco: annotation {k} has {_stated(entry, 'bbox')}, expected x, y, width and height"
         )
     return box
 
@@ -137,7 +139,7 @@ def _joints(k: int, entry: Mapping) -> dict:
 def encode_mask(mask: np.ndarray) -> dict:
     """Encode a mask (H, W) as COCO's compressed run lengths, `size` and `counts`.
 
-    Runs go down the columns, empty cells first; from the fourth on each is told by its difference
+    Runs go down the columns, empty cells first; from the fourth on each is stored as its difference
     to the last run but one, in groups of five bits from the lowest.
     """
     flat = np.asarray(mask, dtype=bool).flatten(order="F")

@@ -295,6 +295,9 @@ def to_results(found: Sequence[Detections], coco: Mapping) -> list[dict]:
     """Detections in COCO's result format: box, score, and keypoints where there are any.
 
     For evaluation by others: image ids are the data set's own, the category is that of people.
+
+    Raises:
+        ValueError: as `match`.
     """
     clean = people_of(coco)
     _check_detections(found, clean)

@@ -61,6 +61,7 @@ class Case:
 
     @property
     def real(self) -> bool:
+        """Whether the test images are real."""
         return self.renders is None
 
 
@@ -247,6 +248,12 @@ def write_products(
 
     ``dataset/`` holds pictures and annotations.json; ``detector.pt2`` is the exported network for
     one picture, its output to be read by `decode`.
+
+    Args:
+        folder: to write into; made if it is missing.
+        model: the trained detector.
+        case: whose scene and checksums are written.
+        renders: images with labels of the data set.
     """
     folder = Path(folder)
     coco = to_coco(renders, scene=case.scene, info=case.checksums)

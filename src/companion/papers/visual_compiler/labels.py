@@ -307,7 +307,13 @@ def to_coco(
 
 
 def coco_frame(n_images: int, width: int, height: int, annotations: list[dict]) -> dict:
-    """A COCO data set of one category, person, around these annotations."""
+    """A COCO data set of one category, person, around these annotations.
+
+    Args:
+        n_images: number of images.
+        width, height: of each, pixels.
+        annotations: of COCO, with image_id from 0.
+    """
     return {
         "info": {"description": "people rendered into a scene"},
         "images": [

@@ -60,6 +60,19 @@ class SpatiallyVaryingFCN(nn.Module):
 
     Raises:
         ValueError: for numbers below 1, and masks that do not fit.
+
+    References:
+        Lee et al. (2016), abstract; Hattori et al. (2015) for a detector that varies over the
+        image. The layers are this library's own.
+
+    >>> from companion.papers.visual_compiler.scene import procedural_scene
+    >>> masks = procedural_scene().regions(3)
+    >>> model = SpatiallyVaryingFCN(make_trunk(), 3, 16, masks)
+    >>> output = model(torch.rand(2, 3, 120, 160))
+    >>> output.shape
+    torch.Size([2, 23, 30, 40])
+    >>> [len(people.boxes) for people in decode(output, threshold=0.99)]
+    [0, 0]
     """
 
     def __init__(
@@ -89,6 +102,7 @@ class SpatiallyVaryingFCN(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         # a strip of less than a cell at the right or the bottom has no say
+        """Maps (b, 23, H/4, W/4) of images (b, 3, H, W) in [0, 1]."""
         height, width = (size // STRIDE for size in pictures.shape[2:])
         # σ(V_r * φ)
         features = torch.relu(self.hidden(self.trunk(pictures - 0.5)))[..., :height, :width]
@@ -334,7 +348,7 @@ def detect(
     *,
     batch_size: int = 32,
     progress: bool | Progress = False,
-    **options,
+    **options: float,
 ) -> list[Detections]:
     """Find people in images.
 

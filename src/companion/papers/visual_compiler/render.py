@@ -366,12 +366,11 @@ def render_people(
     if len(light.sun) != n:
         raise ValueError(f"light: for {len(light.sun)} images, but placements have {n}")
     for name, limit in (("body", len(bank)), ("image", n)):
-        values = getattr(people, name)
-        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < limit:
-            raise ValueError(
-                f"placements.{name} = {int(values.min())} to {int(values.max())}: "
-                f"expected 0 to {limit - 1}"
-            )
+        values = getattr(placements, name)
+        if len(values) and values.device.type == "cpu":  # a GPU would have to be waited for
+            low, high = (int(value) for value in values.aminmax())
+            if low < 0 or high >= limit:
+                raise ValueError(f"placements.{name} = {low} to {high}: expected 0 to {limit - 1}")
     meshes, joints = pose_people(bank, people)
     uv, depth = camera.project(meshes)
     foot_head = _foot_head(camera, people)

@@ -103,6 +103,7 @@ class Scene:
 
     @property
     def device(self) -> torch.device:
+        """Where the background is."""
         return self.background.device
 
     def depth(self, scale: int = 1) -> Tensor:
@@ -141,6 +142,13 @@ class Scene:
 
         Bands of rows, each with the same share of the walkable pixels; from six regions on, also
         columns. Neighbours cross-fade over `overlap` of a band.
+
+        Args:
+            n: regions, at least 1.
+            overlap: share of a band over which neighbours cross-fade.
+
+        Raises:
+            ValueError: for no region.
         """
         whole(1, n=n)
         columns = max(c for c in range(1, int(math.sqrt(n)) + 1) if n % c == 0) if n >= 6 else 1
@@ -268,7 +276,11 @@ def _fades(weight: Tensor, n: int, overlap: float) -> Tensor:
 
 
 def save_scene(scene: Scene, folder: str | os.PathLike) -> None:
-    """Write ``scene.json`` and ``background.png`` into a folder (8 bits a channel)."""
+    """Write ``scene.json`` and ``background.png`` into a folder (8 bits a channel).
+
+    Raises:
+        ValueError: for a camera with a lens.
+    """
     from PIL import Image
 
     folder = Path(folder)
@@ -472,6 +484,11 @@ def paint(
     """(3, H, W): a picture of ground, boxes and sky, with cast shadows; colours are drawn.
 
     Args:
+        camera: from which it is seen.
+        boxes: that stand there.
+        sun: unit vector to the light.
+        generator: of the CPU, for colours and noise.
+        ambient: share of light that comes from all sides, 0 to 1.
         plain: paving and warm walls; otherwise ground, walls and sky have any colour.
     """
 
