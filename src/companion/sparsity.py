@@ -198,10 +198,11 @@ def switch_gradients(
         loss.backward(inputs=list(theta.values()))
     gradients = {}
     for name, w in theta.items():
-        g, w.grad = torch.zeros_like(w) if w.grad is None else w.grad, None
-        if g.element_size() < 4:  # a product of 16-bit numbers vanishes, a mean of them drifts
-            g = g.float()
-        gradients[name] = g.mul_(w.detach())  # dL/dc = w dL/dw
+        g = torch.zeros_like(w) if w.grad is None else w.grad
+        w.grad = None
+        if g.element_size() < 4:  # 16 bits: products vanish
+            g = g.float()  # and means drift
+        gradients[name] = g.mul_(w.detach())  # eq. (1.1)
     return gradients
 
 
@@ -407,7 +408,7 @@ def topk_by_index(flat: Tensor, keep: int) -> Tensor:
         return torch.zeros_like(flat, dtype=torch.bool)
     # selection picks arbitrary ties but is faster than a stable sort: take its threshold only
     threshold = _kth_largest(flat, keep, by_topk=flat.is_cuda)
-    chosen = flat > threshold
+    chosen = flat > threshold  # eq. (1.2)
     ties = (flat == threshold).nonzero().squeeze(1)
     chosen[ties[: keep - int(chosen.sum())]] = True
     return chosen
