@@ -63,6 +63,12 @@ def test_the_same_frames_are_the_same_bytes(format):
     assert made(format=format)._repr_html_() == made(format=format)._repr_html_()
 
 
+def test_a_front_end_without_html_gets_the_shown_frame():
+    first = images(made(shown=1))[1]["src"].partition(",")[2]
+    assert base64.b64encode(made(shown=1)._repr_png_()).decode() == first
+    assert made(format="svg")._repr_png_() is None
+
+
 def test_pictures_have_twice_the_density_of_the_page():
     first = images(made())[0]
     with Image.open(io.BytesIO(base64.b64decode(first["src"].partition(",")[2]))) as picture:

@@ -40,6 +40,11 @@ class Frames:
     def __repr__(self) -> str:
         return f"{len(self.pictures)} frames, {self.name}: {', '.join(self.labels)}"
 
+    def _repr_png_(self) -> bytes | None:
+        """The shown frame, for front ends that remove scripts and HTML."""
+        picture = self.pictures[self.shown]
+        return picture if _kind(picture) == "image/png" else None
+
     def _repr_html_(self) -> str:
         images = "".join(
             f'<img alt="{html.escape(alt)}" data-label="{html.escape(label)}" src="{_address(picture)}"'
