@@ -59,7 +59,7 @@ class Frames:
             f'{html.escape(self.name)} <input type="range" min="0" max="{len(self.pictures) - 1}" '
             f'value="{self.shown}" aria-valuetext="{label}" oninput="{_MOVE}" '
             # what it moves is wider in a page than a front end's own slider
-            'style="width:24em;max-width:55%;vertical-align:middle"></label> '
+            'style="width:16em;max-width:50vw;vertical-align:middle"></label> '
             f'<span aria-hidden="true">{label}</span></div>'
             "<noscript><style>.frames-control{display:none}</style></noscript></div>"
         )
