@@ -186,6 +186,14 @@ def test_the_commands_it_shows_are_taken(chapter):
             chapters.validate(chapters.find(options.notebook), _parameters(options))
 
 
+def test_no_line_of_code_scrolls_sideways_in_a_chapter_of_the_new_frame(chapter):
+    path, notebook = chapter
+    if not any("opening" in chapters.tags(cell) for cell in notebook["cells"]):
+        pytest.skip("not yet in the frame")
+    lines = [line for c in chapters.code_cells(notebook) for line in c["source"].splitlines()]
+    assert [line for line in lines if len(line) > 88] == []
+
+
 def test_figures_have_names_captions_and_alternative_text(chapter):
     path, notebook = chapter
     named = []
