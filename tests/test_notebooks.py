@@ -187,7 +187,7 @@ def test_the_commands_it_shows_are_taken(chapter):
 
 
 def test_no_line_of_code_scrolls_sideways_in_a_chapter_of_the_new_frame(chapter):
-    path, notebook = chapter
+    _, notebook = chapter
     if not any("opening" in chapters.tags(cell) for cell in notebook["cells"]):
         pytest.skip("not yet in the frame")
     lines = [line for c in chapters.code_cells(notebook) for line in c["source"].splitlines()]

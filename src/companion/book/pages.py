@@ -60,13 +60,14 @@ def page(text: str, paper: str) -> str:
 def derive(notebook: dict, paper: str) -> dict:
     """A notebook whose verdicts are made anew from the claims that it recorded.
 
-    Each row of the table has an address, and each badge a link to its row.
+    Each row of the table has an address and a link to the scoreboard, which has the claim under
+    all runs; each badge has a link to its row.
     """
     run = Run.of_values(paper, "stored", chapters.recorded_values(notebook))
     stated = load_claims(paper)
     table = re.sub(
         r"<tr><td>(C\w+)</td>",
-        r'<tr id="claim-\1"><td>\1</td>',
+        rf'<tr id="claim-\1"><td><a href="../book/scoreboard.html#{paper}-\1">\1</a></td>',
         Table(stated, run.claims.values())._repr_html_(),
     )
     for cell in chapters.code_cells(notebook):
