@@ -26,12 +26,15 @@ def copy_mathjax(static: Path, name: str) -> None:
 
 
 def trim_icons(site: Path) -> None:
-    """Leave of the theme's two thousand icons those that a page, a script or a style names."""
+    """Leave of the theme's two thousand icons those that a page or a script names.
+
+    A style names them all, for its own font; pages draw theirs by the script.
+    """
     static = site / "_static"
     script = static / ICONS
     if not script.is_file():
         return
-    files = [*site.rglob("*.html"), *static.rglob("*.js"), *static.rglob("*.css")]
+    files = [*site.rglob("*.html"), *static.rglob("*.js")]
     used = {
         name
         for file in files

@@ -305,7 +305,7 @@ def register(app) -> dict[str, bool]:
     app.setup_extension("sphinx.ext.napoleon")  # first: it reads sections, ours the rest
     app.connect("build-finished", _finish_assets)
     app.connect("builder-inited", _search_prose_only)
-    app.connect("html-page-context", _leave_out_thebe, priority=900)
+    app.connect("html-page-context", _leave_out_scripts, priority=900)
     app.connect("build-finished", _write_claims)
     app.connect("autodoc-process-docstring", _tidy)
     app.connect("source-read", _read_chapter)
@@ -337,15 +337,18 @@ def _finish_assets(app, exception) -> None:
         assets.name_buttons(Path(app.outdir))
 
 
-def _leave_out_thebe(app, pagename, templatename, context, doctree) -> None:
-    """No page offers Thebe, whose settings would come twice and from a network."""
+def _leave_out_scripts(app, pagename, templatename, context, doctree) -> None:
+    """Thebe, which no page offers, and MathJax where a page has no mathematics of its own."""
+    unused = ["thebe"]
+    if not app.env.get_domain("math").data["has_equations"].get(pagename):
+        unused.append("mathjax")  # Sphinx adds it to a page that lists one with mathematics
 
-    def is_thebe(asset) -> bool:
-        named = str(getattr(asset, "filename", asset))
-        return "thebe" in named or "THEBE" in str(getattr(asset, "attributes", {}).get("body", ""))
+    def is_unused(asset) -> bool:
+        said = f"{getattr(asset, 'filename', asset)} {getattr(asset, 'attributes', '')}".lower()
+        return any(name in said for name in unused)
 
     for kind in ("script_files", "css_files"):
-        context[kind] = [asset for asset in context[kind] if not is_thebe(asset)]
+        context[kind] = [asset for asset in context[kind] if not is_unused(asset)]
 
 
 def _search_prose_only(app) -> None:
