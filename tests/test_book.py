@@ -630,6 +630,13 @@ def test_a_page_opens_with_its_figure_its_result_and_how_to_run_it(paged):
     assert "remove-cell" in paged[6]["metadata"]["tags"]  # a table shows the parameters
 
 
+def test_links_to_related_chapters_stand_before_the_sources_once():
+    for source in ("## Sources\n\nA.", "## See also\n\n```{related} a\n```\n\n## Sources\n\nA."):
+        cells = [prose("# A"), prose(source)]
+        pages._relate(cells, "a")
+        assert cells[1]["source"] == "## See also\n\n```{related} a\n```\n\n## Sources\n\nA."
+
+
 def test_the_opening_figure_stands_once_and_its_code_where_it_was_run(paged):
     (left,) = [cell for cell in paged if cell["source"] == "draw()"]
     assert left["outputs"] == []

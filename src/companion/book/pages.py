@@ -29,6 +29,7 @@ def page(text: str, paper: str) -> str:
     for cell in chapters.code_cells(notebook):
         _fold(cell)
         _drop_residue(cell)
+    _relate(cells, paper)
     start = next((i for i, c in enumerate(cells) if "parameters" in chapters.tags(c)), None)
     if start is None:
         return json.dumps(notebook)
@@ -82,6 +83,18 @@ def derive(notebook: dict, paper: str) -> dict:
                     link = f' <a href="#claim-{id}" aria-label="Row of {id}">details</a></div>'
                     output["data"]["text/html"] = shown.removesuffix("</div>") + link
     return notebook
+
+
+def _relate(cells: list[dict], paper: str) -> None:
+    """Put links to related chapters before the sources, where the notebook has none."""
+    prose = [cell for cell in cells if cell["cell_type"] == "markdown"]
+    if any("```{related}" in "".join(cell["source"]) for cell in prose):
+        return
+    for cell in prose:
+        before, sources, after = "".join(cell["source"]).partition("## Sources\n")
+        if sources:
+            links = f"## See also\n\n```{{related}} {paper}\n```\n\n"
+            cell["source"] = before + links + sources + after
 
 
 def _fold(cell: dict) -> None:
