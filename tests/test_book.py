@@ -657,9 +657,7 @@ def test_residue_is_left_out_of_a_page_and_results_are_not(paged):
     by = {cell["source"]: cell for cell in paged}
     (badge,) = by['claims.check("C1", error=2)']["outputs"]  # not what the check printed
     assert [o["output_type"] for o in by["a = b"]["outputs"]] == ["stream"]
-    assert badge["data"]["text/html"].endswith(
-        ' <a href="#claim-C1" aria-label="Row of C1">details</a></div>'
-    )
+    assert badge["data"]["text/html"].endswith(' <a href="#claim-C1">details of C1</a></div>')
     assert "old text" not in badge["data"]["text/html"]
 
 
@@ -775,11 +773,13 @@ def test_buttons_are_named_by_what_they_show(tmp_path):
     (tmp_path / "a.html").write_text(
         '<button class="btn search-button-field x" title="Search" aria-label="Search">Search K</button>'
         '<button aria-label="Color mode"><i class="theme-switch fa-sun" data-mode="light" title="Light"></i></button>'
+        '<summary aria-label="Toggle hidden content">'
     )
     assets.name_buttons(tmp_path)
     assert (tmp_path / "a.html").read_text() == (
         '<button class="btn search-button-field x" title="Search">Search K</button>'
         '<button aria-label="Color mode"><i class="theme-switch fa-sun" data-mode="light" aria-hidden="true"></i></button>'
+        "<summary>"
     )
 
 

@@ -412,7 +412,7 @@ def test_the_slider_works_where_a_front_end_puts_the_output_into_its_page(browse
         [Figure(figsize=(1, 1)), Figure(figsize=(2, 1))], ["a", "b"], alt="{label}", name="n"
     )
     browser.call("Page.navigate", url="about:blank")
-    browser.wait_for("location.href == 'about:blank' && document.body")
+    browser.wait_for("location.href == 'about:blank' && !!document.body")
     browser.evaluate(f"document.body.innerHTML = {json.dumps(shown._repr_html_())}; 0")
     assert frame(browser) == (1, "a", "0", "a", "a")
     browser.evaluate("document.querySelector('input').focus()")

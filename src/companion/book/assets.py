@@ -55,9 +55,10 @@ def trimmed(source: str, used: set[str]) -> str:
     return ICON.sub(keep, source)
 
 
-# what the theme writes -> what assistive technology can read: a button's name holds its text
+# what the theme and MyST-NB write -> what assistive technology can read: a button's name holds its text
 BUTTONS = (
     (re.compile(r'(<button class="btn search-button-field[^>]*?) aria-label="[^"]*"'), r"\1"),
+    (re.compile('<summary aria-label="Toggle hidden content">'), "<summary>"),
     (re.compile(r'(<i class="theme-switch [^>]*?) *title="[^"]*"'), r'\1 aria-hidden="true"'),
 )
 

@@ -80,7 +80,7 @@ def derive(notebook: dict, paper: str) -> dict:
                 id = re.search(r"\b(C\d+[a-z]?)</b>", stored)[1]
                 if id in stated and id in run.claims:
                     shown = Badge(stated[id], run.claims[id])._repr_html_()
-                    link = f' <a href="#claim-{id}" aria-label="Row of {id}">details</a></div>'
+                    link = f' <a href="#claim-{id}">details of {id}</a></div>'
                     output["data"]["text/html"] = shown.removesuffix("</div>") + link
     return notebook
 
