@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from companion import book
-from companion.book import runs
+from companion.book import assets, pages, runs
 from companion.book.building import ROOT
 from companion.book.docstrings import tidy_docstring
 from companion.files import BusyError, locked, seal, to_json
@@ -28,6 +28,8 @@ from companion.runs.record import Held, Run, Sweep
 
 tables = pytest.importorskip("companion.book.tables", reason="needs the book's dependencies")
 extension = pytest.importorskip("companion.book.extension")
+compare = pytest.importorskip("companion.book.compare")
+result = pytest.importorskip("companion.book.result")
 nodes = tables.nodes
 
 
@@ -206,7 +208,7 @@ C1:
 def stated(monkeypatch):
     """The claims of every paper are C1, C2 and C10."""
     found = claims.parse_claims("".join(STATED.replace("C1", id) for id in ("C1", "C2", "C10")))
-    for module in (tables, extension, runs):
+    for module in (tables, compare, result, pages, runs):
         monkeypatch.setattr(module, "load_claims", lambda paper: found)
     monkeypatch.setattr(record, "load_claims", lambda paper: found)
     monkeypatch.setattr(record, "papers", lambda: ["a", "snip", "tiny"])
@@ -289,10 +291,8 @@ def test_a_curve_that_is_not_in_the_table_is_named(kept, wanted, across, message
 
 
 def test_curves_are_drawn_at_their_means_and_over_their_range(monkeypatch):
-    from matplotlib.figure import Figure
-
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    monkeypatch.setattr(curves, "_png", drawn.append)
     curves.draw({"a": {2.0: [1, 3], 1.0: [5, 5]}}, "x", "y", ["y"], "chance: 4")
     curves.draw({"a": {"": [1, 3]}, "b": {"": [2]}}, "", "score")
     ax = drawn[0].axes[0]
@@ -313,11 +313,12 @@ def test_a_time_is_shown_in_the_unit_that_suits_it():
 
 def test_recorded_measures_become_a_table():
     measures = {"eth": {"ADE": [0.678149, 1.34425], "missed": 0.04}, "hotel": {"ADE": [0.5, 1]}}
-    assert cells(tables.measures_table(measures)) == [
-        ["", "ADE", "missed"],
-        ["eth", "0.678 / 1.34", "0.04"],
-        ["hotel", "0.5 / 1", "–"],
+    assert cells(compare.measures("a", [run("x", values={"a.measures": measures})])[0]) == [
+        ["Run", "", "ADE", "missed"],
+        ["x", "eth", "0.678 / 1.34", "0.04"],
+        ["x", "hotel", "0.5 / 1", "–"],
     ]
+    assert compare.measures("a", [run("x")]) == []
 
 
 def test_a_stale_run_is_marked_in_every_table(stated):
@@ -368,21 +369,18 @@ def test_a_measured_time_takes_the_place_of_an_estimate():
     assert rows["quick"] == ["digits", "70 s", "about 30 s, estimated"]
     assert rows["mnist"] == ["mnist", "about 20 min, estimated", "8.3 min"]
     assert rows["paper_vgg_d"][1:] == ["about 14 days, estimated", "about 60 min, estimated"]
-    assert cells(tables.cost_table("snip", mine)[1])[1][0] == "quick"
 
 
 def test_a_claim_that_is_known_not_to_reproduce_is_told_from_a_surprise(stated):
     def told(**other):
-        return cells(tables.claim_table(run("a", verdict("C1", **other))))[1][4]
+        both = [run("stored"), run("a", verdict("C1", **other))]
+        return cells(compare.comparison("snip", both))[1][3].partition("\n")[0]
 
-    assert told(error=4.0) == "✗ not reproduced, against expectation; 33 % outside the bound"
+    assert told(error=4.0) == "✗ not reproduced, against expectation"
     stated["C1"] = replace(stated["C1"], expected=False)
-    assert told(error=4.0) == "✗ not reproduced, as known; 33 % outside the bound"
-    assert told(error=1.5) == "✓ reproduced, against expectation; 50 % inside the bound"
-    assert (
-        told(error=2.985, asserted=False)
-        == "✓ reproduced (not asserted in this run); 0.50 % inside the bound"
-    )
+    assert told(error=4.0) == "✗ not reproduced, as known"
+    assert told(error=1.5) == "✓ reproduced, against expectation"
+    assert told(error=2.985, asserted=False) == "✓ reproduced (not asserted in this run)"
 
 
 def test_every_paper_has_its_entry_in_the_bibliography():
@@ -439,7 +437,12 @@ def shown(name):
     document += [
         node
         for run in records.load_records(name)
-        for node in tables.record_nodes(document, name, run)
+        for node in [
+            *compare.unfinished(run),
+            compare.comparison(name, [Run(name, "stored"), run]),
+            *compare.figures(name, [run]),
+            compare.provenance(name, run),
+        ]
     ]
     return document
 
@@ -453,9 +456,9 @@ def test_a_record_is_shown_with_all_that_a_reader_needs_to_judge_it(chapter):
         assert part in text, part
     assert "stale" not in text.lower()
     (image,) = page.findall(nodes.image)
-    assert (image["uri"], image["alt"]) == ("/book/recorded/tiny/f.png", "B.")
-    (figure,) = page.findall(nodes.figure)
-    assert figure["ids"] == ["fig-mnist"]
+    assert (image["uri"], image["alt"]) == ("/book/recorded/tiny/f.png", "mnist: B.")
+    assert image["loading"] == "lazy"
+    assert "fig-mnist" in image.parent["ids"]
 
 
 @pytest.mark.parametrize(
@@ -518,10 +521,233 @@ def test_a_claims_table_is_made_from_what_the_run_recorded(stated):
         {"cell_type": "code", "source": "", "outputs": found}
         for found in ([edited, other], [recorded])
     ]
-    text = extension.derive_tables(json.dumps({"cells": cells}), "a")
-    first, second = json.loads(text)["cells"][0]["outputs"]
-    assert first["data"]["text/html"] == Table(stated, reversed(items))._repr_html_()
+    first, second = pages.derive({"cells": cells}, "a")["cells"][0]["outputs"]
+    shown = first["data"]["text/html"]
+    plain = re.sub(r' id="claim-C\d+"|<a [^>]*>|</a>', "", shown)
+    assert plain == Table(stated, reversed(items))._repr_html_()
+    assert re.findall(r'<tr id="claim-(C\d+)"><td><a href="([^"]*)">', shown) == [
+        ("C1", "../book/scoreboard.html#a-C1"), ("C2", "../book/scoreboard.html#a-C2"),
+    ]  # fmt: skip
     assert second == other
+
+
+# ---------------------------------------------------------------- the page of a chapter
+
+
+def code(source, *tags, outputs=(), **metadata):
+    return {
+        "cell_type": "code", "source": source, "outputs": list(outputs), "metadata": {"tags": list(tags)} | metadata,
+    }  # fmt: skip
+
+
+def prose(source):
+    return {"cell_type": "markdown", "source": source, "metadata": {}}
+
+
+def html_output(text):
+    return {"output_type": "display_data", "data": {"text/html": text}, "metadata": {}}
+
+
+FIGURE = {"mystnb": {"figure": {"name": "fig-a-first", "caption": "C."}}}
+BADGE = '<div class="claim-badge holds"><b>✓ C1</b> old text</div>'
+PROGRESS = {"output_type": "display_data", "data": {"text/plain": "3 networks"}, "metadata": {}}
+
+
+@pytest.fixture
+def paged(stated):
+    record = {
+        "output_type": "display_data",
+        "data": {"application/json": [asdict(verdict("C1"))], "text/plain": "x"},
+        "metadata": {"scrapbook": {"name": "a.claims"}},
+    }
+    said = {"output_type": "stream", "name": "stdout", "text": "classes: 10"}
+    cells = [
+        prose("# A"), prose("Three sentences."), prose("Takes 3 s."),
+        code("x: int = 1  # x", "parameters"), code("check_parameters()", "remove-input"), code("import a"),
+        prose("## One"),
+        code("draw()", "opening", outputs=[PROGRESS, html_output("<svg>")], **FIGURE),
+        code('claims.check("C1", error=2)', outputs=[html_output(BADGE), said]),
+        code("show_source(a.b)", outputs=[html_output("code")]),
+        code("a = b", outputs=[said, PROGRESS]),
+        code("claims.settle()", "remove-cell", outputs=[record]),
+    ]  # fmt: skip
+    return json.loads(pages.page(json.dumps({"cells": cells, "metadata": {}}), "a"))["cells"]
+
+
+def test_a_page_opens_with_its_figure_its_result_and_how_to_run_it(paged):
+    head = [cell["source"].partition("\n")[0] for cell in paged[:9]]
+    assert head == [
+        "# A", "Three sentences.", "# opens the page", "```{result} a", "```{runit} a", "Takes 3 s.",
+        "x: int = 1  # x", "check_parameters()", "import a",
+    ]  # fmt: skip
+    assert [o["data"] for o in paged[2]["outputs"]] == [{"text/html": "<svg>"}]
+    assert paged[2]["metadata"]["mystnb"]["figure"]["name"] == "fig-a-first"
+    assert "remove-cell" in paged[6]["metadata"]["tags"]  # a table shows the parameters
+
+
+def test_links_to_related_chapters_stand_before_the_sources_once():
+    for source in ("## Sources\n\nA.", "## See also\n\n```{related} a\n```\n\n## Sources\n\nA."):
+        cells = [prose("# A"), prose(source)]
+        pages._relate(cells, "a")
+        assert cells[1]["source"] == "## See also\n\n```{related} a\n```\n\n## Sources\n\nA."
+
+
+def test_the_opening_figure_stands_once_and_its_code_where_it_was_run(paged):
+    (left,) = [cell for cell in paged if cell["source"] == "draw()"]
+    assert left["outputs"] == []
+    assert "figure" not in left["metadata"]["mystnb"]
+    assert "hide-input" in left["metadata"]["tags"]
+
+
+def test_code_of_checks_and_of_sources_is_folded_or_left_out(paged):
+    by = {cell["source"]: cell for cell in paged}
+    check = by['claims.check("C1", error=2)']
+    assert "hide-input" in check["metadata"]["tags"]
+    assert check["metadata"]["mystnb"]["code_prompt_show"] == "Code of the check"
+    assert "remove-input" in by["show_source(a.b)"]["metadata"]["tags"]
+    assert by["a = b"]["metadata"]["tags"] == []  # the method stays open
+
+
+def test_residue_is_left_out_of_a_page_and_results_are_not(paged):
+    by = {cell["source"]: cell for cell in paged}
+    (badge,) = by['claims.check("C1", error=2)']["outputs"]  # not what the check printed
+    assert [o["output_type"] for o in by["a = b"]["outputs"]] == ["stream"]
+    assert badge["data"]["text/html"].endswith(' <a href="#claim-C1">details of C1</a></div>')
+    assert "old text" not in badge["data"]["text/html"]
+
+
+def test_a_notebook_without_parameters_is_read_as_it_is():
+    cells = [prose("# A"), code("x = 1")]
+    with pytest.raises(ValueError, match="paper = 'none'"):
+        pages.page(json.dumps({"cells": cells}), "none")
+
+
+def test_parameters_are_read_with_their_defaults_and_meaning():
+    source = 'a: list[float] = [0.9, 1]  # removed, in [0, 1)\nb: str = ""  # x = y'
+    assert pages.parameter_rows(source) == [
+        ("a", "[0.9, 1]", "removed, in [0, 1)"), ("b", '""', "x = y"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stem", chapters.stems())
+def test_every_parameter_of_a_chapter_is_in_its_table(stem):
+    path = chapters.find(stem)
+    rows = pages.parameter_rows(chapters.code_cells(chapters.read(path))[0]["source"])
+    assert [name for name, *_ in rows] == list(chapters.declared(path))
+
+
+def test_a_claim_counts_as_reproduced_only_if_it_was_in_every_run():
+    both = [
+        run("stored", verdict("C1"), verdict("C2", 4), verdict("C10", None)),
+        run("b", verdict("C1"), verdict("C2")),
+    ]
+    assert runs.standing(both, []) == {"C1": REPRODUCED, "C2": runs.MIXED}
+    assert runs.standing(both, [sweep("s", C1=(3, 4))])["C1"] == runs.MIXED
+    assert runs.standing([both[0]], [sweep("s", C2=(0, 4))])["C2"] == NOT_REPRODUCED
+
+
+def test_the_result_box_counts_the_papers_claims_and_links_those_that_were_not(stated):
+    both = [run("stored", verdict("C1"), verdict("C2", 4)), run("b", verdict("C2"))]
+    box = result.result_box(None, "other", both, [])
+    assert box.astext().startswith("1 of 3 claims of the paper reproduced")
+    assert [(link.astext(), link["refuri"]) for link in box.findall(nodes.reference)] == [
+        ("C2", "#claim-C2"), ("C10", "#claim-C10"),
+    ]  # fmt: skip
+    assert 'aria-label="1 in some runs only, 1 not run yet, 1 reproduced"' in box.astext()
+
+
+def test_runs_are_columns_and_claims_that_only_the_default_run_has_are_left_out(stated):
+    kept_runs = [
+        run("stored", verdict("C1"), verdict("C2")),
+        run("mnist", verdict("C1", 3.5, asserted=False)),
+        replace(sweep("seeds", C10=(3, 4)), claims={"C10": Held(3, 4, {"error": [1.0, [2.0, 5.0]]})}),
+    ]  # fmt: skip
+    head, *rows = cells(compare.comparison("snip", kept_runs))
+    assert [cell.partition("\n")[0] for cell in head] == [
+        "Claim", "Paper", "default run", "mnist", "sweep seeds",
+    ]  # fmt: skip
+    assert [row[0][:3].strip() for row in rows] == ["C1", "C10"]
+    assert "3 % (at most 3)" in rows[0][2]
+    assert "✗" in rows[0][3]
+    assert "3.5 % (at most 3)" in rows[0][3]
+    assert rows[0][4].startswith("–")
+    assert "3 of 4" in rows[1][4]
+    assert "1 to 5 %" in rows[1][4]
+
+
+def test_a_run_and_a_sweep_of_one_name_are_refused():
+    compare.check_names("snip", [run("stored"), run("a")], [sweep("b")])
+    with pytest.raises(ValueError, match="snip: a names two runs or sweeps"):
+        compare.check_names("snip", [run("stored"), run("a")], [sweep("a")])
+
+
+def test_a_line_a_run_is_read_from_what_the_runs_recorded(stated, monkeypatch):
+    values = {"e.snip.90": 2.0, "e.snip.90.seeds": [1.0, 3.0], "e.snip.95": 4.0, "e.snip.x": 9.0}
+    found = compare.read_points("snip", [run("stored", values=values), run("b")], "e.snip.{x}")
+    assert found == {"default run": {90.0: [1.0, 3.0], 95.0: [4.0]}}
+    assert compare.paper_points("snip", "error{x}") == {}
+
+
+def test_a_panel_has_a_line_a_run_in_the_colour_of_its_method(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "_png", drawn.append)
+    lines = {"default run": {1.0: [2, 4], 2.0: [5]}, "paper": {1.0: [3]}}
+    methods = {"SNIP": lines, "random": lines, "other": lines}
+    chosen = {"SNIP": "vermilion", "random": "blue"}
+    curves.draw_runs(methods, "x", "y", ["y"], {"SNIP": {1.0: [2.5]}}, chosen)
+    first, second, third, empty = drawn[0].axes
+    assert [ax.get_title(loc="left") for ax in (first, second, third)] == list(methods)
+    assert not empty.axison
+    assert first.lines[0].get_xydata().tolist() == [[1, 3], [2, 5]]
+    from companion.figures import COLOURS
+
+    assert first.lines[0].get_color() == COLOURS["vermilion"]
+    assert second.lines[0].get_color() == COLOURS["blue"]
+    assert third.lines[0].get_color() not in (COLOURS["vermilion"], COLOURS["blue"])
+    assert [line.get_marker() for line in first.lines].count("D") == 1
+    other = next(line for line in first.lines if line.get_label() == "paper")
+    assert first.lines[0].get_linestyle() != other.get_linestyle()
+
+
+def test_drawn_pictures_are_the_same_bytes_every_time():
+    points = {"SNIP": {"default run": {1.0: [2.0], 2.0: [5.0]}}}
+    assert curves.draw_runs(points, "x", "y") == curves.draw_runs(points, "x", "y")
+    assert curves.draw(points["SNIP"], "x", "y") == curves.draw(points["SNIP"], "x", "y")
+
+
+def test_icons_that_no_page_names_are_left_out():
+    script = 'var a={house:[576,512,[127968,"home"],"f015","M1"],"user-x":[4,5,[],"f0","M2"],bug:[1,2,[],"f1","M3"]};f(a)'
+    assert assets.trimmed(script, {"home"}) == (
+        'var a={house:[576,512,[127968,"home"],"f015","M1"],};f(a)'
+    )
+    assert assets.trimmed(script, set()) == "var a={};f(a)"
+    assert assets.trimmed(script, {"house", "user-x", "bug"}) == script
+
+
+def test_buttons_are_named_by_what_they_show(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<button class="btn search-button-field x" title="Search" aria-label="Search">Search K</button>'
+        '<button aria-label="Color mode"><i class="theme-switch fa-sun" data-mode="light" title="Light"></i></button>'
+        '<summary aria-label="Toggle hidden content">'
+    )
+    assets.name_buttons(tmp_path)
+    assert (tmp_path / "a.html").read_text() == (
+        '<button class="btn search-button-field x" title="Search">Search K</button>'
+        '<button aria-label="Color mode"><i class="theme-switch fa-sun" data-mode="light" aria-hidden="true"></i></button>'
+        "<summary>"
+    )
+
+
+def test_what_is_said_of_chapters_is_of_chapters_that_are_there():
+    about, stems = runs.about(), set(chapters.stems())
+    assert about.keys() <= {paper["stem"] for paper in runs.papers()}
+    for paper, said in about.items():
+        assert said["topics"]
+        assert said["see"].keys() <= stems - {paper}
+        for value in (
+            [said["main"]["value"], *said["main"]["beside"].values()] if "main" in said else []
+        ):
+            assert value in runs.stored_run(paper).values
 
 
 def test_a_record_is_judged_by_the_bounds_as_they_are_now(stated):
@@ -576,7 +802,7 @@ def test_what_the_schema_does_not_allow_is_not_kept(tmp_path, stated, wrong):
 
 def test_a_record_that_did_not_finish_says_so(chapter):
     chapter("broken", status="failed", error="ValueError: no")
-    assert "This run is failed: ValueError: no" in shown("tiny").astext()
+    assert "The run broken is failed: ValueError: no" in shown("tiny").astext()
 
 
 def test_what_a_broken_run_left_behind_is_no_record(chapter):

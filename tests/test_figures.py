@@ -115,6 +115,32 @@ def test_source_is_shown_without_its_docstring():
     assert show_source(bare).data == "```python\ndef bare(x):\n    return x\n```"
 
 
+def several(x):
+    """One line."""
+    y = x
+    if y:
+        z = y + 1
+        y = z  # eq. (1)
+    return y
+
+
+def test_only_the_lines_that_implement_an_equation_are_shown():
+    assert (
+        show_source(several, "z =", "eq. (1)").data
+        == "```python\nz = y + 1\ny = z  # eq. (1)\n```"
+    )
+    assert show_source(several, last="y = x").data.splitlines()[1:-1] == [
+        "def several(x):",
+        "    y = x",
+    ]
+
+
+@pytest.mark.parametrize(("first", "last"), [("w =", "y"), ("z =", "y = x"), ("", "eq. (2)")])
+def test_lines_that_are_not_there_are_named(first, last):
+    with pytest.raises(ValueError, match="is in no line of several"):
+        show_source(several, first, last)
+
+
 def test_a_table_is_markdown():
     table = show_table(
         {"snip": {"90 %": 2.84, "kept": 7}, "dense": {"90 %": 2.0, "kept": 9}}, "error"

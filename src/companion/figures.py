@@ -118,15 +118,34 @@ def image_grid(
     return figure
 
 
-def show_source(function):
-    """A function's source without its docstring, as highlighted Markdown, so it cannot drift."""
+def show_source(function, first: str = "", last: str = ""):
+    """A function's source without its docstring, as highlighted Markdown, so it cannot drift.
+
+    Args:
+        function: of the library.
+        first, last: show only the lines from the first one that contains `first` to the next one
+            that contains `last`; without them, the whole function.
+
+    Raises:
+        ValueError: where no such line is there.
+    """
     source = textwrap.dedent(inspect.getsource(function))
     lines = source.splitlines()
     definition = ast.parse(source).body[0]
     if ast.get_docstring(definition) is not None:
         text = definition.body[0]
         del lines[text.lineno - 1 : text.end_lineno]
-    return _markdown("```python\n" + "\n".join(lines) + "\n```")
+    if first or last:
+        start = _line_with(first, lines, 0, function)
+        lines = lines[start : _line_with(last, lines, start, function) + 1]
+    return _markdown("```python\n" + textwrap.dedent("\n".join(lines)) + "\n```")
+
+
+def _line_with(text: str, lines: Sequence[str], start: int, function) -> int:
+    for number, line in enumerate(lines[start:], start):
+        if text in line:
+            return number
+    raise ValueError(f"{text!r} is in no line of {function.__name__}")
 
 
 def show_table(rows: Mapping[str, Mapping[str, object]], corner: str = ""):

@@ -242,7 +242,7 @@ def switch_gradients(
         g, w.grad = torch.zeros_like(w) if w.grad is None else w.grad, None
         if g.element_size() < 4:  # a product of 16-bit numbers vanishes, a mean of them drifts
             g = g.float()
-        gradients[name] = g.mul_(w.detach())  # dL/dc = w dL/dw, eq-snip-saliency
+        gradients[name] = g.mul_(w.detach())  # w dL/dw, eq. (1.1)
     return gradients
 
 
@@ -525,7 +525,7 @@ def _topk_on_cpu(flat: Tensor, keep: int) -> Tensor:
     # NumPy takes a quarter of PyTorch's time, whose kthvalue is quadratic in some orders
     values = flat.detach().cpu()
     values = (values.float() if values.element_size() < 4 else values).numpy()
-    threshold = np.partition(values, -keep)[-keep]  # eq-snip-topk
+    threshold = np.partition(values, -keep)[-keep]  # eq. (1.2)
     chosen = values > threshold
     ties = np.flatnonzero(values == threshold)
     chosen[ties[: keep - np.count_nonzero(chosen)]] = True

@@ -59,6 +59,7 @@ class Browser:
         )
         for fd in (to_browser, from_browser, *ends):
             os.close(fd)
+        self.messages: list[str] = []  # what pages said in the console
         self._buffer = b""
         self._number = 0
         self._session = ""
@@ -66,10 +67,11 @@ class Browser:
         page = next(target["targetId"] for target in targets if target["type"] == "page")
         attached = self.call("Target.attachToTarget", targetId=page, flatten=True)
         self._session = attached["sessionId"]
-        self.call("Page.enable")
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: object) -> dict:
-        """Send a command and wait for its answer; events are passed over."""
+        """Send a command and wait for its answer; of events only what the console says is kept."""
         self._number += 1
         message: dict = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -86,6 +88,7 @@ class Browser:
                 self._buffer += data
             answer, _, self._buffer = self._buffer.partition(b"\0")
             found = json.loads(answer)
+            self.messages += _said(found)
             if found.get("id") == self._number:
                 if "error" in found:
                     raise RuntimeError(f"{method}: {found['error']['message']}")
@@ -97,6 +100,13 @@ class Browser:
         if "exceptionDetails" in result:
             raise RuntimeError(f"{expression}: {result['exceptionDetails']['text']}")
         return result["result"].get("value")
+
+    def press(self, key: str, code: int) -> None:
+        """Press and release a key, such as ArrowRight, 39, in the element that has the focus."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
+            )
 
     def wait_for(self, expression: str) -> object:
         """Evaluate until the value is true."""
@@ -150,3 +160,17 @@ class Browser:
         os.close(self._read)
         os.close(self._write)
         self._profile.cleanup()
+
+
+def _said(event: dict) -> list[str]:
+    """What an event of the browser says in the console."""
+    about = event.get("params", {})
+    if event.get("method") == "Runtime.consoleAPICalled":
+        parts = [str(part.get("value", part.get("description", ""))) for part in about["args"]]
+        return [f"{about['type']}: {' '.join(parts)}"]
+    if event.get("method") == "Runtime.exceptionThrown":
+        details = about["exceptionDetails"]
+        return [f"exception: {details.get('exception', {}).get('description', details['text'])}"]
+    if event.get("method") == "Log.entryAdded":
+        return [f"{about['entry']['level']}: {about['entry']['text']}"]
+    return []

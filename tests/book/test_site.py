@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import time
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -26,6 +27,9 @@ LOADING = {  # elements that load something, and where they name it
 }  # fmt: skip
 LOADED_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "manifest"}
 THEMES = ("light", "dark")
+PHONE = 375  # pixels
+PAGE_LIMIT = 1_500_000  # bytes of a page, beside what all pages share
+FRAMES_LIMIT = 600_000  # of the frames behind its sliders
 
 
 # ---------------------------------------------------------------- what is wrong with a page
@@ -303,9 +307,9 @@ def test_search_finds_connection_sensitivity(browser):
 def test_no_page_scrolls_sideways_or_fetches_anything_in_either_theme(site, browser):
     wrong = []
     for name in shown_pages(site):
-        browser.resize(400)
+        browser.resize(PHONE)
         browser.open(url(name))
-        for width in (400, 1280):
+        for width in (PHONE, 1280):
             browser.resize(width)
             for theme in THEMES:
                 browser.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
@@ -456,6 +460,228 @@ def test_outcomes_are_legible_and_no_type_is_tiny(browser, page, theme):
         " e.className.baseVal ?? e.className, e.textContent.slice(0, 30)]).filter(([px]) => px && px < 11.5)"
     )
     assert sizes == []
+
+
+def test_no_page_complains_in_the_console(site, browser):
+    said = {}
+    for name in shown_pages(site):
+        browser.messages.clear()
+        browser.open(url(name))
+        browser.evaluate("0")  # what was said while scripts ran comes before this answer
+        complaints = ("error", "warning", "exception", "assert")
+        if found := [text for text in browser.messages if text.startswith(complaints)]:
+            said[name] = found
+    assert said == {}
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", PHONE)])
+def test_axe_finds_nothing_serious(site, browser, theme, width, monkeypatch):
+    monkeypatch.setattr(browser, "patience", 120)  # a page of many names takes long
+    axe = pytest.importorskip("axe_core_python", reason="comes with the test dependencies")
+    script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    browser.resize(width)
+    wrong = {}
+    for name in shown_pages(site):
+        browser.open(url(name), theme)
+        browser.evaluate(script)
+        browser.evaluate(
+            "axe.run(document, {resultTypes: ['violations'],"
+            " rules: {'label-content-name-mismatch': {enabled: true}}}).then(r => {"
+            " window.found = JSON.stringify(r.violations.filter(v =>"
+            " ['serious', 'critical'].includes(v.impact)).map(v => [v.id, v.nodes.length,"
+            " v.nodes[0].target.join(' ')])) }); 0"
+        )
+        if found := json.loads(browser.wait_for("window.found")):
+            wrong[name] = found
+    assert wrong == {}
+
+
+# ---------------------------------------------------------------- chapters
+
+
+def chapter_pages(site: dict) -> list[str]:
+    return [name for name in site if name.startswith("notebooks/")]
+
+
+def test_a_page_is_not_heavier_than_it_may_be(site):
+    sizes = {}
+    for name, page in site.items():
+        shown = {tag["src"] for tag in page.find_all("img") if "_images/" in tag["src"]}
+        own = [HTML / "_images" / unquote(src.rpartition("/")[2]) for src in shown]
+        sizes[name] = (HTML / name).stat().st_size + sum(file.stat().st_size for file in own)
+    heavy = {name: size for name, size in sizes.items() if size > PAGE_LIMIT}
+    assert {name: size for name, size in heavy.items() if not name.startswith("_modules/")} == {}
+
+
+def test_frames_of_a_page_stay_small_together(site):
+    for name, page in site.items():
+        frames = [tag["src"] for box in page.select(".frames") for tag in box.find_all("img")]
+        assert sum(map(len, frames)) <= FRAMES_LIMIT, name
+
+
+def test_images_below_the_first_are_loaded_when_they_come_into_view(site):
+    for name in chapter_pages(site):
+        images = [
+            tag for tag in site[name].select("article img") if not tag.find_parent(class_="frames")
+        ]
+        eager = [tag for tag in images if tag.get("loading") != "lazy"]
+        assert len(eager) <= 1, name
+
+
+def test_mathjax_is_loaded_where_there_is_mathematics_only(site):
+    wrong = []
+    for name, page in site.items():
+        loads = any("mathjax" in (tag.get("src") or "") for tag in page.find_all("script"))
+        if loads != bool(page.select("span.math, div.math")):
+            wrong.append(name)
+    assert wrong == []
+
+
+def test_icons_that_no_page_shows_are_left_out_and_the_others_are_drawn(browser):
+    assert (HTML / "_static/scripts/fontawesome.js").stat().st_size < 150_000
+    browser.resize(1280)
+    browser.open(url("index.html"))
+    missing = "[...document.querySelectorAll('i[class*=fa-]')].map(e => e.className)"
+    browser.wait_for("!!document.querySelector('svg.svg-inline--fa')")
+    assert browser.evaluate(missing) == []  # each became a drawing
+    assert (
+        browser.evaluate("document.querySelectorAll('svg[data-icon] path:not([d])').length") == 0
+    )
+
+
+def test_no_cell_that_only_shows_source_is_shown(site):
+    for name in chapter_pages(site):
+        cells = [tag.text for tag in site[name].select("div.cell_input")]
+        assert [text for text in cells if text.strip().startswith("show_source(")] == [], name
+
+
+def test_figures_and_equations_are_numbered_by_chapter(site):
+    for number, page in enumerate(chapters_in_order(site), 1):
+        figures = [tag.text.strip() for tag in page.select("figcaption .caption-number")]
+        assert figures == [f"Fig. {number}.{n}" for n in range(1, len(figures) + 1)]
+        equations = [tag.text for tag in page.select("span.eqno")]
+        assert [text[1:].split(".")[0] for text in equations] == [str(number)] * len(equations)
+
+
+def chapters_in_order(site: dict) -> list:
+    import yaml
+
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    listed = [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
+    return [site[f"{file}.html"] for file in listed if file.startswith("notebooks/")]
+
+
+def test_a_chapter_has_its_result_and_its_set_up_folded(site):
+    for name in chapter_pages(site):
+        (box,) = site[name].select(".result-box")
+        assert "claims of the paper reproduced" in box.text
+        (fold,) = site[name].select("details.run-it")
+        assert not fold.has_attr("open")
+        assert fold.select("table.parameters")
+        assert not fold.find("h2")
+        set_up = [
+            tag.text for tag in site[name].select("div.cell_input") if "use_style()" in tag.text
+        ]
+        assert [tag for tag in set_up if tag not in fold.text] == []
+
+
+def test_the_first_screen_of_snip_has_its_figure_and_the_slider(browser):
+    browser.resize(1280, 900)
+    browser.open(url("notebooks/snip.html"))
+    bottom = "Math.max(...[...document.querySelectorAll('.frames img')].map(e => e.getBoundingClientRect().bottom))"
+    assert 0 < browser.evaluate(bottom) < 900
+    assert (
+        browser.evaluate("document.querySelector('.frames input').getBoundingClientRect().bottom")
+        < 900
+    )
+
+
+def frame(browser) -> tuple:
+    return tuple(
+        browser.evaluate(
+            "(() => { const f = document.querySelector('.frames'), s = f.querySelector('input');"
+            " const seen = [...f.querySelectorAll('img')].filter(e => e.offsetWidth);"
+            " return [seen.length, seen[0].dataset.label, s.value, s.getAttribute('aria-valuetext'),"
+            " f.querySelector('span').textContent] })()"
+        )
+    )
+
+
+def test_the_slider_moves_by_keyboard(browser):
+    browser.resize(1280)
+    browser.open(url("notebooks/snip.html"))
+    labels = browser.evaluate(
+        "[...document.querySelectorAll('.frames img')].map(e => e.dataset.label)"
+    )
+    start = int(browser.evaluate("document.querySelector('.frames input').value"))
+    browser.evaluate("document.querySelector('.frames input').focus()")
+    keys = [
+        ("ArrowRight", 39, start + 1),
+        ("ArrowLeft", 37, start),
+        ("End", 35, len(labels) - 1),
+        ("Home", 36, 0),
+    ]
+    for key, code, place in keys:
+        browser.press(key, code)
+        assert frame(browser) == (1, labels[place], str(place), labels[place], labels[place]), key
+
+
+def test_the_slider_works_where_a_front_end_puts_the_output_into_its_page(browser):
+    """Notebook front ends set an output's HTML by script: its own scripts would not run."""
+    from matplotlib.figure import Figure
+
+    from companion.slider import frames
+
+    shown = frames(
+        [Figure(figsize=(1, 1)), Figure(figsize=(2, 1))], ["a", "b"], alt="{label}", name="n"
+    )
+    browser.call("Page.navigate", url="about:blank")
+    browser.wait_for("location.href == 'about:blank' && !!document.body")
+    browser.evaluate(f"document.body.innerHTML = {json.dumps(shown._repr_html_())}; 0")
+    assert frame(browser) == (1, "a", "0", "a", "a")
+    browser.evaluate("document.querySelector('input').focus()")
+    browser.press("ArrowRight", 39)
+    assert frame(browser) == (1, "b", "1", "b", "b")
+
+
+def test_without_scripts_the_slider_shows_one_frame_and_no_control(browser):
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.call("Page.navigate", url=url("notebooks/snip.html"))
+        time.sleep(1)
+        seen = "[...document.querySelectorAll('.frames img, .frames input')].filter(e => e.offsetWidth).map(e => e.tagName)"
+        assert browser.evaluate(seen) == ["IMG"]
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+# ---------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize(
+    ("query", "paper"),
+    [
+        ("SNIP", "snip"),
+        ("pruning", "snip"),
+        ("knowledge distillation", "masked_kd"),
+        ("pedestrian detection", "visual_compiler"),
+        ("attention map", "learn_to_pay_attention"),
+        ("trajectory prediction", "desire"),
+        ("SINDy", "spreme"),
+        ("lottery ticket", "sparse_inr"),
+    ],
+)
+def test_search_finds_the_right_chapter_first(browser, query, paper):
+    browser.open(url("search.html") + "?q=" + query.replace(" ", "+"))
+    browser.wait_for("/finished/.test(document.querySelector('#search-results').textContent)")
+    first = browser.evaluate("document.querySelector('#search-results li a').getAttribute('href')")
+    assert first.partition("#")[0].partition("?")[0] == f"notebooks/{paper}.html"
+
+
+def test_search_from_disk_says_how_to_get_extracts(browser):
+    browser.open(url("search.html") + "?q=pruning")
+    browser.wait_for("/finished/.test(document.querySelector('#search-results').textContent)")
+    assert "http.server" in browser.evaluate("document.querySelector('.search-note').textContent")
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -1,7 +1,9 @@
 """The book: its strict build, and the tables that are computed while it is built.
 
-As a Sphinx extension it adds the directives ``{papers}``, ``{scoreboard}``, ``{recorded} STEM``,
-``{benchmarks}`` and ``{datasets}``. They read the stored notebooks and the records each time,
+As a Sphinx extension it turns a chapter's notebook into its page (`companion.book.pages`,
+`companion.book.frame`) and adds directives: ``{papers}``, ``{scoreboard}``, ``{result} PAPER``,
+``{runit} PAPER``, ``{related} PAPER``, ``{recorded} PAPER``, ``{sweep} PAPER NAME``,
+``{environment}``, ``{provenance}``, ``{benchmarks}`` and ``{datasets}``. They read the stored notebooks and the records each time,
 so that no table can drift from the runs behind it and nothing generated is committed.
 
 The build itself needs the standard library only, so that finding nothing to do takes no time.

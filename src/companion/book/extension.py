@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from importlib.util import find_spec
+import re
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import ClassVar
 
+from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from companion.book import api, scoreboard, start, tables
+from companion.book import api, assets, compare, fold, frame, result, scoreboard, start, tables
 from companion.book.docstrings import tidy_docstring
+from companion.book.pages import page
 from companion.book.runs import (
     RECORDED,
     benchmarks,
@@ -23,10 +25,8 @@ from companion.book.runs import (
 )
 from companion.data.catalogue import catalogue
 from companion.files import ROOT, to_json, write_whole
-from companion.notebook.checking import Table
-from companion.notebook.claims import load_claims
 from companion.runs import chapters
-from companion.runs.curves import draw, read_curves
+from companion.runs.curves import draw, draw_runs, read_curves
 from companion.runs.fingerprint import is_untouched
 from companion.runs.record import Run
 from companion.runs.records import load_records
@@ -62,20 +62,127 @@ class Scoreboard(SphinxDirective):
         return scoreboard.page(self.env)
 
 
-class Recorded(SphinxDirective):
-    """What the profiles of one chapter cost, and its recorded runs."""
+class Result(SphinxDirective):
+    """What came out of a chapter, for its first screen."""
 
     required_arguments = 1
 
     def run(self):
-        stem = self.arguments[0]
-        runs = load_records(stem)
-        document = self.state.document
-        return [
-            *tables.cost_table(stem, [stored_run(stem), *runs]),
-            *(node for run in runs for node in tables.record_nodes(document, stem, run)),
-            *tables.gpu_note(stem, runs),
-        ]
+        paper = self.arguments[0]
+        return [result.result_box(self.env, paper, _runs(paper), kept(paper))]
+
+
+class RunIt(SphinxDirective):
+    """How to run a chapter, folded; the chapter's set-up is put into it."""
+
+    required_arguments = 1
+
+    def run(self):
+        paper = self.arguments[0]
+        return [result.run_it(self.env, self.config, paper, _runs(paper))]
+
+
+class Related(SphinxDirective):
+    """Related chapters, with what relates them."""
+
+    required_arguments = 1
+
+    def run(self):
+        return result.see_also(self.env, self.arguments[0])
+
+
+class Environment(SphinxDirective):
+    """The packages that the project names, in the versions that the book was built with."""
+
+    def run(self):
+        import platform
+        from importlib.metadata import requires, version
+
+        names = sorted(
+            {
+                re.match(r"[\w.-]+", line)[0]
+                for line in requires("paper-companion")
+                if "test" not in line
+            }
+        )
+        rows = [["Python", platform.python_version()]]
+        for name in names:
+            with suppress(PackageNotFoundError):  # an extra that is not installed
+                rows.append([tables.code(name), version(name)])
+        return [tables.table(["Package", "Version"], rows, "packages")]
+
+
+class Provenance(SphinxDirective):
+    """Where each run of each chapter comes from."""
+
+    def run(self):
+        out: list = []
+        for paper in papers():
+            if paper["stem"] in chapters.stems():
+                shown = [*_runs(paper["stem"]), *kept(paper["stem"])]
+                link = tables.chapter_link(self.env, paper["title"], paper["stem"])
+                line = [link or paper["title"], f" – {len(shown)} runs and sweeps"]
+                if any(run.stale for run in shown):
+                    line += [" ", tables.pill("stale", "stale")]
+                out += [tables.paragraph(*line), fold.folded("Runs", tables.runs_table(shown))]
+        return out
+
+
+class Recorded(SphinxDirective):
+    """The recorded runs of a chapter beside its default run and beside the paper.
+
+    A line of the content is a panel of a figure with a line a run, `label: name.of.{x}`, of
+    values that runs recorded (`compare.read_points`). `paper` is the text of the paper's values
+    to draw into one of the panels, `label: text with {x}`.
+    """
+
+    required_arguments = 1
+    has_content = True
+    option_spec: ClassVar = dict.fromkeys(
+        ("x", "y", "log", "paper", "caption", "alt"), directives.unchanged
+    )
+
+    def run(self):
+        paper = self.arguments[0]
+        runs = _runs(paper)
+        recorded = runs[1:]
+        sweeps = kept(paper)
+        try:
+            compare.check_names(paper, runs, sweeps)
+        except ValueError as error:
+            raise self.error(str(error)) from None
+        out: list = [node for run in recorded for node in compare.unfinished(run)]
+        if recorded or sweeps:
+            out += self._figure(paper, runs)
+            out.append(compare.comparison(paper, [*runs, *sweeps]))
+        out += compare.measures(paper, runs)
+        out += compare.figures(paper, recorded)
+        out += [compare.provenance(paper, run) for run in recorded]
+        return [*out, *tables.gpu_note(paper, recorded)]
+
+    def _figure(self, paper: str, runs: list[Run]) -> list:
+        wanted = dict(line.rsplit(": ", 1) for line in self.content if line.strip())
+        if not wanted:
+            return []
+        options = dict.fromkeys(self.option_spec, "") | self.options
+        methods = {label: compare.read_points(paper, runs, name) for label, name in wanted.items()}
+        if lacking := [label for label, lines in methods.items() if not lines]:
+            raise self.error(f"no run of {paper} recorded {wanted[lacking[0]]!r}")
+        label, _, text = options["paper"].partition(": ")
+        reported = {label: compare.paper_points(paper, text)} if text else {}
+        picture = draw_runs(
+            methods, options["x"], options["y"], options["log"].split(), reported, _colours(runs)
+        )
+        return [tables.picture(picture, options["caption"], options["alt"])]
+
+
+def _runs(paper: str) -> list[Run]:
+    return [stored_run(paper), *load_records(paper)]
+
+
+def _colours(runs: list[Run]) -> dict[str, str]:
+    """The colours that a chapter gives its methods, as its default run recorded them."""
+    return runs[0].values.get(f"{runs[0].paper}.colours", {})
 
 
 class Sweep(SphinxDirective):
@@ -107,7 +214,10 @@ class Sweep(SphinxDirective):
             curves = read_curves(table, wanted, options["across"])
         except ValueError as error:
             raise self.error(str(error)) from None
-        picture = draw(curves, options["x"], options["y"], options["log"].split(), options["mark"])
+        colours = _colours([stored_run(stem)])
+        picture = draw(
+            curves, options["x"], options["y"], options["log"].split(), options["mark"], colours
+        )
         figure, *told = tables.sweep_nodes(run, picture, options["caption"], options["alt"])
         return [figure] if "bare" in self.options else [figure, *told]
 
@@ -171,43 +281,36 @@ class Datasets(SphinxDirective):
 
 def register(app) -> dict[str, bool]:
     """Make the directives known, and connect what is done around the pages."""
-    for directive in (Papers, Borrowings, Scoreboard, Recorded, Sweep, Benchmarks, Datasets):
+    for directive in (
+        Papers, Borrowings, Scoreboard, Result, RunIt, Related, Environment, Provenance, Recorded, Sweep, Benchmarks, Datasets
+    ):  # fmt: skip
         app.add_directive(directive.__name__.lower(), directive)
+    fold.register(app)
+    frame.register(app)
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.napoleon")  # first: it reads sections, ours the rest
-    app.connect("build-finished", _copy_mathjax)
+    app.connect("build-finished", _finish_assets)
+    app.connect("builder-inited", _search_prose_only)
+    app.connect("html-page-context", _leave_out_scripts, priority=900)
     app.connect("build-finished", _write_claims)
     app.connect("autodoc-process-docstring", _tidy)
-    app.connect("source-read", _derive_tables)
+    app.connect("source-read", _read_chapter)
     app.connect("source-read", _write_api)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _derive_tables(app, docname: str, source: list[str]) -> None:
+def _read_chapter(app, docname: str, source: list[str]) -> None:
     folder, _, stem = docname.rpartition("/")
     if folder == "notebooks":
         if not is_untouched(chapters.find(stem)):
             logger.warning("its outputs were edited: make notebooks NB=%s", stem, location=docname)
-        source[0] = derive_tables(source[0], stem)
+        source[0] = page(source[0], stem)
 
 
 def _write_api(app, docname: str, source: list[str]) -> None:
     folder, _, name = docname.rpartition("/")
     if folder == "book/api":
         source[0] = api.page(name)
-
-
-def derive_tables(text: str, stem: str) -> str:
-    """A notebook whose claims table is made anew from the claims that it recorded."""
-    notebook = json.loads(text)
-    run = Run.of_values(stem, "stored", chapters.recorded_values(notebook))
-    shown = Table(load_claims(stem), run.claims.values())._repr_html_()
-    for cell in chapters.code_cells(notebook):
-        for output in cell["outputs"]:
-            stored = "".join(output.get("data", {}).get("text/html", ""))
-            if stored.startswith('<table class="claims">'):
-                output["data"]["text/html"] = shown
-    return json.dumps(notebook)
 
 
 def _write_claims(app, exception) -> None:
@@ -220,14 +323,38 @@ def _tidy(app, what, name, obj, options, lines) -> None:
     lines[:] = tidy_docstring(lines)
 
 
-def _copy_mathjax(app, exception) -> None:
-    """Put MathJax, one self-contained file, where `mathjax_path` says.
-
-    The package that carries it is no extension for us: that would copy all of its 100 files
-    and overrule `mathjax_path`.
-    """
+def _finish_assets(app, exception) -> None:
     if exception is None and app.builder.format == "html":
-        package = Path(find_spec("sphinx-mathjax-offline").origin).parent
-        target = Path(app.outdir) / "_static" / app.config.mathjax_path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(package / "static" / app.config.mathjax_path, target)
+        assets.copy_mathjax(Path(app.outdir) / "_static", app.config.mathjax_path)
+        assets.trim_icons(Path(app.outdir))
+        assets.name_buttons(Path(app.outdir))
+
+
+def _leave_out_scripts(app, pagename, templatename, context, doctree) -> None:
+    """Thebe, which no page offers, and MathJax where a page has no mathematics of its own."""
+    unused = ["thebe"]
+    if not app.env.get_domain("math").data["has_equations"].get(pagename):
+        unused.append("mathjax")  # Sphinx adds it to a page that lists one with mathematics
+
+    def is_unused(asset) -> bool:
+        said = f"{getattr(asset, 'filename', asset)} {getattr(asset, 'attributes', '')}".lower()
+        return any(name in said for name in unused)
+
+    for kind in ("script_files", "css_files"):
+        context[kind] = [asset for asset in context[kind] if not is_unused(asset)]
+
+
+def _search_prose_only(app) -> None:
+    """Leave code out of the search index: a name in a cell is not what a page is about."""
+    builder = app.builder
+    if not hasattr(builder, "index_page"):
+        return
+    index = builder.index_page
+
+    def index_page(pagename, doctree, title) -> None:
+        prose = doctree.deepcopy()
+        for block in list(prose.findall(nodes.literal_block)):
+            block.parent.remove(block)
+        index(pagename, prose, title)
+
+    builder.index_page = index_page

@@ -9,19 +9,16 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 
 from companion.book.runs import (
-    RECORDED,
-    costs,
     gpu_command,
     shown_seconds,
     shown_time,
 )
 from companion.notebook.checking import (
-    Table,
     Verdict,
     css,
     table_row,
 )
-from companion.notebook.claims import Claim, load_claims
+from companion.notebook.claims import Claim
 from companion.runs.gpu_jobs import jobs_of
 from companion.runs.record import DONE, Held, Run, Sweep
 
@@ -103,13 +100,6 @@ def _claim_row(claim: Claim, verdict: Verdict) -> list:
     return [*(cell.split("\n") for cell in cells), pill(told, css(verdict.outcome))]
 
 
-def claim_table(run: Run) -> nodes.table:
-    """The claims of one run: paper, ours, bound, verdict."""
-    stated = load_claims(run.paper)
-    rows = [_claim_row(stated[id], verdict) for id, verdict in run.claims.items() if id in stated]
-    return table([name or "No." for name in Table.COLUMNS], rows, "claims")
-
-
 def runs_table(runs: list[Run | Sweep]) -> nodes.table:
     """What reproduces each run, and what it costs."""
     rows = []
@@ -130,101 +120,17 @@ def _status(run: Run | Sweep) -> str:
     return f"{run.runs} runs" if isinstance(run, Sweep) else run.status
 
 
-def _shown_changes(changed: bool | None) -> str:
-    if changed is None:
-        return "whether it was changed since is not known"
-    return "with changes that were not committed" if changed else ""
-
-
-def record_nodes(document, stem: str, run: Run) -> list:
-    """All that the book shows of one recorded run."""
-    title = nodes.rubric("", "", nodes.Text(f"Recorded run: {run.name}"))
-    if run.stale:
-        title += [nodes.Text(" "), _stale()]
-    where = run.provenance
-    commit = where.get("commit", "")
-    packages = where.get("packages", {})
-    facts: list = [
-        ["Machine", [f"{where.get('hardware', '')} ({where.get('device', '')})"]],
-        ["Date", where.get("date", "")],
-        ["Time", shown_seconds(run.seconds)],
-        ["Peak memory", _shown_memory(run.peak_memory)],
-        [
-            "Code",
-            [
-                paragraph("commit ", code(commit)) if commit else "commit not known",
-                _shown_changes(where.get("changed_since_commit")) if commit else "",
-            ],
-        ],
-        ["Packages", ", ".join(f"{name} {version}" for name, version in packages.items())],
-        [
-            "Data",
-            [
-                paragraph(f"{name}: sha256 ", _checksum(checksum))
-                for name, checksum in run.data.items()
-            ]
-            or "made or bundled",
-        ],
-        ["Command", [code(run.command)]],
-    ]
-    out: list = [title]
-    if run.status != DONE:
-        why = f": {run.error}" if run.error else ""
-        out.append(
-            nodes.warning("", paragraph(f"This run is {run.status}{why}. It is no evidence."))
-        )
-    if run.stale:
-        out.append(
-            nodes.note(
-                "",
-                paragraph(
-                    "Stale: the chapter's code or the library below it has changed since this "
-                    "run. The command repeats it."
-                ),
-            )
-        )
-    out.append(table(["Run", run.name], facts, "facts"))
-    if run.claims:
-        out.append(claim_table(run))
-    if measures := run.values.get(f"{stem}.measures"):
-        out.append(measures_table(measures))
-    out += [_record_figure(document, stem, figure) for figure in run.figures]
-    return out
-
-
-def measures_table(measures: dict[str, dict[str, object]]) -> nodes.table:
-    """What a run recorded as its `measures`: a line each, numbers or lists of numbers."""
-    columns = list(dict.fromkeys(name for line in measures.values() for name in line))
-    rows = [
-        [strong(line), *(_shown_measure(values.get(name)) for name in columns)]
-        for line, values in measures.items()
-    ]
-    return table(["", *columns], rows, "measures")
-
-
-def _shown_measure(value: object) -> str:
-    if isinstance(value, list):
-        return " / ".join(map(_shown_measure, value))
-    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _record_figure(document, stem: str, about: dict) -> nodes.figure:
-    image = nodes.image(
-        uri=f"/{RECORDED}/{stem}/{about['file']}", alt=about["alt"] or about["caption"]
-    )
-    figure = nodes.figure("", image, classes=["recorded"])
-    name = nodes.fully_normalize_name(about["name"])
-    figure["names"].append(name)
-    document.note_explicit_target(figure, figure)
-    figure += nodes.caption("", about["caption"])
+def picture(png: bytes, caption: str, alt: str) -> nodes.figure:
+    """A figure that was drawn while the book is built."""
+    uri = "data:image/png;base64," + base64.b64encode(png).decode()
+    figure = nodes.figure("", nodes.image(uri=uri, alt=alt), classes=["recorded"])
+    figure += nodes.caption("", caption)
     return figure
 
 
-def sweep_nodes(sweep: Sweep, picture: bytes, caption: str, alt: str) -> list:
+def sweep_nodes(sweep: Sweep, png: bytes, caption: str, alt: str) -> list:
     """A kept sweep: its figure, how often its claims held, its command and what it cost."""
-    uri = "data:image/png;base64," + base64.b64encode(picture).decode()
-    figure = nodes.figure("", nodes.image(uri=uri, alt=alt), classes=["recorded"])
-    figure += nodes.caption("", f"{caption} Mean and range of {_status(sweep)}.")
+    figure = picture(png, f"{caption} Mean and range of {_status(sweep)}.", alt)
     at = sweep.provenance
     where = f"{at.get('hardware', 'a machine not known')}, {at.get('date', 'no date')}"
     said = [held_sentence(sweep.claims), " This makes it again"]
@@ -244,13 +150,6 @@ def held_sentence(claims: Mapping[str, Held]) -> str:
         return f"All {len(always)} claims that were checked held in every run."
     rest = f"Held in every run: {', '.join(always)}; " if always else "Held: "
     return f"{rest}{', '.join(others)}."
-
-
-def cost_table(stem: str, runs: list[Run]) -> list:
-    """What each profile of a chapter costs on a CPU and on a GPU."""
-    rows = [[code(profile), *more] for profile, *more in costs(stem, runs)]
-    head = ["Profile", "Data", "On a CPU (one or two cores)", "On a GPU (H100)"]
-    return [paragraph("What the profiles cost:"), table(head, rows, "runs")]
 
 
 def gpu_note(stem: str, runs: list[Run]) -> list:
@@ -275,13 +174,3 @@ def section(title: str, id: str, *content) -> nodes.section:
     """A section of the page, listed in its contents."""
     heading = nodes.title("", title)
     return nodes.section("", heading, *content, ids=[nodes.make_id(id)])
-
-
-def _checksum(text: str) -> nodes.literal:
-    return nodes.literal(text, text, classes=["checksum"])
-
-
-def _shown_memory(peak: dict[str, float]) -> str:
-    kinds = {"process_mb": "of the process", "gpu_mb": "on the GPU"}
-    told = [f"{peak[key]:,.0f} MB {kind}" for key, kind in kinds.items() if key in peak]
-    return ", ".join(told) or "not known"

@@ -32,6 +32,8 @@ TAGS = frozenset(
         "hide-cell",
         "nbval-check-output",
         "raises-exception",
+        "opening",  # its output opens the page
+        "beside",  # stands beside the equation before it
     }
 )
 

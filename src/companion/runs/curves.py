@@ -1,4 +1,4 @@
-"""Figures of sweeps: the mean over the runs, and their range."""
+"""Figures of sweeps and of runs beside each other: the mean, and the range."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 PLACE = "{x}"  # in the name of a column: where on the horizontal axis it stands
@@ -48,18 +48,24 @@ def read_curves(table: Path, wanted: dict[str, str], across: str = "") -> dict[s
 
 
 def draw(
-    curves: dict[str, Points], xlabel: str, ylabel: str, log: Sequence[str] = (), mark: str = ""
+    curves: dict[str, Points],
+    xlabel: str,
+    ylabel: str,
+    log: Sequence[str] = (),
+    mark: str = "",
+    chosen: Mapping[str, str] | None = None,
 ) -> bytes:
     """A picture (PNG) of the curves; a row of dots for each if they have one place only.
 
     log: of "x" and "y", the axes with a logarithmic scale. mark: "label: value" of a dotted line.
+    chosen: colours by label, those that a chapter gives its methods; others follow in order.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     from companion.figures import COLOURS, WIDTH, use_style
 
-    colours = list(COLOURS.values())
+    colours = colours_of(curves, chosen)
     with mpl.rc_context():
         use_style()
         single = all(len(points) == 1 for points in curves.values())
@@ -85,8 +91,94 @@ def draw(
                 label, along, xycoords=("data", "axes fraction") if single else ("axes fraction", "data"),
                 xytext=(-3, 3), textcoords="offset points", ha="right", color=COLOURS["grey"],
             )  # fmt: skip
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+        return _png(figure)
+
+
+def draw_runs(
+    methods: dict[str, dict[str, Points]],
+    xlabel: str,
+    ylabel: str,
+    log: Sequence[str] = (),
+    reported: Mapping[str, Points] | None = None,
+    chosen: Mapping[str, str] | None = None,
+) -> bytes:
+    """A picture (PNG) of several runs of the same measurement: a panel a method, a line a run.
+
+    methods: label -> run -> its curve. reported: the paper's values by label, as diamonds.
+    chosen: colours by label.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from companion.figures import WIDTH, use_style
+
+    colours, reported = colours_of(methods, chosen), reported or {}
+    runs = list(dict.fromkeys(run for lines in methods.values() for run in lines))
+    styles = dict(zip(runs, itertools.cycle(LINES), strict=False))
+    columns = min(2, len(methods))
+    rows = -(-len(methods) // columns)
+    with mpl.rc_context():
+        use_style()
+        figure = Figure(figsize=(WIDTH, 0.9 + 2.1 * rows))
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for ax in axes.flat[len(methods) :]:
+            ax.set_axis_off()
+        handles = {}
+        for ax, (method, lines), colour in zip(axes.flat, methods.items(), colours, strict=False):
+            for run, points in lines.items():
+                (line, marker) = styles[run]
+                x = sorted(points)
+                handles[run] = ax.plot(
+                    x, [statistics.fmean(points[at]) for at in x],
+                    linestyle=line, marker=marker, ms=5, color=colour, label=run,
+                )[0]  # fmt: skip
+                for at in x:
+                    ax.plot([at] * 2, [min(points[at]), max(points[at])], color=colour, lw=1)
+            if points := reported.get(method):
+                handles["the paper"] = ax.plot(
+                    sorted(points), [points[at][0] for at in sorted(points)], "D", color="black",
+                    ms=7, mfc="none", label="the paper",
+                )[0]  # fmt: skip
+            ax.set_title(method)
+            ax.label_outer()
+        for axis in log:
+            getattr(axes[0, 0], f"set_{axis}scale")("log")
+            if axis == "y":
+                axes[0, 0].yaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
+        for ax in axes[-1]:
+            ax.set_xlabel(xlabel)
+        for ax in axes[:, 0]:
+            ax.set_ylabel(ylabel)
+        legend = figure.legend(
+            handles.values(), handles.keys(), loc="outside upper left", ncols=max(1, len(handles))
+        )
+        for handle in legend.legend_handles:
+            handle.set_color("black")  # what tells runs apart is the line, not the method's colour
+        return _png(figure)
+
+
+LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "v"), ((0, (1, 1)), "P"), ((0, (5, 1)), "X"))
+
+
+def colours_of(labels: Iterable[str], chosen: Mapping[str, str] | None) -> list[str]:
+    """A colour a label: the chosen one, a name of the palette's, or the next that is free."""
+    from companion.figures import COLOURS
+
+    chosen = {label: COLOURS.get(name, name) for label, name in (chosen or {}).items()}
+    free = itertools.cycle([c for c in COLOURS.values() if c not in chosen.values()] or ["black"])
+    return [chosen.get(label) or next(free) for label in labels]
+
+
+def _png(figure) -> bytes:
+    """At twice the size at which a page shows it, in 256 colours, with a tight box."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight", metadata={"Software": None})
+    with Image.open(buffer) as picture:
+        reduced = picture.convert("RGB").quantize(256)
+    buffer = io.BytesIO()
+    reduced.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 

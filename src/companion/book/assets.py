@@ -1,0 +1,73 @@
+"""What lies beside the pages: MathJax, and only those icons that a page shows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+ICONS = Path("scripts/fontawesome.js")
+# one icon in the theme's script: name: [width, height, [other names], code, path]
+ICON = re.compile(r'"?([a-z0-9-]+)"?:\[\d+,\d+,(\[[^\]]*\]),"[0-9a-f]+","[^"]*"\],?')
+NAMED = re.compile(r"\bfa-([a-z0-9-]+)")
+
+
+def copy_mathjax(static: Path, name: str) -> None:
+    """Put MathJax, one self-contained file, where `mathjax_path` says.
+
+    The package that carries it is no extension for us: that would copy all of its 100 files
+    and overrule `mathjax_path`.
+    """
+    package = Path(find_spec("sphinx-mathjax-offline").origin).parent
+    target = static / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(package / "static" / name, target)
+
+
+def trim_icons(site: Path) -> None:
+    """Leave of the theme's two thousand icons those that a page or a script names.
+
+    A style names them all, for its own font; pages draw theirs by the script.
+    """
+    static = site / "_static"
+    script = static / ICONS
+    if not script.is_file():
+        return
+    files = [*site.rglob("*.html"), *static.rglob("*.js")]
+    used = {
+        name
+        for file in files
+        if file != script
+        for name in NAMED.findall(file.read_text(encoding="utf-8", errors="replace"))
+    }
+    script.write_text(trimmed(script.read_text(encoding="utf-8"), used), encoding="utf-8")
+    script.with_suffix(".js.map").unlink(missing_ok=True)
+
+
+def trimmed(source: str, used: set[str]) -> str:
+    """The script without the icons of which no name is used."""
+
+    def keep(icon: re.Match) -> str:
+        names = {icon[1], *re.findall(r'"([^"]+)"', icon[2])}
+        return icon[0] if names & used else ""
+
+    return ICON.sub(keep, source)
+
+
+# what the theme and MyST-NB write -> what assistive technology can read: a button's name holds its text
+BUTTONS = (
+    (re.compile(r'(<button class="btn search-button-field[^>]*?) aria-label="[^"]*"'), r"\1"),
+    (re.compile('<summary aria-label="Toggle hidden content">'), "<summary>"),
+    (re.compile(r'(<i class="theme-switch [^>]*?) *title="[^"]*"'), r'\1 aria-hidden="true"'),
+)
+
+
+def name_buttons(site: Path) -> None:
+    """Mend the names of the theme's buttons on every page."""
+    for file in site.rglob("*.html"):
+        before = after = file.read_text(encoding="utf-8")
+        for wrong, right in BUTTONS:
+            after = wrong.sub(right, after)
+        if after != before:
+            file.write_text(after, encoding="utf-8")

@@ -1,0 +1,283 @@
+"""The runs of a chapter beside each other: a column a run, the paper's values as one of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from docutils import nodes
+
+from companion.book import tables
+from companion.book.fold import folded
+from companion.book.runs import RECORDED, shown_seconds
+from companion.notebook.bounds import number
+from companion.notebook.checking import NOT_RUN, SIGNS, Verdict, css
+from companion.notebook.claims import Claim, Quantity, load_claims
+from companion.runs.curves import PLACE, Points
+from companion.runs.record import DONE, Run, Sweep
+from companion.runs.records import FOLDER
+
+DEFAULT = "default run"
+
+
+def check_names(paper: str, runs: list[Run], sweeps: list[Sweep]) -> None:
+    """Raise ValueError for a run and a sweep of one chapter with the same name."""
+    names = [kept.name for kept in [*runs, *sweeps]]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{paper}: {', '.join(twice)} names two runs or sweeps: rename one")
+
+
+def title_of(kept: Run | Sweep) -> str:
+    """What a run or a sweep is called at the head of its column."""
+    if isinstance(kept, Sweep):
+        return f"sweep {kept.name}"
+    return DEFAULT if kept.name == "stored" else kept.name
+
+
+def comparison(paper: str, kept: list[Run | Sweep]) -> nodes.table:
+    """All claims: what the paper reports, and what each run measured, with its bound."""
+    head: list = ["Claim", "Paper"]
+    for run in kept:
+        said = f"{run.runs} runs" if isinstance(run, Sweep) else _setting(run)
+        head.append([tables.strong(title_of(run)), said, *([_stale()] if run.stale else [])])
+    rows: list[tuple[str, list]] = []
+    for id, claim in load_claims(paper).items():
+        if not any(_was_measured(claim, run) for run in kept[1:]):
+            continue  # the table of the default run has it
+        verdicts = [_verdict(claim, run) for run in kept]
+        loose = [str(reported) for reported in claim.reported if not reported.quantity]
+        said: list = [nodes.paragraph("", "", tables.strong(id), nodes.Text(f" {claim.says}"))]
+        several = [(name, q) for name, q in claim.quantities.items()]
+        if len(several) == 1:  # one line for the claim and its quantity
+            ((_, quantity),) = several
+            said.append(nodes.paragraph("", quantity.means, classes=["quantity"]))
+            cells = [
+                [v, _measured(claim, quantity, run)] for v, run in zip(verdicts, kept, strict=True)
+            ]
+            rows.append(("claim", [said, [*loose, *_reported(claim, quantity)] or "–", *cells]))
+            continue
+        rows.append(("claim", [said, loose or "", *verdicts]))
+        for _, quantity in several:
+            cells = [_measured(claim, quantity, run) for run in kept]
+            rows.append(("part", [quantity.means, _reported(claim, quantity) or "–", *cells]))
+    made = tables.table(head, [row for _, row in rows], "comparison")
+    for line, (kind, _) in zip(list(made.findall(nodes.row))[1:], rows, strict=True):
+        line["classes"].append(kind)
+    return made
+
+
+def _setting(run: Run) -> str:
+    said = str(run.settings.get("dataset", ""))
+    return "" if said == run.name else said
+
+
+def _was_measured(claim: Claim, run: Run | Sweep) -> bool:
+    found = run.claims.get(claim.id)
+    return found is not None and (isinstance(run, Sweep) or found.outcome != NOT_RUN)
+
+
+def _verdict(claim: Claim, run: Run | Sweep) -> nodes.Node | str:
+    found = run.claims.get(claim.id)
+    if isinstance(run, Sweep):
+        if found is None:
+            return "–"
+        kind = "holds" if found.held == found.of else "fails" if not found.held else "mixed"
+        return tables.pill(f"{found.held} of {found.of}", kind)
+    if found is None or found.outcome == NOT_RUN:
+        return "–"
+    kind = css(found.outcome) + ("" if found.asserted else " hollow")
+    pill = nodes.inline("", SIGNS[found.outcome], classes=["verdict", *kind.split()])
+    pill += nodes.inline("", f" {found.words(claim)}", classes=["words"])
+    return pill
+
+
+def _measured(claim: Claim, quantity: Quantity, run: Run | Sweep) -> str:
+    """A measured value, or the range of several, and its bound."""
+    found = run.claims.get(claim.id)
+    value = found.measured.get(quantity.name) if found is not None else None
+    if isinstance(found, Verdict) and found.said and not found.measured:
+        return found.said if quantity is next(iter(claim.quantities.values())) else ""
+    if found is None or (not isinstance(run, Sweep) and found.outcome == NOT_RUN):
+        return ""
+    if value is None:
+        return "–"
+    flat = [v for one in (value if isinstance(value, list) else [value])
+            for v in (one if isinstance(one, list) else [one]) if v is not None]  # fmt: skip
+    profile = "" if isinstance(run, Sweep) else found.profile
+    bound = "" if quantity.is_truth else f" ({quantity.bound(profile)})"
+    return quantity.shown(flat if len(flat) != 1 else flat[0]) + bound if flat else "–"
+
+
+def _reported(claim: Claim, quantity: Quantity) -> list[str]:
+    return [
+        f"{number(r.value) if not isinstance(r.value, str) else r.value}"
+        f"{'' if r.unit == '%' else ' '}{r.unit} ({r.at})"
+        for r in claim.reported
+        if r.quantity == quantity.name
+    ]
+
+
+def provenance(paper: str, run: Run) -> nodes.Element:
+    """Where a recorded run comes from, folded."""
+    at = run.provenance
+    commit, packages = at.get("commit", ""), at.get("packages", {})
+    facts: list = [
+        ["Machine", f"{at.get('hardware', '')} ({at.get('device', '')})"],
+        ["Date", at.get("date", "")],
+        ["Time", shown_seconds(run.seconds)],
+        ["Peak memory", _shown_memory(run.peak_memory)],
+        ["Code", [
+            tables.paragraph("commit ", tables.code(commit)) if commit else "commit not known",
+            _shown_changes(at.get("changed_since_commit")) if commit else "",
+        ]],
+        ["Packages", ", ".join(f"{name} {version}" for name, version in packages.items())],
+        ["Data", [
+            tables.paragraph(f"{name}: sha256 ", _checksum(checksum))
+            for name, checksum in run.data.items()
+        ] or "made or bundled"],
+        ["Command", tables.code(run.command)],
+    ]  # fmt: skip
+    line: list = [
+        tables.strong(run.name),
+        f" – {shown_seconds(run.seconds)} on {at.get('hardware', '')}, {at.get('date', '')}",
+    ]
+    content: list[nodes.Node] = []
+    if run.stale:
+        line += [" ", _stale()]
+        content.append(tables.paragraph(
+            "Stale: the chapter's code or the library below it has changed since this run. "
+            "The command repeats it."
+        ))  # fmt: skip
+    return folded(
+        line, *content, tables.table(["Run", run.name], facts, "facts"), classes="provenance"
+    )
+
+
+def unfinished(run: Run) -> list[nodes.Node]:
+    """A warning for a run that is no evidence."""
+    if run.status == DONE:
+        return []
+    why = f": {run.error}" if run.error else ""
+    return [
+        nodes.warning(
+            "", tables.paragraph(f"The run {run.name} is {run.status}{why}. It is no evidence.")
+        )
+    ]
+
+
+def measures(paper: str, runs: list[Run]) -> list[nodes.Node]:
+    """What runs recorded as their `measures`: a line each, of all runs in one table."""
+    found = {run.name: values for run in runs if (values := run.values.get(f"{paper}.measures"))}
+    if not found:
+        return []
+    lines = [line for values in found.values() for line in values.values()]
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    rows = [
+        [tables.strong(name), line, *(_shown_measure(values.get(column)) for column in columns)]
+        for name, several in found.items()
+        for line, values in several.items()
+    ]
+    return [tables.table(["Run", "", *columns], rows, "measures")]
+
+
+def _shown_measure(value: object) -> str:
+    if isinstance(value, list):
+        return " / ".join(map(_shown_measure, value))
+    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def figures(paper: str, runs: list[Run]) -> list[nodes.Node]:
+    """The figures of recorded runs in one fold, those of a figure below each other.
+
+    One that is the same in several runs does not depend on the data: the page has it already.
+    """
+    several: dict[str, dict[str, dict]] = {}
+    for run in runs:
+        for about in run.figures:
+            name = about["name"].removesuffix(f"-{run.name}")
+            several.setdefault(name, {})[run.name] = about
+    shown: list[nodes.Node] = []
+    for name, found in several.items():
+        if len(found) > 1 and len({about["sha256"] for about in found.values()}) == 1:
+            continue
+        title = name.removeprefix(f"fig-{paper.replace('_', '-')}-").replace("-", " ")
+        shown += [_image(paper, title.capitalize(), run, about) for run, about in found.items()]
+    names = ", ".join(run.name for run in runs if run.figures)
+    return (
+        [folded(f"The page's figures under the recorded runs: {names}", *shown)] if shown else []
+    )
+
+
+def _image(paper: str, title: str, run: str, about: Mapping[str, str]) -> nodes.container:
+    image = nodes.image(
+        uri=f"/{RECORDED}/{paper}/{about['file']}",
+        alt=f"{run}: {about['alt'] or about['caption']}",
+        loading="lazy",
+    )
+    if width := _shown_width(FOLDER / paper / about["file"]):
+        image["width"] = f"{width}px"
+    box = nodes.container(
+        "", tables.paragraph(tables.strong(title), f", {run}"), image, classes=["recorded"]
+    )
+    box["ids"].append(nodes.make_id(about["name"]))
+    return box
+
+
+def _shown_width(file: Path) -> int:
+    """Pixels at which a page shows a picture: a hundred to its inch; 0 if it has no size."""
+    from PIL import Image
+
+    with suppress(OSError), Image.open(file) as picture:
+        density = picture.info.get("dpi", (100, 100))[0]
+        return round(picture.width * min(1.0, 100 / density))
+    return 0
+
+
+def read_points(paper: str, runs: list[Run], pattern: str) -> dict[str, Points]:
+    """By run, the values that it recorded under names such as `snip.error.snip.{x}`.
+
+    A list beside it, `NAME.seeds`, gives the values that a mean is of.
+    """
+    form = re.compile(re.escape(pattern).replace(re.escape(PLACE), r"(?P<x>[-\d.]+)"))
+    found: dict[str, Points] = {}
+    for run in runs:
+        points: Points = {}
+        for name, value in run.values.items():
+            if (match := form.fullmatch(name)) and isinstance(value, (int, float)):
+                points[float(match["x"])] = list(run.values.get(f"{name}.seeds") or [value])
+        if points:
+            found[title_of(run)] = points
+    return found
+
+
+def paper_points(paper: str, pattern: str) -> Points:
+    """The paper's values whose text is such as `LeNet-300-100 at {x} %`, by x."""
+    form = re.compile(re.escape(pattern).replace(re.escape(PLACE), r"(?P<x>[-\d.]+)"))
+    return {
+        float(match["x"]): [float(reported.value)]
+        for claim in load_claims(paper).values()
+        for reported in claim.reported
+        if (match := form.fullmatch(reported.what))
+    }
+
+
+def _stale() -> nodes.inline:
+    return tables.pill("stale", "stale")
+
+
+def _checksum(text: str) -> nodes.literal:
+    return nodes.literal(text, text, classes=["checksum"])
+
+
+def _shown_changes(changed: bool | None) -> str:
+    if changed is None:
+        return "whether it was changed since is not known"
+    return "with changes that were not committed" if changed else ""
+
+
+def _shown_memory(peak: dict[str, float]) -> str:
+    kinds = {"process_mb": "of the process", "gpu_mb": "on the GPU"}
+    told = [f"{peak[key]:,.0f} MB {kind}" for key, kind in kinds.items() if key in peak]
+    return ", ".join(told) or "not known"

@@ -1,0 +1,171 @@
+"""A chapter's notebook as its page: what is folded, what is left out, what stands first.
+
+The notebook stays as it is, in a front end and as a download. The page shows the method and its
+results: its opening figure and the result come before the parameters; set-up, plotting code and
+checks are folded; a verdict is made anew from what the run recorded, and links to its row.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+
+from companion.notebook.checking import Badge, Table
+from companion.notebook.claims import load_claims
+from companion.runs import chapters
+from companion.runs.record import Run
+
+OPENING = "opening"  # tag of the cell whose output opens the page
+RUN_IT = "run-it"  # of what stands in the fold of that name; set here
+BADGE = '<div class="claim-badge'
+TABLE = '<table class="claims">'
+
+
+def page(text: str, paper: str) -> str:
+    """A notebook's JSON as the book reads it."""
+    notebook = derive(json.loads(text), paper)
+    cells = notebook["cells"]
+    for cell in chapters.code_cells(notebook):
+        _fold(cell)
+        _drop_residue(cell)
+    _relate(cells, paper)
+    start = next((i for i, c in enumerate(cells) if "parameters" in chapters.tags(c)), None)
+    if start is None:
+        return json.dumps(notebook)
+    text, cut, cost = "".join(cells[1]["source"]).partition("\n\nTakes about ")
+    if cut and start == 2:  # what it costs, and the commands
+        cells[1]["source"] = text
+        cells.insert(
+            2,
+            cells[1]
+            | {"id": f"{cells[1].get('id', paper)}-cost", "source": f"{cut.strip()} {cost}"},
+        )
+        start += 1
+    while start > 2 and cells[start - 1]["cell_type"] == "markdown":  # how to run it
+        start -= 1
+    end = next((i for i, c in enumerate(cells) if i > start and _is_heading(c)), len(cells))
+    for cell in cells[start:end]:
+        if "parameters" in chapters.tags(cell):
+            _tag(cell, "remove-cell")  # the table of parameters says the same, and more
+    notebook["cells"] = [
+        *cells[:start],
+        *_opening(cells, paper),
+        _directive(f"{{result}} {paper}", f"{paper}-result"),
+        _directive(f"{{runit}} {paper}", f"{paper}-run-it"),
+        *cells[start:],
+    ]
+    return json.dumps(notebook)
+
+
+def derive(notebook: dict, paper: str) -> dict:
+    """A notebook whose verdicts are made anew from the claims that it recorded.
+
+    Each row of the table has an address and a link to the scoreboard, which has the claim under
+    all runs; each badge has a link to its row.
+    """
+    run = Run.of_values(paper, "stored", chapters.recorded_values(notebook))
+    stated = load_claims(paper)
+    table = re.sub(
+        r"<tr><td>(C\w+)</td>",
+        rf'<tr id="claim-\1"><td><a href="../book/scoreboard.html#{paper}-\1">\1</a></td>',
+        Table(stated, run.claims.values())._repr_html_(),
+    )
+    for cell in chapters.code_cells(notebook):
+        for output in cell["outputs"]:
+            stored = "".join(output.get("data", {}).get("text/html", ""))
+            if stored.startswith(TABLE):
+                output["data"]["text/html"] = table
+            elif stored.startswith(BADGE):
+                id = re.search(r"\b(C\d+[a-z]?)</b>", stored)[1]
+                if id in stated and id in run.claims:
+                    shown = Badge(stated[id], run.claims[id])._repr_html_()
+                    link = f' <a href="#claim-{id}">details of {id}</a></div>'
+                    output["data"]["text/html"] = shown.removesuffix("</div>") + link
+    return notebook
+
+
+def _relate(cells: list[dict], paper: str) -> None:
+    """Put links to related chapters before the sources, where the notebook has none."""
+    prose = [cell for cell in cells if cell["cell_type"] == "markdown"]
+    if any("```{related}" in "".join(cell["source"]) for cell in prose):
+        return
+    for cell in prose:
+        before, sources, after = "".join(cell["source"]).partition("## Sources\n")
+        if sources:
+            links = f"## See also\n\n```{{related}} {paper}\n```\n\n"
+            cell["source"] = before + links + sources + after
+
+
+def _fold(cell: dict) -> None:
+    """Fold the code of a figure or a check; leave out that which only shows the library's."""
+    tags = chapters.tags(cell)
+    if re.fullmatch(r"show_source\([^\n]*\)|claims\.table\(\)", "".join(cell["source"]).strip()):
+        return _tag(cell, "remove-input")
+    figure = "figure" in cell["metadata"].get("mystnb", {})
+    badge = "claims.check(" in "".join(cell["source"])
+    if (figure or badge) and not {"remove-input", "remove-cell", "hide-cell"} & {*tags}:
+        _tag(cell, "hide-input")
+    if "hide-input" in chapters.tags(cell):
+        said = "Code of the figure" if figure else "Code of the check" if badge else "Code"
+        options = cell["metadata"].setdefault("mystnb", {})
+        options |= {"code_prompt_show": said, "code_prompt_hide": said}
+    return None
+
+
+def _drop_residue(cell: dict) -> None:
+    """Leave out what progress left behind, and what a check printed beside its verdict."""
+    badge = any(BADGE in "".join(_html(output)) for output in cell["outputs"])
+    cell["outputs"] = [
+        output
+        for output in cell["outputs"]
+        if not (badge and output["output_type"] == "stream")
+        and not (
+            output["output_type"] == "display_data"
+            and set(output["data"]) == {"text/plain"}
+            and not output.get("metadata")
+        )
+    ]
+
+
+def _opening(cells: list[dict], paper: str) -> list[dict]:
+    """The output of the opening cell, to stand first; where it was made, its code is left."""
+    for cell in cells:
+        if OPENING in chapters.tags(cell) and cell["outputs"]:
+            first = copy.deepcopy(cell) | {"source": "# opens the page", "id": f"{paper}-opening"}
+            first["metadata"]["tags"] = ["remove-input", OPENING]
+            cell["outputs"] = []
+            cell["metadata"]["tags"] = [t for t in chapters.tags(cell) if t != OPENING]
+            cell["metadata"]["mystnb"].pop("figure", None)  # its name is taken
+            return [first]
+    return []
+
+
+def _directive(said: str, id: str) -> dict:
+    return {
+        "cell_type": "markdown",
+        "id": id.replace("_", "-"),
+        "metadata": {},
+        "source": f"```{said}\n```",
+    }
+
+
+def _is_heading(cell: dict) -> bool:
+    return cell["cell_type"] == "markdown" and "".join(cell["source"]).startswith("## ")
+
+
+def _tag(cell: dict, tag: str) -> None:
+    cell["metadata"]["tags"] = [*dict.fromkeys([*chapters.tags(cell), tag])]
+
+
+def _html(output: dict) -> str:
+    return output.get("data", {}).get("text/html", "")
+
+
+def parameter_rows(source: str) -> list[tuple[str, str, str]]:
+    """Name, default and meaning of each parameter, as its cell states them."""
+    rows = []
+    for line in source.splitlines():
+        if found := re.match(r"(\w+): [^=]+= (.+?)\s+#\s*(.+)$", line):
+            rows.append((found[1], found[2], found[3]))
+    return rows
