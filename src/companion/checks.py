@@ -39,14 +39,21 @@ def one_of(allowed: Iterable[object], **values: object) -> None:
             )
 
 
-def random_source(**values: object) -> None:
-    """Raise ValueError for what is no torch.Generator, such as the number of a seed."""
+def generators(**values: object) -> None:
+    """Raise ValueError for what is neither a `torch.Generator` of the CPU nor None.
+
+    An int would be a seed: it is not taken, because two calls with it would draw the same.
+    """
     for name, value in values.items():
+        if value is None:
+            continue
         if not isinstance(value, torch.Generator):
             raise ValueError(
-                f"{name} = {value!r}: expected a torch.Generator, such as "
-                "torch.Generator().manual_seed(0)"
+                f"{name} = {value!r}: expected a torch.Generator, "
+                f"such as torch.Generator().manual_seed(0)"
             )
+        if value.device.type != "cpu":
+            raise ValueError(f"{name}: on {value.device}, expected a torch.Generator of the CPU")
 
 
 def images(*, empty: bool = False, **values: object) -> None:
