@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from companion.checks import above, at_least, images, one_of, random_source, whole
+from companion.checks import above, at_least, generators, images, one_of, whole
 from companion.progress import Progress, progress_bar
 from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches, upload
 
@@ -60,7 +60,7 @@ def fit(
     whole(0, steps=steps, halve_every=halve_every)
     above(0, lr=lr)
     at_least(0, weight_decay=weight_decay)
-    random_source(generator=generator)
+    generators(generator=generator)
     images(x=x)
     if len(x) != len(y):
         raise ValueError(f"x, y: {len(x)} images and {len(y)} classes, expected as many of both")

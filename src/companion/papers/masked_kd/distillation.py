@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from companion.checks import generators, one_of, whole
 from companion.checks import images as check_images
-from companion.checks import one_of, random_source, whole
 from companion.papers.masked_kd.architecture import (
     UnsupportedModelError,
     drop_point,
@@ -204,8 +204,7 @@ class MaskedDistiller:
     ) -> None:
         one_of(SELECTORS, selector=selector)
         whole(0, warmup=warmup)
-        if generator is not None:
-            random_source(generator=generator)
+        generators(generator=generator)
         check_keep(keep, patch_count(teacher))
         probe = torch.zeros(1, 2)
         distillation_loss(probe, probe, torch.zeros(1, dtype=torch.long), alpha, tau, kind)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from companion.checks import generators, whole
 from companion.checks import images as check_images
-from companion.checks import random_source, whole
 from companion.data.files import open_picture
 from companion.data.root import MissingDataError
 from companion.device import starting_workers
@@ -209,7 +209,7 @@ def train_teacher(
         ValueError: for numbers out of range, and a number as generator.
     """
     whole(0, steps=steps)
-    random_source(generator=generator)
+    generators(generator=generator)
     optimizer, schedule = _optimiser(model, steps, lr, weight_decay)
     batches = images.batches(batch_size, generator)
     model.train()
@@ -252,7 +252,7 @@ def distil(
         ValueError: for numbers out of range, and a number as generator.
     """
     whole(0, steps=steps, monitor_every=monitor_every)
-    random_source(generator=generator)
+    generators(generator=generator)
     student = distiller.student
     optimizer, schedule = _optimiser(student, steps, lr, weight_decay)
     batches = images.batches(batch_size, generator)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from companion.checks import one_of, random_source
+from companion.checks import generators, one_of
 from companion.papers.masked_kd.architecture import (
     UnsupportedModelError,
     drop_point,
@@ -58,8 +58,7 @@ def select_tokens(
     one_of(MODES, mode=mode)
     if scores.dim() != 2:
         raise ValueError(f"scores: shape {tuple(scores.shape)}, expected (images, patches)")
-    if generator is not None:
-        random_source(generator=generator)
+    generators(generator=generator)
     batch, tokens = scores.shape
     if mode == "full":
         return torch.arange(tokens, device=scores.device).expand(batch, -1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from companion.checks import random_source, whole
+from companion.checks import generators, whole
 from companion.files import write_whole
 from companion.papers.visual_compiler.bodies import KEYPOINTS, BodyBank
 from companion.papers.visual_compiler.coco import encode_mask
@@ -220,7 +220,7 @@ def compile_scene(
     """
     scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
     whole(1, n=n, max_people=max_people, scenes=len(scenes))
-    random_source(generator=generator)
+    generators(generator=generator)
     check_supersample(supersample)
     sizes = sorted({tuple(scene.background.shape) for scene in scenes})
     if len(sizes) != 1:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, max_pool2d, pad
 
-from companion.checks import above, at_least, random_source, whole
+from companion.checks import above, at_least, generators, whole
 from companion.checks import images as check_images
 from companion.papers.visual_compiler.bodies import KEYPOINTS
 from companion.papers.visual_compiler.camera import Camera
@@ -179,7 +179,7 @@ def train(
     whole(1, steps=steps)
     above(0, lr=lr)
     at_least(0, gamma=gamma)
-    random_source(generator=generator)
+    generators(generator=generator)
     cells = data.masks.shape[1:]
     if model.masks is not None and model.masks.shape[1:] != cells:
         raise ValueError(

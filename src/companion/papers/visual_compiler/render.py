@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from companion.checks import random_source, whole
+from companion.checks import generators, whole
 from companion.papers.visual_compiler.bodies import PARTS, BodyBank
 from companion.papers.visual_compiler.raster import NOBODY, rasterise
 from companion.papers.visual_compiler.scene import Scene
@@ -181,7 +181,7 @@ def draw_placements(
         ValueError: for numbers below 1, and a number as generator.
     """
     whole(1, n_images=n_images, max_people=max_people)
-    random_source(generator=generator)
+    generators(generator=generator)
     cells = scene.walkable_mask.nonzero()[:, [1, 0]].double()  # column, row
 
     def uniform(*shape: int) -> Tensor:
@@ -267,7 +267,7 @@ def draw_light(
         ValueError: for a number below 1, and a number as generator.
     """
     whole(1, n_images=n_images)
-    random_source(generator=generator)
+    generators(generator=generator)
     fitted = fit_light(scene)
     spread = 1.0 if randomise else 0.0
 
