@@ -29,6 +29,7 @@ C1:
   reported:
     - {what: error, value: 2, unit: "%", at: Table 1, certainty: read, quantity: error}
     - {what: error elsewhere, value: 4 to 6, unit: "%", at: Table 1, certainty: read, quantity: error}
+    - {what: what we do not measure, value: 99, at: Fig. 1, certainty: read}
   quantities:
     error: {is: our error, unit: "%", within: {mnist: "<= 9", else: "<= 3"}}
   settled: {on: 2026-01-01, before_looking: true}
@@ -121,7 +122,7 @@ def test_claims_of_the_paper_are_counted_apart_and_failures_first(chapter):
 
 
 def test_a_reported_value_may_be_a_range_or_no_number():
-    first, second = parse_claims(STATED)["C1"].reported
+    first, second, _ = parse_claims(STATED)["C1"].reported
     assert evidence.reported_range(first) == (2, 2)
     assert evidence.reported_range(second) == (4, 6)
     from dataclasses import replace

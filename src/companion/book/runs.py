@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 
 import yaml
 
@@ -67,11 +66,6 @@ def stored_run(stem: str) -> Run:
         provenance={"hardware": "a CPU", "device": "cpu"},
         stale=about.get("fingerprint") != fingerprint(path),
     )
-
-
-def outcomes(run: Run) -> Counter:
-    """How many claims of a run came out in each way."""
-    return Counter(verdict.outcome for verdict in run.claims.values())
 
 
 def everything() -> dict[str, object]:
