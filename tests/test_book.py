@@ -208,7 +208,7 @@ C1:
 def stated(monkeypatch):
     """The claims of every paper are C1, C2 and C10."""
     found = claims.parse_claims("".join(STATED.replace("C1", id) for id in ("C1", "C2", "C10")))
-    for module in (tables, compare, result, pages, runs):
+    for module in (compare, result, pages, runs):
         monkeypatch.setattr(module, "load_claims", lambda paper: found)
     monkeypatch.setattr(record, "load_claims", lambda paper: found)
     monkeypatch.setattr(record, "papers", lambda: ["a", "snip", "tiny"])
