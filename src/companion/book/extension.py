@@ -28,7 +28,7 @@ from companion.files import ROOT, to_json, write_whole
 from companion.runs import chapters
 from companion.runs.curves import draw, draw_runs, read_curves
 from companion.runs.fingerprint import is_untouched
-from companion.runs.record import Run
+from companion.runs.record import SCHEMA, Run
 from companion.runs.records import load_records
 from companion.runs.store import kept
 
@@ -314,9 +314,11 @@ def _write_api(app, docname: str, source: list[str]) -> None:
 
 
 def _write_claims(app, exception) -> None:
-    """Every claim, run and measured quantity beside the pages, as `claims.json`."""
+    """Every claim, run and measured quantity beside the pages, as `claims.json`, and the schema
+    of its runs and sweeps."""
     if exception is None and app.builder.format == "html":
         write_whole(Path(app.outdir) / "claims.json", to_json(everything()))
+        write_whole(Path(app.outdir) / SCHEMA.name, SCHEMA.read_bytes())
 
 
 def _tidy(app, what, name, obj, options, lines) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from companion.files import ROOT, seal
 from companion.notebook.bounds import Bound
-from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED
+from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED, margin
 from companion.notebook.claims import Claim, load_claims
 from companion.runs import chapters
 from companion.runs.fingerprint import fingerprint
@@ -74,7 +74,7 @@ def everything() -> dict[str, object]:
         stem: {
             "claims": {id: _statement(claim) for id, claim in load_claims(stem).items()},
             "runs": [
-                _public(run) | {"stale": run.stale}
+                _public(run) | {"stale": run.stale, "margins": _margins(run)}
                 for run in [stored_run(stem), *load_records(stem)]
             ],
             "sweeps": [_public(sweep) | {"stale": sweep.stale} for sweep in kept(stem)],
@@ -85,6 +85,13 @@ def everything() -> dict[str, object]:
 
 def _public(kept: Run | Sweep) -> dict[str, object]:
     return {k: v for k, v in kept.as_json().items() if k not in ("values", "figures", "seal")}
+
+
+def _margins(run: Run) -> dict[str, float]:
+    """How far each claim is from its bound, as `checking.margin`, where it has one."""
+    stated = load_claims(run.paper)
+    found = {id: margin(stated[id], verdict) for id, verdict in run.claims.items() if id in stated}
+    return {id: share for id, share in found.items() if math.isfinite(share)}
 
 
 def _ends(bound: Bound) -> dict[str, object]:
