@@ -47,6 +47,13 @@ def is_alive():
 
 
 @pytest.fixture(scope="session")
+def precision_switches():
+    """For tests that set PyTorch's switches of precision part by part."""
+    if not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("PyTorch before 2.9 has other switches of precision")
+
+
+@pytest.fixture(scope="session")
 def real_data():
     """The data root with real sets; tests that need it are skipped where there is none."""
 

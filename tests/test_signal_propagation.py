@@ -639,7 +639,7 @@ def test_weights_of_16_bits_are_repaired_in_32(dtype, variant):
         assert torch.equal(a, b.to(dtype))
 
 
-def test_spectra_and_isometry_are_taken_in_full_precision(monkeypatch):
+def test_spectra_and_isometry_are_taken_in_full_precision(monkeypatch, precision_switches):
     from companion.papers.signal_propagation import isometry, spectra
 
     seen = []

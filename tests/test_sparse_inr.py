@@ -194,7 +194,7 @@ def test_permuting_hidden_units_changes_nothing():
 # ---------------------------------------------------------------- strict float32
 
 
-def test_reduced_precision_around_the_network_does_not_reach_it(monkeypatch):
+def test_reduced_precision_around_the_network_does_not_reach_it(monkeypatch, precision_switches):
     params = {n: v.float() for n, v in network(32, omega_0=200.0).items()}
     coords, targets = inr.pixel_grid(12, 12), signals(2, 12, dtype=torch.float32)
     masks = inr.full_masks(params)

@@ -980,7 +980,7 @@ def switches():
 
 
 @pytest.fixture
-def restored():
+def restored(precision_switches):
     parts, before = switches()
     matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
