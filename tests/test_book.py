@@ -30,6 +30,7 @@ tables = pytest.importorskip("companion.book.tables", reason="needs the book's d
 extension = pytest.importorskip("companion.book.extension")
 compare = pytest.importorskip("companion.book.compare")
 result = pytest.importorskip("companion.book.result")
+evidence = pytest.importorskip("companion.book.evidence")
 nodes = tables.nodes
 
 
@@ -208,7 +209,7 @@ C1:
 def stated(monkeypatch):
     """The claims of every paper are C1, C2 and C10."""
     found = claims.parse_claims("".join(STATED.replace("C1", id) for id in ("C1", "C2", "C10")))
-    for module in (compare, result, pages, runs):
+    for module in (compare, result, pages, runs, evidence):
         monkeypatch.setattr(module, "load_claims", lambda paper: found)
     monkeypatch.setattr(record, "load_claims", lambda paper: found)
     monkeypatch.setattr(record, "papers", lambda: ["a", "snip", "tiny"])
@@ -634,16 +635,6 @@ def test_every_parameter_of_a_chapter_is_in_its_table(stem):
     path = chapters.find(stem)
     rows = pages.parameter_rows(chapters.code_cells(chapters.read(path))[0]["source"])
     assert [name for name, *_ in rows] == list(chapters.declared(path))
-
-
-def test_a_claim_counts_as_reproduced_only_if_it_was_in_every_run():
-    both = [
-        run("stored", verdict("C1"), verdict("C2", 4), verdict("C10", None)),
-        run("b", verdict("C1"), verdict("C2")),
-    ]
-    assert runs.standing(both, []) == {"C1": REPRODUCED, "C2": runs.MIXED}
-    assert runs.standing(both, [sweep("s", C1=(3, 4))])["C1"] == runs.MIXED
-    assert runs.standing([both[0]], [sweep("s", C2=(0, 4))])["C2"] == NOT_REPRODUCED
 
 
 def test_the_result_box_counts_the_papers_claims_and_links_those_that_were_not(stated):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from docutils import nodes
 
 from companion.book import tables
+from companion.book.evidence import SOME, chapter_of
 from companion.book.fold import folded
 from companion.book.pages import parameter_rows
-from companion.book.runs import MIXED, about, costs, standing
+from companion.book.runs import about, costs
 from companion.notebook.bounds import number
 from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED
 from companion.notebook.claims import load_claims
@@ -17,7 +18,7 @@ from companion.runs.record import Run, Sweep
 # what a claim came to over all runs, worst first: class, how a list of them begins
 STATES = {
     NOT_REPRODUCED: ("fails", "not reproduced"),
-    MIXED: ("mixed", "in some runs only"),
+    SOME: ("mixed", SOME),
     NOT_RUN: ("open", "not run yet"),
     REPRODUCED: ("holds", "reproduced"),
 }
@@ -25,9 +26,9 @@ STATES = {
 
 def result_box(env, paper: str, runs: list[Run], sweeps: list[Sweep]) -> nodes.container:
     """How many of the paper's claims were reproduced, and its main number beside ours."""
-    stated, states = load_claims(paper), standing(runs, sweeps)
-    mine = {id: states.get(id, NOT_RUN) for id, c in stated.items() if c.kind == "paper"}
-    own = {id: states.get(id, NOT_RUN) for id in stated if id not in mine}
+    rows = chapter_of({"stem": paper}, [*runs, *sweeps]).rows
+    mine = {row.claim.id: row.standing for row in rows if row.claim.kind == "paper"}
+    own = {row.claim.id: row.standing for row in rows if row.claim.kind != "paper"}
     kept = sum(state == REPRODUCED for state in mine.values())
     box = nodes.container("", classes=["result-box"])
     left = nodes.container("", classes=["result-claims"])

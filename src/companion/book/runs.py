@@ -9,7 +9,7 @@ import yaml
 
 from companion.files import ROOT, seal
 from companion.notebook.bounds import Bound
-from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED, margin
+from companion.notebook.checking import margin
 from companion.notebook.claims import Claim, load_claims
 from companion.runs import chapters
 from companion.runs.fingerprint import fingerprint
@@ -19,7 +19,6 @@ from companion.runs.records import load_records
 from companion.runs.store import kept
 
 RECORDED = "book/recorded"  # below ROOT, as Sphinx names files
-MIXED = "reproduced in some runs only"
 
 
 def papers() -> list[dict]:
@@ -30,25 +29,6 @@ def papers() -> list[dict]:
 def about() -> dict[str, dict]:
     """What book/chapters.yml says of each chapter."""
     return yaml.safe_load((ROOT / "book" / "chapters.yml").read_text(encoding="utf-8"))
-
-
-def standing(runs: list[Run], sweeps: list[Sweep]) -> dict[str, str]:
-    """What each claim came to over all runs that measured it, asserted or not.
-
-    REPRODUCED or NOT_REPRODUCED in all of them, else "reproduced in some runs only".
-    """
-    found: dict[str, list[bool]] = {}
-    for run in runs:
-        for id, verdict in run.claims.items():
-            if verdict.outcome != NOT_RUN:
-                found.setdefault(id, []).append(verdict.outcome == REPRODUCED)
-    for sweep in sweeps:
-        for id, held in sweep.claims.items():
-            found.setdefault(id, []).extend([True] * held.held + [False] * (held.of - held.held))
-    return {
-        id: REPRODUCED if all(all_) else NOT_REPRODUCED if not any(all_) else MIXED
-        for id, all_ in found.items()
-    }
 
 
 def stored_run(stem: str) -> Run:
