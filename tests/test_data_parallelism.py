@@ -751,6 +751,7 @@ import os
 import sys
 import torch
 from companion.papers import data_parallelism as dp
+from companion.papers.data_parallelism.distributed import largest_difference, run_group
 print("ran", flush=True)
 torch.cuda.is_initialized = lambda: True  # as with a GPU in use: processes are spawned
 load = dp.load_workload("digits")
@@ -803,7 +804,7 @@ def test_what_no_group_can_run_is_named(monkeypatch):
 
 ORPHANS = """
 import os, time
-from companion.papers.data_parallelism import run_group
+from companion.papers.data_parallelism.distributed import run_group
 
 def job(rank):
     os.write(1, f"{os.getpid()}\\n".encode())  # in one piece
