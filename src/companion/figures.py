@@ -6,11 +6,13 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.rcsetup import cycler
 
 # Okabe and Ito's palette, without its yellow (too faint on white): safe for the colour-blind.
 COLOURS = {
@@ -44,7 +46,7 @@ def use_style() -> None:
             "axes.titlelocation": "left",
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "axes.prop_cycle": mpl.cycler(color=list(COLOURS.values())),
+            "axes.prop_cycle": cycler(color=list(COLOURS.values())),
             "axes.grid": True,
             "grid.alpha": 0.25,
             "image.cmap": "cividis",
@@ -131,7 +133,7 @@ def show_source(function, first: str = "", last: str = ""):
     """
     source = textwrap.dedent(inspect.getsource(function))
     lines = source.splitlines()
-    definition = ast.parse(source).body[0]
+    definition = cast(ast.FunctionDef | ast.ClassDef, ast.parse(source).body[0])
     if ast.get_docstring(definition) is not None:
         text = definition.body[0]
         del lines[text.lineno - 1 : text.end_lineno]

@@ -7,6 +7,7 @@ are scenes and agents. Lengths are in the unit of the positions, usually metres.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -236,7 +237,7 @@ def plot_paths(
     paths: Tensor | np.ndarray,
     *,
     colour: str | Sequence[str] = "blue",
-    **style: object,
+    **style: Any,
 ) -> None:
     """Draw paths as lines that end in a dot.
 
@@ -284,4 +285,5 @@ def plot_tracks(axes: Axes, tracks: Tracks, *, steps: tuple[int, int] | None = N
 
 
 def _picture(tracks: Tracks) -> np.ndarray:
+    assert tracks.picture is not None  # as the caller has made sure
     return np.asarray(open_picture(tracks.picture, "L").convert("RGB"))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -258,7 +259,7 @@ def full_precision() -> Iterator[None]:
         *((where, name) for where in (cudnn, mkldnn) for name in ("matmul", "conv", "rnn")),
     ]
     # PyTorch before 2.9 has the older switches only
-    parts = [
+    parts: list[Any] = [
         part
         for where, name in named
         if hasattr(part := getattr(where, name, None), "fp32_precision")
@@ -482,7 +483,8 @@ def global_topk_mask(
     flat = torch.cat([s.detach().flatten() for s in scores.values()])
     if (bad := _not_finite(scores)) is not None:
         raise ValueError(f"scores: {bad!r} holds NaN or infinity")
-    keep = kept_count(flat.numel(), sparsity, rounding) if keep is None else keep
+    if sparsity is not None:
+        keep = kept_count(flat.numel(), sparsity, rounding)
     if not isinstance(keep, Integral) or isinstance(keep, bool) or not 0 <= keep <= flat.numel():
         raise ValueError(f"keep = {keep!r}: expected a count between 0 and {flat.numel()}")
 
@@ -523,8 +525,8 @@ def _topk_on_gpu(flat: Tensor, keep: int) -> Tensor:
 
 def _topk_on_cpu(flat: Tensor, keep: int) -> Tensor:
     # NumPy takes a quarter of PyTorch's time, whose kthvalue is quadratic in some orders
-    values = flat.detach().cpu()
-    values = (values.float() if values.element_size() < 4 else values).numpy()
+    found = flat.detach().cpu()
+    values = (found.float() if found.element_size() < 4 else found).numpy()
     threshold = np.partition(values, -keep)[-keep]  # eq. (1.2)
     chosen = values > threshold
     ties = np.flatnonzero(values == threshold)

@@ -12,7 +12,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -113,11 +113,12 @@ def outputs(model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor
         )
     h = x
     for name, module in layers(model):
-        weight, bias = params.get(f"{name}.weight"), params.get(f"{name}.bias")
+        bias = params.get(f"{name}.bias")
         if isinstance(module, nn.Linear):
+            weight = params[f"{name}.weight"]
             h = _products(h, weight.mT, None if bias is None else bias[:, None])
         elif isinstance(module, nn.Conv2d):
-            h = _convolve(module, h, weight, bias)
+            h = _convolve(module, h, params[f"{name}.weight"], bias)
         elif isinstance(module, nn.Flatten):
             h = h.flatten(2)
         elif isinstance(module, POOLING):
@@ -147,6 +148,7 @@ def _convolve(module: nn.Conv2d, h: Tensor, weight: Tensor, bias: Tensor | None)
         (module.kernel_size[i], module.stride[i]) for i in (0, 1)
     )  # fmt: skip
     planes = h.transpose(1, 2)  # (R, channels, batch, height, width)
+    assert not isinstance(module.padding, str)  # such a model is not `stackable`
     if any(module.padding):
         top, left = module.padding
         planes = pad(planes, (left, left, top, top))
@@ -185,7 +187,7 @@ def groups(
     model_of: Callable[[Plan], nn.Module],
     inputs: Tensor,
     batch_size: int,
-    augment: object = None,
+    augment: Callable | None = None,
 ) -> Iterator[list[Plan]]:
     """Plans of networks of one architecture in groups that train together best, in order.
 
@@ -245,9 +247,9 @@ def train_together(
     seeds: Sequence[int],
     masks: Sequence[Mapping[str, Tensor]] | None = None,
     augment: Callable | None = None,
-    monitor: Callable[[int], object] | None = None,
+    monitor: Callable[[int], Any] | None = None,
     monitor_every: int = 0,
-    **training: object,
+    **training: Any,
 ) -> list[History]:
     """Train networks of one architecture: stacked where they can be, else one after another.
 
@@ -300,7 +302,7 @@ def _train_stacked(
     targets: Tensor,
     seeds: Sequence[int],
     masks: Sequence[Mapping[str, Tensor]],
-    monitor: Callable[[int], object] | None,
+    monitor: Callable[[int], Any] | None,
     monitor_every: int,
     *,
     steps: int,
@@ -348,7 +350,9 @@ def _train_stacked(
             p.grad = g
         # a masked entry has neither gradient nor weight: no momentum or decay can move it
         for name, zero in zeros.items():
-            zero.fill(params[name].grad)
+            gradient = params[name].grad
+            assert gradient is not None  # set above
+            zero.fill(gradient)
         optimizer.step()
         return losses.detach()
 
@@ -437,7 +441,10 @@ class Graphed:
 
     def __init__(self, step: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer) -> None:
         self.step, self.optimizer = step, optimizer
-        self.graph = self.rate = self.index = self.losses = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.rate: float | None = None
+        self.index: Tensor  # what the graph reads and what it writes, once there is one
+        self.losses: Tensor
         self.taken, self.failed = 0, False
 
     def __call__(self, index: Tensor) -> Tensor:
@@ -460,6 +467,7 @@ class Graphed:
                 Graphed.failures += 1
                 return self.step(index)
             self.rate = rate
+        assert self.graph is not None  # recorded above, if not before
         self.index.copy_(index)
         self.graph.replay()
         return self.losses.clone()  # the next step overwrites them

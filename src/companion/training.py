@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class History:
     """
 
     loss: list[float] = field(default_factory=list)
-    checks: list[tuple[int, float]] = field(default_factory=list)
+    checks: list[tuple[int, Any]] = field(default_factory=list)
     diverged: bool = False
 
 
@@ -135,9 +136,9 @@ def train(
     check_training(inputs, targets, steps=steps, lr=lr, on_divergence=on_divergence)
     history = History()
     device = inputs.device
-    precision = nullcontext()
+    precision: AbstractContextManager = nullcontext()
     if mixed and device.type in MIXED and any(isinstance(m, nn.Conv2d) for m in model.modules()):
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
         precision = torch.autocast(device.type, torch.bfloat16)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(

@@ -19,7 +19,10 @@ def copy_mathjax(static: Path, name: str) -> None:
     The package that carries it is no extension for us: that would copy all of its 100 files
     and overrule `mathjax_path`.
     """
-    package = Path(find_spec("sphinx-mathjax-offline").origin).parent
+    found = find_spec("sphinx-mathjax-offline")
+    assert found is not None  # the extra "book" has it
+    assert found.origin is not None
+    package = Path(found.origin).parent
     target = static / name
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(package / "static" / name, target)

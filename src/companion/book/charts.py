@@ -113,9 +113,9 @@ def _strip(row: Row, quantity: Quantity) -> Strip | None:
         if told.quantity == quantity.name and (ends := reported_range(told))
     ]
     bounds = list(dict.fromkeys(one.bound for _, one in measured))
-    ends = [end for bound in bounds for end in (bound.low, bound.high) if math.isfinite(end)]
+    limits = [end for bound in bounds for end in (bound.low, bound.high) if math.isfinite(end)]
     ours = [value for _, one in measured for value in one.values]
-    axis = Axis.over([*ends, *ours, *(end for _, two in paper for end in two)])
+    axis = Axis.over([*limits, *ours, *(end for _, two in paper for end in two)])
 
     def mark(kind: str, low: float, high: float, text: str, dots: Iterable[float] = ()) -> Mark:
         left, right = axis.at(low), axis.at(high)

@@ -16,7 +16,7 @@ from companion.notebook.bounds import number
 from companion.notebook.checking import NOT_RUN, SIGNS, Verdict, css
 from companion.notebook.claims import Claim, Quantity, load_claims
 from companion.runs.curves import PLACE, Points
-from companion.runs.record import DONE, Run, Sweep
+from companion.runs.record import DONE, Held, Run, Sweep
 from companion.runs.records import FOLDER
 
 DEFAULT = "default run"
@@ -24,7 +24,7 @@ DEFAULT = "default run"
 
 def check_names(paper: str, runs: list[Run], sweeps: list[Sweep]) -> None:
     """Raise ValueError for a run and a sweep of one chapter with the same name."""
-    names = [kept.name for kept in [*runs, *sweeps]]
+    names = [run.name for run in runs] + [sweep.name for sweep in sweeps]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{paper}: {', '.join(twice)} names two runs or sweeps: rename one")
 
@@ -40,8 +40,8 @@ def comparison(paper: str, kept: list[Run | Sweep]) -> nodes.table:
     """All claims: what the paper reports, and what each run measured, with its bound."""
     head: list = ["Claim", "Paper"]
     for run in kept:
-        said = f"{run.runs} runs" if isinstance(run, Sweep) else _setting(run)
-        head.append([tables.strong(title_of(run)), said, *([_stale()] if run.stale else [])])
+        under = f"{run.runs} runs" if isinstance(run, Sweep) else _setting(run)
+        head.append([tables.strong(title_of(run)), under, *([_stale()] if run.stale else [])])
     rows: list[tuple[str, list]] = []
     for id, claim in load_claims(paper).items():
         if not any(_was_measured(claim, run) for run in kept[1:]):
@@ -53,10 +53,10 @@ def comparison(paper: str, kept: list[Run | Sweep]) -> nodes.table:
         if len(several) == 1:  # one line for the claim and its quantity
             ((_, quantity),) = several
             said.append(nodes.paragraph("", quantity.means, classes=["quantity"]))
-            cells = [
+            beside = [
                 [v, _measured(claim, quantity, run)] for v, run in zip(verdicts, kept, strict=True)
             ]
-            rows.append(("claim", [said, [*loose, *_reported(claim, quantity)] or "–", *cells]))
+            rows.append(("claim", [said, [*loose, *_reported(claim, quantity)] or "–", *beside]))
             continue
         rows.append(("claim", [said, loose or "", *verdicts]))
         for _, quantity in several:
@@ -75,14 +75,12 @@ def _setting(run: Run) -> str:
 
 def _was_measured(claim: Claim, run: Run | Sweep) -> bool:
     found = run.claims.get(claim.id)
-    return found is not None and (isinstance(run, Sweep) or found.outcome != NOT_RUN)
+    return found is not None and (isinstance(found, Held) or found.outcome != NOT_RUN)
 
 
 def _verdict(claim: Claim, run: Run | Sweep) -> nodes.Node | str:
     found = run.claims.get(claim.id)
-    if isinstance(run, Sweep):
-        if found is None:
-            return "–"
+    if isinstance(found, Held):
         kind = "holds" if found.held == found.of else "fails" if not found.held else "mixed"
         return tables.pill(f"{found.held} of {found.of}", kind)
     if found is None or found.outcome == NOT_RUN:
@@ -99,13 +97,13 @@ def _measured(claim: Claim, quantity: Quantity, run: Run | Sweep) -> str:
     value = found.measured.get(quantity.name) if found is not None else None
     if isinstance(found, Verdict) and found.said and not found.measured:
         return found.said if quantity is next(iter(claim.quantities.values())) else ""
-    if found is None or (not isinstance(run, Sweep) and found.outcome == NOT_RUN):
+    if found is None or (isinstance(found, Verdict) and found.outcome == NOT_RUN):
         return ""
     if value is None:
         return "–"
     flat = [v for one in (value if isinstance(value, list) else [value])
             for v in (one if isinstance(one, list) else [one]) if v is not None]  # fmt: skip
-    profile = "" if isinstance(run, Sweep) else found.profile
+    profile = found.profile if isinstance(found, Verdict) else ""
     bound = "" if quantity.is_truth else f" ({quantity.bound(profile)})"
     return quantity.shown(flat if len(flat) != 1 else flat[0]) + bound if flat else "–"
 

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from companion.book.runs import papers, stored_run
 from companion.notebook.bounds import Bound
@@ -151,41 +152,44 @@ def lane(run: Run | Sweep) -> str:
 
 
 def _cell(claim: Claim, run: Run | Sweep) -> Cell:
-    found, of = run.claims.get(claim.id), (label(run), lane(run))
+    of = (label(run), lane(run))
     if isinstance(run, Sweep):
-        if found is None:
+        held = run.claims.get(claim.id)
+        if held is None:
             return Cell(*of, NOT_RUN, False, NOT_RUN)
-        outcome = {0: NOT_REPRODUCED, found.of: REPRODUCED}.get(found.held, SOME)
-        words = f"reproduced in {found.held} of {found.of} runs"
+        outcome = {0: NOT_REPRODUCED, held.of: REPRODUCED}.get(held.held, SOME)
+        words, said = f"reproduced in {held.held} of {held.of} runs", ""
+        by_name = held.measured
         given = re.search(r"-p profile (\w+)", run.command)
         asserted, profile = False, given[1] if given else "quick"
-    elif found is None or found.outcome == NOT_RUN or run.status != DONE:
-        words = found.words(claim) if found and run.status == DONE else NOT_RUN
-        return Cell(*of, NOT_RUN, False, words)
     else:
-        outcome, words = found.outcome, found.words(claim)
+        found = run.claims.get(claim.id)
+        if found is None or found.outcome == NOT_RUN or run.status != DONE:
+            words = found.words(claim) if found and run.status == DONE else NOT_RUN
+            return Cell(*of, NOT_RUN, False, words)
+        outcome, words, said = found.outcome, found.words(claim), found.said
+        by_name = found.measured
         asserted, profile = found.asserted, found.profile
     measured = []
     for name, quantity in claim.quantities.items():
-        if name in found.measured:
-            values = list(_flat(found.measured[name]))
+        if name in by_name:
+            values = list(_flat(by_name[name]))
             shown = quantity.shown([_number(value) for value in values]) if values else "–"
             finite = tuple(v for v in values if _is_number(v))
             measured.append(Measured(quantity, finite, shown, quantity.bound(profile)))
-    said = "" if isinstance(run, Sweep) else found.said
     return Cell(*of, outcome, asserted, words, tuple(measured), said)
 
 
-def _flat(value: object) -> Iterator[object]:
+def _flat(value: Any) -> Iterator[Any]:
     for item in value if isinstance(value, list) else [value]:
         yield from _flat(item) if isinstance(item, list) else [item]
 
 
-def _number(value: object) -> object:
+def _number(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return value is not None and not isinstance(value, bool) and abs(value) < LARGEST
 
 

@@ -25,7 +25,7 @@ from companion.book.runs import (
 )
 from companion.data.catalogue import catalogue
 from companion.files import ROOT, to_json, write_whole
-from companion.runs import chapters
+from companion.runs import chapters, record
 from companion.runs.curves import draw, draw_runs, read_curves
 from companion.runs.fingerprint import is_untouched
 from companion.runs.record import SCHEMA, Run
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class Papers(SphinxDirective):
     """What came out, and a card a paper."""
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         cards = start.cards(self.env.found_docs)
         return [start.headline(), *self.parse_text_to_nodes(cards)]
 
@@ -46,7 +46,7 @@ class Papers(SphinxDirective):
 class Borrowings(SphinxDirective):
     """The map of what each paper takes from which."""
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         builder, here = self.env.app.builder, self.env.docname
         return [
             start.borrowings(
@@ -58,7 +58,7 @@ class Borrowings(SphinxDirective):
 class Scoreboard(SphinxDirective):
     """Every claim of every chapter under every run."""
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         return scoreboard.page(self.env)
 
 
@@ -67,7 +67,7 @@ class Result(SphinxDirective):
 
     required_arguments = 1
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         paper = self.arguments[0]
         return [result.result_box(self.env, paper, _runs(paper), kept(paper))]
 
@@ -77,7 +77,7 @@ class RunIt(SphinxDirective):
 
     required_arguments = 1
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         paper = self.arguments[0]
         return [result.run_it(self.env, self.config, paper, _runs(paper))]
 
@@ -87,21 +87,21 @@ class Related(SphinxDirective):
 
     required_arguments = 1
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         return result.see_also(self.env, self.arguments[0])
 
 
 class Environment(SphinxDirective):
     """The packages that the project names, in the versions that the book was built with."""
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         import platform
         from importlib.metadata import requires, version
 
         names = sorted(
             {
-                re.match(r"[\w.-]+", line)[0]
-                for line in requires("paper-companion")
+                re.split(r"[^\w.-]", line)[0]
+                for line in requires("paper-companion") or ()
                 if "test" not in line
             }
         )
@@ -115,11 +115,11 @@ class Environment(SphinxDirective):
 class Provenance(SphinxDirective):
     """Where each run of each chapter comes from."""
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         out: list = []
         for paper in papers():
             if paper["stem"] in chapters.stems():
-                shown = [*_runs(paper["stem"]), *kept(paper["stem"])]
+                shown: list[Run | record.Sweep] = [*_runs(paper["stem"]), *kept(paper["stem"])]
                 link = tables.chapter_link(self.env, paper["title"], paper["stem"])
                 line = [link or paper["title"], f" – {len(shown)} runs and sweeps"]
                 if any(run.stale for run in shown):
@@ -142,7 +142,7 @@ class Recorded(SphinxDirective):
         ("x", "y", "log", "paper", "caption", "alt"), directives.unchanged
     )
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         paper = self.arguments[0]
         runs = _runs(paper)
         recorded = runs[1:]
@@ -201,7 +201,7 @@ class Sweep(SphinxDirective):
         ),
     }
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         stem, name = self.arguments
         run = next((run for run in kept(stem) if run.name == name), None)
         if run is None:
@@ -225,7 +225,7 @@ class Sweep(SphinxDirective):
 class Benchmarks(SphinxDirective):
     """The committed benchmark results, each against its peer."""
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         found = benchmarks()
         if not found:
             return [tables.marked("No benchmark results are stored yet. `make bench` makes them.")]
@@ -264,7 +264,7 @@ class Benchmarks(SphinxDirective):
 class Datasets(SphinxDirective):
     """The data sets as the library knows them."""
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         rows = [
             [
                 tables.code(name),

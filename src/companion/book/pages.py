@@ -77,7 +77,9 @@ def derive(notebook: dict, paper: str) -> dict:
             if stored.startswith(TABLE):
                 output["data"]["text/html"] = table
             elif stored.startswith(BADGE):
-                id = re.search(r"\b(C\d+[a-z]?)</b>", stored)[1]
+                found = re.search(r"\b(C\d+[a-z]?)</b>", stored)
+                assert found is not None  # a badge begins with its claim
+                id = found[1]
                 if id in stated and id in run.claims:
                     shown = Badge(stated[id], run.claims[id])._repr_html_()
                     link = f' <a href="#claim-{id}">details of {id}</a></div>'

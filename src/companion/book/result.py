@@ -81,7 +81,9 @@ def _main_number(paper: str, main: dict, runs: list[Run]) -> nodes.container:
     (reported,) = (
         r for r in load_claims(paper)[where["claim"]].reported if r.what == where["what"]
     )
-    rows = [["the paper", f"{number(reported.value)}", f"{where['setting']}; {reported.at}"]]
+    rows = [
+        ["the paper", f"{number(float(reported.value))}", f"{where['setting']}; {reported.at}"]
+    ]
     for run in sorted(runs, key=lambda run: run.name == "stored"):
         if main["value"] not in run.values:
             continue

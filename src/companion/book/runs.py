@@ -144,7 +144,8 @@ def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
                 times.append(
                     (estimate and f"about {shown_time(estimate)}, estimated") or "not known"
                 )
-        rows.append((profile, str(preset.get("dataset", usual)), *times))
+        cpu, gpu = times
+        rows.append((profile, str(preset.get("dataset", usual)), cpu, gpu))
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 from docutils import nodes
 
@@ -30,7 +30,7 @@ def widest(chapters: list[Chapter]) -> int:
 def page(env) -> list[nodes.Node]:
     """All of the scoreboard: the bars, the filters, and a section a chapter."""
     chapters = read_chapters()
-    parts = environment.get_template("scoreboard.html").module
+    parts: Any = environment.get_template("scoreboard.html").module  # its macros
     return [
         raw(parts.summary(chapters, totals(chapters), widest(chapters))),
         tables.section(
@@ -42,7 +42,7 @@ def page(env) -> list[nodes.Node]:
     ]
 
 
-def _section(env, parts: ModuleType, chapter: Chapter) -> nodes.section:
+def _section(env, parts: Any, chapter: Chapter) -> nodes.section:
     drawn = {row.claim.id: strips(row) for row in chapter.rows}
     beside = [strip for found in drawn.values() for strip in found if strip.reported]
     content = [

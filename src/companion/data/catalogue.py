@@ -11,4 +11,5 @@ from companion.data.trajectories import TRACK_SETS
 
 def catalogue() -> dict[str, DataSource]:
     """Every set by name: images, signals that are no images of those, tracks, video."""
-    return {**IMAGE_SETS, **(SIGNAL_SETS | IMAGE_SETS), **TRACK_SETS, **VIDEO_SETS}
+    signals: dict[str, DataSource] = {**SIGNAL_SETS, **IMAGE_SETS}
+    return {**IMAGE_SETS, **signals, **TRACK_SETS, **VIDEO_SETS}

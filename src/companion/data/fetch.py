@@ -96,11 +96,15 @@ def _unpack(archive: Path, files: Mapping[str, str], folder: Path) -> None:
 
 
 @contextmanager
-def _members(archive: Path) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
+def _members(archive: Path) -> Iterator[Iterator[tuple[str, IO[bytes] | gzip.GzipFile]]]:
     """The name without folders and the content of each plain file in an archive."""
     if archive.name.endswith(".tar.gz"):
         with tarfile.open(archive) as tar:
-            yield ((Path(m.name).name, tar.extractfile(m)) for m in tar if m.isfile())
+            yield (
+                (Path(member.name).name, content)
+                for member in tar
+                if member.isfile() and (content := tar.extractfile(member)) is not None
+            )
     else:
         with gzip.open(archive) as stream:
             yield iter([(archive.name.removesuffix(".gz"), stream)])

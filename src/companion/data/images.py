@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class ImageSet:
     classes: tuple[str, ...]
     checksum: str
 
-    def replace(self, **fields: object) -> ImageSet:
+    def replace(self, **fields: Any) -> ImageSet:
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **fields)
 
@@ -351,7 +352,7 @@ def _cifar10_jpeg(root: Path):
 
 def _checked(
     folder: str, sha256: dict[str, str], sizes: tuple[int, ...], archives: dict[str, str]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The fields of a `Source` whose files are known by their checksums, in bytes `sizes`."""
     files = {f"{folder}/{name}": value for name, value in sha256.items()}
     return {

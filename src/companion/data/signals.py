@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ class Signals:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
-        return tuple(self.train.shape[1:])
+        channels, height, width = self.train.shape[1:]
+        return channels, height, width
 
     def to(self, device: torch.device | str) -> Signals:
         """A copy with all tensors on a device."""
@@ -118,7 +120,7 @@ def load_signals(
     return Signals(name, train, test, digest.hexdigest())
 
 
-def to_signal(picture: object, *, size: int = 0, channels: int = 0) -> Tensor:
+def to_signal(picture: Any, *, size: int = 0, channels: int = 0) -> Tensor:
     """A picture of whatever kind as a signal, (channels, height, width), float32 in [0, 1].
 
     Args:

@@ -7,7 +7,8 @@ logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -16,7 +17,7 @@ from companion.sparsity import prunable_parameters
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "linear": nn.Identity}
 # TensorFlow's defaults, which the papers used: decay 0.99 is PyTorch's momentum 0.01
-BN = {"eps": 1e-3, "momentum": 0.01}
+BN: dict[str, Any] = {"eps": 1e-3, "momentum": 0.01}
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
@@ -171,7 +172,9 @@ def wide_resnet(
 class _LastStep(nn.Module):
     """Reads an image row by row, projects each row, and classifies the last state."""
 
-    def __init__(self, cell: type[nn.RNNBase], features: int, hidden: int, classes: int) -> None:
+    def __init__(
+        self, cell: Callable[..., nn.RNNBase], features: int, hidden: int, classes: int
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(features, hidden)
         self.rnn = cell(hidden, hidden, batch_first=True)

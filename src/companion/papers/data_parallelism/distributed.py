@@ -186,7 +186,7 @@ def run_group(job, arguments: Sequence[tuple], *, timeout: float = 60.0) -> list
         try:
             for rank, given in enumerate(arguments):
                 mine, theirs = context.Pipe(duplex=False)
-                worker = context.Process(
+                worker = context.Process(  # type: ignore[attr-defined]  # the stubs have it by platform
                     target=_worker,
                     args=(
                         theirs,

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ class Workload:
                 "otherwise the goal is never checked"
             )
 
-    def replace(self, **fields: object) -> Workload:
+    def replace(self, **fields: Any) -> Workload:
         """A copy with some fields replaced; its network is its own, the data are shared."""
         return replace(self, **{"model": copy.deepcopy(self.model), **fields})
 
@@ -109,7 +110,7 @@ def load_workload(
     data_root: str = "",
     device: torch.device | str = "cpu",
     train_examples: int = 0,
-    **options: object,
+    **options: Any,
 ) -> Workload:
     """A workload on one of the data sets of `companion.data`.
 
@@ -140,9 +141,16 @@ def load_workload(
     fraction = 300 / len(data.train_x) if dataset == "digits" else 0.1
     data, (valid_x, valid_y) = hold_out(data, fraction, seed=0)
     network = build_network(model, data.train_x, len(data.classes))
-    tensors = [t.to(device) for t in (data.train_x, data.train_y, valid_x, valid_y)]
     return Workload(
-        *tensors, network.to(device), optimizer, name=dataset, checksum=data.checksum, **options
+        data.train_x.to(device),
+        data.train_y.to(device),
+        valid_x.to(device),
+        valid_y.to(device),
+        network.to(device),
+        optimizer,
+        name=dataset,
+        checksum=data.checksum,
+        **options,
     )
 
 
@@ -336,12 +344,13 @@ def steps_to_result(
     def repeated(name: str) -> Tensor | None:  # (T,) to (S * T,)
         return trials[name].repeat(groups).to(device) if name in trials else None
 
-    momentum = repeated("momentum")
+    lr, momentum = repeated("lr"), repeated("momentum")
+    assert lr is not None  # counted above
     training = train_batched(
         workload.model,
         {name: p.flatten(0, 1) for name, p in networks.params.items()},
         {name: m.flatten(0, 1) for name, m in networks.masks.items()},
-        repeated("lr"),
+        lr,
         0.0 if momentum is None else momentum,
         workload.batches(batch_size),
         steps=workload.max_steps,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def row(stacked: Stack, r: int) -> dict[str, Tensor]:
     return {name: tensor[r] for name, tensor in stacked.items()}
 
 
-def is_dense(model: nn.Module) -> bool:
+def is_dense(model: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether a model is a chain of linear layers and ReLUs, which stack as matrix products."""
     return isinstance(model, nn.Sequential) and all(
         isinstance(module, (nn.Flatten, nn.ReLU))
@@ -241,16 +242,17 @@ def train_batched(
     def leave(stop: Tensor, step: int) -> None:
         """Write back the rows that stop and close the ranks."""
         nonlocal alive, eta, mu, decay, keep, theta, velocity
+
+        def left(group: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {n: tensor[~stop] for n, tensor in group.items()}
+
         gone = alive[stop]
         for name, tensor in theta.items():
             final[name][gone] = tensor[stop]
         taken[gone.cpu()] = step
         alive, eta, mu = alive[~stop], eta[~stop], mu[~stop]
         decay = decay and tuple(value[~stop] for value in decay)
-        theta, keep, velocity = (
-            group and {n: tensor[~stop] for n, tensor in group.items()}
-            for group in (theta, keep, velocity)
-        )
+        theta, keep, velocity = left(theta), keep and left(keep), velocity and left(velocity)
 
     for step in range(1, steps + 1):
         x, y = next(stream)

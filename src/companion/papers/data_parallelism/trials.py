@@ -81,7 +81,7 @@ def search_space(
         raise ValueError(f"optimizer = {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
     if len(lr_range) != 2 or not 0 < lr_range[0] < lr_range[1] < math.inf:
         raise ValueError(f"lr_range = {list(lr_range)!r}: expected two numbers, 0 < low < high")
-    space = {"lr": (*lr_range, "log")}
+    space: dict[str, tuple[float, float, str]] = {"lr": (lr_range[0], lr_range[1], "log")}
     if optimizer != "sgd":
         space["momentum"] = (0.9, 0.9999, "reverse_log")
     if optimizer == "nesterov":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -203,7 +204,7 @@ def spectra_by_sparsity(
     init: str = "orthogonal",
     gain: float = 1.0,
     repaired: bool = True,
-    isometry: dict[str, object] | None = None,
+    isometry: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> list[Spectrum]:
     """Prune fresh networks by every criterion to every sparsity and take their spectra.
@@ -292,7 +293,7 @@ class CaseRun:
     diverged: bool
 
 
-def repair(model: nn.Module, masks: dict[str, Tensor], variant: str, **isometry: object) -> None:
+def repair(model: nn.Module, masks: dict[str, Tensor], variant: str, **isometry: Any) -> None:
     """Change the masked weights as a variant of `Case` says.
 
     Args:
@@ -320,11 +321,11 @@ def train_cases(
     seeds: Iterable[int],
     sparsity: float,
     look_at: Tensor,
-    isometry: dict[str, object] | None = None,
+    isometry: dict[str, Any] | None = None,
     gain: float = 1.0,
     augment: Callable | None = None,
     progress: bool = False,
-    **training: object,
+    **training: Any,
 ) -> list[CaseRun]:
     """Initialise, score on the whole training set, prune, repair, train and test.
 

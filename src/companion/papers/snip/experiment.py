@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -232,7 +233,7 @@ def compare_criteria(
     augment: Callable | None = None,
     dense: bool = True,
     progress: bool = False,
-    **training: object,
+    **training: Any,
 ) -> list[PrunedRun]:
     """Prune once by each criterion, train, and test; a dense network a seed for comparison.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -41,6 +42,10 @@ class FitResult:
     masks: Masks
 
 
+@overload
+def psnr(mse: Tensor) -> Tensor: ...
+@overload
+def psnr(mse: float) -> float: ...
 def psnr(mse: Tensor | float) -> Tensor | float:
     """-10 log10 of a mean squared error of values in [0, 1], in dB.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,7 +178,7 @@ class Checkpoint:
         return count_params(self.masks)
 
 
-def meta_learn(params: Params, tasks: Tensor, steps: int, **options: object) -> Checkpoint:
+def meta_learn(params: Params, tasks: Tensor, steps: int, **options: Any) -> Checkpoint:
     """Meta-train a dense network; options as `meta_train`.
 
     Args:
@@ -199,7 +200,7 @@ def meta_prune(
     amount: float,
     round_steps: int,
     prune: Callable[[Params, Masks, float], Masks] = magnitude_prune,
-    **options: object,
+    **options: Any,
 ) -> list[Checkpoint]:
     """Meta-SparseINR: prune the meta-learned network, continue to meta-train it, and again.
 

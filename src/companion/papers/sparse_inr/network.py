@@ -43,6 +43,8 @@ class Siren(nn.Module):
         torch.Size([16, 1])
     """
 
+    omega_0: Tensor
+
     def __init__(
         self,
         in_features: int,
@@ -75,7 +77,7 @@ class Siren(nn.Module):
         self.register_buffer("omega_0", torch.tensor(float(omega_0)))
 
     def forward(self, coords: Tensor) -> Tensor:
-        return siren(dict(self.named_parameters()) | {"omega_0": self.omega_0}, coords)
+        return siren({**dict(self.named_parameters()), "omega_0": self.omega_0}, coords)
 
 
 def siren_params(
