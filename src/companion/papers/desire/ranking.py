@@ -258,7 +258,7 @@ class SceneContextFusion(nn.Module):
             windows: the scenes.
 
         Raises:
-            ValueError: for scenes without a raster, or one of other channels.
+            ValueError: for scenes without a raster or its scale, or one of other channels.
         """
         if not self.has_scene:
             return None
