@@ -513,6 +513,14 @@ def test_paths_off_the_picture_are_off_the_walkway(junction):
         de.junction.off_walkway_rate(windows.future, bare)
 
 
+def test_a_picture_without_a_scale_is_refused(junction):
+    bare = dataclasses.replace(junction.windows, meters_per_cell=None)
+    with pytest.raises(ValueError, match=r"windows.meters_per_cell = None"):
+        de.junction.off_walkway_rate(bare.future, bare)
+    with pytest.raises(ValueError, match=r"windows.meters_per_cell = None"):
+        small_model().predict(bare, 2, 0, generator=generator())
+
+
 @pytest.mark.parametrize("which", range(8))
 def test_symmetries_move_picture_and_paths_together(junction, which):
     windows = junction.windows

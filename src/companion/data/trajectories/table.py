@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -90,7 +91,7 @@ def read_tracks(
                 f"which begins a step ({first}, {first + frames}, ...): give another phase or dt_s"
             )
     left_out = {"between_steps": int((~begins).sum())} if not begins.all() else {}
-    rules = {"dt_s": dt_s, "frames": frames, "phase": first, "left_out": left_out}
+    rules: dict[str, Any] = {"dt_s": dt_s, "frames": frames, "phase": first, "left_out": left_out}
     tracks = make_tracks(path.stem, path, table[begins], **rules)
     return dataclasses.replace(tracks, unit=unit, metres_per_pixel=metres_per_pixel)
 

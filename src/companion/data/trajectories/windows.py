@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,8 +90,11 @@ class TrajectoryWindows:
             device: such as "cuda".
         """
         single = {} if has_float64(device) else {"origin_m": self.origin_m.float()}
-        moved = {k: v for k, v in (vars(self) | single).items() if isinstance(v, Tensor)}
-        return dataclasses.replace(self, **{k: v.to(device) for k, v in moved.items()})
+        values = vars(self) | single
+        moved: dict[str, Any] = {
+            k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)
+        }
+        return dataclasses.replace(self, **moved)
 
     def to_world(self, paths: Tensor) -> Tensor:
         """Paths of the windows in the frame of the tracks that they were cut from.
@@ -235,7 +239,7 @@ def join_windows(parts: Sequence[TrajectoryWindows]) -> TrajectoryWindows:
         for reason, count in part.left_out.items():
             left_out[reason] = left_out.get(reason, 0) + count
     numbered = all(part.agent is not None for part in parts)
-    timed = all(part.start is not None for part in parts)
+    starts = [part.start for part in parts if part.start is not None]
     return dataclasses.replace(
         parts[0],
         past=joined("past", 0.0),
@@ -243,7 +247,7 @@ def join_windows(parts: Sequence[TrajectoryWindows]) -> TrajectoryWindows:
         mask=joined("mask", False),
         origin_m=torch.cat([part.origin_m for part in parts]),
         agent=joined("agent", -1) if numbered else None,
-        start=torch.cat([part.start for part in parts]) if timed else None,
+        start=torch.cat(starts) if len(starts) == len(parts) else None,
         raster=None,
         raster_index=None,
         meters_per_cell=None,

@@ -192,10 +192,12 @@ def off_walkway_rate(paths: Tensor, windows: TrajectoryWindows) -> Tensor:
         A number from 0 to 1.
 
     Raises:
-        ValueError: without a raster.
+        ValueError: without a raster or the side of its cells.
     """
     if windows.raster is None or windows.raster_index is None:
         raise ValueError("windows.raster = None: expected a picture of where people may walk")
+    if windows.meters_per_cell is None:
+        raise ValueError("windows.meters_per_cell = None: expected the side of a raster's cell")
     height, width = windows.raster.shape[-2:]
     world = paths + windows.origin_m.to(paths).view(-1, *(1,) * (paths.ndim - 2), 2)
     cell = (world / windows.meters_per_cell).floor().long()

@@ -603,5 +603,7 @@ def calibration(scores: Tensor, q: Tensor, distance: Tensor, *, bins: int = 8) -
     hit = torch.zeros_like(p).scatter(-1, distance.argmin(-1, keepdim=True), 1.0)
     order = p.flatten().argsort()
     parts = order.tensor_split(bins)
-    mean = [torch.stack([t.flatten()[part].mean() for part in parts]) for t in (p, q, hit)]
-    return Calibration(*mean, torch.tensor([len(part) for part in parts]))
+    predicted, target, nearest = (
+        torch.stack([t.flatten()[part].mean() for part in parts]) for t in (p, q, hit)
+    )
+    return Calibration(predicted, target, nearest, torch.tensor([len(part) for part in parts]))

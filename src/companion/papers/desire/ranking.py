@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ def log_polar_pool(
         )
     scenes, agents, width = state.shape
     cells = rings * wedges
-    kinds = {"rings": rings, "wedges": wedges, "r_min": r_min, "r_max": r_max}
+    kinds: dict[str, Any] = {"rings": rings, "wedges": wedges, "r_min": r_min, "r_max": r_max}
     bins = log_polar_bins(position, mask, **kinds)
     scene, i, j = (bins >= 0).nonzero(as_tuple=True)
     target = (scene * agents + i) * cells + bins[scene, i, j]
@@ -257,7 +258,7 @@ class SceneContextFusion(nn.Module):
             windows: the scenes.
 
         Raises:
-            ValueError: for scenes without a raster, or one of other channels.
+            ValueError: for scenes without a raster or its scale, or one of other channels.
         """
         if not self.has_scene:
             return None
@@ -265,6 +266,10 @@ class SceneContextFusion(nn.Module):
             raise ValueError(
                 "windows.raster = None: a ranker with scene needs a picture of the ground; "
                 "without one make it with channels = 0"
+            )
+        if windows.meters_per_cell is None:
+            raise ValueError(
+                "windows.meters_per_cell = None: expected the side of a raster's cell"
             )
         if windows.raster.shape[1] != self.scene[0].in_channels:
             raise ValueError(

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,15 +116,17 @@ def with_picture(
 def join_with_pictures(parts: Sequence[TrajectoryWindows]) -> TrajectoryWindows:
     """As `join_windows`, and keeps the pictures if all parts have some of one size and scale."""
     joined = join_windows(parts)
-    if any(part.raster is None for part in parts):
-        return joined
-    index, count = [], 0
+    rasters, index, count = [], [], 0
     for part in parts:
+        if part.raster is None:
+            return joined
+        assert part.raster_index is not None  # a raster has scenes
+        rasters.append(part.raster)
         index.append(part.raster_index + count)
         count += len(part.raster)
     return dataclasses.replace(
         joined,
-        raster=torch.cat([part.raster for part in parts]),
+        raster=torch.cat(rasters),
         raster_index=torch.cat(index),
         meters_per_cell=parts[0].meters_per_cell,
     )
@@ -175,6 +178,7 @@ def load_sdd(
     for video in videos:
         tracks = load_tracks(f"sdd/{video}", root, dt_s=dt_s, phase=phase)
         shrink = torch.diag(torch.tensor([REDUCE, REDUCE, 1.0], dtype=torch.float64))
+        assert tracks.to_pixels is not None  # every video has a map to its picture
         tracks = dataclasses.replace(
             tracks,
             position=tracks.position / REDUCE,
@@ -345,7 +349,7 @@ def _sdd_folds(root: str | os.PathLike) -> list[list[str]]:
 def _folds(
     dataset: str,
     root: str | os.PathLike,
-    sizes: dict[str, int],
+    sizes: dict[str, Any],
     dt_s: float,
     n_scenes: int,
     pictures: bool,
@@ -353,26 +357,28 @@ def _folds(
 ) -> Iterator[Fold]:
     if dataset == "tjunction":
         for fold in range(5):
-            train, test = (
+            known, truth = (
                 simulate_tjunction(count, dt_s=dt_s, seed=100 * seed + 20 * fold + part, **sizes)
                 for part, count in enumerate((n_scenes, max(1, n_scenes // 4)))
             )
-            yield Fold(f"junction {fold + 1}", train.windows, test.windows, test)
+            yield Fold(f"junction {fold + 1}", known.windows, truth.windows, truth)
     elif dataset == "sdd":
         tests = _sdd_folds(root)
         for fold, test in enumerate(tests):
             train = [video for other in tests for video in other if video not in test]
-            load = {"dt_s": dt_s, "pictures": pictures, **sizes}
-            parts = (load_sdd(videos, root, **load) for videos in (train, test))
-            yield Fold(f"fold {fold + 1}", *parts)
+            load: dict[str, Any] = {"dt_s": dt_s, "pictures": pictures, **sizes}
+            seen, unseen = (load_sdd(videos, root, **load) for videos in (train, test))
+            yield Fold(f"fold {fold + 1}", seen, unseen)
     elif dataset == "trajnet":
         names = [f"{scene}_{n}" for scene, numbers in TRAJNET_SDD.items() for n in numbers]
         for fold in range(5):
             train = [name for k, name in enumerate(names) if k % 5 != fold]
-            parts = (load_trajnet(files, root, **sizes) for files in (train, names[fold::5]))
-            yield Fold(f"fold {fold + 1}", *parts)
+            seen, unseen = (
+                load_trajnet(files, root, **sizes) for files in (train, names[fold::5])
+            )
+            yield Fold(f"fold {fold + 1}", seen, unseen)
     else:
         for left_out in ETH_UCY:
             train = [scene for scene in ETH_UCY if scene != left_out]
-            parts = (load_eth_ucy(scenes, root, **sizes) for scenes in (train, [left_out]))
-            yield Fold(f"without {left_out}", *parts)
+            seen, unseen = (load_eth_ucy(scenes, root, **sizes) for scenes in (train, [left_out]))
+            yield Fold(f"without {left_out}", seen, unseen)

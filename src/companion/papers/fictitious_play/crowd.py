@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,13 +115,10 @@ class Crowd:
         """
         tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
         # both at once: the device may lack the precision that is left
-        return replace(
-            self,
-            **{
-                k: v.to(device, dtype if v.is_floating_point() else None)
-                for k, v in tensors.items()
-            },
-        )
+        moved: dict[str, Any] = {
+            k: v.to(device, dtype if v.is_floating_point() else None) for k, v in tensors.items()
+        }
+        return replace(self, **moved)
 
     def pair_mask(self, mask_groups: bool = True) -> Tensor:
         """Who matters to whom.

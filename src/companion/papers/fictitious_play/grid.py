@@ -59,10 +59,11 @@ class Grid:
     def shape(self) -> tuple[int, int]:
         """Rows (along y) and columns (along x)."""
         # 8 / 0.4 is 20.000000000000004: do not let rounding add a row
-        return tuple(
+        rows, columns = (
             math.ceil(round(length / self.cell_m, 6))
             for length in (self.ymax - self.ymin, self.xmax - self.xmin)
         )
+        return rows, columns
 
     def to_cell(self, points: Tensor) -> Tensor:
         """Cells (..., 2) as (row, column) of points (..., 2) as (x, y) in metres.

@@ -9,8 +9,9 @@ with its weight, so speed, goal and social features are negative costs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ def log_partition(crowd: Crowd, theta: Tensor, social: Tensor) -> Tensor:
     return start_value(-theta[0] * crowd.errors(), reward, terminal, crowd.start)
 
 
-def _as_weights(theta: Sequence[float]) -> Weights:
+def _as_weights(theta: Iterable[float]) -> Weights:
     speed, goal, *social, ground = (float(x) for x in theta)
     return Weights(speed, goal, tuple(social), ground)
 
@@ -180,7 +181,11 @@ class MaxEntIOC:
         self.sigmas_m, self.social = tuple(sigmas_m), social
         self.rounds = {"forecast": rounds, "observed": 1, "none": 0}[social]
         self.iterations, self.mask_groups = iterations, mask_groups
-        self.play = {"iterations": fp_iterations, "average": average, "update": update}
+        self.play: dict[str, Any] = {
+            "iterations": fp_iterations,
+            "average": average,
+            "update": update,
+        }
 
     def fit(self, crowd: Crowd, cells: Tensor, *, progress: bool = False) -> Fit:
         """Fit the weights to paths.
@@ -227,8 +232,10 @@ class MaxEntIOC:
         if self.social == "observed":
             maps = at_cells(crowd.grid.shape, paths[0], crowd.speed.dtype)
         else:
-            rules = {"sigmas_m": self.sigmas_m, "mask_groups": self.mask_groups, **self.play}
-            maps = FictitiousPlay(crowd, weights, horizon, **rules).run().occupancy
+            play = FictitiousPlay(
+                crowd, weights, horizon, sigmas_m=self.sigmas_m, mask_groups=self.mask_groups, **self.play
+            )  # fmt: skip
+            maps = play.run().occupancy
         mask = crowd.pair_mask(self.mask_groups)
         return social_features(maps, mask, self.sigmas_m, cell_m=crowd.grid.cell_m)
 
@@ -238,11 +245,12 @@ class MaxEntIOC:
         """One convex problem: the others' places are given."""
         horizon, count = paths.shape[1] - 1, fine.sum(0)
         with_others = social is not None
-        if not with_others:
+        if social is None:
             shape = horizon, len(crowd), len(self.sigmas_m), *crowd.grid.shape
             social = torch.zeros((), dtype=crowd.speed.dtype, device=crowd.speed.device)
             social = social.expand(shape)
-        seen = sum(path_features(crowd, path, social) for path in paths).sum(0)
+        total: Any = sum(path_features(crowd, path, social) for path in paths)
+        seen: Tensor = total.sum(0)
         walkers = count > 0
         crowd_seen, social_seen = crowd.take(walkers), social[:, walkers]
         times = count[walkers].to(seen)

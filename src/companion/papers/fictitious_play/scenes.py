@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,7 +165,7 @@ def observe(
 
 def self_play(
     n_scenes: int, weights: Weights, *, n_samples: int = 40, horizon: int = 10, iterations: int = 10,
-    seed: int = 0, **where: object,
+    seed: int = 0, **where: Any,
 ) -> tuple[Crowd, Tensor, Forecast]:  # fmt: skip
     """Scenes whose paths are drawn from the play of the model itself, so that the truth is known.
 
@@ -279,13 +280,14 @@ def filmed(
 
 
 def _windows(
-    half: Tracks, tracks: Tracks, grid: Grid, before: int, horizon: int, rules: dict
+    half: Tracks, tracks: Tracks, grid: Grid, before: int, horizon: int, rules: dict[str, Any]
 ) -> Observed:
     cut = cut_windows(half, obs_len=before, pred_len=horizon, stride=horizon)
     place = cut.mask.nonzero()
     scene = place[:, 0]
     path = torch.cat([cut.past, cut.future], 2)[cut.mask].double()
     path = (path + cut.origin_m[scene][:, None]).transpose(0, 1)  # (steps, N, 2)
+    assert cut.agent is not None  # `cut_windows` sets it
     agents = cut.agent[cut.mask]
     ends = {agent: tracks.of(agent)[1][-1] for agent in agents.unique().tolist()}
     goal = torch.stack([ends[agent] for agent in agents.tolist()])
@@ -296,6 +298,7 @@ def _windows(
     found = observe(
         grid, tracks.dt_s, path[before - 1 :], goal, speed, scene, group=group, **rules
     )
+    assert found.index is not None  # `observe` sets it
     return dataclasses.replace(
         found, counts=found.counts | cut.left_out, windows=cut, place=place[found.index]
     )

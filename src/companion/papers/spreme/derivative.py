@@ -54,7 +54,8 @@ def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.n
     if not (np.isfinite(t).all() and (steps > 0).all()):
         raise ValueError("t: expected finite times in ascending order")
     if method == "fd":
-        return np.eye(T), np.gradient(np.eye(T), t, axis=0, edge_order=2)
+        slopes = np.gradient(np.eye(T), t, axis=0, edge_order=2)
+        return np.eye(T), slopes  # type: ignore[return-value]  # an array for a single axis
     if method == "savgol":
         if np.ptp(steps) > 1e-6 * steps.mean():
             raise ValueError("t: savgol needs equal steps; derivative = 'weak' or 'fd' does not")
@@ -131,7 +132,7 @@ def build_gram(
     """
     E, R, T, n = x.shape[-4:]
     ragged = not isinstance(times, np.ndarray)
-    if not ragged:
+    if isinstance(times, np.ndarray):
         V, D = operators(times, method, window)
         rows = torch.full((E,), float(R * len(V)))
         samples = torch.full((E,), float(R * T))
@@ -142,11 +143,12 @@ def build_gram(
         for e, line in enumerate(times):
             for r, t in enumerate(line):
                 if t is not None:
-                    v, d = operators(t, method, window)
-                    V[e, r, : len(v), : len(t)], D[e, r, : len(d), : len(t)] = v, d
-                    rows[e] += len(v)
+                    value, slope = operators(t, method, window)
+                    V[e, r, : len(value), : len(t)] = value
+                    D[e, r, : len(slope), : len(t)] = slope
+                    rows[e] += len(value)
                     samples[e] += len(t)
-    V, D = (torch.from_numpy(np.ascontiguousarray(m)).to(x.device) for m in (V, D))
+    both = [torch.from_numpy(np.ascontiguousarray(m)).to(x.device) for m in (V, D)]
     rows, samples = (a.to(x.device, torch.float64) for a in (rows, samples))
     lead = x.shape[:-3]
     G = x.new_zeros(*lead, library.p, library.p)
@@ -156,7 +158,7 @@ def build_gram(
     some = max(1, CHUNK // numbers)
     for first in range(0, R, some):
         part = slice(first, first + some)
-        v, d = (m if m.shape[1] == 1 else m[:, part] for m in (V, D))
+        v, d = (m if m.shape[1] == 1 else m[:, part] for m in both)
         block = x[..., part, :, :]
         A = library(v @ block) if method == "savgol" else library(block)
         if method == "savgol":  # padded rows hold library(0), whose first entry is 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import sympy
@@ -21,7 +22,7 @@ from companion.papers.spreme.derivative import METHODS, build_gram
 from companion.papers.spreme.group_stlsq import group_stlsq, solve
 from companion.papers.spreme.l0 import best_subsets, select
 from companion.papers.spreme.library import Library
-from companion.papers.spreme.mask import LoopSettings, learn_mask
+from companion.papers.spreme.mask import LoopResult, LoopSettings, learn_mask
 
 SEARCHES = ("l0", "group_stlsq", "mask")
 
@@ -67,6 +68,11 @@ class SharedSINDy(BaseEstimator):
     >>> model.simulate([1.0], [0.0, 1.0])[-1].item()  # about 1 / e
     0.366...
     """
+
+    coef_: Tensor
+    support_: Tensor
+    path_: list[Any] | LoopResult
+    criterion_: Tensor | None
 
     def __init__(
         self,
@@ -129,14 +135,15 @@ class SharedSINDy(BaseEstimator):
             raise ValueError(f"method = {self.method!r}: expected one of {SEARCHES}")
         if self.derivative not in METHODS:
             raise ValueError(f"derivative = {self.derivative!r}: expected one of {METHODS}")
-        given = isinstance(self.library, Library)
-        if not given:
+        n = self.library.n if isinstance(self.library, Library) else None
+        if n is None:
             whole(0, library=self.library)
         whole(0, max_terms=self.max_terms, epochs=self.epochs)
         at_least(0, threshold=self.threshold, ridge=self.ridge)
         above(0, epsilon=self.epsilon)
-        x, times, labels = arrange(x, t, env, self.library.n if given else None)
-        self.library_ = self.library if given else Library(x.shape[-1], self.library)
+        x, times, labels = arrange(x, t, env, n)
+        given = self.library
+        self.library_ = given if isinstance(given, Library) else Library(x.shape[-1], given)
         self.n_features_in_ = self.library_.n
         self.environments_ = labels
         self.feature_names_ = self.library_.get_feature_names()
@@ -144,8 +151,9 @@ class SharedSINDy(BaseEstimator):
             return self._fit_mask(x, times, progress)
         gram = build_gram(self.library_, x, times, self.derivative, self.window)
         if self.method == "l0":
-            self.path_ = best_subsets(gram, self.max_terms, self.epsilon, shared=self.shared)
-            self.support_, self.criterion_ = select(self.path_, self.library_.p)
+            path = best_subsets(gram, self.max_terms, self.epsilon, shared=self.shared)
+            self.path_ = path
+            self.support_, self.criterion_ = select(path, self.library_.p)
             wide = self.support_[..., None, :, :] if self.shared else self.support_
             self.coef_ = solve(gram, wide)
         else:
@@ -165,8 +173,9 @@ class SharedSINDy(BaseEstimator):
         if np.ptp(steps) > 1e-6 * steps.mean():
             raise ValueError("t: method = 'mask' needs equal steps")
         step = float(steps.mean())
-        self.path_ = learn_mask(self.library_, x, step, self.epochs, self.loop, progress=progress)
-        self.coef_, self.support_ = self.path_.coefficients, self.path_.support
+        result = learn_mask(self.library_, x, step, self.epochs, self.loop, progress=progress)
+        self.path_ = result
+        self.coef_, self.support_ = result.coefficients, result.support
         self.criterion_ = None
         return self
 
@@ -480,7 +489,8 @@ def _arrange_list(x, t, env, n: int | None) -> tuple[Tensor, list, list]:
         lines[labels.index(label)].append((part, times))
     R = max(map(len, lines))
     T = max(len(part) for line in lines for part, _ in line)
-    out = lines[0][0][0].new_zeros(len(lines), R, T, n)
+    first = lines[0][0][0]
+    out = first.new_zeros(len(lines), R, T, first.shape[1])
     for e, line in enumerate(lines):
         for r, (part, _) in enumerate(line):
             out[e, r, : len(part)], out[e, r, len(part) :] = part, part[-1]

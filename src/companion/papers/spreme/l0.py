@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,10 +66,12 @@ def residuals(gram: Gram, chosen: Tensor) -> Tensor:
     p = scale.shape[-1]
     columns = chosen.to(G.device).T
     left = torch.ones((), dtype=G.dtype, device=G.device)
-    factor, solved = [], []
+    factor: list[list[Any]] = []  # tensors, and the number 1 in the first corner
+    solved: list[Tensor] = []
     for a, column in enumerate(columns):
-        row = []
-        rest, target = 1.0, c[..., column]
+        row: list[Any] = []
+        rest: Any = 1.0
+        target = c[..., column]
         for b in range(a):
             entry = G[..., columns[b] * p + column]
             for m in range(b):
@@ -152,7 +155,7 @@ def best_subsets(
         for first in range(0, len(flat.q), cases):
             part = slice(first, first + cases)
             piece = Gram(flat.G[part], flat.c[part], flat.q[part], flat.samples, flat.window)
-            best = None
+            best: Tensor | None = None
             for chosen in every.split(some):
                 share = scores(piece, chosen, epsilon)
                 value, place = (share.sum(-3) if shared else share).min(-1)
@@ -162,6 +165,7 @@ def best_subsets(
                 else:
                     kept = torch.where((value < best)[..., None], which, kept)
                     best = torch.minimum(value, best)
+            assert best is not None  # there is a subset of every size
             columns.append(kept)
             values.append(best)
         found.append((torch.cat(columns).reshape(*shape, k), torch.cat(values).reshape(shape)))

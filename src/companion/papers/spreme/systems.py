@@ -178,7 +178,8 @@ def draw_environments(
     wanted = found.n_traj if n_traj is None else n_traj
     if wanted > found.n_traj:
         states = np.concatenate([states, initial(wanted - found.n_traj)])
-    return tuple(a.astype(np.float16).astype(np.float64) for a in (drawn, states[:wanted]))
+    drawn, states = (a.astype(np.float16).astype(np.float64) for a in (drawn, states[:wanted]))
+    return drawn, states
 
 
 def integrate(
