@@ -86,8 +86,9 @@ def distillation_loss(
             log_target=True,
             reduction="batchmean",
         )
-    # eq. (1); at alpha = 1 the labels are not touched at all
-    return taught if alpha == 1 else (1 - alpha) * cross_entropy(z, y) + alpha * taught
+    if alpha == 1 or y is None:  # then the labels are not touched at all
+        return taught
+    return (1 - alpha) * cross_entropy(z, y) + alpha * taught  # eq. (1)
 
 
 def _check_labels(y: Tensor, z: Tensor) -> None:
@@ -288,6 +289,7 @@ class MaskedDistiller:
             return select_tokens(blank, self.keep, "random", self.generator)
         if self.selector == "teacher":
             self._teach(teacher_images, None)
+            assert self._attention is not None
             scores, grid = self._attention.scores, grid_t
         elif self.selector == "saliency":
             scores, grid = (
@@ -295,6 +297,7 @@ class MaskedDistiller:
                 token_grid(self.student, images),
             )
         else:
+            assert self._attention is not None
             scores, grid = self._attention.scores, token_grid(self.student, images)
         mode = "bottom" if self.selector == "bottom" else "top"
         # looking at the scores waits for a GPU: there only now and then
@@ -332,6 +335,7 @@ class MaskedDistiller:
     def _look(self) -> None:
         """Let the guard decide whether the coming steps are masked."""
         guard = self.guard
+        assert guard is not None
         seen = guard.images if guard.teacher_images is None else guard.teacher_images
         if self._probe_answers is None:
             self._probe_answers = self._teach(seen, None).argmax(1)
@@ -401,5 +405,6 @@ def mask_quality(
                 f"truth: shape {tuple(truth.shape)}, expected {(len(seen), rows * columns)} "
                 "patches, or masks of the images"
             )
+        assert step.keep is not None  # there is neither warm-up nor guard
         recall = mask_recall(step.keep, truth).nanmean().item()
     return {"agreement": agreement, "recall": recall}
