@@ -271,11 +271,11 @@ class MaskedDistiller:
         if own is taught:
             return distillation_loss(own, answers, labels, self.alpha, self.tau, self.kind)
         loss = self.alpha * distillation_loss(taught, answers, None, 1, self.tau, self.kind)
-        return (
-            loss + (1 - self.alpha) * cross_entropy(own.float(), labels)
-            if self.alpha < 1
-            else loss
-        )
+        if self.alpha == 1:
+            return loss
+        if labels is None:
+            raise ValueError(f"y: labels are needed with alpha = {self.alpha!r}")
+        return loss + (1 - self.alpha) * cross_entropy(own.float(), labels)
 
     def select(self, images: Tensor, teacher_images: Tensor) -> Tensor:
         """The patches that the selector keeps of each picture, (B, keep), ascending.
