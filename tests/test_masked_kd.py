@@ -707,6 +707,11 @@ def test_a_distilled_student_in_training_learns_from_labels_and_teacher_apart():
         taught, step.teacher_logits, alpha=1.0
     )
     torch.testing.assert_close(step.loss, expected)
+    with (
+        mkd.MaskedDistiller(student, teacher, 5, alpha=0.3) as distiller,
+        pytest.raises(ValueError, match="y: labels are needed with alpha"),
+    ):
+        distiller(x)
 
 
 def test_a_teacher_of_higher_resolution_gets_resized_scores_and_its_own_pictures():

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ class SpatialAttention(nn.Module):
         if compat in ("pc", "tanh"):
             self.u = nn.Conv2d(dim, 1, 1)
             nn.init.normal_(self.u.weight, std=dim**-0.5)
+            assert self.u.bias is not None
             nn.init.zeros_(self.u.bias)
         if compat == "tanh":
             self.local = nn.Conv2d(dim, dim, 1, bias=False)
@@ -193,7 +195,7 @@ def captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
         versions.clear()
 
     def keep(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
+        def hook(module: nn.Module, inputs: object, output: Any) -> None:
             if name in found:
                 raise ValueError(
                     f"layers: {name!r} is called more than once in a forward pass, so it has no "

@@ -45,7 +45,8 @@ def attention_maps(
             numbers of images and queries.
     """
     _check_images(x, batch_size)
-    if not callable(getattr(model, "attend", None)):
+    attend = getattr(model, "attend", None)
+    if not callable(attend):
         hint = "; its maps are cam_maps" if isinstance(model, GapClassifier) else ""
         raise ValueError(f"model: a {type(model).__name__} pays no attention{hint}")
     if query is not None and len(query) != len(x):
@@ -53,7 +54,7 @@ def attention_maps(
     queries = [None] * len(x) if query is None else query.split(batch_size)
     with evaluation_mode(model):
         parts = [
-            model.attend(batch)[1] if q is None else model.attend(batch, q)[1]
+            attend(batch)[1] if q is None else attend(batch, q)[1]
             for batch, q in zip(x.split(batch_size), queries, strict=False)
         ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -285,9 +286,8 @@ class PlainClassifier(nn.Module):
     def __init__(self, trunk: nn.Sequential, num_classes: int = 10) -> None:
         super().__init__()
         self.features = trunk
-        self.linear = nn.Sequential(
-            nn.ReLU(), nn.Linear(trunk.query[-1].out_features, num_classes)
-        )
+        query: Any = trunk.query
+        self.linear = nn.Sequential(nn.ReLU(), nn.Linear(query[-1].out_features, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, classes)."""
@@ -403,7 +403,8 @@ def receptive_fields(trunk: nn.Sequential) -> list[int]:
         trunk: stages of plain sequences, as the small one and VGG's.
     """
     sides, side, step = [], 1, 1
-    for stage in trunk[:-1]:
+    levels: Any = trunk[:-1]  # sequences, which torch's types leave open
+    for stage in levels:
         for layer in stage:
             if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
                 kernel, stride = (

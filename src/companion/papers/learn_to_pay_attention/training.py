@@ -64,6 +64,8 @@ def fit(
     images(x=x)
     if len(x) != len(y):
         raise ValueError(f"x, y: {len(x)} images and {len(y)} classes, expected as many of both")
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
     if recipe == "adamw":
         optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))

@@ -5,6 +5,7 @@ and our own are distinguished by their parts, so neither library is imported.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -44,16 +45,16 @@ def drop_point(model: nn.Module) -> DropPoint:
     Raises:
         UnsupportedModelError: for any other model.
     """
-    model = getattr(model, "_orig_mod", model)
-    if isinstance(getattr(model, "blocks_token_only", None), nn.Module):
-        return DropPoint(model, "pos_drop", 0)
-    if isinstance(getattr(model, "patch_drop", None), nn.Module):
-        return DropPoint(model, "patch_drop", model.num_prefix_tokens)
-    encoder = getattr(model, "encoder", None)
-    if hasattr(model, "class_token") and isinstance(getattr(encoder, "dropout", None), nn.Module):
+    inner: Any = getattr(model, "_orig_mod", model)
+    if isinstance(getattr(inner, "blocks_token_only", None), nn.Module):
+        return DropPoint(inner, "pos_drop", 0)
+    if isinstance(getattr(inner, "patch_drop", None), nn.Module):
+        return DropPoint(inner, "patch_drop", inner.num_prefix_tokens)
+    encoder: Any = getattr(inner, "encoder", None)
+    if hasattr(inner, "class_token") and isinstance(getattr(encoder, "dropout", None), nn.Module):
         return DropPoint(encoder, "dropout", 1)
     raise UnsupportedModelError(
-        f"{type(model).__name__} has no known place to drop tokens: expected timm's vision "
+        f"{type(inner).__name__} has no known place to drop tokens: expected timm's vision "
         "transformers (patch_drop) or CaiT (pos_drop before class attention), or torchvision's "
         "VisionTransformer (encoder.dropout). Pass the model itself, not a wrapper around it."
     )
@@ -71,17 +72,18 @@ def attention_module(model: nn.Module, layer: int = -1) -> tuple[nn.Module, int]
         ValueError: for a layer that there is not.
     """
     name = type(model).__name__
+    parts: Any = model  # named as timm or torchvision names them
     if isinstance(getattr(model, "blocks_token_only", None), nn.Module):
-        blocks, part, prefix = model.blocks_token_only, "attn", 1
+        blocks, part, prefix = parts.blocks_token_only, "attn", 1
     elif hasattr(model, "class_token") and hasattr(getattr(model, "encoder", None), "layers"):
-        blocks, part, prefix = model.encoder.layers, "self_attention", 1
+        blocks, part, prefix = parts.encoder.layers, "self_attention", 1
     elif isinstance(getattr(model, "blocks", None), nn.Module):
         if getattr(model, "cls_token", None) is None:
             raise UnsupportedModelError(
                 f"{name} has no CLS token whose attention could be read: "
                 'use selector="saliency", which needs none'
             )
-        blocks, part, prefix = model.blocks, "attn", model.num_prefix_tokens
+        blocks, part, prefix = parts.blocks, "attn", parts.num_prefix_tokens
     else:
         raise UnsupportedModelError(
             f"{name} has no known attention blocks: expected timm's or torchvision's vision "
@@ -96,7 +98,7 @@ def attention_module(model: nn.Module, layer: int = -1) -> tuple[nn.Module, int]
         )
     if not -len(blocks) <= layer < len(blocks):
         raise ValueError(f"layer = {layer!r}: {name} has {len(blocks)} blocks that read CLS")
-    module = getattr(list(blocks)[layer], part, None)
+    module: Any = getattr(list(blocks)[layer], part, None)
     if module is not None and _is_compiled(model, module):
         raise UnsupportedModelError(
             "a compiled model may skip the hooks that read its attention: pass it as it was "
@@ -148,7 +150,8 @@ def token_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
 
 def patch_count(model: nn.Module) -> int | None:
     """Patches for which a model has positions; None where it does not say."""
+    parts: Any = model
     count = getattr(getattr(model, "patch_embed", None), "num_patches", None)
     if count is None and hasattr(model, "class_token"):
-        count = model.seq_length - 1
+        count = parts.seq_length - 1
     return count

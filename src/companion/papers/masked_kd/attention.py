@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +118,8 @@ def _attach(module: nn.Module, found: ClsAttention, name: str) -> list:
 
         return [module.register_forward_pre_hook(from_input)]
 
-    heads = module.num_heads
+    parts: Any = module  # named as timm or torchvision names them
+    heads = parts.num_heads
     if all(isinstance(getattr(module, part, None), nn.Module) for part in ("q", "k", "v")):
         queries: list[Tensor] = []  # CaiT computes its one query before its keys
 
@@ -129,7 +131,7 @@ def _attach(module: nn.Module, found: ClsAttention, name: str) -> list:
             query = queries.pop().unflatten(-1, (heads, -1))
             found._fill(cls_row(query, key, module.scale))
 
-        hooks = (module.q, from_query), (module.k, from_key)
+        hooks = (parts.q, from_query), (parts.k, from_key)
         return [part.register_forward_hook(hook) for part, hook in hooks]
 
     qkv = getattr(module, "qkv", None)

@@ -86,8 +86,9 @@ def distillation_loss(
             log_target=True,
             reduction="batchmean",
         )
-    # eq. (1); at alpha = 1 the labels are not touched at all
-    return taught if alpha == 1 else (1 - alpha) * cross_entropy(z, y) + alpha * taught
+    if alpha == 1 or y is None:  # then the labels are not touched at all
+        return taught
+    return (1 - alpha) * cross_entropy(z, y) + alpha * taught  # eq. (1)
 
 
 def _check_labels(y: Tensor, z: Tensor) -> None:
@@ -269,11 +270,11 @@ class MaskedDistiller:
         if own is taught:
             return distillation_loss(own, answers, labels, self.alpha, self.tau, self.kind)
         loss = self.alpha * distillation_loss(taught, answers, None, 1, self.tau, self.kind)
-        return (
-            loss + (1 - self.alpha) * cross_entropy(own.float(), labels)
-            if self.alpha < 1
-            else loss
-        )
+        if self.alpha == 1:
+            return loss
+        if labels is None:
+            raise ValueError(f"y: labels are needed with alpha = {self.alpha!r}")
+        return loss + (1 - self.alpha) * cross_entropy(own.float(), labels)
 
     def select(self, images: Tensor, teacher_images: Tensor) -> Tensor:
         """The patches that the selector keeps of each picture, (B, keep), ascending.
@@ -287,6 +288,7 @@ class MaskedDistiller:
             return select_tokens(blank, self.keep, "random", self.generator)
         if self.selector == "teacher":
             self._teach(teacher_images, None)
+            assert self._attention is not None
             scores, grid = self._attention.scores, grid_t
         elif self.selector == "saliency":
             scores, grid = (
@@ -294,6 +296,7 @@ class MaskedDistiller:
                 token_grid(self.student, images),
             )
         else:
+            assert self._attention is not None
             scores, grid = self._attention.scores, token_grid(self.student, images)
         mode = "bottom" if self.selector == "bottom" else "top"
         # looking at the scores waits for a GPU: there only now and then
@@ -331,6 +334,7 @@ class MaskedDistiller:
     def _look(self) -> None:
         """Let the guard decide whether the coming steps are masked."""
         guard = self.guard
+        assert guard is not None
         seen = guard.images if guard.teacher_images is None else guard.teacher_images
         if self._probe_answers is None:
             self._probe_answers = self._teach(seen, None).argmax(1)
@@ -400,5 +404,6 @@ def mask_quality(
                 f"truth: shape {tuple(truth.shape)}, expected {(len(seen), rows * columns)} "
                 "patches, or masks of the images"
             )
+        assert step.keep is not None  # there is neither warm-up nor guard
         recall = mask_recall(step.keep, truth).nanmean().item()
     return {"agreement": agreement, "recall": recall}

@@ -346,7 +346,7 @@ def predict_masked(
     with evaluation_mode(teacher), token_drop(teacher) as masked:
         for x, _ in images.test_batches():
             grid = token_grid(teacher, x)
-            if mode == "random":
+            if student is None or mode == "random":
                 scores = torch.zeros(len(x), grid[0] * grid[1], device=x.device)
             else:
                 scores = resize_scores(student_scores(student, x), token_grid(student, x), grid)

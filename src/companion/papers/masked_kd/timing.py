@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,16 @@ from companion.papers.masked_kd.tokens import check_keep, select_tokens, token_d
 from companion.progress import Progress, progress_bar
 from companion.training import evaluation_mode
 
+Name = TypeVar("Name")
+
 
 def timed_in_turns(
-    calls: Mapping[object, Callable[[], object]],
+    calls: Mapping[Name, Callable[[], object]],
     device: torch.device,
     rounds: int,
     *,
     progress: bool | Progress = False,
-) -> dict[object, dict[str, float]]:
+) -> dict[Name, dict[str, float]]:
     """Time several calls, one turn each in every round, after a round that does not count.
 
     Processor time on a CPU (other work on the machine weighs little), wall time on a GPU.
@@ -43,7 +46,7 @@ def timed_in_turns(
         raise ValueError(f"rounds = {rounds!r}: expected at least 1")
     gpu = device.type == "cuda"
     clock = time.perf_counter if gpu else time.process_time
-    times = {name: [] for name in calls}
+    times: dict[Name, list[float]] = {name: [] for name in calls}
     peaks = dict.fromkeys(calls, 0.0)
     with progress_bar(progress, (rounds + 1) * len(calls), "timed calls") as bar:
         for turn in range(rounds + 1):

@@ -197,7 +197,7 @@ def patch_truth(mask: Tensor, patch: int | tuple[int, int]) -> Tensor:
     """
     if mask.dim() != 3 or mask.dtype != torch.bool:
         raise ValueError(f"mask: {mask.dtype} {tuple(mask.shape)}, expected bool (B, H, W)")
-    height, width = (patch, patch) if isinstance(patch, Integral) else patch
+    height, width = (patch, patch) if isinstance(patch, int | Integral) else patch
     if min(height, width) < 1 or mask.shape[1] % height or mask.shape[2] % width:
         raise ValueError(f"patch = {patch!r}: expected a divisor of {tuple(mask.shape[1:])}")
     pooled = torch.nn.functional.max_pool2d(mask[:, None].float(), (height, width))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -211,7 +212,11 @@ def named_model(
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; close: {', '.join(close)}" if close else ""
         raise ValueError(f"model {name!r}: timm has no such model{hint}")
-    made = {"pretrained": pretrained, "num_classes": classes, "img_size": image_size}
+    made: dict[str, Any] = {
+        "pretrained": pretrained,
+        "num_classes": classes,
+        "img_size": image_size,
+    }
     try:
         model = timm.create_model(name, **made)
     except TypeError as error:

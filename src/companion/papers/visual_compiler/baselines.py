@@ -75,7 +75,9 @@ def hog_detect(
     import cv2
 
     hog = cv2.HOGDescriptor()
-    hog.setSVMDetector(cv2.HOGDescriptor_getDefaultPeopleDetector())
+    # missing in OpenCV's stubs
+    people = cv2.HOGDescriptor_getDefaultPeopleDetector()  # type: ignore[attr-defined]
+    hog.setSVMDetector(people)
     per = enlarge * width / (output_width or width)  # searched pixels a pixel of the boxes
     limit = torch.tensor([width, height, width, height]) * (enlarge / per)
     found = []
@@ -85,7 +87,7 @@ def hog_detect(
             if enlarge != 1:
                 size = round(width * enlarge), round(height * enlarge)
                 frame = cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
-            windows, weights = hog.detectMultiScale(
+            rectangles, weights = hog.detectMultiScale(
                 frame,
                 hitThreshold=-0.5,
                 winStride=(8, 8),
@@ -93,10 +95,10 @@ def hog_detect(
                 scale=1.08,
                 groupThreshold=0,
             )
-            windows = torch.as_tensor(np.asarray(windows), dtype=torch.float32).view(-1, 4)
+            windows = torch.as_tensor(np.asarray(rectangles), dtype=torch.float32).view(-1, 4)
             scores = torch.as_tensor(np.asarray(weights), dtype=torch.float32).view(-1)
-            corner, size = windows[:, :2], windows[:, 2:]
-            boxes = torch.cat([corner + MARGIN * size, corner + (1 - MARGIN) * size], 1) / per
+            corner, side = windows[:, :2], windows[:, 2:]
+            boxes = torch.cat([corner + MARGIN * side, corner + (1 - MARGIN) * side], 1) / per
             boxes = torch.minimum(boxes.clamp(min=0), limit)
             keep = suppress(boxes, scores, overlap)
             found.append(Detections(boxes[keep], scores[keep]))

@@ -10,6 +10,7 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -106,10 +107,11 @@ class BodyBank:
         if not 1 <= held_out < self.bodies:
             raise ValueError(f"held_out = {held_out!r}: expected 1 to {self.bodies - 1}")
         cut = (self.bodies - held_out) * self.phases
-        return tuple(
+        first, last = (
             dataclasses.replace(self, vertices=self.vertices[s], keypoints=self.keypoints[s])
             for s in (slice(cut), slice(cut, None))
         )
+        return first, last
 
     def to(self, device: torch.device | str) -> BodyBank:
         """A copy with its tensors on a device."""
@@ -169,12 +171,15 @@ def write_bank(
     scaled = {"vertices": vertices / STEP, "keypoints": keypoints / STEP}
     if max(float(value.abs().max()) for value in scaled.values()) > np.iinfo(np.int16).max:
         raise ValueError("vertices: expected coordinates within 3.2 m of the origin")
+    rounded: dict[str, Any] = {
+        name: value.round().numpy().astype(np.int16) for name, value in scaled.items()
+    }
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         faces=faces.numpy().astype(np.uint16),
         parts=parts.numpy().astype(np.uint8),
         phases=np.int64(phases),
-        **{name: value.round().numpy().astype(np.int16) for name, value in scaled.items()},
+        **rounded,
     )
-    write_whole(path, buffer.getvalue())
+    write_whole(Path(path), buffer.getvalue())

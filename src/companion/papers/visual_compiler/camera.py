@@ -106,7 +106,7 @@ class Brown:
         """(n, 2) ideal points of (n, 2), each improved until its step is below the rounding."""
         x, y = (part.clone() for part in goal.unbind(1))
         u, v = goal.unbind(1)
-        at = slice(None)  # the points that still move
+        at: slice | Tensor = slice(None)  # the points that still move
         settled = 4 * torch.finfo(goal.dtype).eps
         for _ in range(NEWTON):
             a, b = x[at], y[at]
@@ -435,7 +435,8 @@ class Camera:
             number = {
                 key: float(value)
                 for name in ("Geometry", "Intrinsic", "Extrinsic")
-                for key, value in root.find(name).attrib.items()
+                # one that is missing is caught below
+                for key, value in root.find(name).attrib.items()  # type: ignore[union-attr]
             }
             f = number["focal"]
             K = torch.zeros(3, 3, dtype=torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def people_of(coco: Mapping) -> dict:
             )
         number[entry["id"]] = k
     known, person = _categories(coco)
-    people = []
+    people: list[dict[str, Any]] = []
     for k, entry in enumerate(coco["annotations"]):
         kind = entry.get("category_id", person)
         if kind != person and kind in known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ def pets_truth(clip: PetsClip, scene: Scene, numbers: Sequence[int]) -> dict:
 
     Everybody counts, hidden or not.
     """
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for image, number in enumerate(numbers):
         boxes, ground = clip.truth[number]
         for box, place in zip((boxes * PETS_SCALE).tolist(), ground.tolist(), strict=True):

@@ -162,7 +162,7 @@ def coco_metrics(
 def _match(
     found: Sequence[Detections],
     clean: dict,
-    thresholds: Sequence[float],
+    thresholds: Sequence[float] | np.ndarray,
     kind: str,
     most: int | None,
 ) -> list[Matches]:
@@ -218,11 +218,11 @@ def _assign(
 
 def _columns(rows: list[tuple], people: int, images: int) -> Matches:
     rows = sorted(rows, key=lambda row: -row[0])
-    columns = list(zip(*rows, strict=True)) or [[] for _ in range(6)]
-    kinds = (float, bool, bool, int, int, int)
-    return Matches(
-        *(np.array(c, dtype=k) for c, k in zip(columns, kinds, strict=True)), people, images
-    )
+    columns = list(zip(*rows, strict=True)) or [()] * 6
+    kinds: tuple[type, ...] = (float, bool, bool, int, int, int)
+    arrays: list[np.ndarray] = [np.array(c, dtype=k) for c, k in zip(columns, kinds, strict=True)]
+    score, right, ignored, image, rank, person = arrays
+    return Matches(score, right, ignored, image, rank, person, people, images)
 
 
 def _check_detections(found: Sequence[Detections], clean: dict) -> None:

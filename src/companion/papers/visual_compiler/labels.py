@@ -84,8 +84,11 @@ class TrainingSet:
         people = self.first[index][image] + within
         pictures = upload(self.images[index], device).float() / 255
         rows = (self.boxes[people], self.keypoints[people], self.valid[people], image)
-        rows = (upload(part, device) for part in (*rows, self.masks[index]))
-        return pictures, targets(*rows, tuple(self.masks.shape[1:]))
+        boxes, keypoints, valid, image, masks = (
+            upload(part, device) for part in (*rows, self.masks[index])
+        )
+        h, w = masks.shape[1:]
+        return pictures, targets(boxes, keypoints, valid, image, masks, (h, w))
 
 
 def gaussians(centre: Tensor, spread: Tensor, cells: int) -> Tensor:

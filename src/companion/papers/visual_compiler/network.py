@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,8 @@ class SpatiallyVaryingFCN(nn.Module):
     >>> [len(people.boxes) for people in decode(output, threshold=0.99)]
     [0, 0]
     """
+
+    masks: Tensor | None
 
     def __init__(
         self, trunk: nn.Module, n_regions: int, head_width: int, masks: Tensor | None = None
@@ -185,7 +188,8 @@ def train(
         raise ValueError(
             f"masks: {tuple(model.masks.shape[1:])} cells, but the pictures have {tuple(cells)}"
         )
-    model.to(device, memory_format=torch.channels_last).train()
+    # torch's overloads lack memory_format
+    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, lr, total_steps=steps + 1, pct_start=min(0.2, 10 / steps + 0.1)
@@ -197,7 +201,7 @@ def train(
             pictures, target = data.batch(next(order), device)
             optimiser.zero_grad(set_to_none=True)
             part = losses(model(pictures.contiguous(memory_format=torch.channels_last)), target)
-            loss = sum(WEIGHTS[name] * value for name, value in part.items())
+            loss: Any = sum(WEIGHTS[name] * value for name, value in part.items())
             if gamma:
                 loss = loss + gamma * model.variation()
             loss.backward()
@@ -348,7 +352,7 @@ def detect(
     *,
     batch_size: int = 32,
     progress: bool | Progress = False,
-    **options: float,
+    **options: Any,
 ) -> list[Detections]:
     """Find people in images.
 
@@ -404,5 +408,6 @@ def layout_filter(
 
 def export(model: SpatiallyVaryingFCN, height: int, width: int) -> torch.export.ExportedProgram:
     """The trained network as a program that runs without this library, for one picture size."""
-    model = model.cpu().eval().to(memory_format=torch.contiguous_format)
+    # torch's overloads lack memory_format
+    model.cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return torch.export.export(model, (torch.zeros(1, 3, height, width),))

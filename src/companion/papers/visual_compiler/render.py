@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -73,9 +74,10 @@ class Placements:
 
     def to(self, device: torch.device | str) -> Placements:
         """A copy with its tensors on a device."""
-        return dataclasses.replace(
-            self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        )
+        moved: dict[str, Any] = {
+            k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)
+        }
+        return dataclasses.replace(self, **moved)
 
     def of(self, start: int, stop: int) -> Placements:
         """The people of the pictures start <= picture < stop, numbered from 0."""
@@ -197,14 +199,14 @@ def draw_placements(
             empty = torch.isinf(place[:, slot, 0])
             take = empty & free & spot.isfinite().all(1) & (slot < wanted)
             place[take, slot] = spot[take]
-    image, slot = torch.isfinite(place[..., 0]).nonzero(as_tuple=True)
+    image, seat = torch.isfinite(place[..., 0]).nonzero(as_tuple=True)
     count = len(image)
     mean, spread = STATURE
     stature = mean + spread * torch.randn(count, generator=generator, dtype=torch.float64)
     return Placements(
         image,
         torch.randint(len(bank), (count,), generator=generator),
-        place[image, slot].float(),
+        place[image, seat].float(),
         (2 * math.pi * uniform(count)).float(),
         stature.clamp(1.4, 2.05).float(),
         draw_colours(count, palette, generator),
@@ -315,19 +317,24 @@ def pose_people(bank: BodyBank, people: Placements) -> tuple[Tensor, Tensor]:
     turn = torch.stack([c, -s, zero, s, c, zero, zero, zero, one], 1).view(-1, 3, 3)
     foot = torch.cat([people.position, zero[:, None]], 1)[:, None]
     drop = torch.stack([zero, zero, low], 1)[:, None]
-    return tuple(
+    mesh, joints = (
         scale * (points - drop) @ turn.mT + foot
         for points in (vertices, bank.keypoints[people.body])
     )
+    return mesh, joints
 
 
-def _alike(rows: Placements | Light, like: Tensor) -> Placements | Light:
+Rows = TypeVar("Rows", Placements, Light)
+
+
+def _alike(rows: Rows, like: Tensor) -> Rows:
     """With all real numbers in the dtype of a tensor, and everything on its device."""
-    return type(rows)(**{
+    columns: dict[str, Any] = {
         name: value.to(like) if isinstance(value, Tensor) and value.is_floating_point()
         else value.to(like.device) if isinstance(value, Tensor) else value
         for name, value in vars(rows).items()
-    })  # fmt: skip
+    }  # fmt: skip
+    return type(rows)(**columns)
 
 
 def render_people(

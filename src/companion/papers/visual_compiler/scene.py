@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -339,7 +340,7 @@ def load_scene(folder: str | os.PathLike) -> Scene:
             camera = Camera.from_opencv(k["K"], k["R"], k["t"], size, k.get("dist"))
         else:
             camera = Camera(given["K"], given["R"], given["t"], *size)
-        layout = {
+        layout: dict[str, Any] = {
             "walkable": [[tuple(corner) for corner in polygon] for polygon in text["walkable"]],
             "boxes": tuple(
                 Box(b["x"], b["y"], tuple(b["size"]), b.get("yaw", 0.0))
@@ -554,6 +555,6 @@ def _in_shadow(points: Tensor, to_sun: Tensor, box: Box) -> Tensor:
     return (enter < leave) & (leave > 1e-3)
 
 
-def _unit(*xyz: float) -> tuple[float, float, float]:
-    length = math.sqrt(sum(value * value for value in xyz))
-    return tuple(value / length for value in xyz)
+def _unit(x: float, y: float, z: float) -> tuple[float, float, float]:
+    length = math.sqrt(sum(value * value for value in (x, y, z)))
+    return x / length, y / length, z / length
