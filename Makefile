@@ -60,6 +60,7 @@ checks: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 	MPLBACKEND=Agg $(BIN)/pytest tests --ignore tests/book -n $(JOBS) --dist loadfile
 	IPYTHONDIR="$(CURDIR)/_build/ipython" PYTHONPATH="$(CURDIR)/src" PYTHONSTARTUP= \
 	  $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \

@@ -134,9 +134,9 @@ def draw_runs(
                 )[0]  # fmt: skip
                 for at in x:
                     ax.plot([at] * 2, [min(points[at]), max(points[at])], color=colour, lw=1)
-            if points := reported.get(method):
+            if paper := reported.get(method):
                 handles["the paper"] = ax.plot(
-                    sorted(points), [points[at][0] for at in sorted(points)], "D", color="black",
+                    sorted(paper), [paper[at][0] for at in sorted(paper)], "D", color="black",
                     ms=7, mfc="none", label="the paper",
                 )[0]  # fmt: skip
             ax.set_title(method)
@@ -152,7 +152,7 @@ def draw_runs(
         legend = figure.legend(
             handles.values(), handles.keys(), loc="outside upper left", ncols=max(1, len(handles))
         )
-        for handle in legend.legend_handles:
+        for handle in legend.get_lines():
             handle.set_color("black")  # what tells runs apart is the line, not the method's colour
         return _png(figure)
 
