@@ -497,7 +497,11 @@ def _patch_makers() -> None:
             data = make_as(data, dtype=dtype)
         return data.to(device=device or data.device, dtype=dtype or data.dtype)
 
-    class Generator(_Generator):
+    class AnyGenerator(type(_Generator)):
+        def __instancecheck__(cls, instance) -> bool:
+            return isinstance(instance, _Generator)
+
+    class Generator(_Generator, metaclass=AnyGenerator):
         def __new__(cls, device="cpu"):
             return PretendGenerator() if is_pretend(device) else _Generator(device)
 
