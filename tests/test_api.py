@@ -43,7 +43,7 @@ def test_no_module_is_forgotten():
     everywhere = [module for name in PAGES for module in documented(api.page(name))]
     assert len(set(everywhere)) == len(everywhere)
     packages = ROOT / "src" / "companion"
-    for file in [*packages.glob("papers/*/*.py"), *packages.glob("data/*.py"), *packages.glob("models/*.py"), *packages.glob("*.py")]:  # fmt: skip
+    for file in [*packages.glob("papers/*/*.py"), *packages.glob("data/**/*.py"), *packages.glob("models/*.py"), *packages.glob("*.py")]:  # fmt: skip
         module = ".".join(file.relative_to(ROOT / "src").with_suffix("").parts)
         module = module.removesuffix(".__init__")
         empty = not any(

@@ -46,9 +46,8 @@ def _shared() -> str:
         parts.append(f"## {heading}")
         for name in names:
             place = LIBRARY.joinpath(*name.split("."))
-            for module in [place.with_suffix(".py")] if not place.is_dir() else _modules(place):
-                if module.is_file():
-                    parts += [f"### {_dotted(module).removeprefix('companion.')}", _module(module)]
+            for module in _all_modules(place) if place.is_dir() else [place.with_suffix(".py")]:
+                parts += [f"### {_dotted(module).removeprefix('companion.')}", _module(module)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -57,6 +56,12 @@ def _modules(package: Path) -> list[Path]:
     found = {file.stem: file for file in sorted(package.glob("*.py")) if file.stem[0] != "_"}
     first = [module.rpartition(".")[2] for module, _ in _imports(package / "__init__.py")]
     return [found[name] for name in dict.fromkeys([*first, *found]) if name in found]
+
+
+def _all_modules(package: Path) -> list[Path]:
+    """The modules of a package and of those in it."""
+    inner = [folder for folder in sorted(package.iterdir()) if (folder / "__init__.py").is_file()]
+    return [*_modules(package), *(module for folder in inner for module in _all_modules(folder))]
 
 
 def _module(file: Path) -> str:
@@ -101,9 +106,9 @@ def _summary(module: Path, name: str) -> str:
     """The first line of what a module says of a name; empty for a constant without a docstring."""
     file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
-            line = (ast.get_docstring(node) or "").partition("\n")[0]
-            return line.replace("|", "\\|")
+        named = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name
+        if named and (text := ast.get_docstring(node)):  # an overload has none
+            return text.partition("\n")[0].replace("|", "\\|")
         if (
             isinstance(node, ast.ImportFrom)
             and node.module

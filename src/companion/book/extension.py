@@ -294,6 +294,7 @@ def register(app) -> dict[str, bool]:
     app.connect("html-page-context", _leave_out_scripts, priority=900)
     app.connect("build-finished", _write_claims)
     app.connect("autodoc-process-docstring", _tidy)
+    app.connect("autodoc-skip-member", _skip_inherited)
     app.connect("source-read", _read_chapter)
     app.connect("source-read", _write_api)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -319,6 +320,11 @@ def _write_claims(app, exception) -> None:
     if exception is None and app.builder.format == "html":
         write_whole(Path(app.outdir) / "claims.json", to_json(everything()))
         write_whole(Path(app.outdir) / SCHEMA.name, SCHEMA.read_bytes())
+
+
+def _skip_inherited(app, what, name: str, obj, skip: bool, options) -> bool | None:
+    """scikit-learn adds `set_fit_request` and its like, with docstrings of its own site."""
+    return True if re.fullmatch(r"set_\w+_request", name) else None
 
 
 def _tidy(app, what, name, obj, options, lines) -> None:

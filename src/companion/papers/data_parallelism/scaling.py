@@ -58,11 +58,8 @@ def fit_scaling(
 
 
 class ScalingConstants(NamedTuple):
-    """K = c1 / B + c2 to first order in 1 / B, and the batch size at which both terms matter.
-
-    Attributes:
-        critical_batch: 2 c1 / c2, below which a tuned step size makes K fall as 1 / B.
-    """
+    """K = c1 / B + c2 to first order in 1 / B, and the batch size at which both terms matter:
+    `critical_batch`, 2 c1 / c2, below which a tuned step size makes K fall as 1 / B."""
 
     c1: float
     c2: float

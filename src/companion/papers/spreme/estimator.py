@@ -190,7 +190,7 @@ class SharedSINDy(BaseEstimator):
             A model of that one environment, labelled 0; this one stays as it is.
 
         Raises:
-            NotFittedError: a ValueError, before `fit`.
+            ValueError: before `fit`, as scikit-learn's NotFittedError.
             ValueError: for a model whose terms are not shared, and for what cannot be fitted.
         """
         self._check_fitted()
@@ -279,7 +279,7 @@ class SharedSINDy(BaseEstimator):
             float64 tensor of shape (..., n), states per time unit.
 
         Raises:
-            NotFittedError: a ValueError, before `fit`.
+            ValueError: before `fit`, as scikit-learn's NotFittedError.
             ValueError: for an unknown environment or another shape.
         """
         coefficients = self._coefficients(env)
@@ -306,7 +306,7 @@ class SharedSINDy(BaseEstimator):
             its last state within bounds; with `flag`, the boolean (R,), or (), that says so.
 
         Raises:
-            NotFittedError: a ValueError, before `fit`.
+            ValueError: before `fit`, as scikit-learn's NotFittedError.
             ValueError: for an unknown environment, other shapes, and times that are not finite.
         """
         coefficients = self._coefficients(env)
@@ -340,7 +340,7 @@ class SharedSINDy(BaseEstimator):
             model of several copies, each compared with its own copy or all with the same data.
 
         Raises:
-            NotFittedError: a ValueError, before `fit`.
+            ValueError: before `fit`, as scikit-learn's NotFittedError.
             ValueError: for another number of environments, or data as `fit` refuses them.
         """
         self._check_fitted()
@@ -361,7 +361,7 @@ class SharedSINDy(BaseEstimator):
             precision: significant digits.
 
         Raises:
-            NotFittedError: a ValueError, before `fit`.
+            ValueError: before `fit`, as scikit-learn's NotFittedError.
             ValueError: for an unknown environment, and for a model of several copies.
         """
         return equations.as_text(self.library_, self._one(env), precision)
@@ -370,7 +370,7 @@ class SharedSINDy(BaseEstimator):
         """One environment's right-hand sides as sympy expressions of `library_.symbols()`.
 
         Raises:
-            NotFittedError: a ValueError, before `fit`.
+            ValueError: before `fit`, as scikit-learn's NotFittedError.
             ValueError: for an unknown environment, and for a model of several copies.
         """
         return equations.as_sympy(self.library_, self._one(env))
