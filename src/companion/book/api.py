@@ -15,6 +15,7 @@ SHARED = {  # heading -> modules, or packages with all that is in them
     "Figures, devices and files": ["figures", "slider", "device", "progress", "files"],
     "Chapters and runs": ["notebook", "runs.record"],
 }
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 # of the library itself, not for its users
 INTERNAL = {"companion", "companion.__main__", "companion.checks"}
 
@@ -106,8 +107,9 @@ def _summary(module: Path, name: str) -> str:
     """The first line of what a module says of a name; empty for a constant without a docstring."""
     file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        named = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name
-        if named and (text := ast.get_docstring(node)):  # an overload has none
+        # an overload has none
+        text = ast.get_docstring(node) if isinstance(node, DEFINITIONS) else None
+        if text and getattr(node, "name", "") == name:
             return text.partition("\n")[0].replace("|", "\\|")
         if (
             isinstance(node, ast.ImportFrom)
