@@ -226,10 +226,10 @@ def test_the_matrix_has_a_cell_a_run_solid_where_asserted_and_an_address_a_claim
     head = [" ".join(th.get_text().split()) for th in page.select(".matrix > thead th")]
     assert head == ["Claim", "default", "seeds × 5", "mnist (stale)"]
     first, *_, last = page.select(".matrix > tbody > tr")
-    assert [cell["class"] for cell in first.select("td .cell")] == [
+    assert [cell["class"] for cell in first.select("td .outcome")] == [
         ["cell", "holds", "asserted"], ["cell", "some"], ["cell", "fails"],
     ]  # fmt: skip
-    assert [cell.get_text() for cell in last.select("td .cell")] == ["–"] * 3
+    assert [cell.get_text() for cell in last.select("td .outcome")] == ["–"] * 3
     assert "reproduced in 3 of 5 runs" in first.get_text()
     assert "The error <is> small & positive." in first.get_text()
     assert [tag["id"] for tag in page.select(".claim")] == ["snip-C1", "snip-C2", "snip-C10"]

@@ -219,7 +219,7 @@ def test_the_numbers_of_the_scoreboard_are_those_of_claims_json(site):
 
     for stem, chapter in published().items():
         for id in chapter["claims"]:
-            signs = [cell["class"] for cell in rows[stem, id].select("td > .cell")]
+            signs = [cell["class"] for cell in rows[stem, id].select("td > .outcome")]
             assert len(signs) == len(chapter["runs"]) + len(chapter["sweeps"])
             # the first column is the default run
             found = [c for c in chapter["runs"][0]["claims"] if c["id"] == id]
@@ -391,7 +391,7 @@ def test_the_matrix_fits_a_desk_and_scrolls_in_its_own_box_on_a_phone(browser):
     )
     assert browser.evaluate(stuck)
     size = browser.evaluate(
-        "(c => [c.width, c.height])(document.querySelector('td .cell').getBoundingClientRect())"
+        "(c => [c.width, c.height])(document.querySelector('td .outcome').getBoundingClientRect())"
     )
     assert size == [20, 20]
 
@@ -439,7 +439,7 @@ def test_outcomes_are_legible_and_no_type_is_tiny(browser, page, theme):
     browser.open(url(page), theme)
     browser.wait_for(f"document.documentElement.dataset.theme == '{theme}'")
     shown = browser.evaluate(
-        "[...document.querySelectorAll('.bar > *, .key, .cell, a.count')].map(e => {"
+        "[...document.querySelectorAll('.bar > *, .key, .outcome, a.count')].map(e => {"
         " const s = getComputedStyle(e); let g = e;"
         " while (getComputedStyle(g).backgroundColor == 'rgba(0, 0, 0, 0)' && g.parentElement) g = g.parentElement;"
         " return [e.className, s.color, getComputedStyle(g).backgroundColor, s.backgroundImage] })"
