@@ -430,7 +430,7 @@ def test_residual_by_definition():
     V = (weight * mask).double().T
     expected = torch.linalg.matrix_norm(V.T @ V - torch.eye(6, dtype=torch.float64)).item()
     assert sp.isometry_residual(weight, mask) == pytest.approx(expected, rel=1e-12)
-    with pytest.raises(ValueError, match="mask: has shape"):
+    with pytest.raises(ValueError, match=r"masks: 'weight' has shape \(4, 6\), expected \(6, 4\)"):
         sp.isometry_residual(weight, mask.T)
 
 
@@ -684,7 +684,7 @@ def test_every_draw_of_a_comparison_follows_its_seed(monkeypatch):
 
         monkeypatch.setattr(experiment, name, wrapped)
 
-    for name in ("init_weights", "score", "train_together"):
+    for name in ("init_weights", "connection_scores", "train_together"):
         spy(name)
 
     def make(activation):

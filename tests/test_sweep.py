@@ -359,7 +359,7 @@ def test_a_run_that_raises_is_a_row_with_its_error_and_is_tried_again(toy, tmp_p
 def test_a_claim_that_does_not_hold_is_a_result(toy, tmp_path, scheduler):
     rows = go(toy, tmp_path / "out", {"x": [1, 5]}, {"mode": "claim"}, scheduler=scheduler)
     assert [run.status for run in rows] == [DONE, DONE]
-    assert held(rows)["C2"] == Held(1, 2, {"x": [1, 5]})
+    assert held(rows)["C2"] == Held(1, 2, {"x": [1, 5]}, ["", ""])
 
 
 def test_a_kernel_that_is_killed_is_a_row(toy, tmp_path, scheduler):
@@ -843,7 +843,12 @@ def test_a_kept_sweep_is_a_small_table_and_counts_of_claims(toy, tmp_path):
     assert frame["C1.v"].tolist() == [1, 2, 3]
     assert frame["C1"].tolist() == [False, True, True]
     about = json.loads((folder / "seeds.json").read_text())
-    assert about["claims"]["C1"] == {"held": 2, "of": 3, "measured": {"v": [1, 2, 3]}}
+    assert about["claims"]["C1"] == {
+        "held": 2,
+        "of": 3,
+        "measured": {"v": [1, 2, 3]},
+        "profiles": [""] * 3,
+    }
     assert (about["runs"], about["command"]) == (3, "companion sweep toy")
     file = store.keep("curves", toy, rows, "", folder, values=["ma*"])
     kept = pandas.read_csv(file)
