@@ -227,7 +227,7 @@ def test_the_matrix_has_a_cell_a_run_solid_where_asserted_and_an_address_a_claim
     assert head == ["Claim", "default", "seeds × 5", "mnist (stale)"]
     first, *_, last = page.select(".matrix > tbody > tr")
     assert [cell["class"] for cell in first.select("td .outcome")] == [
-        ["cell", "holds", "asserted"], ["cell", "some"], ["cell", "fails"],
+        ["outcome", "holds", "asserted"], ["outcome", "some"], ["outcome", "fails"],
     ]  # fmt: skip
     assert [cell.get_text() for cell in last.select("td .outcome")] == ["–"] * 3
     assert "reproduced in 3 of 5 runs" in first.get_text()

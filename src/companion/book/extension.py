@@ -292,6 +292,7 @@ def register(app) -> dict[str, bool]:
     app.connect("build-finished", _finish_assets)
     app.connect("builder-inited", _search_prose_only)
     app.connect("html-page-context", _leave_out_scripts, priority=900)
+    app.connect("html-page-context", _mend_lists)
     app.connect("build-finished", _write_claims)
     app.connect("autodoc-process-docstring", _tidy)
     app.connect("autodoc-skip-member", _skip_inherited)
@@ -350,6 +351,17 @@ def _leave_out_scripts(app, pagename, templatename, context, doctree) -> None:
 
     for kind in ("script_files", "css_files"):
         context[kind] = [asset for asset in context[kind] if not is_unused(asset)]
+
+
+def _mend_lists(app, pagename, templatename, context, doctree) -> None:
+    """Lists that Sphinx and docutils write and screen readers stumble over: a signature over
+    several lines is a list of definitions without terms, a bibliography one without items."""
+    body = context.get("body") or ""
+    context["body"] = re.sub(
+        r"<dl>\n((?:<dd>[^\n]*</dd>\n)+)</dl>",
+        lambda match: '<span class="sig-lines">' + match[1].replace("dd>", "span>") + "</span>",
+        body.replace('<div role="list" class="citation-list">', '<div class="citation-list">'),
+    )
 
 
 def _search_prose_only(app) -> None:
