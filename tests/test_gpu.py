@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from companion.notebook.outside import OUTSIDE
 from companion.runs import carry, chapters, fingerprint, gpu
 from companion.runs.gpu_jobs import JOBS, TINY, Job, jobs_of
 from companion.runs.processes import python_path
+from companion.runs.record import FAILED, Run, save
 
 # A job that takes a while, notes in a journal when it ran, and writes its result in one go.
 WORK = """
@@ -248,23 +250,31 @@ def test_what_is_done_is_not_repeated_unless_the_code_changed(make, journal, tmp
 def test_a_record_counts_only_for_its_own_parameters_and_device(tmp_path):
     job = Job("snip-paper", "", 1, 1, "snip", {"profile": "paper"})
     file = tmp_path / job.result
-    file.parent.mkdir(parents=True)
-    good = {
-        "status": "complete",
-        "parameters": {"profile": "paper", "device": "cuda", "seed": 0},
-        "fingerprint": fingerprint.fingerprint(chapters.find("snip")),
-    }
+    good = Run(
+        "snip",
+        "paper-gpu",
+        settings={"profile": "paper", "device": "cuda", "seed": 0},
+        fingerprint=fingerprint.fingerprint(chapters.find("snip")),
+    )
     for change, found in [
         ({}, True),
-        ({"status": "failed"}, False),
-        ({"fingerprint": "old"}, False),
-        ({"parameters": {"profile": "quick", "device": "cuda"}}, False),
-        ({"parameters": {"profile": "paper", "device": "cpu"}}, False),
+        ({"status": FAILED}, False),
+        ({"fingerprint": "0" * 64}, False),
+        ({"settings": {"profile": "quick", "device": "cuda"}}, False),
+        ({"settings": {"profile": "paper", "device": "cpu"}}, False),
     ]:
-        file.write_text(json.dumps(good | change))
+        save(replace(good, **change), file)
         assert bool(gpu.finished(job, tmp_path, "cuda")) is found, change
     file.write_text('{"status": "comp')
     assert gpu.finished(job, tmp_path, "cuda") is None
+
+
+def test_a_chapter_that_was_recorded_counts_as_done(tmp_path):
+    (job,) = gpu.chosen(["fictitious_play-tiny"])
+    states = gpu.run([job], tmp_path, budget_s=300, device="cpu", slots=1)
+    assert states[job.name].state == gpu.DONE, states[job.name].why
+    again = gpu.run([job], tmp_path, budget_s=300, device="cpu", slots=1)
+    assert again[job.name].why == "before"
 
 
 def test_what_a_chapter_left_when_it_broke_off_goes_to_the_logs(make, tmp_path):

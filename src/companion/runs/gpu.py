@@ -263,7 +263,7 @@ def finished(job: Job, out: Path, device: str) -> dict | None:
         return None
     if job.stem:
         current = fingerprint(chapters.find(job.stem))
-        used, wanted = result.get("parameters", {}), job.given | {"device": device}
+        used, wanted = result.get("settings", {}), job.given | {"device": device}
         same = all(used.get(name) == value for name, value in wanted.items())
     else:
         current, same = code_fingerprint(job.script), result.get("device") == device

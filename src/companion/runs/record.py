@@ -25,7 +25,8 @@ SCHEMA = Path(__file__).with_suffix(".schema.json")
 class Run:
     """One run of a chapter.
 
-    paper, name: the chapter's stem, and what the run is called. status: DONE, FAILED or UNFINISHED. settings: every parameter's value. claims: its verdicts by id. values: what else
+    paper, name: the chapter's stem, and what the run is called. status: DONE, FAILED or
+    UNFINISHED. settings: every parameter's value. claims: its verdicts by id. values: what else
     it recorded. given: by the sweep that it is a row of. figures: file, name, caption and
     alternative text of each. stale: whether the chapter's code has changed since; not kept.
     """
@@ -126,8 +127,8 @@ class Sweep:
 
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> Sweep:
-        fields = {key: value for key, value in stored.items() if key != "seal"}
         """A sweep from what `as_json` gave, its claims judged by the bounds as they are now."""
+        fields = {key: value for key, value in stored.items() if key != "seal"}
         stated = load_claims(fields["paper"]) if fields["paper"] in papers() else {}
         fields["claims"] = {
             id: _judged_again(stated.get(id), Held(**held))
