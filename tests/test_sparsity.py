@@ -1019,6 +1019,7 @@ def test_full_precision_switches_tf32_off_and_brings_everything_back(start, rest
     def interrupted():
         with full_precision():
             assert switches()[1] == ["ieee"] * 6
+            assert torch.backends.cudnn.deterministic
             if start != "newer":
                 assert older() == ["highest", False, False]
             raise KeyboardInterrupt
@@ -1027,6 +1028,7 @@ def test_full_precision_switches_tf32_off_and_brings_everything_back(start, rest
         interrupted()
     assert switches()[1] == before
     assert older() == was
+    assert not torch.backends.cudnn.deterministic
 
 
 def test_scores_are_taken_in_full_precision(restored):

@@ -249,9 +249,11 @@ def switch_gradients(
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Full float32 inside the block: no TF32, no bf16, no autocast; all comes back as it was.
+    """Full float32, the same twice, inside the block: no TF32, no bf16, no autocast, and of cuDNN
+    its deterministic algorithms only; all comes back as it was.
 
-    Scores near a threshold and small singular values do not survive eleven bits.
+    Scores near a threshold and small singular values do not survive eleven bits, nor sums whose
+    order changes from one call to the next.
     """
     cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
     named = [
@@ -265,6 +267,7 @@ def full_precision() -> Iterator[None]:
         if hasattr(part := getattr(where, name, None), "fp32_precision")
     ]
     before = [part.fp32_precision for part in parts]
+    deterministic = cudnn.deterministic
     # PyTorch refuses to read its older switches where they differ from the newer ones: they go
     # along, unless they differ already
     matmul = convolutions = None
@@ -273,6 +276,7 @@ def full_precision() -> Iterator[None]:
     with suppress(RuntimeError):
         convolutions = cudnn.allow_tf32
     try:
+        cudnn.deterministic = True
         if matmul is not None:
             torch.set_float32_matmul_precision("highest")
         if convolutions is not None:
@@ -282,6 +286,7 @@ def full_precision() -> Iterator[None]:
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
+        cudnn.deterministic = deterministic
         if matmul is not None:
             torch.set_float32_matmul_precision(matmul)
         if convolutions is not None:

@@ -95,19 +95,19 @@ def tiny_jobs() -> Iterable[Job]:
     for stem, given in TINY.items():
         yield Job(
             f"{stem}-tiny", "the chapter ends on this device (tiny: its claims mean nothing)",
-            15, 2, stem, given, folder="tiny",
+            60 if stem == "data_parallelism" else 25, 2, stem, given, folder="tiny",
         )  # fmt: skip
 
 
 JOBS: tuple[Job, ...] = (
     Job(
-        "checks", "what a GPU computes equals what the CPU computes", 40, 4,
+        "checks", "what a GPU computes equals what the CPU computes", 20, 4,
         script="tests/gpu/checks.py",
     ),
     *tiny_jobs(),
     Job(
         "masked_kd-gpu", "time and memory of ViT-S and B at 196, 147, 98 and 49 patches in bf16",
-        150, 40, "masked_kd", {"profile": "gpu"}, alone=True,
+        90, 40, "masked_kd", {"profile": "gpu", "n_seeds": 3}, alone=True,
     ),
     Job(
         "benchmarks-gpu", "the methods against plain torch, with the card's limits beside them",
@@ -116,8 +116,12 @@ JOBS: tuple[Job, ...] = (
     Job(
         "snip-paper-30000-steps",
         "Table 1 and Fig. 1 on MNIST: LeNet-300-100, five seeds, 30,000 steps instead of 75,000",
-        240, 2, "snip", {"profile": "paper", "train_iterations": 30000, "lr_milestones": [25000]},
+        80, 2, "snip", {"profile": "paper", "train_iterations": 30000, "lr_milestones": [25000]},
         data=("mnist",),
+    ),
+    Job(
+        "snip-paper", "the same with the paper's 75,000 steps", 170, 2, "snip",
+        {"profile": "paper"}, data=("mnist",),
     ),
     Job(
         "signal_propagation-paper", "Tables 1 and 4 on MNIST: dense networks, five seeds",
@@ -126,7 +130,7 @@ JOBS: tuple[Job, ...] = (
     Job(
         "data_parallelism-mnist-grid",
         "the paper's grid on MNIST: B to 16,384, 100 trials, four sparsities, one seed",
-        200, 24, "data_parallelism",
+        300, 8, "data_parallelism",
         {
             "profile": "mnist",
             "batch_sizes": [2**i for i in range(1, 15)],
@@ -148,16 +152,16 @@ JOBS: tuple[Job, ...] = (
         data=("cifar10_jpeg",),
     ),
     Job(
-        "learn_to_pay_attention-vgg-6000-steps",
-        "VGG-att2 against VGG and average pooling at the same resolution, 6,000 steps instead of "
+        "learn_to_pay_attention-vgg-3000-steps",
+        "VGG-att2 against VGG and average pooling at the same resolution, 3,000 steps instead of "
         "117,300, JPEGs of CIFAR-10",
         200, 16, "learn_to_pay_attention",
         {
             "profile": "paper",
             "dataset": "cifar10_jpeg",
             "networks": ["plain", "gap", "att"],
-            "steps": 6000,
-            "halve_every": 500,
+            "steps": 3000,
+            "halve_every": 250,
         },
         data=("cifar10_jpeg",),
     ),
