@@ -757,6 +757,20 @@ def test_a_record_is_judged_by_the_bounds_as_they_are_now(stated):
     assert Run.of_json(kept).claims["C2"].outcome == NOT_RUN
 
 
+def test_a_record_is_judged_by_what_a_claim_needs_now(stated):
+    """A shortened run does not count against a claim about the paper's size."""
+    kept = run("old", verdict("C1", 2.0), settings={"steps": 50}).as_json()
+    for needs, outcome in [
+        ({"steps": ">= 50"}, REPRODUCED),
+        ({"steps": ">= 51"}, NOT_RUN),
+        ({"added since": 3}, REPRODUCED),
+    ]:
+        stated["C1"] = replace(stated["C1"], needs=needs)
+        found = Run.of_json(kept).claims["C1"]
+        assert found.outcome == outcome, needs
+        assert found.why == ("needs steps" if outcome == NOT_RUN else "")
+
+
 def test_a_sweep_keeps_what_each_run_measured(stated):
     runs_ = [run("a", verdict("C1", 2.0)), run("b", verdict("C1", 4.0), verdict("C2", None))]
     assert record.held(runs_) == {"C1": Held(1, 2, {"error": [2.0, 4.0]}, ["quick"] * 2)}

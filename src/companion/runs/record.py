@@ -60,7 +60,7 @@ class Run:
             name,
             profile=str(settings.get("profile", "")),
             settings=settings,
-            claims=_verdicts(paper, found),
+            claims=_verdicts(paper, found, settings),
             data=left.pop(f"{paper}.data", {}),
             peak_memory=left.pop("peak_memory", {}),
             values=left,
@@ -71,7 +71,9 @@ class Run:
     def of_json(cls, stored: Mapping[str, Any]) -> Run:
         """A run from what `as_json` gave, its claims judged by the bounds as they are now."""
         fields = {key: value for key, value in stored.items() if key != "seal"}
-        fields["claims"] = _verdicts(fields["paper"], fields.get("claims", []))
+        fields["claims"] = _verdicts(
+            fields["paper"], fields.get("claims", []), fields.get("settings", {})
+        )
         return cls(**fields)
 
     def numbers(self) -> dict[str, float]:
@@ -220,17 +222,25 @@ def _validator(kind: str):
     return Draft202012Validator(schema | {"$ref": f"#/$defs/{kind}"})
 
 
-def _verdicts(paper: str, found: Iterable[Mapping[str, Any]]) -> dict[str, Verdict]:
-    """Verdicts by id, judged by the bounds as they are now: text and outcome cannot disagree."""
+def _verdicts(
+    paper: str, found: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> dict[str, Verdict]:
+    """Verdicts by id, judged by the claims as they are now: text and outcome cannot disagree."""
     stated = load_claims(paper) if paper in papers() else {}
     verdicts = (Verdict(**fields) for fields in found)
-    judged = {verdict.id: _judged(stated.get(verdict.id), verdict) for verdict in verdicts}
+    judged = {v.id: _judged(stated.get(v.id), v, settings) for v in verdicts}
     return dict(sorted(judged.items(), key=lambda item: natural(item[0])))
 
 
-def _judged(claim: Claim | None, verdict: Verdict) -> Verdict:
-    if claim is None or verdict.measured.keys() != claim.quantities.keys():
+def _judged(claim: Claim | None, verdict: Verdict, settings: Mapping[str, Any]) -> Verdict:
+    if claim is None:
         return verdict  # of an earlier state of the file
+    known = {name: wanted for name, wanted in (claim.needs or {}).items() if name in settings}
+    missing = replace(claim, needs=known).missing(settings)
+    if missing and verdict.outcome != NOT_RUN:
+        return Verdict(verdict.id, NOT_RUN, False, why=f"needs {', '.join(missing)}")
+    if verdict.measured.keys() != claim.quantities.keys():
+        return verdict  # likewise
     return replace(verdict, outcome=judge(claim, verdict.measured, verdict.profile))
 
 
