@@ -335,9 +335,9 @@ def test_only_a_finished_run_on_a_gpu_counts_as_one(device, status, said):
     told = tables.gpu_note("snip", [run("paper", device=device, status=status)])
     assert bool(told) is said
     assert not said or told[1].astext() == runs.gpu_command("snip")
-    assert (
-        not said or "about 7 min on an H100, estimated; it needs the data sets" in told[0].astext()
-    )
+    cost = runs.shown_time(sum(job.seconds for job in jobs_of("snip")))
+    text = f"about {cost} on an H100, estimated; it needs the data sets"
+    assert not said or text in told[0].astext()
 
 
 @pytest.mark.parametrize("stem", [*filter(jobs_of, chapters.stems())])
@@ -827,6 +827,33 @@ def test_benchmarks_are_read_where_there_are_any(tmp_path, monkeypatch):
     file.write_text(json.dumps({"snip": result | {"rows": [{"ratio": 0.5}]}}))
     with pytest.raises(ValueError, match="snip are not as they were written"):
         runs.benchmarks()
+
+
+def test_what_a_gpu_showed_is_read_and_cannot_be_edited(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    assert runs.on_gpu() == ({}, {}, {})
+    (tmp_path / runs.RECORDED).mkdir(parents=True)
+    part = {"rows": [{"ratio": 0.5}]}
+    part["seal"] = seal(part)
+    kept = {"limits": {"bytes": 3e12}, "chapters": {"snip": part}}
+    file = tmp_path / runs.RECORDED / "benchmarks-gpu.json"
+    file.write_text(json.dumps(kept))
+    assert runs.on_gpu() == ({"bytes": 3e12}, {"snip": part}, {})
+    part["rows"][0]["ratio"] = 0.4
+    file.write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match="snip are not as they were written"):
+        runs.on_gpu()
+
+
+def test_a_profile_costs_what_a_run_took_that_changed_nothing_of_it():
+    path = chapters.find("snip")
+    preset = chapters.presets(path)["paper"]
+    taken = chapters.defaults(path) | preset | {"profile": "paper", "device": "cuda"}
+    whole = run("whole", profile="paper", device="cuda", settings=taken, seconds=300)
+    short = replace(whole, settings=taken | {"train_iterations": 50}, seconds=7)
+    of = lambda *kept: {row[0]: row[3] for row in runs.costs("snip", list(kept))}["paper"]  # noqa: E731
+    assert of(whole, short) == "5 min"
+    assert of(short).endswith("estimated")
 
 
 # ---------------------------------------------------------------- docstrings

@@ -3,8 +3,8 @@
 As a Sphinx extension it turns a chapter's notebook into its page (`companion.book.pages`,
 `companion.book.frame`) and adds directives: ``{papers}``, ``{scoreboard}``, ``{result} PAPER``,
 ``{runit} PAPER``, ``{related} PAPER``, ``{recorded} PAPER``, ``{sweep} PAPER NAME``,
-``{environment}``, ``{provenance}``, ``{benchmarks}`` and ``{datasets}``. They read the stored notebooks and the records each time,
-so that no table can drift from the runs behind it and nothing generated is committed.
+``{environment}``, ``{provenance}``, ``{benchmarks}``, ``{gpu}`` and ``{datasets}``. They read the
+stored notebooks and the records each time, so that no table can drift from the runs behind it and nothing generated is committed.
 
 The build itself needs the standard library only, so that finding nothing to do takes no time.
 """

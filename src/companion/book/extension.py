@@ -15,12 +15,15 @@ from sphinx.util.docutils import SphinxDirective
 
 from companion.book import api, assets, compare, fold, frame, result, scoreboard, start, tables
 from companion.book.docstrings import tidy_docstring
+from companion.book.evidence import short_name
 from companion.book.pages import page
 from companion.book.runs import (
     RECORDED,
     benchmarks,
     everything,
+    on_gpu,
     papers,
+    shown_seconds,
     stored_run,
 )
 from companion.data.catalogue import catalogue
@@ -229,7 +232,7 @@ class Benchmarks(SphinxDirective):
         found = benchmarks()
         if not found:
             return [tables.marked("No benchmark results are stored yet. `make bench` makes them.")]
-        titles = {paper["stem"]: paper["title"] for paper in papers()} | {"sweep": "Sweeps"}
+        titles = {paper["stem"]: short_name(paper) for paper in papers()} | {"sweep": "Sweeps"}
         out: list = []
         for stem in sorted(found, key=list(titles).index):
             result = found[stem]
@@ -261,6 +264,53 @@ class Benchmarks(SphinxDirective):
         return out
 
 
+class Gpu(SphinxDirective):
+    """What a GPU machine has shown: its speed, the benchmarks on it, runs and checks."""
+
+    def run(self) -> list[nodes.Node]:
+        limits, benchmarks, checks = on_gpu()
+        if not benchmarks:
+            return [tables.marked("No run on a GPU is stored yet. `make gpu` makes them.")]
+        names = {about["stem"]: short_name(about) for about in papers()}
+
+        def link(stem: str) -> nodes.Node | str:
+            return tables.chapter_link(self.env, names[stem], stem) or names[stem]
+
+        where = next(iter(benchmarks.values()))["provenance"]
+        speed = ", ".join(
+            f"{value / 1e12:.3g}·10¹² {kind} a second" for kind, value in limits.items()
+        )
+        rows = [
+            [link(stem), row["what"], row["against"], f"{row['ratio']:.3g}", row["aim"], row["note"]]
+            for stem in names
+            for row in benchmarks.get(stem, {}).get("rows", [])
+        ]  # fmt: skip
+        made = [
+            [link(stem), run.name, shown_seconds(run.seconds), f"{run.peak_memory['gpu_mb']:,} MB"]
+            for stem in names
+            for run in load_records(stem)
+            if "gpu_mb" in run.peak_memory
+        ]  # fmt: skip
+        tried = [
+            [name.replace("_", " "), "passed" if found["passed"] else "failed", found["said"]]
+            for name, found in checks.items()
+        ]
+        return [
+            tables.paragraph(
+                f"{where['hardware']}, {where['date']}, torch {where['packages']['torch']}. "
+                f"Plain copies and plain products of matrices reach {speed}."
+            ),
+            tables.table(
+                ["Chapter", "What", "Against", "Ratio", "Aim", "Note"], rows, "benchmarks"
+            ),
+            tables.paragraph("Recorded runs of the chapters on it:"),
+            tables.table(["Chapter", "Run", "Time", "GPU memory"], made, "runs"),
+            tables.paragraph("What it computes, compared with the CPU:"),
+            tables.table(["Check", "Outcome", "Measured"], tried, "checks"),
+            tables.shell("companion gpu --budget 900 --out runs/gpu"),
+        ]
+
+
 class Datasets(SphinxDirective):
     """The data sets as the library knows them."""
 
@@ -282,7 +332,8 @@ class Datasets(SphinxDirective):
 def register(app) -> dict[str, bool]:
     """Make the directives known, and connect what is done around the pages."""
     for directive in (
-        Papers, Borrowings, Scoreboard, Result, RunIt, Related, Environment, Provenance, Recorded, Sweep, Benchmarks, Datasets
+        Papers, Borrowings, Scoreboard, Result, RunIt, Related, Environment, Provenance, Recorded, Sweep, Benchmarks, Gpu,
+        Datasets,
     ):  # fmt: skip
         app.add_directive(directive.__name__.lower(), directive)
     fold.register(app)

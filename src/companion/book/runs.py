@@ -11,6 +11,7 @@ from companion.files import ROOT, seal
 from companion.notebook.bounds import Bound
 from companion.notebook.checking import margin
 from companion.notebook.claims import Claim, load_claims
+from companion.notebook.parameters import PLACES
 from companion.runs import chapters
 from companion.runs.fingerprint import fingerprint
 from companion.runs.gpu_jobs import COSTS, jobs_of
@@ -124,8 +125,8 @@ def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
     runs: of the chapter; the shortest that took a profile whole gives its time. Others are
     estimates, and say so.
     """
-    presets = chapters.presets(chapters.find(stem))
-    usual = chapters.defaults(chapters.find(stem)).get("dataset", "made")
+    presets, defaults = (of(chapters.find(stem)) for of in (chapters.presets, chapters.defaults))
+    usual = defaults.get("dataset", "made")
     rows = []
     for profile, preset in presets.items():
         times = []
@@ -137,6 +138,7 @@ def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
                 if (run.profile, run.provenance.get("device"), run.status)
                 == (profile, device, DONE)
                 and run.seconds is not None
+                and _is_whole(run, defaults | preset)
             ]
             if measured:
                 times.append(shown_time(min(measured)))
@@ -147,6 +149,16 @@ def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
         cpu, gpu = times
         rows.append((profile, str(preset.get("dataset", usual)), cpu, gpu))
     return rows
+
+
+def _is_whole(run: Run, profile: dict) -> bool:
+    """Whether a run took a profile's values as they are, wherever it ran."""
+    apart = PLACES | {"profile"}
+    return all(
+        run.settings.get(name, value) == value
+        for name, value in profile.items()
+        if name not in apart
+    )
 
 
 def shown_time(seconds: float) -> str:
@@ -164,9 +176,23 @@ def shown_seconds(seconds: float | None) -> str:
 
 def benchmarks() -> dict[str, dict]:
     """The committed benchmark results by stem; empty where there are none."""
-    path = ROOT / RECORDED / "benchmarks.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return _sealed_parts(_recorded("benchmarks"), "benchmarks")
+
+
+def on_gpu() -> tuple[dict, dict[str, dict], dict[str, dict]]:
+    """Of the last `companion gpu`: the card's limits, benchmark results by stem, checks by name."""
+    found = _recorded("benchmarks-gpu")
+    rows = _sealed_parts(found.get("chapters", {}), "benchmarks-gpu")
+    return found.get("limits", {}), rows, _recorded("checks-gpu").get("checks", {})
+
+
+def _recorded(name: str) -> dict:
+    path = ROOT / RECORDED / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _sealed_parts(found: dict[str, dict], name: str) -> dict[str, dict]:
     for stem, result in found.items():
         if result.get("seal") != seal(result):
-            raise ValueError(f"{path}: the results of {stem} are not as they were written")
+            raise ValueError(f"{name}.json: the results of {stem} are not as they were written")
     return found
