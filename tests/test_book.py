@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from companion import book
-from companion.book import assets, pages, runs
+from companion.book import assets, pages, performance, runs
 from companion.book.building import ROOT
 from companion.book.docstrings import tidy_docstring
 from companion.files import BusyError, locked, seal, to_json
@@ -843,6 +843,31 @@ def test_what_a_gpu_showed_is_read_and_cannot_be_edited(tmp_path, monkeypatch):
     file.write_text(json.dumps(kept))
     with pytest.raises(ValueError, match="snip are not as they were written"):
         runs.on_gpu()
+
+
+def test_ratios_stand_on_one_axis_with_those_above_one_outside_the_band(monkeypatch):
+    def results(**ratios):
+        rows = {
+            s: [{"ratio": r, "what": "w", "against": "a"} for r in rs] for s, rs in ratios.items()
+        }
+        return {stem: {"rows": found} for stem, found in rows.items()}
+
+    monkeypatch.setattr(performance, "benchmarks", lambda: results(snip=[0.01, 1.0, 4.0]))
+    monkeypatch.setattr(performance, "on_gpu", lambda: ({}, results(snip=[2.0], desire=[0.5]), {}))
+    snip, desire = performance.ratios()
+    assert (snip.stem, desire.stem) == ("snip", "desire")
+    assert snip.axis == desire.axis
+    assert [mark.kind for mark in snip.marks] == [
+        "band", "default holds", "default holds", "default fails", "recorded fails",
+    ]  # fmt: skip
+    places = [mark.left for mark in snip.marks[1:]]
+    band = snip.marks[0].width
+    assert places[1] == band
+    assert [place <= band for place in places] == [True, True, False, False]
+    assert "4: w against a (CPU)" in snip.words
+    monkeypatch.setattr(performance, "benchmarks", dict)
+    monkeypatch.setattr(performance, "on_gpu", lambda: ({}, {}, {}))
+    assert performance.ratios() == []
 
 
 def test_a_profile_costs_what_a_run_took_that_changed_nothing_of_it():

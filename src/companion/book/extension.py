@@ -13,17 +13,24 @@ from docutils.parsers.rst import directives
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from companion.book import api, assets, compare, fold, frame, result, scoreboard, start, tables
+from companion.book import (
+    api,
+    assets,
+    compare,
+    fold,
+    frame,
+    performance,
+    result,
+    scoreboard,
+    start,
+    tables,
+)
 from companion.book.docstrings import tidy_docstring
-from companion.book.evidence import short_name
 from companion.book.pages import page
 from companion.book.runs import (
     RECORDED,
-    benchmarks,
     everything,
-    on_gpu,
     papers,
-    shown_seconds,
     stored_run,
 )
 from companion.data.catalogue import catalogue
@@ -226,89 +233,17 @@ class Sweep(SphinxDirective):
 
 
 class Benchmarks(SphinxDirective):
-    """The committed benchmark results, each against its peer."""
+    """The committed benchmark results: all ratios on one axis, and a table a chapter."""
 
     def run(self) -> list[nodes.Node]:
-        found = benchmarks()
-        if not found:
-            return [tables.marked("No benchmark results are stored yet. `make bench` makes them.")]
-        titles = {paper["stem"]: short_name(paper) for paper in papers()} | {"sweep": "Sweeps"}
-        out: list = []
-        for stem in sorted(found, key=list(titles).index):
-            result = found[stem]
-            where = result.get("provenance", {})
-            rows = [
-                [
-                    row["what"],
-                    row["against"],
-                    f"{row['ratio']:.3g}",
-                    row["aim"],
-                    row.get("note", ""),
-                ]
-                for row in result["rows"]
-            ]
-            out.append(
-                tables.section(
-                    titles.get(stem, stem),
-                    f"performance-{stem}",
-                    tables.table(["What", "Against", "Ratio", "Aim", "Note"], rows, "benchmarks"),
-                    tables.paragraph(
-                        f"{where.get('hardware', 'machine not known')}, "
-                        f"{where.get('date', 'no date')}, commit ",
-                        tables.code(where.get("commit") or "not known"),
-                    ),
-                    tables.shell(result["command"]),
-                    *map(tables.paragraph, result.get("conclusions", [])),
-                )
-            )
-        return out
+        return performance.benchmarks_section(self.env)
 
 
 class Gpu(SphinxDirective):
     """What a GPU machine has shown: its speed, the benchmarks on it, runs and checks."""
 
     def run(self) -> list[nodes.Node]:
-        limits, benchmarks, checks = on_gpu()
-        if not benchmarks:
-            return [tables.marked("No run on a GPU is stored yet. `make gpu` makes them.")]
-        names = {about["stem"]: short_name(about) for about in papers()}
-
-        def link(stem: str) -> nodes.Node | str:
-            return tables.chapter_link(self.env, names[stem], stem) or names[stem]
-
-        where = next(iter(benchmarks.values()))["provenance"]
-        speed = ", ".join(
-            f"{value / 1e12:.3g}·10¹² {kind} a second" for kind, value in limits.items()
-        )
-        rows = [
-            [link(stem), row["what"], row["against"], f"{row['ratio']:.3g}", row["aim"], row["note"]]
-            for stem in names
-            for row in benchmarks.get(stem, {}).get("rows", [])
-        ]  # fmt: skip
-        made = [
-            [link(stem), run.name, shown_seconds(run.seconds), f"{run.peak_memory['gpu_mb']:,} MB"]
-            for stem in names
-            for run in load_records(stem)
-            if "gpu_mb" in run.peak_memory
-        ]  # fmt: skip
-        tried = [
-            [name.replace("_", " "), "passed" if found["passed"] else "failed", found["said"]]
-            for name, found in checks.items()
-        ]
-        return [
-            tables.paragraph(
-                f"{where['hardware']}, {where['date']}, torch {where['packages']['torch']}. "
-                f"Plain copies and plain products of matrices reach {speed}."
-            ),
-            tables.table(
-                ["Chapter", "What", "Against", "Ratio", "Aim", "Note"], rows, "benchmarks"
-            ),
-            tables.paragraph("Recorded runs of the chapters on it:"),
-            tables.table(["Chapter", "Run", "Time", "GPU memory"], made, "runs"),
-            tables.paragraph("What it computes, compared with the CPU:"),
-            tables.table(["Check", "Outcome", "Measured"], tried, "checks"),
-            tables.shell("companion gpu --budget 900 --out runs/gpu"),
-        ]
+        return performance.gpu_section(self.env)
 
 
 class Datasets(SphinxDirective):
