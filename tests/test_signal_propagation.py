@@ -724,3 +724,19 @@ def test_more_bad_input_is_named():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             call()
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(nn.Conv2d(1, 2, 3, padding=1), (3, 1, 4, 4)), (nn.Linear(4, 4), (2, 5, 4))],
+)
+def test_outputs_of_several_axes_count_one_by_one(model, shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    whole = torch.autograd.functional.jacobian(lambda v: model(v[None]).flatten(), x[1])
+    expected = torch.linalg.svdvals(whole.flatten(1).double())
+    found = sp.jacobian_singular_values(model, x)[1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_without_parameters_has_a_jacobian():
+    assert sp.jacobian_singular_values(nn.Flatten(), torch.zeros(2, 3)).tolist() == [[1.0] * 3] * 2

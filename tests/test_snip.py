@@ -362,3 +362,26 @@ def test_mnist_is_learned_from_a_real_file(real_data):
 def test_errors_of_an_untrained_network_are_near_chance(digits):
     model = snip.build_model("lenet300", digits, seeded())
     assert error_rate(model, digits.test_x, digits.test_y) > 75
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_removal_is_predicted_and_made_in_one_mode_and_changes_nothing(training):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
+    )
+    model[1].running_mean.normal_()
+    model[1].running_var.uniform_(0.2, 3.0)
+    model.train(training)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x, y = torch.randn(40, 6), torch.randint(3, (40,))
+    drawn = torch.Generator().manual_seed(1)
+    predicted, true = snip.removal_effects(model, (x, y), 60, drawn)
+    again = snip.removal_effects(model, (x, y), 60, torch.Generator().manual_seed(1))[1]
+    assert torch.equal(true, again)
+    assert (true - predicted).abs().max() < 0.2 * predicted.abs().max()
+    assert model.training is training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

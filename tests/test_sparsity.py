@@ -12,6 +12,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -32,6 +34,7 @@ from companion.sparsity import (
     connection_gradients,
     connection_sensitivity,
     count_kept,
+    export_weights,
     full_precision,
     global_topk_mask,
     kept_count,
@@ -42,6 +45,7 @@ from companion.sparsity import (
     random_scores,
     remove_masks,
     shuffle_within_layer,
+    to_torch_prune,
 )
 from companion.training import shuffled_batches
 
@@ -1194,3 +1198,58 @@ def test_counts_may_be_numpys():
     for wrong in (np.int64(3), True, 1.0):
         with pytest.raises(ValueError, match="expected a count between 0 and 2"):
             global_topk_mask(scores, keep=wrong)
+
+
+class _Tied(nn.Module):
+    """An embedding whose weights are those of the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(self.embedding(x).mean(1))
+
+
+@pytest.mark.parametrize("layout", ["dense", "coo", "csr"])
+@pytest.mark.parametrize("masked_before", [False, True])
+def test_tied_weights_are_exported_under_each_name(layout, masked_before):
+    model, kept = _Tied(), torch.zeros(6, 4, dtype=torch.bool)
+    kept[2, 1] = kept[5, 0] = True
+    masks = {"embedding.weight": kept}
+    if masked_before:
+        apply_masks(model, masks)
+    state = export_weights(model, masks, layout=layout)
+    for name in ("embedding.weight", "head.weight"):
+        assert torch.equal(state[name].to_dense() != 0, kept), name
+    if layout == "dense":
+        again = _Tied()
+        again.load_state_dict(state)
+        assert torch.equal(again.head.weight != 0, kept)
+
+
+def test_a_tie_is_not_handed_to_torch_prune_which_would_break_it():
+    model = _Tied()
+    masks = {"embedding.weight": torch.ones(6, 4, dtype=torch.bool)}
+    with pytest.raises(ValueError, match=r"embedding\.weight and head\.weight are one parameter"):
+        to_torch_prune(model, masks)
+    assert model.head.weight is model.embedding.weight
+
+
+@given(st.integers(1, 500), st.integers(0, 99))
+def test_floor_and_ceil_take_the_sparsity_as_written(total, percent):
+    exact = total * (100 - percent)
+    sparsity = percent / 100
+    assert kept_count(total, sparsity, "floor") == exact // 100
+    assert kept_count(total, sparsity, "ceil") == -(-exact // 100)
+    assert kept_count(total, np.float64(sparsity), "ceil") == -(-exact // 100)
+
+
+def test_short_class_indices_are_class_indices():
+    model, (x, y) = dense_net().float(), batch((6,))
+    expected = connection_sensitivity(model, cross_entropy, [(x.float(), y)])
+    for dtype in (torch.int8, torch.int16, torch.int32):
+        found = connection_sensitivity(model, cross_entropy, [(x.float(), y.to(dtype))])
+        assert all(torch.equal(found[name], expected[name]) for name in expected)

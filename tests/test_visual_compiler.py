@@ -1960,3 +1960,44 @@ def test_the_notebook_compiles_a_users_scene(scene, renders, tmp_path):
     picture = torch.zeros(1, 3, 120, 160)
     program = torch.export.load(tmp_path / "out" / "detector.pt2").module()
     assert program(picture).shape == (1, networks.CHANNELS, 30, 40)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda b: b * 255, r"background: values from 0 to 255, expected \[0, 1\]"),
+        (lambda b: b * torch.nan, "background: values from nan"),
+        (
+            lambda b: (b * 255).byte(),
+            r"background: torch\.uint8, expected a floating-point tensor",
+        ),
+        (lambda b: b.numpy(), "background: float32, expected a floating-point tensor"),
+    ],
+)
+def test_a_background_is_a_picture_in_zero_to_one(change, said):
+    scene = vc.procedural_scene()
+    picture = torch.zeros_like(scene.background)
+    picture[0, 0, 0] = 1
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(scene, background=change(picture))
+
+
+def test_walkable_ground_is_polygons_and_no_mask():
+    scene = vc.procedural_scene()
+    with pytest.raises(ValueError, match="walkable: a tensor, expected polygons"):
+        dataclasses.replace(scene, walkable=torch.ones(4, 4, dtype=torch.bool))
+
+
+def test_detection_leaves_the_mode_and_refuses_what_is_no_picture():
+    model = vc.SpatiallyVaryingFCN(vc.make_trunk(4), 1, 4).train()
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = vc.detect(model, pictures, threshold=0.0)
+    assert model.training
+    doubled = vc.detect(model, pictures.double(), threshold=0.0)
+    assert torch.equal(found[0].boxes, doubled[0].boxes)
+    with pytest.raises(
+        ValueError, match=r"images: values from .* to 2.*, expected \[0, 1\], or uint8"
+    ):
+        vc.detect(model, pictures * 255)
+    with pytest.raises(ValueError, match="images: 1 channels, expected 3"):
+        vc.detect(model, pictures[:, :1])

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from numbers import Integral
 from typing import Any
 
@@ -163,7 +164,7 @@ def connection_gradients(
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        fixed = stack.enter_context(_scoring_mode(model, bn_mode))
+        fixed = stack.enter_context(scoring_mode(model, bn_mode))
         theta = {name: _leaf(parameter) for name, parameter in chosen.items()}
         for inputs, targets in _pairs(batches, theta):
             gradients = switch_gradients(model, loss_fn, theta, (inputs, targets), fixed)
@@ -197,6 +198,8 @@ def _pairs(batches: Batches, theta: Mapping[str, Tensor]) -> Iterator[tuple[Tens
         if isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.dtype not in kinds:
             weights = ", ".join(sorted(map(str, kinds)))
             raise ValueError(f"batches: inputs are {inputs.dtype}, the weights are {weights}")
+        if isinstance(targets, Tensor) and targets.dtype in (torch.int8, torch.int16, torch.int32):
+            targets = targets.long()  # PyTorch's losses take no shorter class indices
         yield inputs, targets
 
 
@@ -344,7 +347,7 @@ def connection_sensitivity(
 
 
 @contextmanager
-def _scoring_mode(model: nn.Module, bn_mode: str) -> Iterator[dict[str, Tensor]]:
+def scoring_mode(model: nn.Module, bn_mode: str) -> Iterator[dict[str, Tensor]]:
     """Put the model in scoring mode; yield what stands in for its own tensors: fresh statistics."""
     stand_in = {
         name: tensor.clone()
@@ -413,7 +416,7 @@ def shuffle_within_layer(
     }
 
 
-ROUNDINGS: dict[str, Callable[[float], int]] = {
+ROUNDINGS: dict[str, Callable[[Any], int]] = {
     "round": round,
     "floor": math.floor,
     "ceil": math.ceil,
@@ -423,7 +426,8 @@ ROUNDINGS: dict[str, Callable[[float], int]] = {
 def kept_count(total: int, sparsity: float, rounding: str = "round") -> int:
     """How many of `total` entries a sparsity leaves: kappa = round(total * (1 - sparsity)).
 
-    "round" goes half to even, as the official code does.
+    "round" goes half to even, as the official code does; "floor" and "ceil" take the sparsity as
+    it is written, 0.8 as eight tenths.
 
     Raises:
         ValueError: for a sparsity outside [0, 1) or an unknown rounding.
@@ -436,7 +440,9 @@ def kept_count(total: int, sparsity: float, rounding: str = "round") -> int:
         raise ValueError(f"sparsity = {sparsity!r}: expected the fraction removed, in [0, 1)")
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding = {rounding!r}: expected one of {', '.join(ROUNDINGS)}")
-    return ROUNDINGS[rounding](total * (1.0 - sparsity))
+    if rounding == "round":
+        return round(total * (1.0 - sparsity))
+    return ROUNDINGS[rounding](int(total) * (1 - Fraction(str(float(sparsity)))))
 
 
 def global_topk_mask(
@@ -817,6 +823,8 @@ def export_weights(
 ) -> dict[str, Tensor]:
     """The model's `state_dict` with masked entries zero, to save or to hand on.
 
+    A parameter with several names, such as tied weights, is masked under each of them.
+
     Args:
         model: any module; it stays as it is.
         masks: boolean tensors by parameter name.
@@ -840,14 +848,21 @@ def export_weights(
         raise ValueError(f"layout = {layout!r}: expected one of {', '.join(LAYOUTS)}")
     check_masks(model, masks)
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    for name, mask in masks.items():
-        value = state[name]
-        value.masked_fill_(~mask.to(value.device), 0)
-        if value.dim() > 1:
-            with warnings.catch_warnings():  # PyTorch calls its rows in order "beta"
-                warnings.simplefilter("ignore", UserWarning)
-                state[name] = LAYOUTS[layout](value.flatten(1) if layout == "csr" else value)
+    for first, mask in masks.items():
+        for name in _names(model, first):
+            value = state[name]
+            value.masked_fill_(~mask.to(value.device), 0)
+            if value.dim() > 1:
+                with warnings.catch_warnings():  # PyTorch calls its rows in order "beta"
+                    warnings.simplefilter("ignore", UserWarning)
+                    state[name] = LAYOUTS[layout](value.flatten(1) if layout == "csr" else value)
     return state
+
+
+def _names(model: nn.Module, name: str) -> list[str]:
+    """All names of a parameter: tied weights have several."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return [other for other, value in named.items() if value is named[name]]
 
 
 def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -861,11 +876,18 @@ def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         masks: boolean tensors by parameter name.
 
     Raises:
-        ValueError: for masks that do not fit.
+        ValueError: for masks that do not fit, and for a parameter with several names, whose tie
+            `torch.nn.utils.prune` would break.
     """
     from torch.nn.utils import prune
 
     known = check_masks(model, masks)
+    for name in masks:
+        if len(names := _names(model, name)) > 1:
+            raise ValueError(
+                f"masks: {' and '.join(names)} are one parameter, a tie that torch.nn.utils.prune "
+                "would break; use apply_masks"
+            )
     for name, mask in masks.items():
         path, _, local = name.rpartition(".")
         prune.custom_from_mask(model.get_submodule(path), local, mask.to(known[name].device))

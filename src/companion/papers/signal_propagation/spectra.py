@@ -61,7 +61,7 @@ def jacobian(
         dtype: in which to compute; None: the model's. float32 is full float32 on every device.
 
     Returns:
-        (B, K, d) for K outputs and d inputs an example.
+        (B, K, d) for K outputs and d inputs an example, each flattened if it has several axes.
 
     Raises:
         ValueError: for no example, masks that do not fit, or a type that is not floating-point.
@@ -71,12 +71,14 @@ def jacobian(
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype = {dtype}: expected a floating-point type")
     state = dict(model.named_buffers()) | masked_parameters(model, masks or {})
-    dtype = dtype or next(iter(model.parameters())).dtype
+    dtype = dtype or next((p.dtype for p in model.parameters()), x.dtype)
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     with evaluation_mode(model), full_precision():
         parts = [
             # eq-signal-jacobian
-            jacrev(lambda part: functional_call(model, state, (part,)).sum(0))(part.to(dtype))
+            jacrev(lambda part: functional_call(model, state, (part,)).flatten(1).sum(0))(
+                part.to(dtype)
+            )
             for part in x.split(CHUNK)
         ]
     parts = [part.flatten(2).movedim(0, 1) for part in parts]  # from (K, B, d)

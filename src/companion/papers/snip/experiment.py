@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from companion.data.images import ImageSet
@@ -34,6 +35,7 @@ from companion.sparsity import (
     magnitude_scores,
     prunable_parameters,
     random_scores,
+    scoring_mode,
     shuffle_within_layer,
 )
 from companion.stacked import groups, train_together
@@ -429,6 +431,9 @@ def removal_effects(
     top percent, the top tenth and the rest, so that the rare sensitive ones are seen (fewer where
     a part has not as many).
 
+    Both in the mode in which weights are scored: inference, batch normalisation with fresh
+    statistics.
+
     Args:
         model: any module that maps inputs to logits; it stays as it is.
         batch: (inputs, targets).
@@ -450,14 +455,21 @@ def removal_effects(
         [s[torch.randperm(len(s), generator=generator)[: number // 3]] for s in strata]
     )
     true = []
-    with torch.no_grad(), full_precision():
-        base = cross_entropy(model(inputs), targets)
+    with torch.no_grad(), full_precision(), scoring_mode(model, "identity") as stand_in:
+        weights = {
+            name: known[name].clone(memory_format=torch.contiguous_format) for name in gradients
+        }
+
+        def loss() -> Tensor:
+            return cross_entropy(functional_call(model, stand_in | weights, (inputs,)), targets)
+
+        base = loss()
         for j in chosen.tolist():
             name, i = where[j]
-            entry = known[name][torch.unravel_index(torch.tensor(i), known[name].shape)]
+            entry = weights[name].view(-1)[i]
             value = entry.clone()
             entry.zero_()
-            true.append(cross_entropy(model(inputs), targets) - base)
+            true.append(loss() - base)
             entry.copy_(value)
     return -flat[chosen], torch.stack(true)
 

@@ -17,7 +17,12 @@ from companion.papers.visual_compiler.camera import Camera
 from companion.papers.visual_compiler.labels import TrainingSet
 from companion.papers.visual_compiler.scene import REFERENCE_STATURE, STRIDE, Scene
 from companion.progress import Progress, progress_bar
-from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
+from companion.training import (
+    LOOK_EVERY,
+    DivergenceError,
+    evaluation_mode,
+    shuffled_batches,
+)
 
 # channels of a cell: centre, offset, log size, keypoints, mask
 CENTRE, OFFSET, SIZE, MASK = 0, slice(1, 3), slice(3, 5), 5 + len(KEYPOINTS)
@@ -357,7 +362,7 @@ def detect(
     """Find people in images.
 
     Args:
-        model: a trained network.
+        model: a trained network; it is used in inference mode and stays as it is.
         images: (n, 3, H, W), in [0, 1] or uint8.
         batch_size: images at once.
         progress: show a bar; or a bar to move on.
@@ -367,17 +372,28 @@ def detect(
         An entry an image, the people best first.
 
     Raises:
-        ValueError: for what is no batch of images.
+        ValueError: for what is no batch of colour images in [0, 1] or uint8.
     """
     check_images(images=images, empty=True)
+    if images.shape[1] != 3:
+        raise ValueError(f"images: {images.shape[1]} channels, expected 3")
     whole(1, batch_size=batch_size)
-    model.eval()
-    device = next(model.parameters()).device
+    if (
+        images.numel()
+        and images.dtype != torch.uint8
+        and not 0 <= images.min() <= images.max() <= 1
+    ):
+        low, high = images.min().item(), images.max().item()
+        raise ValueError(f"images: values from {low:g} to {high:g}, expected [0, 1], or uint8")
+    like = next(model.parameters())
     found: list[Detections] = []
-    with progress_bar(progress, len(images), "images searched") as bar:
+    with (
+        evaluation_mode(model),
+        progress_bar(progress, len(images), "images searched") as bar,
+    ):
         for part in images.split(batch_size):
-            part = part.to(device)
-            part = part.float() / 255 if part.dtype == torch.uint8 else part
+            part = part.to(like.device)
+            part = part.to(like.dtype) / 255 if part.dtype == torch.uint8 else part.to(like.dtype)
             found += decode(model(part.contiguous(memory_format=torch.channels_last)), **options)
             bar.update(len(part))
     return found

@@ -68,8 +68,9 @@ class Scene:
         name: for titles.
 
     Raises:
-        ValueError: where calibration and picture do not fit, for a polygon that is none, and
-            where no walkable ground is seen.
+        ValueError: for a background that is no floating-point tensor with values in [0, 1], where
+            calibration and picture do not fit, for a polygon that is none, and where no walkable
+            ground is seen.
     """
 
     background: Tensor
@@ -82,6 +83,18 @@ class Scene:
     name: str = "scene"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.background, Tensor) or not self.background.is_floating_point():
+            what = getattr(self.background, "dtype", type(self.background).__name__)
+            raise ValueError(
+                f"background: {what}, expected a floating-point tensor in [0, 1]; bytes are / 255"
+            )
+        if not ((self.background >= 0) & (self.background <= 1)).all():
+            raise ValueError(
+                f"background: values from {self.background.min():g} to {self.background.max():g}, "
+                "expected [0, 1]"
+            )
+        if isinstance(self.walkable, Tensor):
+            raise ValueError("walkable: a tensor, expected polygons of (x, y) in metres")
         expected = (3, self.camera.height, self.camera.width)
         if tuple(self.background.shape) != expected:
             raise ValueError(
