@@ -291,7 +291,8 @@ def path_log_prob(
     when = torch.arange(horizon, device=cells.device)[:, None]
     to, fro = (who, row[1:], column[1:]), (who, row[:-1], column[:-1])
     steps = log_kernel[who, move[..., 0], move[..., 1]]
-    steps = steps + reward[(when, *to)] + values[(when + 1, *to)]
+    steps = steps + reward[(when, *to)]
+    steps = steps + values[(when + 1, *to)]
     steps = steps - values[(when, *fro)]  # eq. (8.2)
     steps = torch.where(feasible, steps, -torch.inf)
     return steps if each_step else steps.sum(0)
