@@ -223,7 +223,7 @@ class SampleGenerator(nn.Module):
         Returns:
             Shape (agents, samples, pred_len, 2).
         """
-        drive = h_x[:, None] * self.beta(z)
+        drive = h_x[:, None] * self.beta(z)  # eq. (9.1)
         start = last[:, None].expand(-1, z.shape[1], -1)
         return self.decoder(drive.flatten(0, 1), start.flatten(0, 1)).unflatten(0, z.shape[:2])
 

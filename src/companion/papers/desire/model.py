@@ -351,7 +351,8 @@ def train_generator(
         samples, mean, log_sigma = model.reconstruct(x, y, n_samples, generator=generator)
         rec = refinement_loss(samples, y).mean() / model.unit
         kl = kl_divergence(mean, log_sigma).mean()
-        return {"loss": rec + kl_weight * kl, "rec": rec, "kl": kl}
+        loss = rec + kl_weight * kl  # eq. (9.2)
+        return {"loss": loss, "rec": rec, "kl": kl}
 
     return _descend(
         model, losses, count=len(past), epochs=epochs, batch=batch, lr=lr,

@@ -397,9 +397,11 @@ class RankRefine(nn.Module):
         if self.fusion.has_social:
             states = self._stepwise(chi, start, samples, mask)
         else:
-            flat = self.gru(chi.flatten(0, 2), start.flatten(0, 2)[None].contiguous())[0]
+            first = start.flatten(0, 2)[None].contiguous()
+            flat = self.gru(chi.flatten(0, 2), first)[0]
             states = flat.unflatten(0, samples.shape[:3])
-        scores = self.reward(states).squeeze(-1).sum(-1)
+        rewards = self.reward(states).squeeze(-1)
+        scores = rewards.sum(-1)  # eq. (9.3)
         delta = self.unit * self.correction(states[..., -1, :])
         delta = delta.unflatten(-1, samples.shape[-2:])
         if mask is None:
@@ -492,7 +494,7 @@ def ranking_loss(scores: Tensor, q: Tensor) -> Tensor:
     Returns:
         Shape (...), nats.
     """
-    return -(q * scores.log_softmax(-1)).sum(-1)
+    return -(q * scores.log_softmax(-1)).sum(-1)  # eq. (9.4)
 
 
 def refinement_loss(refined: Tensor, future: Tensor, q: Tensor | None = None) -> Tensor:
@@ -506,5 +508,8 @@ def refinement_loss(refined: Tensor, future: Tensor, q: Tensor | None = None) ->
     Returns:
         Shape (...).
     """
-    distance = (refined - future[..., None, :, :]).norm(dim=-1).mean(-1)
-    return distance.mean(-1) if q is None else (q * distance).sum(-1)
+    apart = (refined - future[..., None, :, :]).norm(dim=-1)
+    distance = apart.mean(-1)
+    if q is None:
+        return distance.mean(-1)  # eq. (9.5)
+    return (q * distance).sum(-1)

@@ -265,7 +265,7 @@ class MaxEntIOC:
             value, slope = -x.detach() @ seen, -seen.clone()
             for walkers, near, often in parts:
                 total = (often * log_partition(walkers, x, near)).sum()
-                slope += torch.autograd.grad(total, x)[0]
+                slope += torch.autograd.grad(total, x)[0]  # eq. (8.6)
                 value += total.detach()
             scale = times.sum().item() * horizon
             return value.item() / scale, slope.cpu().double().numpy() / scale

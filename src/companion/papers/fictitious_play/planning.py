@@ -126,14 +126,19 @@ def _highest(q: Tensor) -> Tensor:
 
 def _backup_by_convolution(log_kernel: Tensor, q: Tensor) -> Tensor:
     shift, top = _highest(q), _highest(log_kernel)
-    total = _correlate((q - shift).exp(), (log_kernel - top).exp())
-    return shift + top + total.clamp_min(torch.finfo(q.dtype).tiny).log()
+    steps = (log_kernel - top).exp()
+    total = _correlate((q - shift).exp(), steps)  # eq. (8.1)
+    least = torch.finfo(q.dtype).tiny
+    return shift + top + total.clamp_min(least).log()
 
 
 def _forward_by_convolution(log_kernel: Tensor, q: Tensor, value: Tensor, now: Tensor) -> Tensor:
     shift, top = _highest(q), _highest(log_kernel)
-    kernel = (log_kernel - top).exp().flip(1, 2)  # arrivals: the step is seen from its end
-    return (q - shift).exp() * _correlate(now * (shift + top - value).exp(), kernel)
+    # arrivals: the step is seen from its end
+    kernel = (log_kernel - top).exp().flip(1, 2)
+    leaving = now * (shift + top - value).exp()
+    arriving = _correlate(leaving, kernel)  # eq. (8.3)
+    return (q - shift).exp() * arriving
 
 
 def _offsets(log_kernel: Tensor):
@@ -285,8 +290,10 @@ def path_log_prob(
     who = torch.arange(agents, device=cells.device).expand(horizon, -1)
     when = torch.arange(horizon, device=cells.device)[:, None]
     to, fro = (who, row[1:], column[1:]), (who, row[:-1], column[:-1])
-    steps = log_kernel[who, move[..., 0], move[..., 1]] + reward[(when, *to)]
-    steps = steps + values[(when + 1, *to)] - values[(when, *fro)]
+    steps = log_kernel[who, move[..., 0], move[..., 1]]
+    steps = steps + reward[(when, *to)]
+    steps = steps + values[(when + 1, *to)]
+    steps = steps - values[(when, *fro)]  # eq. (8.2)
     steps = torch.where(feasible, steps, -torch.inf)
     return steps if each_step else steps.sum(0)
 

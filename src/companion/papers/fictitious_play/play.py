@@ -197,7 +197,8 @@ class FictitiousPlay:
     def _believe(self, expected: Tensor, response: Tensor, k: int, who) -> None:
         """D̄ ← D̄ + (D - D̄) / (k + 1), in place; without averaging, D̄ ← D."""
         rate = 1 / (k + 1) if self.average else 1.0
-        expected[:, who] += rate * (response - expected[:, who])
+        step = response - expected[:, who]
+        expected[:, who] += rate * step  # eq. (8.5)
 
     def _one_after_the_other(self, expected: Tensor, k: int) -> tuple[Policy, Tensor, Tensor]:
         turn = _turns(self.crowd.scene)

@@ -78,7 +78,11 @@ def social_features(
         ValueError: for a mask of another shape, and widths that are not above 0.
     """
     others = expected_others(D, pair_mask)[1:]
-    return torch.stack([smooth(others, sigma, cell_m) for sigma in sigmas_m], 2)
+    near = [
+        smooth(others, sigma, cell_m)  # eq. (8.4)
+        for sigma in sigmas_m
+    ]
+    return torch.stack(near, 2)
 
 
 def at_cells(grid_shape: Sequence[int], cells: Tensor, dtype: torch.dtype) -> Tensor:
