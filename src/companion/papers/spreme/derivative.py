@@ -74,7 +74,7 @@ def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.n
         norm = np.linalg.norm(psi)
         # exactly nothing for a constant, on unequal steps as well
         slope -= psi * (slope.sum() / psi.sum())
-        V[k, part], D[k, part] = psi / norm, -slope / norm
+        V[k, part], D[k, part] = psi / norm, -slope / norm  # eq. (7.2)
     return V, D
 
 

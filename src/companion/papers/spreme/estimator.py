@@ -283,7 +283,7 @@ class SharedSINDy(BaseEstimator):
             ValueError: for an unknown environment or another shape.
         """
         coefficients = self._coefficients(env)
-        return self.library_(self._states("x", x)) @ coefficients.mT
+        return self.library_(self._states("x", x)) @ coefficients.mT  # eq. (7.1)
 
     def simulate(
         self,

@@ -73,7 +73,7 @@ def group_stlsq(
         wide = support[..., None, :, :] if shared else support
         coefficients = solve(gram, wide, ridge)
         size = coefficients.square().mean(-3).sqrt() if shared else coefficients.abs()
-        kept = support & (size >= threshold) & (size > 0)
+        kept = support & (size >= threshold) & (size > 0)  # eq. (7.4)
         path.append(kept)
         if torch.equal(kept, support):
             break

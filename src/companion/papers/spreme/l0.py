@@ -114,8 +114,7 @@ def scores(gram: Gram, chosen: Tensor, epsilon: float = 1e-4) -> Tensor:
     """
     M = effective_samples(gram)[:, None, None]
     penalty = chosen.shape[1] * M.log()
-    # one environment's part of the criterion that the chapter's equation sums
-    return M * torch.log(residuals(gram, chosen) + epsilon) + penalty
+    return M * torch.log(residuals(gram, chosen) + epsilon) + penalty  # eq. (7.3), one e
 
 
 def best_subsets(
