@@ -114,7 +114,8 @@ def scores(gram: Gram, chosen: Tensor, epsilon: float = 1e-4) -> Tensor:
     """
     M = effective_samples(gram)[:, None, None]
     penalty = chosen.shape[1] * M.log()
-    return M * torch.log(residuals(gram, chosen) + epsilon) + penalty  # eq. (7.3), one e
+    rho = residuals(gram, chosen)  # over q
+    return M * torch.log(rho + epsilon) + penalty  # eq. (7.3)
 
 
 def best_subsets(
