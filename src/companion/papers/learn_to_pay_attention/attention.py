@@ -99,7 +99,7 @@ class SpatialAttention(nn.Module):
         if local.dtype != g.dtype and not torch.is_autocast_enabled(local.device.type):
             raise ValueError(f"local, g: dtypes {local.dtype} and {g.dtype}, expected the same")
         logits = self.logits(local, g).flatten(1)
-        # half precision would round the weights of a large map away; softmax takes off the maximum
+        # half precision would round small weights away; softmax takes off the maximum
         weights = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)  # a_i
         # eq. (5.2), the sum of a_i l_i
         pooled = torch.bmm(local.flatten(2), weights.to(local.dtype)[:, :, None])[:, :, 0]
