@@ -53,7 +53,7 @@ class SpatialAttention(nn.Module):
         one_of(SCALES, scale=scale)
         whole(1, dim=dim)
         self.dim, self.compat = dim, compat
-        self.factor = dim**-0.5 if scale == "sqrt" else 1.0
+        self.factor = dim**-0.5 if scale == "sqrt" else 1.0  # eq. (5.3), its root
         if compat in ("pc", "tanh"):
             self.u = nn.Conv2d(dim, 1, 1)
             nn.init.normal_(self.u.weight, std=dim**-0.5)
@@ -68,10 +68,10 @@ class SpatialAttention(nn.Module):
 
         The sum l_i + g is never built: u is linear, so its share of g is one number an image.
         """
-        if self.compat == "pc":  # c_i = u . (l_i + g)
+        if self.compat == "pc":  # eq. (5.1), u . (l_i + g)
             shared = g @ self.u.weight.view(-1, 1)
             return self.u(local).squeeze(1) + shared[:, :, None]
-        if self.compat == "dp":  # c_i = l_i . g
+        if self.compat == "dp":  # eq. (5.1), l_i . g
             return torch.einsum("bchw,bc->bhw", local, g) * self.factor
         if self.compat == "tanh":
             mixed = self.local(local) + self.query(g)[:, :, None, None]
@@ -99,9 +99,9 @@ class SpatialAttention(nn.Module):
         if local.dtype != g.dtype and not torch.is_autocast_enabled(local.device.type):
             raise ValueError(f"local, g: dtypes {local.dtype} and {g.dtype}, expected the same")
         logits = self.logits(local, g).flatten(1)
-        # half precision would round the weights of a large map away; softmax takes off the maximum
+        # half precision would round small weights away; softmax takes off the maximum
         weights = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)  # a_i
-        # g_a, the sum of a_i l_i
+        # eq. (5.2), the sum of a_i l_i
         pooled = torch.bmm(local.flatten(2), weights.to(local.dtype)[:, :, None])[:, :, 0]
         return pooled, weights.view(len(local), *local.shape[2:])
 

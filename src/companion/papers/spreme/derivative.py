@@ -72,9 +72,10 @@ def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.n
         psi = weights * (1 - u**2) ** 4
         slope = weights * -8 * u * (1 - u**2) ** 3 / half
         norm = np.linalg.norm(psi)
-        # exactly nothing for a constant, on unequal steps as well
+        # a constant has none, on unequal steps as well
         slope -= psi * (slope.sum() / psi.sum())
-        V[k, part], D[k, part] = psi / norm, -slope / norm
+        V[k, part] = psi / norm  # eq. (7.2)
+        D[k, part] = -slope / norm
     return V, D
 
 

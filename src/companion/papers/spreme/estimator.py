@@ -283,7 +283,8 @@ class SharedSINDy(BaseEstimator):
             ValueError: for an unknown environment or another shape.
         """
         coefficients = self._coefficients(env)
-        return self.library_(self._states("x", x)) @ coefficients.mT
+        phi = self.library_(self._states("x", x))
+        return phi @ coefficients.mT  # eq. (7.1)
 
     def simulate(
         self,

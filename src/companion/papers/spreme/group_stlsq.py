@@ -72,7 +72,9 @@ def group_stlsq(
     for _ in range(ROUNDS):
         wide = support[..., None, :, :] if shared else support
         coefficients = solve(gram, wide, ridge)
-        size = coefficients.square().mean(-3).sqrt() if shared else coefficients.abs()
+        size = coefficients.abs()
+        if shared:  # eq. (7.4)
+            size = coefficients.square().mean(-3).sqrt()
         kept = support & (size >= threshold) & (size > 0)
         path.append(kept)
         if torch.equal(kept, support):

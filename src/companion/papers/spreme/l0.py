@@ -114,8 +114,8 @@ def scores(gram: Gram, chosen: Tensor, epsilon: float = 1e-4) -> Tensor:
     """
     M = effective_samples(gram)[:, None, None]
     penalty = chosen.shape[1] * M.log()
-    # one environment's part of the criterion that the chapter's equation sums
-    return M * torch.log(residuals(gram, chosen) + epsilon) + penalty
+    rho = residuals(gram, chosen)  # over q
+    return M * torch.log(rho + epsilon) + penalty  # eq. (7.3)
 
 
 def best_subsets(

@@ -317,6 +317,7 @@ def learn_mask(
         for epoch in range(epochs):
             gate = logit.sigmoid() * alive
             on = (gate > settings.gate).to(x.dtype)
+            # eq. (7.5), first line
             _, slope = one_step_gradient(values, train, on * scaled / scale, step)
             weights.step(slope * on / scale)
 
@@ -324,6 +325,7 @@ def learn_mask(
             alive &= (scaled != 0).any(0) & (gate > settings.gate)
 
             gate = logit.sigmoid() * alive
+            # eq. (7.5), second line
             _, slope = roll_out_gradient(values, train, gate * scaled / scale, step)
             penalty = len(x) * settings.penalty * (1 + settings.growth) ** epoch
             mask.step(((slope * scaled / scale).sum(0) + penalty) * gate * (1 - gate) * alive)
