@@ -52,6 +52,26 @@ def gradients(model, x, y):
     return max(branch, default=0.0), max(g for _, g in size)
 
 
+def test_a_trunk_that_uses_one_layer_twice_keeps_all_its_stages():
+    act, conv = nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1)
+    trunk = nn.Sequential(nn.Conv2d(1, 6, 3), act, conv, act, nn.Conv2d(6, 8, 3), act, conv)
+    gap = att.GapClassifier(trunk, "4")
+    assert gap.linear.in_features == 8
+    x = draw(2, 1, 12, 12)
+    assert torch.equal(gap.features(x), trunk[:5](x))
+    again = nn.Sequential(nn.Conv2d(1, 6, 3), act, conv, nn.Conv2d(6, 6, 1), nn.Conv2d(6, 8, 1))
+    again.append(nn.Conv2d(8, 6, 1)).append(conv)
+    assert att.GapClassifier(again, "6", 3)(x).shape == (2, 3)
+    pan = att.ProgressiveAttention(trunk, ["3", "5"])
+    calls = []
+    for stage in {conv, act}:
+        stage.register_forward_hook(lambda module, *_: calls.append(module))
+    logits, maps = pan.eval().attend(x)
+    assert calls.count(act) == 3
+    assert set(maps) == {"3", "5"}
+    assert logits.shape == (2, 10)
+
+
 # the module
 
 
