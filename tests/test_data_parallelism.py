@@ -294,6 +294,47 @@ def test_dense_chains_are_batched_and_large_batches_of_images_loop_on_a_cpu():
         stacked_outputs(dp.simple_cnn(), {}, torch.zeros(1, 1, 28, 28), "both")
 
 
+def _chain(kind):
+    act, square = nn.ReLU(), nn.Linear(6, 6)
+    if kind == "one activation twice":
+        return nn.Sequential(nn.Linear(6, 6), act, nn.Linear(6, 6), act, nn.Linear(6, 3))
+    if kind == "one layer twice":
+        return nn.Sequential(square, act, square, act, nn.Linear(6, 3))
+    if kind == "one weight twice":
+        other = nn.Linear(6, 6)
+        other.weight = square.weight
+        return nn.Sequential(square, nn.ReLU(), other, nn.ReLU(), nn.Linear(6, 3))
+    if kind == "a hook":
+        act.register_forward_hook(lambda module, args, out: 2 * out)
+        return nn.Sequential(square, act, nn.Linear(6, 3))
+    if kind == "its own forward":
+
+        class Twice(nn.Sequential):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        return Twice(square, act, nn.Linear(6, 3))
+    if kind == "flat at the end":
+        return nn.Sequential(square, nn.Flatten(0, -1), nn.Unflatten(0, (-1, 6)))
+    return nn.Sequential(nn.Linear(3, 4), act, nn.Flatten(), nn.Linear(8, 3))  # places
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["one activation twice", "one layer twice", "one weight twice", "a hook", "its own forward",
+     "flat at the end", "places"],
+)  # fmt: skip
+@pytest.mark.parametrize("way", ["batched", "loop"])
+def test_stacked_chains_compute_what_each_network_computes(kind, way):
+    model = _chain(kind).double()
+    x = torch.randn(5, 2, 3, generator=seeded(), dtype=torch.float64)
+    x = x if kind == "places" else x.flatten(1)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    found = stacked_outputs(model, stack([model, model]), x, way)
+    assert all(p is own[n] for n, p in model.named_parameters(remove_duplicate=False))
+    torch.testing.assert_close(found, model(x).detach().expand(2, -1, -1))
+
+
 def test_a_diverging_trial_changes_no_other():
     load = workload()
     networks = dp.initial_networks(load, [0.0], 3)

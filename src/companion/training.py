@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -190,6 +190,21 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in was.items():
             module.training = training
+
+
+def functional_call(model: nn.Module, state: Mapping[str, Tensor], args: tuple) -> Tensor:
+    """The model's outputs with these parameters and buffers in place of its own.
+
+    As `torch.func.functional_call`, which leaves its own tensors in a model that uses one module
+    twice: it swaps them in and out by name, and that module has two.
+    """
+    names: dict[Tensor, list[str]] = {}
+    for path, module in model.named_modules():  # every module once
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                names.setdefault(tensor, []).append(f"{path}.{name}" if path else name)
+    tied = {name: state[same[0]] for same in names.values() if same[0] in state for name in same}
+    return torch.func.functional_call(model, {**tied, **state}, args, tie_weights=False)
 
 
 @torch.no_grad()

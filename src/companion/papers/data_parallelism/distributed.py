@@ -27,10 +27,10 @@ from multiprocessing.connection import wait
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from companion.device import starting_workers
+from companion.training import functional_call
 
 REDUCTIONS = ("sum", "mean_of_means")
 

@@ -13,12 +13,12 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from companion.checks import whole
 from companion.sparsity import check_mask
-from companion.stacked import laid_out, outputs, stackable
+from companion.stacked import is_plain, laid_out, layers, outputs, stackable
+from companion.training import functional_call
 
 # A weight this large belongs to a network that has diverged, even if it is still finite.
 DIVERGED = 1e6
@@ -40,12 +40,16 @@ def row(stacked: Stack, r: int) -> dict[str, Tensor]:
 
 
 def is_dense(model: nn.Module) -> TypeGuard[nn.Sequential]:
-    """Whether a model is a chain of linear layers and ReLUs, which stack as matrix products."""
-    return isinstance(model, nn.Sequential) and all(
-        isinstance(module, (nn.Flatten, nn.ReLU))
+    """Whether a model is a chain of linear layers and ReLUs, which stack as matrix products.
+
+    Not: shared parameters and hooks.
+    """
+    return type(model) is nn.Sequential and is_plain(model) and all(
+        type(module) is nn.ReLU
+        or (type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1))
         or (type(module) is nn.Linear and module.bias is not None)
         for module in model
-    )
+    )  # fmt: skip
 
 
 def pick_way(model: nn.Module, batch_size: int, device: torch.device) -> str:
@@ -87,13 +91,16 @@ def stacked_outputs(model: nn.Module, params: Stack, x: Tensor, way: str = "auto
 def dense_outputs(model: nn.Sequential, params: Stack, x: Tensor) -> Tensor:
     """Outputs of R chains of linear layers and ReLUs, (R, batch, classes)."""
     rows = len(next(iter(params.values())))
-    h = x.flatten(1).expand(rows, -1, -1)  # (R, batch, features)
-    for name, module in model.named_children():
+    h = x.expand(rows, *x.shape)  # (R, batch, ..., features)
+    for name, module in layers(model):
         if isinstance(module, nn.Linear):
-            bias = params[f"{name}.bias"][:, None]
-            h = torch.baddbmm(bias, h, params[f"{name}.weight"].mT)
+            bias, places = params[f"{name}.bias"][:, None], h.shape[1:-1]
+            h = torch.baddbmm(bias, h.flatten(1, -2), params[f"{name}.weight"].mT)
+            h = h.unflatten(1, places)
         elif isinstance(module, nn.ReLU):
             h = h.relu()
+        else:
+            h = h.flatten(2)
     return h
 
 
