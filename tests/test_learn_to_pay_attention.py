@@ -72,6 +72,29 @@ def test_a_trunk_that_uses_one_layer_twice_keeps_all_its_stages():
     assert logits.shape == (2, 10)
 
 
+def test_labels_may_be_of_any_integer_type_and_have_to_be_classes():
+    x, y = images(4, 1, 24, 24), torch.tensor([0, 1, 2, 9])
+    g = torch.Generator()
+    settings = {"steps": 2, "lr": 0.01, "batch_size": 4}
+    fitted = [
+        att.fit(small(), x, labels, generator=g.manual_seed(0), **settings)
+        for labels in (y, y.int(), y.to(torch.uint8))
+    ]
+    moved = [att.fgsm(fitted[0], x, labels, 0.1) for labels in (y, y.int(), y.to(torch.uint8))]
+    for i in (1, 2):
+        assert torch.equal(fitted[i](x), fitted[0](x))
+        assert torch.equal(moved[i], moved[0])
+    for wrong, told in (
+        (torch.tensor([0, 1, 2, 10]), "y: 10, but the model tells 10 classes apart"),
+        (torch.tensor([0, 1, 2, -1]), "y: -1, expected class indices of at least 0"),
+        (torch.zeros(4), "y: torch.float32, expected integer class indices"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            att.fit(small(), x, wrong, generator=g, **settings)
+        with pytest.raises(ValueError, match=told):
+            att.fgsm(fitted[0], x, wrong, 0.1)
+
+
 # the module
 
 

@@ -272,6 +272,18 @@ def test_a_call_with_other_weights_gives_a_module_used_twice_its_own_back():
     torch.testing.assert_close(found, h)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_labels_may_be_of_any_integer_type(dtype):
+    x, y = torch.randn(8, 3, generator=generator()), torch.arange(8) % 2
+    first = nn.Linear(3, 2)
+    other, stacked = copy.deepcopy(first), [nn.Sequential(copy.deepcopy(first)) for _ in range(2)]
+    train(first, x, y, steps=3, batch_size=4, generator=generator())
+    train(other, x, y.to(dtype), steps=3, batch_size=4, generator=generator())
+    assert torch.equal(first.weight, other.weight)
+    train_together(stacked, x, y.to(dtype), steps=3, batch_size=4, seeds=[0, 0])
+    torch.testing.assert_close(stacked[0][0].weight, first.weight)
+
+
 def test_error_rate_counts_mistakes_in_percent():
     outputs = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 9.0]])
     assert error_rate(Fixed(), outputs, torch.tensor([0, 1, 1, 0])) == 50.0

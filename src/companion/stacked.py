@@ -323,6 +323,7 @@ def _train_stacked(
     on_divergence: str = "raise",
 ) -> list[History]:
     check_training(inputs, targets, steps=steps, lr=lr, on_divergence=on_divergence)
+    targets = targets.long()
     for model, mask in zip(models, masks, strict=True):
         model.train()
         check_masks(model, mask)
