@@ -294,6 +294,47 @@ def test_dense_chains_are_batched_and_large_batches_of_images_loop_on_a_cpu():
         stacked_outputs(dp.simple_cnn(), {}, torch.zeros(1, 1, 28, 28), "both")
 
 
+def _chain(kind):
+    act, square = nn.ReLU(), nn.Linear(6, 6)
+    if kind == "one activation twice":
+        return nn.Sequential(nn.Linear(6, 6), act, nn.Linear(6, 6), act, nn.Linear(6, 3))
+    if kind == "one layer twice":
+        return nn.Sequential(square, act, square, act, nn.Linear(6, 3))
+    if kind == "one weight twice":
+        other = nn.Linear(6, 6)
+        other.weight = square.weight
+        return nn.Sequential(square, nn.ReLU(), other, nn.ReLU(), nn.Linear(6, 3))
+    if kind == "a hook":
+        act.register_forward_hook(lambda module, args, out: 2 * out)
+        return nn.Sequential(square, act, nn.Linear(6, 3))
+    if kind == "its own forward":
+
+        class Twice(nn.Sequential):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        return Twice(square, act, nn.Linear(6, 3))
+    if kind == "flat at the end":
+        return nn.Sequential(square, nn.Flatten(0, -1), nn.Unflatten(0, (-1, 6)))
+    return nn.Sequential(nn.Linear(3, 4), act, nn.Flatten(), nn.Linear(8, 3))  # places
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["one activation twice", "one layer twice", "one weight twice", "a hook", "its own forward",
+     "flat at the end", "places"],
+)  # fmt: skip
+@pytest.mark.parametrize("way", ["batched", "loop"])
+def test_stacked_chains_compute_what_each_network_computes(kind, way):
+    model = _chain(kind).double()
+    x = torch.randn(5, 2, 3, generator=seeded(), dtype=torch.float64)
+    x = x if kind == "places" else x.flatten(1)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    found = stacked_outputs(model, stack([model, model]), x, way)
+    assert all(p is own[n] for n, p in model.named_parameters(remove_duplicate=False))
+    torch.testing.assert_close(found, model(x).detach().expand(2, -1, -1))
+
+
 def test_a_diverging_trial_changes_no_other():
     load = workload()
     networks = dp.initial_networks(load, [0.0], 3)
@@ -482,6 +523,178 @@ def test_among_trials_that_hit_together_the_one_with_fewest_mistakes_wins():
 def test_workloads_that_cannot_work_are_refused(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         workload(**options)
+
+
+class Strange(nn.Module):
+    """What its `repr` does not tell: a function, a number, a forward pass of its own."""
+
+    def __init__(self, act=torch.relu, width=8, drop=0.0):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, width), nn.Linear(width, 2)
+        self.act, self.drop = act, drop
+        self.double()
+
+    def forward(self, x):
+        h = self.act(self.first(x.flatten(1)))
+        return self.last(nn.functional.dropout(h, self.drop, self.training))
+
+
+def _with(model, **options):
+    (x, y), (vx, vy) = blobs(120), blobs(60, seed=1)
+    data = {"train_x": x, "train_y": y, "valid_x": vx, "valid_y": vy} | options
+    return dp.Workload(**data, model=model, goal_error=0.15, max_steps=60)
+
+
+@pytest.mark.parametrize(
+    ("layer", "complaint"),
+    [
+        (nn.Dropout(0.5), "model: '2' is a Dropout"),
+        (nn.BatchNorm1d(8), "model: '2' is a BatchNorm1d, which computes something else"),
+        (nn.BatchNorm1d(8, track_running_stats=False), "model: '2' is a BatchNorm1d"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_networks_whose_mode_matters_are_refused(layer, complaint, training):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), layer, nn.Linear(8, 2)).double()
+    with pytest.raises(ValueError, match=complaint):
+        _with(model.train(training))
+
+
+def test_a_forward_pass_that_depends_on_the_mode_is_refused_and_chance_is_left_alone():
+    model = Strange(drop=0.5)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="model: Strange computes something else in training"):
+        _with(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    _with(nn.Sequential(nn.Flatten(), nn.Linear(6, 2), nn.Dropout(0.0)).double())
+
+
+def test_networks_train_in_training_and_are_checked_in_inference_mode():
+    seen = []
+
+    class Watched(Strange):
+        def forward(self, x):
+            seen.append((self.training, torch.is_grad_enabled()))
+            return super().forward(x)
+
+    load = _with(Watched().eval())
+    networks = dp.initial_networks(load, [0.0], 4)
+    seen.clear()
+    dp.steps_to_result(load, 16, [0.0], TRIALS, networks=networks)
+    assert set(seen) == {(True, True), (False, False)}
+    assert not load.model.training
+
+
+def test_buffers_stay_and_no_network_sees_anothers():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model = model.double().train()
+    state = {name: b.clone() for name, b in model.named_buffers()}
+    x, y = blobs(32)
+    params = stack([model, model])
+    found = {
+        way: dp.train_batched(
+            model, params, None, 0.1, 0.0, iter([(x, y)] * 3), steps=3, way=way
+        ).params
+        for way in ("loop", "batched")
+    }
+    dp.train_shard(model, dict(model.named_parameters()), [(x, y)], dp.Update())
+    assert all(torch.equal(b, state[name]) for name, b in model.named_buffers())
+    for name, p in found["loop"].items():
+        torch.testing.assert_close(p, found["batched"][name])
+
+
+@pytest.mark.parametrize("way", ["loop", "batched"])
+def test_frozen_parameters_are_neither_drawn_nor_pruned_nor_trained(way):
+    model = mlp(6, (8,), 2).double()
+    model[1].requires_grad_(False)
+    model[1].bias.data.fill_(0.5)
+    frozen = {"1.weight", "1.bias"}
+    load = _with(model)
+    networks = dp.initial_networks(load, [0.5], 2)
+    params = flat(networks, "params")
+    trained = dp.train_batched(
+        model, params, flat(networks, "masks"), 0.1, 0.9, load.batches(16), steps=5, way=way
+    ).params
+    own = dict(model.named_parameters())
+    sharded = dp.train_shard(model, own, [(load.train_x, load.train_y.int())], dp.Update())
+    assert list(sharded) == list(own)
+    for name, p in own.items():
+        still = name in frozen
+        assert torch.equal(trained[name], p.expand_as(trained[name])) == still
+        assert torch.equal(sharded[name], p) == still
+
+
+def test_a_store_gives_back_results_of_the_same_network_only(tmp_path, monkeypatch):
+    module = sys.modules["companion.papers.data_parallelism.search"]
+    search, made = module.steps_to_result, []
+    monkeypatch.setattr(
+        module, "steps_to_result", lambda *a, **k: made.append(a) or search(*a, **k)
+    )
+
+    def power(k):
+        return lambda h: h.relu() ** k
+
+    class Other(Strange):
+        def forward(self, x):
+            return super().forward(x).clamp(-1e6, 1e6)  # the same at the start
+
+    Other.__name__ = "Strange"
+    frozen = Strange()
+    frozen.first.requires_grad_(False)
+    for model in (
+        Strange(), Strange(torch.tanh), Strange(lambda h: 0 * h), Strange(power(1)),
+        Strange(power(2)), Other(), frozen,
+    ):  # fmt: skip
+        made.clear()
+        for again in (model, copy.deepcopy(model).train(False)):
+            dp.search(_with(again), [32], [0.0], TRIALS, store=tmp_path / "kept.json")
+        assert len(made) == 1, model
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (
+            {"train_y": torch.zeros(119, dtype=torch.long)},
+            r"train_y: shape \(119,\), expected one",
+        ),
+        ({"valid_y": torch.zeros(60)}, "valid_y: torch.float32, expected integer class indices"),
+        ({"train_y": torch.full((120,), 2)}, "train_y: 2, but the model tells 2 classes apart"),
+        ({"valid_y": torch.full((60,), 7)}, "valid_y: 7, but the model tells 2 classes apart"),
+        ({"valid_y": torch.full((60,), -1)}, "valid_y: -1, expected class indices of at least 0"),
+        ({"valid_x": torch.zeros(0, 6), "valid_y": torch.zeros(0)}, "valid_x: no example"),
+    ],
+)
+def test_data_that_do_not_fit_are_named(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        _with(Strange(), **options)
+
+
+def test_labels_of_another_integer_type_and_trials_as_lists_or_arrays_change_nothing():
+    load = workload()
+    other = load.replace(train_y=load.train_y.int(), valid_y=load.valid_y.to(torch.uint8))
+    expected = dp.steps_to_result(load, 16, SPARSITIES, TRIALS)
+    for trials in ({"lr": TRIALS["lr"].tolist()}, {"lr": TRIALS["lr"].numpy()}):
+        found = dp.search(other, [16], SPARSITIES, trials)[0, 16]
+        assert torch.equal(found.steps, expected.steps)
+
+
+@pytest.mark.parametrize(
+    ("trials", "complaint"),
+    [
+        ({"lr": [0.1, 0.2], "momentum": [0.9]}, r"trials: 'momentum' \(1,\), expected the shape"),
+        ({"lr": [0.1], "mu": [0.9]}, "trials = 'mu': expected one of 'lr', 'momentum'"),
+        ({"lr": [0.1], "decay_factor": [0.1]}, "expected decay_steps and decay_factor or none"),
+        ({"momentum": [0.9]}, "expected at least one value of 'lr'"),
+    ],
+)
+def test_trials_that_are_none_are_named(trials, complaint):
+    for call in (
+        lambda: dp.steps_to_result(workload(), 16, [0.0], trials),
+        lambda: dp.search(workload(), [16], [0.0], trials),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            call()
 
 
 def test_a_batch_larger_than_the_set_is_refused_before_anything_runs():

@@ -52,6 +52,49 @@ def gradients(model, x, y):
     return max(branch, default=0.0), max(g for _, g in size)
 
 
+def test_a_trunk_that_uses_one_layer_twice_keeps_all_its_stages():
+    act, conv = nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1)
+    trunk = nn.Sequential(nn.Conv2d(1, 6, 3), act, conv, act, nn.Conv2d(6, 8, 3), act, conv)
+    gap = att.GapClassifier(trunk, "4")
+    assert gap.linear.in_features == 8
+    x = draw(2, 1, 12, 12)
+    assert torch.equal(gap.features(x), trunk[:5](x))
+    again = nn.Sequential(nn.Conv2d(1, 6, 3), act, conv, nn.Conv2d(6, 6, 1), nn.Conv2d(6, 8, 1))
+    again.append(nn.Conv2d(8, 6, 1)).append(conv)
+    assert att.GapClassifier(again, "6", 3)(x).shape == (2, 3)
+    pan = att.ProgressiveAttention(trunk, ["3", "5"])
+    calls = []
+    for stage in {conv, act}:
+        stage.register_forward_hook(lambda module, *_: calls.append(module))
+    logits, maps = pan.eval().attend(x)
+    assert calls.count(act) == 3
+    assert set(maps) == {"3", "5"}
+    assert logits.shape == (2, 10)
+
+
+def test_labels_may_be_of_any_integer_type_and_have_to_be_classes():
+    x, y = images(4, 1, 24, 24), torch.tensor([0, 1, 2, 9])
+    g = torch.Generator()
+    settings = {"steps": 2, "lr": 0.01, "batch_size": 4}
+    fitted = [
+        att.fit(small(), x, labels, generator=g.manual_seed(0), **settings)
+        for labels in (y, y.int(), y.to(torch.uint8))
+    ]
+    moved = [att.fgsm(fitted[0], x, labels, 0.1) for labels in (y, y.int(), y.to(torch.uint8))]
+    for i in (1, 2):
+        assert torch.equal(fitted[i](x), fitted[0](x))
+        assert torch.equal(moved[i], moved[0])
+    for wrong, told in (
+        (torch.tensor([0, 1, 2, 10]), "y: 10, but the model tells 10 classes apart"),
+        (torch.tensor([0, 1, 2, -1]), "y: -1, expected class indices of at least 0"),
+        (torch.zeros(4), "y: torch.float32, expected integer class indices"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            att.fit(small(), x, wrong, generator=g, **settings)
+        with pytest.raises(ValueError, match=told):
+            att.fgsm(fitted[0], x, wrong, 0.1)
+
+
 # the module
 
 

@@ -16,6 +16,7 @@ from companion.training import (
     LOOK_EVERY,
     DivergenceError,
     error_rate,
+    functional_call,
     predict,
     shuffled_batches,
     train,
@@ -254,6 +255,33 @@ class Fixed(nn.Module):
 
     def forward(self, x):
         return x
+
+
+def test_a_call_with_other_weights_gives_a_module_used_twice_its_own_back():
+    square, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    other.weight = square.weight
+    model = nn.Sequential(square, nn.ReLU(), square, other)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    state = {name: torch.full_like(p, 0.1) for name, p in model.named_parameters()}
+    x = torch.ones(2, 3)
+    found = functional_call(model, state, (x,))
+    assert all(p is own[n] for n, p in model.named_parameters(remove_duplicate=False))
+    h = 0.3 * (x + 1 / 3)
+    for _ in range(2):
+        h = 0.1 * h.sum(1, keepdim=True).expand(-1, 3) + 0.1
+    torch.testing.assert_close(found, h)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_labels_may_be_of_any_integer_type(dtype):
+    x, y = torch.randn(8, 3, generator=generator()), torch.arange(8) % 2
+    first = nn.Linear(3, 2)
+    other, stacked = copy.deepcopy(first), [nn.Sequential(copy.deepcopy(first)) for _ in range(2)]
+    train(first, x, y, steps=3, batch_size=4, generator=generator())
+    train(other, x, y.to(dtype), steps=3, batch_size=4, generator=generator())
+    assert torch.equal(first.weight, other.weight)
+    train_together(stacked, x, y.to(dtype), steps=3, batch_size=4, seeds=[0, 0])
+    torch.testing.assert_close(stacked[0][0].weight, first.weight)
 
 
 def test_error_rate_counts_mistakes_in_percent():

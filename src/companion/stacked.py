@@ -88,12 +88,19 @@ def stackable(model: nn.Module, inputs: Tensor) -> bool:
             fits = type(module) in ELEMENTWISE or (type(module) in POOLING and dims == 4)
         if not fits:
             return False
-    modules, named = list(model.modules()), list(model.named_parameters(remove_duplicate=False))
+    parameters = list(model.parameters())
     return (
-        not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
-        and bool(named) and len(named) == len(list(model.parameters()))
-        and all(p.requires_grad and p.is_floating_point() for _, p in named)
+        is_plain(model) and bool(parameters)
+        and all(p.requires_grad and p.is_floating_point() for p in parameters)
     )  # fmt: skip
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Whether no parameter is shared and no module has a hook."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    return len(named) == len(list(model.parameters())) and not any(
+        m._forward_hooks or m._forward_pre_hooks for m in model.modules()
+    )
 
 
 def outputs(model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -316,6 +323,7 @@ def _train_stacked(
     on_divergence: str = "raise",
 ) -> list[History]:
     check_training(inputs, targets, steps=steps, lr=lr, on_divergence=on_divergence)
+    targets = targets.long()
     for model, mask in zip(models, masks, strict=True):
         model.train()
         check_masks(model, mask)

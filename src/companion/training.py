@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,6 +134,7 @@ def train(
         ValueError: for arguments out of range and for inputs and targets that do not fit.
     """
     check_training(inputs, targets, steps=steps, lr=lr, on_divergence=on_divergence)
+    targets = targets.long()
     history = History()
     device = inputs.device
     precision: AbstractContextManager = nullcontext()
@@ -181,15 +182,35 @@ def train(
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Put the model in inference mode inside the block; every module's own mode comes back."""
     was = {module: module.training for module in model.modules()}
     try:
-        model.eval()
+        model.train(training)
         yield
     finally:
-        for module, training in was.items():
-            module.training = training
+        for module, mode in was.items():
+            module.training = mode
+
+
+def training_mode(model: nn.Module) -> AbstractContextManager[None]:
+    """Put the model in training mode inside the block; every module's own mode comes back."""
+    return evaluation_mode(model, training=True)
+
+
+def functional_call(model: nn.Module, state: Mapping[str, Tensor], args: tuple) -> Tensor:
+    """The model's outputs with these parameters and buffers in place of its own.
+
+    As `torch.func.functional_call`, which leaves its own tensors in a model that uses one module
+    twice: it swaps them in and out by name, and that module has two.
+    """
+    names: dict[Tensor, list[str]] = {}
+    for path, module in model.named_modules():  # every module once
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                names.setdefault(tensor, []).append(f"{path}.{name}" if path else name)
+    tied = {name: state[same[0]] for same in names.values() if same[0] in state for name in same}
+    return torch.func.functional_call(model, {**tied, **state}, args, tie_weights=False)
 
 
 @torch.no_grad()
@@ -224,7 +245,7 @@ def error_rate(
         >>> error_rate(nn.Identity(), torch.eye(2), torch.tensor([0, 0]))
         50.0
     """
-    _check_examples(inputs, targets)
+    check_labels(inputs, targets=targets)
     outputs = predict(model, inputs, batch_size=batch_size)
     right = (outputs.argmax(1) == targets) & outputs.isfinite().all(1)
     return 100.0 * (1.0 - int(right.sum()) / len(right))
@@ -248,24 +269,25 @@ def check_training(
     whole(0, steps=steps)
     if not (lr >= 0 and math.isfinite(lr)):
         raise ValueError(f"lr = {lr!r}: expected a finite number of at least 0")
-    _check_examples(inputs, targets)
+    check_labels(inputs, targets=targets)
     if on_divergence not in ("raise", "stop"):
         raise ValueError(f"on_divergence = {on_divergence!r}: expected 'raise' or 'stop'")
 
 
-def check_classes(outputs: Tensor, targets: Tensor) -> None:
+def check_classes(outputs: Tensor, targets: Tensor, *, name: str = "targets") -> None:
     """Raise ValueError unless every class index has an output, (..., classes)."""
     if (largest := int(targets.max())) >= (classes := outputs.shape[-1]):
-        raise ValueError(f"targets: {largest}, but the model tells {classes} classes apart")
+        raise ValueError(f"{name}: {largest}, but the model tells {classes} classes apart")
 
 
-def _check_examples(inputs: Tensor, targets: Tensor) -> None:
-    """Raise ValueError unless there is one class index for every input."""
-    if targets.shape != inputs.shape[:1]:
-        raise ValueError(
-            f"targets: shape {tuple(targets.shape)}, expected one class index for each of {len(inputs)} inputs"
-        )
-    if targets.is_floating_point() or targets.dtype == torch.bool:
-        raise ValueError(f"targets: {targets.dtype}, expected integer class indices")
-    if len(targets) and (least := int(targets.min())) < 0:
-        raise ValueError(f"targets: {least}, expected class indices of at least 0")
+def check_labels(inputs: Tensor, **labels: Tensor) -> None:
+    """Raise ValueError unless there is one class index, an integer, for every input."""
+    for name, targets in labels.items():
+        if targets.shape != inputs.shape[:1]:
+            raise ValueError(
+                f"{name}: shape {tuple(targets.shape)}, expected one class index for each of {len(inputs)} inputs"
+            )
+        if targets.is_floating_point() or targets.dtype == torch.bool:
+            raise ValueError(f"{name}: {targets.dtype}, expected integer class indices")
+        if len(targets) and (least := int(targets.min())) < 0:
+            raise ValueError(f"{name}: {least}, expected class indices of at least 0")

@@ -27,10 +27,10 @@ from multiprocessing.connection import wait
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from companion.device import starting_workers
+from companion.training import functional_call
 
 REDUCTIONS = ("sum", "mean_of_means")
 
@@ -72,7 +72,8 @@ def train_shard(
     """Take one step a shard with the other processes of the group; return the new parameters.
 
     Args:
-        model: any module that maps inputs to logits; it stays as it is.
+        model: any module that maps inputs to logits; it stays as it is, its buffers (running
+            statistics) too, and so do parameters that are frozen there (`requires_grad`).
         params: of the network at the start.
         shards: this process's part of every batch. Without a process group it is the whole batch.
         update: learning rate, momentum, Nesterov's correction.
@@ -86,10 +87,14 @@ def train_shard(
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction = {reduction!r}: expected one of {', '.join(REDUCTIONS)}")
     theta = {name: p.detach().clone() for name, p in params.items()}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    still = {name: b.detach().clone() for name, b in model.named_buffers()}
+    still |= {name: theta.pop(name) for name in frozen & theta.keys()}
     velocity = {name: torch.zeros_like(p) for name, p in theta.items()}
     for x, y in shards:
         leaves = {name: p.requires_grad_() for name, p in theta.items()}
-        loss = cross_entropy(functional_call(model, leaves, (x,)), y, reduction="sum")
+        outputs = functional_call(model, still | leaves, (x,))
+        loss = cross_entropy(outputs, y.long(), reduction="sum")
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         # one message: all gradients and, last, how many examples they are of
         scale = 1.0 if reduction == "sum" else 1.0 / len(y)
@@ -104,7 +109,7 @@ def train_shard(
             name: _moved(p.detach(), g.view_as(p), velocity[name], update)
             for (name, p), g in zip(theta.items(), parts, strict=True)
         }
-    return theta
+    return {name: theta[name] if name in theta else still[name] for name in params}
 
 
 def _moved(w: Tensor, g: Tensor, v: Tensor, update: Update) -> Tensor:

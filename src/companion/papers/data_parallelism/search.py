@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from companion import sparsity as pruning
-from companion.checks import whole
+from companion.checks import one_of, whole
 from companion.data.images import hold_out, load_images, standardise
 from companion.files import to_json, write_whole
 from companion.models import truncated_variance_scaling_
@@ -28,7 +32,9 @@ from companion.papers.data_parallelism.stacked import (
 from companion.papers.data_parallelism.trials import OPTIMIZERS, search_space, sobol_trials
 from companion.progress import Progress
 from companion.stacked import stack
-from companion.training import shuffled_batches
+from companion.training import check_classes, check_labels, shuffled_batches
+
+METAPARAMETERS = ("lr", "momentum", "decay_steps", "decay_factor")
 
 # Status of a trial, and the entry of `steps` where there is no hit (the official code's numbers).
 COMPLETE, INCOMPLETE, INFEASIBLE, STOPPED = 1, -1, -2, -3
@@ -40,13 +46,21 @@ STATUS = {
 }
 
 
+# Training examples by whose outputs a model is known.
+PROBES = 8
+
+
 @dataclass(frozen=True, eq=False)
 class Workload:
     """A data set, a network and an optimiser, with the goal they are to reach.
 
     Attributes:
         train_x, valid_x: (n, ...); train_y, valid_y: (n,) class indices.
-        model: gives the architecture, its weights are not used.
+        model: gives the architecture; its weights are not used, but for those that are frozen
+            (`requires_grad`): they are neither drawn, pruned nor trained. Networks train in
+            training mode and are checked in inference mode, which have to compute the same:
+            dropout would leave the result to chance, and batch normalisation has no statistics
+            of its own for each of the networks that train side by side.
         goal_error: fraction of the validation set, in (0, 1).
         max_steps: budget of a trial.
         check_every: steps between two looks at the validation error.
@@ -56,7 +70,8 @@ class Workload:
         name, checksum: of the data set, for provenance.
 
     Raises:
-        ValueError: for a goal, an optimiser or a check interval that cannot work.
+        ValueError: for a goal, an optimiser or a check interval that cannot work, for data that
+            do not fit, and for a model with dropout or batch normalisation.
     """
 
     train_x: Tensor
@@ -85,6 +100,15 @@ class Workload:
                 f"check_every = {self.check_every!r}: expected 1 to max_steps = {self.max_steps}, "
                 "otherwise the goal is never checked"
             )
+        for part in ("train", "valid"):
+            x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
+            if not len(x):
+                raise ValueError(f"{part}_x: no example")
+            check_labels(x, **{f"{part}_y": y})
+            object.__setattr__(self, f"{part}_y", y.long())
+        outputs = _outputs_of_one_mode(self.model, self.train_x[:PROBES])
+        check_classes(outputs, self.train_y, name="train_y")
+        check_classes(outputs, self.valid_y, name="valid_y")
 
     def replace(self, **fields: Any) -> Workload:
         """A copy with some fields replaced; its network is its own, the data are shared."""
@@ -100,6 +124,28 @@ class Workload:
         device = self.train_x.device
         for index in shuffled_batches(len(self.train_x), batch_size, order, device):
             yield self.train_x[index], self.train_y[index]
+
+
+def _outputs_of_one_mode(model: nn.Module, x: Tensor) -> Tensor:
+    """What a model puts out; ValueError where that depends on its mode, on chance or the batch."""
+    for name, module in model.named_modules():
+        drops = isinstance(module, _DropoutNd) and module.p > 0
+        tracks = isinstance(module, _BatchNorm) or getattr(module, "track_running_stats", False)
+        if drops or tracks:
+            raise ValueError(
+                f"model: {name!r} is a {type(module).__name__}, which computes something else in "
+                "training than in inference: expected a model without, for instance with GroupNorm"
+            )
+    model = copy.deepcopy(model).to(x if x.is_floating_point() else x.device)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        outputs = model.eval()(x)
+        same = torch.allclose(model.train()(x), outputs, rtol=1e-3, atol=1e-5, equal_nan=True)
+    if not same:
+        raise ValueError(
+            f"model: {type(model).__name__} computes something else in training than in "
+            "inference: expected the same"
+        )
+    return outputs
 
 
 def load_workload(
@@ -214,11 +260,13 @@ def initial_networks(
     whole(1, trials=trials, batch_size=batch_size)
     if not len(sparsities):
         raise ValueError("sparsities = []: expected at least one")
-    models = []
+    models: list[nn.Module] = []
+    frozen = {n: p for n, p in workload.model.named_parameters() if not p.requires_grad}
     for trial in range(trials):
         network = copy.deepcopy(workload.model)
         generator = torch.Generator().manual_seed(100_003 * workload.seed + trial)
         truncated_variance_scaling_(network, generator=generator)
+        network.load_state_dict(frozen, strict=False)
         models.append(network)
     params = stack(models)
     names = list(pruning.prunable_parameters(workload.model, biases=workload.prune_bias))
@@ -290,7 +338,7 @@ def steps_to_result(
         workload: data, architecture, goal and budget.
         batch_size: 1 to the size of the training set.
         sparsities: fractions removed, each in [0, 1).
-        trials: as `sobol_trials` gives them, each (T,).
+        trials: as `sobol_trials` gives them, each (T,): tensors, lists or arrays.
         race: stop all trials of a sparsity at its first hit. They train in lock-step, so the least
             number of steps is known then; without it every trial goes on to its own hit or its
             budget.
@@ -298,13 +346,13 @@ def steps_to_result(
         way: as `stacked_outputs`.
 
     Raises:
-        ValueError: for a batch larger than the training set and for networks that do not fit.
+        ValueError: for a batch larger than the training set, for networks that do not fit, and for
+            trials without a learning rate, of unknown names or of different lengths.
 
     References:
         Lee et al. (2021), section 2.
     """
-    if not len(trials.get("lr", ())):
-        raise ValueError(f"trials = {sorted(trials)}: expected at least one value of 'lr'")
+    trials = _as_vectors(trials)
     count = len(trials["lr"])
     if not 1 <= batch_size <= len(workload.train_x):
         raise ValueError(
@@ -373,6 +421,25 @@ def steps_to_result(
     return StepsToResult(batch_size, steps, status.view(groups, count), best, work)
 
 
+def _as_vectors(trials: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Values of every metaparameter as a vector; ValueError for what is no set of trials."""
+    one_of(METAPARAMETERS, trials=next((n for n in trials if n not in METAPARAMETERS), "lr"))
+    vectors = {
+        name: v if isinstance(v, Tensor) else torch.as_tensor(v, dtype=torch.float64)
+        for name, v in trials.items()
+    }
+    if "lr" not in vectors or not vectors["lr"].numel():
+        raise ValueError(f"trials = {sorted(trials)}: expected at least one value of 'lr'")
+    for name, v in vectors.items():
+        if v.shape != (expected := (vectors["lr"].numel(),)):
+            raise ValueError(f"trials: {name!r} {tuple(v.shape)}, expected the shape {expected}")
+    if ("decay_steps" in vectors) != ("decay_factor" in vectors):
+        raise ValueError(
+            f"trials = {sorted(trials)}: expected decay_steps and decay_factor or none"
+        )
+    return vectors
+
+
 def search(
     workload: Workload,
     batch_sizes: Sequence[int],
@@ -413,15 +480,17 @@ def search(
             f"batch_sizes = {list(batch_sizes)!r}: element {too_large[0]!r}: expected 1 to "
             f"{len(workload.train_x)}, the size of the training set"
         )
+    trials = _as_vectors(trials)
     path = Path(store) if store else None
     kept = _read(path) if path else {}
     results = {}
     with Progress(len(seeds) * len(batch_sizes), "searches done", show=progress) as bar:
         for seed in seeds:
             seeded, networks = workload.replace(seed=seed), None
+            known = _probe(seeded) if path else None
             for batch_size in sorted(batch_sizes, reverse=True):  # the cheap ones first
                 key = _key(seeded, batch_size, sparsities, trials, race)
-                if key in kept:
+                if key in kept and _like(kept[key].get("outputs"), known):
                     result = _restored(batch_size, kept[key])
                 else:
                     networks = networks or initial_networks(seeded, sparsities, len(trials["lr"]))
@@ -429,7 +498,7 @@ def search(
                         seeded, batch_size, sparsities, trials, race, networks=networks
                     )
                     if path:
-                        kept[key] = _stored(result)
+                        kept[key] = _stored(result) | {"outputs": known}
                         write_whole(path, to_json(kept))
                 results[seed, batch_size] = result
                 bar.update()
@@ -466,12 +535,51 @@ def _restored(batch_size: int, kept: Mapping[str, list]) -> StepsToResult:
     return StepsToResult(batch_size, *(torch.tensor(kept[name]) for name in FIELDS))
 
 
+def _probe(workload: Workload) -> list:
+    """Outputs of one network of the architecture: what its `repr` does not tell shows in them."""
+    network = copy.deepcopy(workload.model).eval()
+    truncated_variance_scaling_(network, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return network(workload.train_x[:PROBES]).nan_to_num().tolist()
+
+
+def _like(kept: list | None, outputs: list) -> bool:
+    """Whether these are the outputs of one network, up to the rounding of another machine."""
+    a, b = torch.tensor(kept or []), torch.tensor(outputs)
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _told(value: object) -> str:
+    """A function by its source where there is one, whatever else by its repr, without addresses."""
+    try:
+        return inspect.getsource(value)  # type: ignore[arg-type]  # a TypeError is one answer
+    except (OSError, TypeError):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _described(model: nn.Module) -> list:
+    """Forward pass, plain attributes and frozen weights of every module."""
+    parts: list = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        plain = {
+            k: _told(v)
+            for k, v in vars(module).items()
+            if not k.startswith("_") and k != "training"
+        }
+        parts.append((name, _told(type(module).forward), plain))
+    still = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+    still |= dict(model.named_buffers())
+    parts += [(name, t.tolist()) for name, t in still.items()]
+    return parts
+
+
 def _key(workload, batch_size, sparsities, trials, race) -> str:
     """Everything that a result depends on, as a hash."""
     digest = hashlib.sha256()
     for tensor in (workload.train_x, workload.train_y, workload.valid_x, workload.valid_y):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    told = {k: v for k, v in vars(workload).items() if not isinstance(v, Tensor)}
+    told = {k: v for k, v in vars(workload).items() if not isinstance(v, (Tensor, nn.Module))}
+    told["model"] = repr(workload.model), _described(workload.model)
     values = {name: value.tolist() for name, value in trials.items()}
     digest.update(repr([told, batch_size, list(sparsities), values, race]).encode())
     return digest.hexdigest()

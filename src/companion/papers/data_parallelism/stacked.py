@@ -13,12 +13,12 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from companion.checks import whole
 from companion.sparsity import check_mask
-from companion.stacked import laid_out, outputs, stackable
+from companion.stacked import is_plain, laid_out, layers, outputs, stackable
+from companion.training import evaluation_mode, functional_call, training_mode
 
 # A weight this large belongs to a network that has diverged, even if it is still finite.
 DIVERGED = 1e6
@@ -40,12 +40,16 @@ def row(stacked: Stack, r: int) -> dict[str, Tensor]:
 
 
 def is_dense(model: nn.Module) -> TypeGuard[nn.Sequential]:
-    """Whether a model is a chain of linear layers and ReLUs, which stack as matrix products."""
-    return isinstance(model, nn.Sequential) and all(
-        isinstance(module, (nn.Flatten, nn.ReLU))
+    """Whether a model is a chain of linear layers and ReLUs, which stack as matrix products.
+
+    Not: shared parameters and hooks.
+    """
+    return type(model) is nn.Sequential and is_plain(model) and all(
+        type(module) is nn.ReLU
+        or (type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1))
         or (type(module) is nn.Linear and module.bias is not None)
         for module in model
-    )
+    )  # fmt: skip
 
 
 def pick_way(model: nn.Module, batch_size: int, device: torch.device) -> str:
@@ -74,6 +78,8 @@ def stacked_outputs(model: nn.Module, params: Stack, x: Tensor, way: str = "auto
     if way == "auto":
         way = pick_way(model, len(x), x.device)
     rows = len(next(iter(params.values())))
+    # a copy each: networks do not share what a module writes down, and the model keeps its own
+    params = {n: b.expand(rows, *b.shape).clone() for n, b in model.named_buffers()} | dict(params)
     if way == "loop":
         x = laid_out(model, x)
         return torch.stack([functional_call(model, row(params, r), (x,)) for r in range(rows)])
@@ -81,19 +87,22 @@ def stacked_outputs(model: nn.Module, params: Stack, x: Tensor, way: str = "auto
         return dense_outputs(model, params, x)
     if x.device.type != "cpu" and stackable(model, x):  # where grouped convolutions are slow
         return outputs(model, params, x.expand(rows, *x.shape))
-    return torch.func.vmap(lambda p: functional_call(model, p, (x,)))(dict(params))
+    return torch.func.vmap(lambda p: functional_call(model, p, (x,)))(params)
 
 
 def dense_outputs(model: nn.Sequential, params: Stack, x: Tensor) -> Tensor:
     """Outputs of R chains of linear layers and ReLUs, (R, batch, classes)."""
     rows = len(next(iter(params.values())))
-    h = x.flatten(1).expand(rows, -1, -1)  # (R, batch, features)
-    for name, module in model.named_children():
+    h = x.expand(rows, *x.shape)  # (R, batch, ..., features)
+    for name, module in layers(model):
         if isinstance(module, nn.Linear):
-            bias = params[f"{name}.bias"][:, None]
-            h = torch.baddbmm(bias, h, params[f"{name}.weight"].mT)
+            bias, places = params[f"{name}.bias"][:, None], h.shape[1:-1]
+            h = torch.baddbmm(bias, h.flatten(1, -2), params[f"{name}.weight"].mT)
+            h = h.unflatten(1, places)
         elif isinstance(module, nn.ReLU):
             h = h.relu()
+        else:
+            h = h.flatten(2)
     return h
 
 
@@ -112,7 +121,7 @@ def joint_gradients(
     """
     leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
     outputs = stacked_outputs(model, leaves, x, way)  # (R, batch, classes)
-    labels = y.expand(len(outputs), -1).flatten()
+    labels = y.long().expand(len(outputs), -1).flatten()
     # the sum over networks of their mean losses
     loss = cross_entropy(outputs.flatten(0, 1), labels, reduction="sum") / len(y)
     return list(torch.autograd.grad(loss, list(leaves.values())))
@@ -200,7 +209,9 @@ def train_batched(
     take: v <- mu v + g, then eta v, or eta (g + mu v) with Nesterov's correction.
 
     Args:
-        model: gives the architecture; its own parameters are not read.
+        model: gives the architecture; its own parameters are not read, but those that are frozen
+            there (`requires_grad`) are not trained. It is in training mode for the steps. Every
+            step begins with its buffers: running statistics are not carried on.
         params, masks: (R, ...) a parameter; a masked weight stays at 0, a parameter without a mask
             is kept whole. Nothing passed in changes.
         lr, momentum, decay_steps, decay_factor: numbers or (R,). With the last two, the learning
@@ -237,6 +248,7 @@ def train_batched(
     keep = None if masks is None else {n: m.to(device, dtype) for n, m in masks.items()}
     theta = {n: p * keep[n] if keep else p.clone() for n, p in final.items()}
     velocity = {n: torch.zeros_like(p) for n, p in theta.items()} if bool(mu.any()) else None
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     look = check_every or 50
 
     def leave(stop: Tensor, step: int) -> None:
@@ -260,8 +272,11 @@ def train_batched(
         if decay:
             span, least = decay
             rate = eta * ((1 - (step - 1) / span).clamp(min=0) * (1 - least) + least)
-        gradients = stacked_gradients(model, theta, x, y, way=way, chunk=chunk)
+        with training_mode(model):
+            gradients = stacked_gradients(model, theta, x, y, way=way, chunk=chunk)
         for name, w in theta.items():
+            if name in frozen:
+                continue
             shape = (-1, *[1] * (w.dim() - 1))
             g = gradients[name]
             if keep:
@@ -300,7 +315,8 @@ def errors_up_to(
 ) -> Tensor:  # fmt: skip
     """Mistakes of R networks on a set, (R,); counting stops early where there are too many.
 
-    A count of at most `allowed` is exact; a larger one says only that it is larger. Networks
+    The model is in inference mode for it. A count of at most `allowed` is exact; a larger one
+    says only that it is larger. Networks
     that already have too many after a few examples are not run on the others.
 
     Args:
@@ -318,7 +334,8 @@ def errors_up_to(
     some, start, size = dict(params), 0, max(64, 2 * allowed)
     while start < len(x) and len(open_rows):
         part = slice(start, start + size)
-        wrong[open_rows] += _mistakes(model, some, x[part], y[part], way, limit)
+        with evaluation_mode(model):
+            wrong[open_rows] += _mistakes(model, some, x[part], y[part], way, limit)
         start, size = start + size, 2 * size
         still = wrong[open_rows] <= allowed
         if start < len(x) and not still.all():

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from companion.checks import at_least, images, whole
-from companion.training import evaluation_mode
+from companion.training import check_classes, check_labels, evaluation_mode
 
 
 def _slope(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
-    return torch.autograd.grad(cross_entropy(model(x), y, reduction="sum"), x)[0]
+    logits = model(x)
+    check_classes(logits, y, name="y")
+    return torch.autograd.grad(cross_entropy(logits, y.long(), reduction="sum"), x)[0]
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
@@ -27,7 +29,7 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
         eps: largest move of a pixel, at least 0.
 
     Raises:
-        ValueError: for eps below 0, and images that are no batch.
+        ValueError: for eps below 0, images that are no batch, and labels that are no class.
 
     References:
         Goodfellow, Shlens and Szegedy (2015), Explaining and harnessing adversarial examples.
@@ -56,12 +58,14 @@ def pgd(
         step_size: of a pixel; None takes 2.5 eps / steps.
 
     Raises:
-        ValueError: for eps below 0, no steps, and images that are no batch.
+        ValueError: for eps below 0, no steps, images that are no batch, and labels that are no
+            class.
 
     References:
         Madry et al. (2018), Towards deep learning models resistant to adversarial attacks.
     """
     images(x=x)
+    check_labels(x, y=y)
     at_least(0, eps=eps)
     whole(1, steps=steps)
     size = 2.5 * eps / steps if step_size is None else step_size

@@ -269,7 +269,7 @@ class GapClassifier(nn.Module):
 
     def __init__(self, trunk: nn.Sequential, last: str, num_classes: int = 10) -> None:
         super().__init__()
-        names = [name for name, _ in trunk.named_children()]
+        names = list(trunk._modules)  # one used twice included
         one_of(names, last=last)
         whole(1, num_classes=num_classes)
         self.features = trunk[: names.index(last) + 1]
@@ -318,7 +318,7 @@ class ProgressiveAttention(nn.Module):
         dropout: float = 0.5,
     ) -> None:  # fmt: skip
         super().__init__()
-        names = [name for name, _ in trunk.named_children()]
+        names = list(trunk._modules)  # one used twice included
         if not len(levels):
             raise ValueError("levels = []: expected the name of at least one stage")
         for level in levels:
@@ -336,7 +336,7 @@ class ProgressiveAttention(nn.Module):
     def attend(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits, and by level the gates in (0, 1) and the weights, (batch, height, width)."""
         maps = {}
-        for name, stage in self.features.named_children():
+        for name, stage in self.features._modules.items():
             x = stage(x)
             if name in self.gates:
                 gate = torch.sigmoid(self.gates[name](x))
@@ -393,7 +393,8 @@ def build_network(
 
 
 def _channels(stages: nn.Module) -> int:
-    return [m for m in stages.modules() if isinstance(m, nn.Conv2d)][-1].out_channels
+    every = stages.named_modules(remove_duplicate=False)  # the last may be used before, too
+    return [m for _, m in every if isinstance(m, nn.Conv2d)][-1].out_channels
 
 
 def receptive_fields(trunk: nn.Sequential) -> list[int]:

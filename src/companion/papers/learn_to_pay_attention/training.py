@@ -10,7 +10,14 @@ from torch.nn.functional import cross_entropy
 
 from companion.checks import above, at_least, generators, images, one_of, whole
 from companion.progress import Progress, progress_bar
-from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches, upload
+from companion.training import (
+    LOOK_EVERY,
+    DivergenceError,
+    check_classes,
+    check_labels,
+    shuffled_batches,
+    upload,
+)
 
 AMP = ("off", "bf16")
 RECIPES = ("adamw", "sgd")
@@ -52,8 +59,8 @@ def fit(
 
     Raises:
         DivergenceError: for a loss that is not finite.
-        ValueError: for arguments out of range, a number as generator, and other
-            numbers of images and labels.
+        ValueError: for arguments out of range, a number as generator, other numbers of images
+            and labels, and labels that are no class.
     """
     one_of(RECIPES, recipe=recipe)
     one_of(AMP, amp=amp)
@@ -64,6 +71,8 @@ def fit(
     images(x=x)
     if len(x) != len(y):
         raise ValueError(f"x, y: {len(x)} images and {len(y)} classes, expected as many of both")
+    check_labels(x, y=y)
+    y = y.long()
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     if recipe == "adamw":
@@ -82,7 +91,10 @@ def fit(
             batch = x[index] if augment is None else augment(x[index], generator)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"):
-                loss = cross_entropy(model(batch), y[index])
+                logits = model(batch)
+                if step == 1:
+                    check_classes(logits, y, name="y")
+                loss = cross_entropy(logits, y[index])
             loss.backward()
             optimizer.step()
             schedule.step()

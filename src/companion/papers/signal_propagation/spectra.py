@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev
+from torch.func import jacrev
 
 from companion.device import has_float64
 from companion.sparsity import (
@@ -18,7 +18,7 @@ from companion.sparsity import (
     prunable_parameters,
     remove_masks,
 )
-from companion.training import evaluation_mode
+from companion.training import evaluation_mode, functional_call
 
 CHUNK = 64  # examples whose Jacobians are taken at once
 # Condition number beyond which a Jacobian that was computed in float32 is computed again in

@@ -98,7 +98,8 @@ class SpatiallyVaryingFCN(nn.Module):
             if (masks.sum(0) - 1).abs().max() > 1e-4:
                 raise ValueError("masks: expected a partition of unity, adding up to 1 everywhere")
         self.trunk, self.n_regions, self.head_width = trunk, n_regions, head_width
-        features = [m.out_channels for m in trunk.modules() if isinstance(m, nn.Conv2d)][-1]
+        every = trunk.named_modules(remove_duplicate=False)  # the last may be used before, too
+        features = [m.out_channels for _, m in every if isinstance(m, nn.Conv2d)][-1]
         self.hidden = nn.Conv2d(features, n_regions * head_width, 3, padding=1)
         self.out = nn.Conv2d(n_regions * head_width, CHANNELS, 1, bias=False)
         self.bias = nn.Parameter(torch.zeros(n_regions, CHANNELS))
