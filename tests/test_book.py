@@ -647,6 +647,20 @@ def test_the_result_box_counts_the_papers_claims_and_links_those_that_were_not(s
     assert 'aria-label="1 in some runs only, 1 not run yet, 1 reproduced"' in box.astext()
 
 
+def test_a_main_number_names_its_source_and_the_runs_that_measured_it():
+    main = runs.about()["visual_compiler"]["main"]
+    settings = {"dataset": "procedural", "width": 160, "n_train": 1200}
+    both = [
+        Run(
+            "visual_compiler", name, settings=settings,
+            values={main["value"]: value, "visual_compiler.scene": 0.9},
+        )
+        for name, value in (("stored", 0.5), ("pets", None))
+    ]  # fmt: skip
+    _, *rows = cells(result._main_number("visual_compiler", main, both))
+    assert [row[:2] for row in rows] == [["the author's code", "0.735"], ["default run", "0.5"]]
+
+
 def test_runs_are_columns_and_claims_that_only_the_default_run_has_are_left_out(stated):
     kept_runs = [
         run("stored", verdict("C1"), verdict("C2")),

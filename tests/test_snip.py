@@ -11,6 +11,8 @@ from companion.data.images import ImageSet, load_images, standardise
 from companion.papers import snip
 from companion.papers.snip import experiment
 from companion.papers.snip.experiment import check_sizes, class_scoring_batch, logit_sum
+from companion.runs import chapters
+from companion.runs.records import load_records
 from companion.sparsity import prunable_parameters
 from companion.training import error_rate
 
@@ -333,6 +335,22 @@ def test_logit_sum_is_the_derivative_along_a_layer(digits):
         model[3].weight.div_(1 - step)
     slope = (losses[0] - losses[1]) / (2 * step)
     assert logit_sum(model, x, y).item() == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["paper-gpu", "vgg-d-5000-steps-gpu"])
+def test_the_chapters_table_at_the_papers_size_is_what_the_runs_recorded(name):
+    prose = "\n".join(cell["source"] for cell in chapters.read(chapters.find("snip"))["cells"])
+    _, _, dense, *shown, _ = next(
+        row for row in prose.splitlines() if row.startswith(f"| `{name}`")
+    ).split("|")
+    (run,) = (run for run in load_records("snip") if run.name == name)
+    assert float(dense) == pytest.approx(run.values["snip.error.dense"], abs=0.051)  # 37.9
+    for at, cell in zip((90, 95, 98), shown, strict=True):
+        if cell.strip():
+            value = run.values[f"snip.error.snip.{at}"]
+            assert float(cell) == pytest.approx(value, abs=0.0051)
+        else:
+            assert f"snip.error.snip.{at}" not in run.values
 
 
 def test_public_contract_is_importable():

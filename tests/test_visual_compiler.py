@@ -1953,7 +1953,7 @@ def test_the_notebook_compiles_a_users_scene(scene, renders, tmp_path):
     }  # fmt: skip
     done = run_chapter(tmp_path, given)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "procedural, 160x120 pixels: 12 real test pictures" in done.stdout
+    assert "procedural, 160x120 pixels: 12 real test images" in done.stdout
     assert json.loads((tmp_path / "out" / "dataset" / "annotations.json").read_text())[
         "annotations"
     ]

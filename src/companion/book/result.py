@@ -81,11 +81,10 @@ def _main_number(paper: str, main: dict, runs: list[Run]) -> nodes.container:
     (reported,) = (
         r for r in load_claims(paper)[where["claim"]].reported if r.what == where["what"]
     )
-    rows = [
-        ["the paper", f"{number(float(reported.value))}", f"{where['setting']}; {reported.at}"]
-    ]
+    source = "the author's code" if reported.certainty == "author-code" else "the paper"
+    rows = [[source, f"{number(float(reported.value))}", f"{where['setting']}; {reported.at}"]]
     for run in sorted(runs, key=lambda run: run.name == "stored"):
-        if main["value"] not in run.values:
+        if run.values.get(main["value"]) is None:  # not measured there
             continue
         setting = [
             text.format(run.settings[name]) for name, text in main.get("settings", {}).items()

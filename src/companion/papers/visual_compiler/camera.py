@@ -283,7 +283,7 @@ class Camera:
         """
         X = _real("X", X, 3)
         R, t = _like(self.R, X), _like(self.t, X)
-        camera = X @ R.T + t  # X_c = R X + t
+        camera = X @ R.T + t  # eq. (10.1)
         depth = camera[..., 2]
         xy = camera[..., :2] / torch.where(depth > 0, depth, torch.nan)[..., None]
         if self.lens is not None:
@@ -332,7 +332,7 @@ class Camera:
         ray = self.rays(uv)
         centre = _like(self.centre, ray)
         down = torch.where(ray[..., 2:] < 0, ray[..., 2:], torch.nan)
-        return centre[:2] - centre[2] / down * ray[..., :2]  # g = C - (C_z / r_z) r
+        return centre[:2] - centre[2] / down * ray[..., :2]  # eq. (10.2)
 
     def pixel_grid(self, scale: int = 1) -> Tensor:
         """Centres (scale·height, scale·width, 2) of all samples, in pixels of this camera."""

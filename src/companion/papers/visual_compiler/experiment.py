@@ -285,7 +285,7 @@ def overlaps(scene: Scene, meshes: Tensor, faces: Tensor, supersample: int) -> d
         rasterise(uv[p : p + 1] * supersample, depth[p : p + 1], faces, zero[:1], static, 1)
         for p in range(2)
     ]
-    shown = [out.person[0] == 0 for out in alone]
+    shown = [out.person[0] == 0 for out in alone]  # eq. (10.3), term by term
     front, back = both.visible_samples().tolist()
     return {
         "front": front, "back": back, "front alone": int(shown[0].sum()),

@@ -113,11 +113,11 @@ class SpatiallyVaryingFCN(nn.Module):
         # a strip of less than a cell at the right or the bottom has no say
         """Maps (b, 23, H/4, W/4) of images (b, 3, H, W) in [0, 1]."""
         height, width = (size // STRIDE for size in pictures.shape[2:])
-        # σ(V_r * φ)
+        # eq. (10.4), σ(V_r * φ)
         features = torch.relu(self.hidden(self.trunk(pictures - 0.5)))[..., :height, :width]
         if self.masks is None:
             return self.out(features) + self.bias[0, :, None, None]
-        # Σ_r m_r (W_r · + b_r): mask times hidden, then one dense product, as a grouped one is slower
+        # eq. (10.4), the sum: masks first, then one dense product; a grouped one is slower
         masks = self.masks.repeat_interleave(self.head_width, 0)
         return self.out(features * masks) + torch.einsum("rc,rhw->chw", self.bias, self.masks)
 
