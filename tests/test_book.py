@@ -676,7 +676,27 @@ def test_a_line_a_run_is_read_from_what_the_runs_recorded(stated, monkeypatch):
     values = {"e.snip.90": 2.0, "e.snip.90.seeds": [1.0, 3.0], "e.snip.95": 4.0, "e.snip.x": 9.0}
     found = compare.read_points("snip", [run("stored", values=values), run("b")], "e.snip.{x}")
     assert found == {"default run": {90.0: [1.0, 3.0], 95.0: [4.0]}}
-    assert compare.paper_points("snip", "error{x}") == {}
+    assert compare.paper_points("snip", "error{x}", run("stored")) == {}
+
+
+def test_values_in_mappings_are_read_by_the_road_to_them_and_so_is_the_papers_curve(stated):
+    values = {
+        "k": {"0": {"2": 8.0, "4": 5.0}, "90": {"2": None}},
+        "sigma": {"linear, 0.5": [0.6, 1.0], "linear, 0.9": [0.04, None]},
+        "snip.reported": {"dense": {"2": 9.0, "16384": 1.0}},
+    }
+    kept = run("stored", values=values)
+    assert compare.read_points("snip", [kept], "k.0.{x}") == {
+        "default run": {2.0: [8.0], 4.0: [5.0]}
+    }
+    assert compare.read_points("snip", [kept], "k.90.{x}") == {}
+    assert compare.read_points("snip", [kept], "sigma.linear, {x}.1") == {
+        "default run": {0.5: [1.0]}
+    }
+    assert compare.paper_points("snip", "snip.reported.dense.{x}", kept) == {
+        2.0: [9.0], 16384.0: [1.0]
+    }  # fmt: skip
+    assert compare.paper_points("snip", "snip.reported.other.{x}", kept) == {}
 
 
 def test_a_panel_has_a_line_a_run_in_the_colour_of_its_method(monkeypatch):

@@ -85,7 +85,7 @@ def _main_number(paper: str, main: dict, runs: list[Run]) -> nodes.container:
         ["the paper", f"{number(float(reported.value))}", f"{where['setting']}; {reported.at}"]
     ]
     for run in sorted(runs, key=lambda run: run.name == "stored"):
-        if main["value"] not in run.values:
+        if run.values.get(main["value"]) is None:  # not recorded, or not a number
             continue
         setting = [
             text.format(run.settings[name]) for name, text in main.get("settings", {}).items()
