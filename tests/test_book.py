@@ -682,7 +682,7 @@ def test_a_line_a_run_is_read_from_what_the_runs_recorded(stated, monkeypatch):
 def test_values_in_mappings_are_read_by_the_road_to_them_and_so_is_the_papers_curve(stated):
     values = {
         "k": {"0": {"2": 8.0, "4": 5.0}, "90": {"2": None}},
-        "sigma": {"linear, 0.5": [0.6, 1.0], "linear, 0.9": [0.04, None]},
+        "sigma": {"linear, 0.5": [0.6, 1.0], "linear, 0.9": [0.04, math.nan]},
         "snip.reported": {"dense": {"2": 9.0, "16384": 1.0}},
     }
     kept = run("stored", values=values)

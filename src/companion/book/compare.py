@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -245,7 +246,8 @@ def read_points(paper: str, runs: list[Run], pattern: str) -> dict[str, Points]:
     for run in runs:
         points: Points = {}
         for name, value in _flat(run.values).items():
-            if (match := form.fullmatch(name)) and isinstance(value, (int, float)):
+            match = form.fullmatch(name)
+            if match and isinstance(value, (int, float)) and math.isfinite(value):
                 points[float(match["x"])] = list(run.values.get(f"{name}.seeds") or [value])
         if points:
             found[title_of(run)] = points

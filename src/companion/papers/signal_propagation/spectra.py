@@ -74,11 +74,12 @@ def jacobian(
     dtype = dtype or next(iter(model.parameters())).dtype
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     with evaluation_mode(model), full_precision():
-        parts = [
-            # eq-signal-jacobian
-            jacrev(lambda part: functional_call(model, state, (part,)).sum(0))(part.to(dtype))
-            for part in x.split(CHUNK)
-        ]
+
+        def total(part: Tensor) -> Tensor:  # (K,)
+            return functional_call(model, state, (part,)).sum(0)
+
+        # eq. (2.1), a backward pass an output
+        parts = [jacrev(total)(part.to(dtype)) for part in x.split(CHUNK)]
     parts = [part.flatten(2).movedim(0, 1) for part in parts]  # from (K, B, d)
     return torch.cat(parts) if len(parts) > 1 else parts[0]  # a copy costs as much as the passes
 
