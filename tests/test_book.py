@@ -647,6 +647,22 @@ def test_the_result_box_counts_the_papers_claims_and_links_those_that_were_not(s
     assert 'aria-label="1 in some runs only, 1 not run yet, 1 reproduced"' in box.astext()
 
 
+def test_the_main_number_leaves_out_a_run_or_a_value_that_has_none(monkeypatch):
+    main = {
+        "what": "ratio", "unit": "", "value": "ratio", "beside": {"half": "half"},
+        "reported": {"claim": "C1", "what": "R", "setting": "MNIST"},
+    }  # fmt: skip
+    claim = replace(
+        claims.load_claims("snip")["C10"], reported=(claims.Reported("R", 2.0, "§1", "read"),)
+    )
+    monkeypatch.setattr(result, "load_claims", lambda paper: {"C1": claim})
+    runs = [run("stored", values={"ratio": 3.0, "half": None}), run("b", values={"ratio": None})]
+    text = result._main_number("snip", main, runs).astext()
+    assert "default run" in text
+    assert "run b" not in text
+    assert "half" not in text
+
+
 def test_runs_are_columns_and_claims_that_only_the_default_run_has_are_left_out(stated):
     kept_runs = [
         run("stored", verdict("C1"), verdict("C2")),
