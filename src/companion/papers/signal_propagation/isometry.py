@@ -41,7 +41,7 @@ def isometry_residual(weight: Tensor, mask: Tensor | None = None) -> float:
     if mask is not None:
         check_mask("weight", mask, {"weight": weight})
         V = V * mask
-    G, missing = _gram(V.flatten(1).T[None])  # V'V - I, eq. (2.2)
+    G, missing = _gram(V.flatten(1).T[None])  # eq. (2.2)
     return _residuals(G, missing)[0].item()
 
 

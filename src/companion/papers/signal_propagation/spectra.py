@@ -78,8 +78,10 @@ def jacobian(
         def total(part: Tensor) -> Tensor:  # (K,)
             return functional_call(model, state, (part,)).sum(0)
 
-        # eq. (2.1), a backward pass an output
-        parts = [jacrev(total)(part.to(dtype)) for part in x.split(CHUNK)]
+        parts = [
+            jacrev(total)(part.to(dtype))  # eq. (2.1)
+            for part in x.split(CHUNK)
+        ]
     parts = [part.flatten(2).movedim(0, 1) for part in parts]  # from (K, B, d)
     return torch.cat(parts) if len(parts) > 1 else parts[0]  # a copy costs as much as the passes
 
