@@ -661,6 +661,22 @@ def test_a_main_number_names_its_source_and_the_runs_that_measured_it():
     assert [row[:2] for row in rows] == [["the author's code", "0.735"], ["default run", "0.5"]]
 
 
+def test_the_main_number_leaves_out_a_run_or_a_value_that_has_none(monkeypatch):
+    main = {
+        "what": "ratio", "unit": "", "value": "ratio", "beside": {"half": "half"},
+        "reported": {"claim": "C1", "what": "R", "setting": "MNIST"},
+    }  # fmt: skip
+    claim = replace(
+        claims.load_claims("snip")["C10"], reported=(claims.Reported("R", 2.0, "§1", "read"),)
+    )
+    monkeypatch.setattr(result, "load_claims", lambda paper: {"C1": claim})
+    kept = [run("stored", values={"ratio": 3.0, "half": None}), run("b", values={"ratio": None})]
+    text = result._main_number("snip", main, kept).astext()
+    assert "default run" in text
+    assert "run b" not in text
+    assert "half" not in text
+
+
 def test_runs_are_columns_and_claims_that_only_the_default_run_has_are_left_out(stated):
     kept_runs = [
         run("stored", verdict("C1"), verdict("C2")),
@@ -690,7 +706,27 @@ def test_a_line_a_run_is_read_from_what_the_runs_recorded(stated, monkeypatch):
     values = {"e.snip.90": 2.0, "e.snip.90.seeds": [1.0, 3.0], "e.snip.95": 4.0, "e.snip.x": 9.0}
     found = compare.read_points("snip", [run("stored", values=values), run("b")], "e.snip.{x}")
     assert found == {"default run": {90.0: [1.0, 3.0], 95.0: [4.0]}}
-    assert compare.paper_points("snip", "error{x}") == {}
+    assert compare.paper_points("snip", "error{x}", run("stored")) == {}
+
+
+def test_values_in_mappings_are_read_by_the_road_to_them_and_so_is_the_papers_curve(stated):
+    values = {
+        "k": {"0": {"2": 8.0, "4": 5.0}, "90": {"2": None}},
+        "sigma": {"linear, 0.5": [0.6, 1.0], "linear, 0.9": [0.04, math.nan]},
+        "snip.reported": {"dense": {"2": 9.0, "16384": 1.0}},
+    }
+    kept = run("stored", values=values)
+    assert compare.read_points("snip", [kept], "k.0.{x}") == {
+        "default run": {2.0: [8.0], 4.0: [5.0]}
+    }
+    assert compare.read_points("snip", [kept], "k.90.{x}") == {}
+    assert compare.read_points("snip", [kept], "sigma.linear, {x}.1") == {
+        "default run": {0.5: [1.0]}
+    }
+    assert compare.paper_points("snip", "snip.reported.dense.{x}", kept) == {
+        2.0: [9.0], 16384.0: [1.0]
+    }  # fmt: skip
+    assert compare.paper_points("snip", "snip.reported.other.{x}", kept) == {}
 
 
 def test_a_panel_has_a_line_a_run_in_the_colour_of_its_method(monkeypatch):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 
@@ -236,22 +238,39 @@ def _shown_width(file: Path) -> int:
 def read_points(paper: str, runs: list[Run], pattern: str) -> dict[str, Points]:
     """By run, the values that it recorded under names such as `snip.error.snip.{x}`.
 
-    A list beside it, `NAME.seeds`, gives the values that a mean is of.
+    A list beside it, `NAME.seeds`, gives the values that a mean is of. What is in a mapping has
+    its name behind a dot, as in the columns of a sweep: `NAME.KEY`, and `NAME.KEY.0` in a list.
     """
     form = re.compile(re.escape(pattern).replace(re.escape(PLACE), r"(?P<x>[-\d.]+)"))
     found: dict[str, Points] = {}
     for run in runs:
         points: Points = {}
-        for name, value in run.values.items():
-            if (match := form.fullmatch(name)) and isinstance(value, (int, float)):
+        for name, value in _flat(run.values).items():
+            match = form.fullmatch(name)
+            if match and isinstance(value, (int, float)) and math.isfinite(value):
                 points[float(match["x"])] = list(run.values.get(f"{name}.seeds") or [value])
         if points:
             found[title_of(run)] = points
     return found
 
 
-def paper_points(paper: str, pattern: str) -> Points:
-    """The paper's values whose text is such as `LeNet-300-100 at {x} %`, by x."""
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name, and those in mappings by the road to them."""
+    found: dict[str, Any] = dict(values)
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            for key, item in _flat(value).items():
+                found[f"{name}.{key}"] = item
+                if isinstance(item, list):
+                    found |= {f"{name}.{key}.{place}": one for place, one in enumerate(item)}
+    return found
+
+
+def paper_points(paper: str, pattern: str, stored: Run) -> Points:
+    """The paper's values by x: its curve that the default run recorded under names such as
+    `snip.reported.{x}`, or the values whose text is such as `LeNet-300-100 at {x} %`."""
+    if pattern.startswith(f"{paper}."):
+        return read_points(paper, [stored], pattern).get(title_of(stored), {})
     form = re.compile(re.escape(pattern).replace(re.escape(PLACE), r"(?P<x>[-\d.]+)"))
     return {
         float(match["x"]): [float(reported.value)]

@@ -142,8 +142,8 @@ class Recorded(SphinxDirective):
     """The recorded runs of a chapter beside its default run and beside the paper.
 
     A line of the content is a panel of a figure with a line a run, `label: name.of.{x}`, of
-    values that runs recorded (`compare.read_points`). `paper` is the text of the paper's values
-    to draw into one of the panels, `label: text with {x}`.
+    values that runs recorded (`compare.read_points`). `paper` are the paper's values to draw into
+    panels, `label: text with {x}` (`compare.paper_points`), several with "; " between.
     """
 
     required_arguments = 1
@@ -178,8 +178,12 @@ class Recorded(SphinxDirective):
         methods = {label: compare.read_points(paper, runs, name) for label, name in wanted.items()}
         if lacking := [label for label, lines in methods.items() if not lines]:
             raise self.error(f"no run of {paper} recorded {wanted[lacking[0]]!r}")
-        label, _, text = options["paper"].partition(": ")
-        reported = {label: compare.paper_points(paper, text)} if text else {}
+        reported = {}
+        for each in filter(None, options["paper"].split("; ")):
+            label, _, text = each.partition(": ")
+            if not (points := compare.paper_points(paper, text, runs[0])):
+                raise self.error(f"{paper}: no value of the paper is {text!r}")
+            reported[label] = points
         picture = draw_runs(
             methods, options["x"], options["y"], options["log"].split(), reported, _colours(runs)
         )

@@ -92,7 +92,9 @@ def _main_number(paper: str, main: dict, runs: list[Run]) -> nodes.container:
         seeds = run.values.get(f"{main['value']}.seeds")
         setting += [f"{len(seeds)} seeds"] if seeds else []
         beside = [
-            f"{name} {number(run.values[value])}" for name, value in main.get("beside", {}).items()
+            f"{name} {number(run.values[value])}"
+            for name, value in main.get("beside", {}).items()
+            if run.values.get(value) is not None
         ]
         rows.append(
             [

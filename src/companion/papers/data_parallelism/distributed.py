@@ -103,7 +103,7 @@ def train_shard(
         )
         if dist.is_initialized():
             dist.all_reduce(message)
-        mean = message[:-1] / message[-1]  # eq-data-parallelism-allreduce
+        mean = message[:-1] / message[-1]  # eq. (3.6)
         parts = mean.split([g.numel() for g in gradients])
         theta = {
             name: _moved(p.detach(), g.view_as(p), velocity[name], update)

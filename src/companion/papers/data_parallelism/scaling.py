@@ -100,7 +100,7 @@ def scaling_constants(
     above(0, gap=gap, lipschitz=lipschitz, variance=variance, goal=goal, alignment=alignment)
     lr = alignment / lipschitz if lr is None else lr
     above(0, lr=lr)
-    # eq-data-parallelism-bound, to first order in 1 / B
+    # eq. (3.3), to first order in 1 / B
     c1 = gap * lipschitz * variance / (alignment * goal) ** 2
     c2 = gap / (lr * alignment * goal)
     return ScalingConstants(c1, c2, 2 * c1 / c2)
@@ -123,8 +123,8 @@ def tuned_steps(batch_sizes: Sequence[float], c1: float, c2: float) -> np.ndarra
     b = np.asarray(batch_sizes, dtype=float)
     critical = 2 * c1 / c2
     with np.errstate(divide="ignore", invalid="ignore"):
-        # eq-data-parallelism-tuned
-        return np.where(b <= critical, 4 * c1 / b, c2 / (1 - critical / (2 * b)))
+        above_critical = c2 / (1 - critical / (2 * b))
+        return np.where(b <= critical, 4 * c1 / b, above_critical)  # eq. (3.4)
 
 
 def slope(batch_sizes: Sequence[float], steps: Sequence[float]) -> float:
@@ -230,8 +230,8 @@ def lipschitz_along(
     largest = torch.full_like(length, -math.inf)
     for gamma in gammas:
         moved = {name: params0[name] + gamma * (params1[name] - params0[name]) for name in names}
-        # eq-data-parallelism-lipschitz
-        ratio = (flat(grad_fn(moved)) - base).norm(dim=1) / (gamma * length)
+        change = flat(grad_fn(moved)) - base
+        ratio = change.norm(dim=1) / (gamma * length)  # eq. (3.5)
         usable = (length > 0) & (exact | (gamma * length > 1e-5 * size))
         largest = torch.where(usable, torch.maximum(largest, ratio), largest)
     return largest.masked_fill(largest == -math.inf, math.nan)

@@ -210,7 +210,7 @@ def connection_sensitivity(
     params = pruning.prunable_parameters(model, biases=prune_bias)
     scores = pruning.connection_sensitivity(model, cross_entropy, loader, params=params)
     total = sum(s.sum() for s in scores.values())
-    return {name: s / total for name, s in scores.items()}  # eq-data-parallelism-sensitivity
+    return {name: s / total for name, s in scores.items()}  # eq. (3.2)
 
 
 def topk_mask(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
@@ -312,7 +312,9 @@ class StepsToResult:
     def k_star(self, i: int) -> int | None:
         """Steps to the result at the i-th sparsity, or None if no trial reached the goal."""
         best = int(self.best[i])
-        return None if best < 0 else int(self.steps[i, best])
+        if best < 0:
+            return None
+        return int(self.steps[i, best])  # least steps of all trials, eq. (3.1)
 
     def outcome(self, i: int) -> str:
         """ "complete", or why there is no result: "incomplete", or "infeasible" if all diverged."""
@@ -416,7 +418,7 @@ def steps_to_result(
     order = torch.where(
         steps > 0, steps * (len(workload.valid_y) + 1) + mistakes.view_as(steps), 2**62
     )
-    best = torch.where((steps > 0).any(1), order.argmin(1), -1)  # eq-data-parallelism-kstar
+    best = torch.where((steps > 0).any(1), order.argmin(1), -1)
     work = training.steps.view(groups, count).sum(1)
     return StepsToResult(batch_size, steps, status.view(groups, count), best, work)
 

@@ -41,7 +41,8 @@ def isometry_residual(weight: Tensor, mask: Tensor | None = None) -> float:
     if mask is not None:
         check_mask("weight", mask, {"weight": weight})
         V = V * mask
-    return _residuals(*_gram(V.flatten(1).T[None]))[0].item()  # eq-signal-isometry
+    G, missing = _gram(V.flatten(1).T[None])  # eq. (2.2)
+    return _residuals(G, missing)[0].item()
 
 
 def residual_floor(mask: Tensor) -> float:
@@ -51,7 +52,8 @@ def residual_floor(mask: Tensor) -> float:
         >>> residual_floor(torch.tensor([[True, True], [False, False]]))
         1.0
     """
-    return math.sqrt(mask.shape[0] - structural_rank(mask))  # eq-signal-floor
+    rank = structural_rank(mask)
+    return math.sqrt(mask.shape[0] - rank)  # eq. (2.4)
 
 
 def _gram(V: Tensor) -> tuple[Tensor, int]:
@@ -185,7 +187,7 @@ def _descend(V, C, steps, objective, lr, milestones) -> tuple[Tensor, Tensor]:
     nothing = NOTHING * size[size > 0].min().item() if size.any() else 0.0
     for step in range(1, steps + 1):
         change = lr * C * _gradient(V, G, missing, objective)
-        V = hardshrink(V - change, nothing)  # eq-signal-newton-schulz
+        V = hardshrink(V - change, nothing)  # eq. (2.3)
         G, missing = _gram(V)
         history.append(_residuals(G, missing))
         if step in milestones:

@@ -74,11 +74,12 @@ def jacobian(
     dtype = dtype or next((p.dtype for p in model.parameters()), x.dtype)
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     with evaluation_mode(model), full_precision():
+
+        def total(part: Tensor) -> Tensor:  # (K,)
+            return functional_call(model, state, (part,)).flatten(1).sum(0)
+
         parts = [
-            # eq-signal-jacobian
-            jacrev(lambda part: functional_call(model, state, (part,)).flatten(1).sum(0))(
-                part.to(dtype)
-            )
+            jacrev(total)(part.to(dtype))  # eq. (2.1)
             for part in x.split(CHUNK)
         ]
     parts = [part.flatten(2).movedim(0, 1) for part in parts]  # from (K, B, d)
