@@ -1107,7 +1107,7 @@ def test_the_times_on_a_gpu_that_the_chapter_shows_are_those_of_the_record():
         assert shown[f"masked_kd.gpu.time.{name}"] == pytest.approx(share, rel=1e-4)
     assert shown["masked_kd.gpu.operations.step"] == pytest.approx(100 - 28.0892, abs=1e-3)
     assert shown["masked_kd.gpu.teacher_share"] == pytest.approx(
-        100 * teacher["196"]["ms"] / step["196"]["ms"]
+        100 * teacher["196"]["ms"] / step["196"]["ms"], rel=1e-4
     )
 
 
