@@ -1,6 +1,7 @@
 """MaskedKD: what the student looks at, what the teacher sees, and what it costs."""
 
 import builtins
+import json
 import math
 import os
 import subprocess
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, scaled_dot_product_attention, softmax
 
 from companion.data.root import MissingDataError
+from companion.files import ROOT
 from companion.papers import masked_kd as mkd
 from companion.papers.masked_kd import attention as attentions
 from companion.papers.masked_kd import experiment, timing, vit
@@ -1091,6 +1093,22 @@ def run_notebook(folder, **given):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "all came out as expected" in done.stdout
     return done.stdout
+
+
+def test_the_times_on_a_gpu_that_the_chapter_shows_are_those_of_the_record():
+    record = json.loads((ROOT / "book" / "recorded" / "masked_kd" / "gpu.json").read_text())
+    shown = chapters.recorded_values(chapters.read(chapters.find("masked_kd")))
+    recorded = record["values"]["masked_kd.times"]
+    assert shown["masked_kd.gpu.times"] == recorded, "make notebooks NB=masked_kd"
+    assert shown["masked_kd.gpu.batch"] == record["settings"]["speed_batch"]
+    step, teacher = (recorded[name] for name in ("step, Ti from S", "ViT-S"))
+    for name, times in (("step", step), ("s", teacher), ("b", recorded["ViT-B"])):
+        share = 100 * times["98"]["ms"] / times["196"]["ms"]
+        assert shown[f"masked_kd.gpu.time.{name}"] == pytest.approx(share, rel=1e-4)
+    assert shown["masked_kd.gpu.operations.step"] == pytest.approx(100 - 28.0892, abs=1e-3)
+    assert shown["masked_kd.gpu.teacher_share"] == pytest.approx(
+        100 * teacher["196"]["ms"] / step["196"]["ms"], rel=1e-4
+    )
 
 
 def test_the_notebook_runs_on_a_folder_with_models_of_timm(tmp_path):

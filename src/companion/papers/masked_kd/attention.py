@@ -162,7 +162,8 @@ def cls_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
         (B, heads, n).
     """
     with torch.autocast(query.device.type, enabled=False):
-        logits = key.float() @ query.float()[..., None]  # q_cls . k_j
+        # eq. (6.1): q_cls . k_j, in float32
+        logits = key.float() @ query.float()[..., None]
         return (scale * logits[..., 0]).softmax(-1)
 
 

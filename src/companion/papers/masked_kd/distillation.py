@@ -86,9 +86,10 @@ def distillation_loss(
             log_target=True,
             reduction="batchmean",
         )
-    if alpha == 1 or y is None:  # then the labels are not touched at all
-        return taught
-    return (1 - alpha) * cross_entropy(z, y) + alpha * taught  # eq. (1)
+    if alpha == 1 or y is None:
+        return taught  # labels are not touched
+    labelled = cross_entropy(z, y)  # eq. (6.2)
+    return (1 - alpha) * labelled + alpha * taught
 
 
 def _check_labels(y: Tensor, z: Tensor) -> None:

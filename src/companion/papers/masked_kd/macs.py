@@ -46,9 +46,11 @@ def vit_macs(
     """
     keep = patches if keep is None else keep
     check_keep(keep, patches)
-    n = keep + prefix
-    block = (4 + 2 * mlp_ratio) * n * dim**2 + 2 * n**2 * dim
-    return round(depth * block + patches * channels * patch**2 * dim + dim * classes)
+    n = keep + prefix  # eq. (6.3)
+    block = (4 + 2 * mlp_ratio) * n * dim**2
+    block += 2 * n**2 * dim
+    embed = patches * channels * patch**2 * dim
+    return round(depth * block + embed + dim * classes)
 
 
 def training_saving(student: float, teacher: float, masked: float) -> float:

@@ -137,8 +137,8 @@ def survivor_chain(n: int, amount: float, rounds: int) -> list[int]:
     if not 0 <= amount < 1:
         raise ValueError(f"amount = {amount!r}: expected the fraction removed, in [0, 1)")
     chain = [n]
-    for _ in range(rounds):
-        chain.append(chain[-1] - int(amount * chain[-1]))  # eq-sparse-inr-chain
+    for _ in range(rounds):  # eq. (4.5)
+        chain.append(chain[-1] - int(amount * chain[-1]))
     return chain
 
 

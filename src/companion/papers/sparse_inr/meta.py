@@ -28,7 +28,7 @@ from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
 def signal_loss(
     theta: Params, masks: Masks, omega_0: Tensor, coords: Tensor, target: Tensor
 ) -> Tensor:
-    """Mean squared error of one signal, eq-sparse-inr-loss.
+    """Mean squared error of one signal.
 
     Args:
         theta: weights and biases by name.
@@ -37,7 +37,8 @@ def signal_loss(
         coords: (points, in).
         target: (points, out).
     """
-    output = siren(theta | {"omega_0": omega_0}, coords, masks)
+    theta = theta | {"omega_0": omega_0}  # eq. (4.2)
+    output = siren(theta, coords, masks)
     return (output - target).square().mean()
 
 
@@ -51,7 +52,7 @@ def maml_loss(
     *,
     first_order: bool = False,
 ) -> Tensor:
-    """Mean loss of several signals after a few steps of gradient descent on each, eq-sparse-inr-outer.
+    """Mean loss of several signals after a few steps of gradient descent on each.
 
     Args:
         params: of the network.
@@ -70,14 +71,17 @@ def maml_loss(
 
     def adapted_loss(target: Tensor) -> Tensor:
         fast = theta
-        for _ in range(inner_steps):  # eq-sparse-inr-inner
-            slope = grad(signal_loss)(fast, masks, omega_0, coords, target)
+        fixed = masks, omega_0, coords, target
+        for _ in range(inner_steps):  # eq. (4.3)
+            slope = grad(signal_loss)(fast, *fixed)
             if first_order:
-                slope = {name: g.detach() for name, g in slope.items()}
-            fast = {name: w - inner_lr * slope[name] for name, w in fast.items()}
-        return signal_loss(fast, masks, omega_0, coords, target)
+                slope = {n: g.detach() for n, g in slope.items()}
+            fast = {  # one step of gradient descent
+                n: w - inner_lr * slope[n] for n, w in fast.items()
+            }
+        return signal_loss(fast, *fixed)
 
-    with strict_float32():
+    with strict_float32():  # eq. (4.4)
         return vmap(adapted_loss)(targets).mean()
 
 

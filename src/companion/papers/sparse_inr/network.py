@@ -115,12 +115,13 @@ def siren(params: Mapping[str, Tensor], coords: Tensor, masks: Mapping[str, Tens
     weights = [name for name in params if name.endswith(".weight")]
     h = coords
     for number, name in enumerate(weights):
-        bias = name.removesuffix("weight") + "bias"
+        b = params[name.removesuffix("weight") + "bias"]
         W = params[name] * masks[name] if name in masks else params[name]
-        if number < len(weights) - 1:
-            h = torch.sin(linear(h, omega_0 * W, omega_0 * params[bias]))  # eq-sparse-inr-siren
+        if number < len(weights) - 1:  # eq. (4.1)
+            h = linear(h, omega_0 * W, omega_0 * b)
+            h = torch.sin(h)
         else:
-            h = linear(h, W, params[bias])
+            h = linear(h, W, b)
     return h
 
 
