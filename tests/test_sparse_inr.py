@@ -1,6 +1,7 @@
 """Meta-SparseINR: counts, initialisation, MAML, pruning, fitting, and what each must catch."""
 
 import copy
+import dataclasses
 import math
 import subprocess
 import sys
@@ -744,3 +745,30 @@ def test_without_a_generator_every_call_draws_anew_and_from_pytorch_s_seed():
     again = drawn()
     assert torch.equal(first[0], again[0])
     assert first[1] == again[1]
+
+
+def partial_masks(masks):
+    """The same network with masks of weights only, of some layers, and in another order."""
+    weights = {n: m for n, m in masks.items() if n.endswith("weight")}
+    return [weights, {n: m for n, m in weights.items() if not m.all()}, dict([*masks.items()][::-1])]
+
+
+def test_masks_may_leave_out_what_is_kept_and_come_in_any_order():
+    params = {n: p.float() for n, p in network(12, 3, 2, omega_0=10.0).items()}
+    pruned_layer = {"layers.1.weight": torch.rand(12, 12, generator=generator(1)) > 0.7}
+    masks = inr.full_masks(params) | pruned_layer
+    image = torch.rand(2, 6, 5, generator=generator(2))
+    whole = inr.Checkpoint(params, masks, 0, {}, ())
+    coords = inr.pixel_grid(6, 6)
+    small = inr.compact(params, masks)
+    for part in partial_masks(masks):
+        data = inr.encode(dataclasses.replace(whole, masks=part), image, steps=3)
+        assert data == inr.encode(whole, image, steps=3)
+        other = inr.compact(params, part)
+        assert {n: p.shape for n, p in other.items()} == {n: p.shape for n, p in small.items()}
+        assert torch.allclose(inr.siren(other, coords), inr.siren(params, coords, masks), atol=1e-5)
+    cut = whole.masks | {"layers.0.bias": torch.arange(12) > 3}
+    data = inr.encode(dataclasses.replace(whole, masks=cut), image, steps=3)
+    fitted = inr.fit(params, cut, inr.as_targets(image[None]), 3, 1e-3, coords=inr.pixel_grid(6, 5))
+    drawn = inr.as_images(inr.render(fitted.params, inr.pixel_grid(6, 5)), 6, 5)[0].clamp(0, 1)
+    assert torch.allclose(inr.decode(data), drawn, atol=1e-6)
