@@ -425,6 +425,24 @@ def test_the_score_of_a_batch_is_the_mean_of_its_members():
     assert batch.score(x[0], t) == pytest.approx(same, abs=1e-6)
 
 
+def test_a_score_goes_by_the_labels():
+    t = torch.arange(0, 2, 0.05).double()
+    parts = {
+        "a": torch.exp(-t)[:, None],
+        "b": torch.exp(0.5 * t)[:, None],
+        "c": torch.exp(t)[:, None],
+    }
+    model = spreme.SharedSINDy(spreme.Library(1, 1), max_terms=1)
+    model.fit(list(parts.values()), t, list(parts))
+    for some in (["b", "c", "a"], ["c"], ["a", "c", "a"]):
+        assert model.score([parts[label] for label in some], t, some) > 0.999
+    wrong = model.score([parts["b"], parts["a"]], t, ["a", "b"])
+    assert wrong < 0
+    assert model.score(torch.stack([*parts.values()])[:, None], t) > 0.999
+    with pytest.raises(ValueError, match=r"env = 'd': expected one of \['a', 'b', 'c'\]"):
+        model.score([parts["a"]] * 3, t, ["a", "b", "d"])
+
+
 def test_coefficients_stand_for_their_terms():
     x, t, truth = data("pendulum", 0.01)
     library = spreme.make_library("pendulum")

@@ -330,10 +330,9 @@ class SharedSINDy(BaseEstimator):
         """How much of the regression's targets the model explains, 1 - residual / energy.
 
         Args:
-            x: as in `fit`, of environments that the model knows, in the order of
-                `environments_`.
+            x: as in `fit`; a tensor has all environments, in the order of `environments_`.
             t: as in `fit`.
-            env: as in `fit`.
+            env: as in `fit`, labels of environments that the model knows, in any order.
 
         Returns:
             At most 1. A mean over environments, over states that move, and over the fits of a
@@ -341,14 +340,18 @@ class SharedSINDy(BaseEstimator):
 
         Raises:
             ValueError: before `fit`, as scikit-learn's NotFittedError.
-            ValueError: for another number of environments, or data as `fit` refuses them.
+            ValueError: for another number of environments, unknown labels, or data as `fit`
+                refuses them.
         """
         self._check_fitted()
         x, times, labels = arrange(x, t, env, self.library_.n)
-        if x.shape[-4] != self.coef_.shape[-3]:
-            raise ValueError(f"x: {len(labels)} environments, expected {self.coef_.shape[-3]}")
+        coef = self.coef_
+        if env is not None:
+            coef = torch.stack([self._coefficients(label) for label in labels], -3)
+        elif len(labels) != coef.shape[-3]:
+            raise ValueError(f"x: {len(labels)} environments, expected {coef.shape[-3]}")
         gram = build_gram(self.library_, x, times, self.derivative, self.window)
-        inner = (self.coef_ @ gram.G * self.coef_).sum(-1) - 2 * (self.coef_ * gram.c).sum(-1)
+        inner = (coef @ gram.G * coef).sum(-1) - 2 * (coef * gram.c).sum(-1)
         moving = (gram.q > 0).expand(inner.shape)
         share = torch.where(moving, -inner / torch.where(moving, gram.q, 1), 0)
         return (share.sum() / moving.sum().clamp_min(1)).item()
