@@ -750,7 +750,11 @@ def test_without_a_generator_every_call_draws_anew_and_from_pytorch_s_seed():
 def partial_masks(masks):
     """The same network with masks of weights only, of some layers, and in another order."""
     weights = {n: m for n, m in masks.items() if n.endswith("weight")}
-    return [weights, {n: m for n, m in weights.items() if not m.all()}, dict([*masks.items()][::-1])]
+    return [
+        weights,
+        {n: m for n, m in weights.items() if not m.all()},
+        dict([*masks.items()][::-1]),
+    ]
 
 
 def test_masks_may_leave_out_what_is_kept_and_come_in_any_order():
@@ -766,9 +770,13 @@ def test_masks_may_leave_out_what_is_kept_and_come_in_any_order():
         assert data == inr.encode(whole, image, steps=3)
         other = inr.compact(params, part)
         assert {n: p.shape for n, p in other.items()} == {n: p.shape for n, p in small.items()}
-        assert torch.allclose(inr.siren(other, coords), inr.siren(params, coords, masks), atol=1e-5)
+        assert torch.allclose(
+            inr.siren(other, coords), inr.siren(params, coords, masks), atol=1e-5
+        )
     cut = whole.masks | {"layers.0.bias": torch.arange(12) > 3}
     data = inr.encode(dataclasses.replace(whole, masks=cut), image, steps=3)
-    fitted = inr.fit(params, cut, inr.as_targets(image[None]), 3, 1e-3, coords=inr.pixel_grid(6, 5))
+    fitted = inr.fit(
+        params, cut, inr.as_targets(image[None]), 3, 1e-3, coords=inr.pixel_grid(6, 5)
+    )
     drawn = inr.as_images(inr.render(fitted.params, inr.pixel_grid(6, 5)), 6, 5)[0].clamp(0, 1)
     assert torch.allclose(inr.decode(data), drawn, atol=1e-6)
