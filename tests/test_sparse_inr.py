@@ -558,6 +558,35 @@ def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
         (lambda p, m: inr.bits_per_pixel(m, 0), "pixels = 0"),
         (lambda p, m: inr.as_targets(torch.zeros(8, 8)), r"images: shape \(8, 8\)"),
         (lambda p, m: inr.fit(p, m, signals()[0], 1, 1e-3), "targets: shape"),
+        (lambda p, m: inr.fit(p, m, signals(channels=3), 1, 1e-3), r"targets: .* \(36, 3\)"),
+        (
+            lambda p, m: inr.maml_loss(
+                p, m, inr.pixel_grid(6, 6).double(), signals(channels=3), 1e-2, 1
+            ),
+            r"targets: .* \(36, 3\)",
+        ),
+        (lambda p, m: inr.fit(p, m, signals(), -1, 1e-3), "steps = -1"),
+        (lambda p, m: inr.fit(p, m, signals(), 1, -1e-3), "lr = -0.001"),
+        (
+            lambda p, m: inr.fit(p, m, signals(), 5, 1e-3, prune_at={50: 10}),
+            "prune_at: step 50, expected 0 to steps = 5",
+        ),
+        (
+            lambda p, m: inr.fit(p, m, signals(), 5, 1e-3, prune_at={1: 30, 4: 31}),
+            "prune_at: 31 weights at step 4, expected 0 to the 30",
+        ),
+        (
+            lambda p, m: inr.fit(p, pruned(p), signals(), 5, 1e-3, prune_at={1: 109}),
+            "prune_at: 109 weights at step 1, expected 0 to the 108",
+        ),
+        (lambda p, m: inr.meta_learn(p, signals(), -3), "steps = -3"),
+        (lambda p, m: inr.meta_learn(p, signals(), 1, inner_steps=-1), "inner_steps = -1"),
+        (
+            lambda p, m: inr.meta_prune(
+                inr.Checkpoint(p, m, 0, {}, ()), signals(), rounds=-1, amount=0.5, round_steps=1
+            ),
+            "rounds = -1",
+        ),
         (
             lambda p, m: inr.fit(p, m | {"x.weight": m["layers.0.weight"]}, signals(), 1, 1e-3),
             "'x.weight'",
