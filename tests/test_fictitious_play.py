@@ -747,6 +747,10 @@ def test_clearance_counts_only_those_who_matter():
     )
     pairs = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
     assert fp.metrics.clearance(positions, pairs).tolist() == [1.0, 1.0, math.inf]
+    # a crowd far from the origin, a centimetre apart
+    row = torch.arange(40.0)[:, None] * torch.tensor([1 / 128, 0.0]) + 1000
+    everybody = ~torch.eye(40, dtype=torch.bool)
+    assert (fp.metrics.clearance(row[None], everybody) == 1 / 128).all()
 
 
 def test_the_modified_hausdorff_distance_has_its_hand_value():

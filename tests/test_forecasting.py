@@ -100,6 +100,40 @@ def test_modified_hausdorff_is_symmetric_and_the_larger_of_two_means():
     assert modified_hausdorff(batch, batch).tolist() == [0, 0]
 
 
+def test_distances_of_many_points_are_as_exact_as_those_of_few():
+    near = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) / 100
+    first, second = near + 1000, near.roll(1, 0) * 2 + 1000
+    apart = (first.double()[:, None] - second.double()).norm(dim=-1)
+    exact = max(apart.amin(1).mean(), apart.amin(0).mean())
+    assert modified_hausdorff(first, second).item() == pytest.approx(exact.item(), rel=1e-5)
+    assert modified_hausdorff(first, first) == 0
+
+
+def test_what_is_not_forecast_is_neither_a_hit_nor_a_miss():
+    truth = torch.zeros(3, 2, 2)
+    samples = torch.zeros(3, 4, 2, 2)
+    assert miss_rate(samples, truth) == 0
+    samples[1, 2, -1] = torch.nan
+    for measure in (min_ade, min_fde):
+        assert measure(samples, truth).isnan().tolist() == [False, True, False]
+    assert miss_rate(samples, truth).isnan()
+    assert modified_hausdorff(samples[1, 2], truth[1]).isnan()
+    paths = torch.zeros(2, 2, 3, 2)  # two scenes of two people on each other
+    assert collision_rate(paths, 0.5) == 1
+    paths[0, 1, 1, 0] = torch.nan
+    there = torch.tensor([[True, False], [True, True]])
+    for between in (False, True):
+        assert nearest_distance(paths, between_steps=between)[0, 0, 1].isnan()
+        assert collision_rate(paths, 0.5, between_steps=between).isnan()
+        assert collision_rate(paths, 0.5, there, between_steps=between) == 0.5
+
+
+def test_nobody_collides_with_nobody():
+    assert collision_rate(torch.zeros(3, 0, 5, 2), 1.0) == 0
+    assert collision_rate(torch.zeros(3, 1, 5, 2), 1.0, between_steps=True) == 0
+    assert collision_rate(torch.zeros(0, 5, 2), 1.0, torch.ones(0, dtype=torch.bool)) == 0
+
+
 def test_measures_do_not_depend_on_where_the_scene_is_or_how_it_is_turned():
     generator = torch.Generator().manual_seed(2)
     truth = torch.randn(6, 12, 2, generator=generator).double()

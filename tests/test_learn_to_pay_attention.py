@@ -631,6 +631,9 @@ def test_binarised_keeps_what_it_says():
         torch.zeros(1, 4, 4), "area", area=3
     ).flatten().nonzero().flatten().tolist() == [0, 1, 2]
     assert torch.equal(att.binarised(maps, "mean"), maps > maps.mean((1, 2), keepdim=True))
+    levels = (maps * 40 - 20).long()
+    for how in ("otsu", "mean", "area"):
+        assert torch.equal(att.binarised(levels, how), att.binarised(levels.double(), how))
     with pytest.raises(ValueError, match="how = 'ostu'"):
         att.binarised(maps, "ostu")
 

@@ -1,6 +1,7 @@
 """Meta-SparseINR: counts, initialisation, MAML, pruning, fitting, and what each must catch."""
 
 import copy
+import dataclasses
 import math
 import subprocess
 import sys
@@ -557,6 +558,35 @@ def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
         (lambda p, m: inr.bits_per_pixel(m, 0), "pixels = 0"),
         (lambda p, m: inr.as_targets(torch.zeros(8, 8)), r"images: shape \(8, 8\)"),
         (lambda p, m: inr.fit(p, m, signals()[0], 1, 1e-3), "targets: shape"),
+        (lambda p, m: inr.fit(p, m, signals(channels=3), 1, 1e-3), r"targets: .* \(36, 3\)"),
+        (
+            lambda p, m: inr.maml_loss(
+                p, m, inr.pixel_grid(6, 6).double(), signals(channels=3), 1e-2, 1
+            ),
+            r"targets: .* \(36, 3\)",
+        ),
+        (lambda p, m: inr.fit(p, m, signals(), -1, 1e-3), "steps = -1"),
+        (lambda p, m: inr.fit(p, m, signals(), 1, -1e-3), "lr = -0.001"),
+        (
+            lambda p, m: inr.fit(p, m, signals(), 5, 1e-3, prune_at={50: 10}),
+            "prune_at: step 50, expected 0 to steps = 5",
+        ),
+        (
+            lambda p, m: inr.fit(p, m, signals(), 5, 1e-3, prune_at={1: 30, 4: 31}),
+            "prune_at: 31 weights at step 4, expected 0 to the 30",
+        ),
+        (
+            lambda p, m: inr.fit(p, pruned(p), signals(), 5, 1e-3, prune_at={1: 109}),
+            "prune_at: 109 weights at step 1, expected 0 to the 108",
+        ),
+        (lambda p, m: inr.meta_learn(p, signals(), -3), "steps = -3"),
+        (lambda p, m: inr.meta_learn(p, signals(), 1, inner_steps=-1), "inner_steps = -1"),
+        (
+            lambda p, m: inr.meta_prune(
+                inr.Checkpoint(p, m, 0, {}, ()), signals(), rounds=-1, amount=0.5, round_steps=1
+            ),
+            "rounds = -1",
+        ),
         (
             lambda p, m: inr.fit(p, m | {"x.weight": m["layers.0.weight"]}, signals(), 1, 1e-3),
             "'x.weight'",
@@ -744,3 +774,38 @@ def test_without_a_generator_every_call_draws_anew_and_from_pytorch_s_seed():
     again = drawn()
     assert torch.equal(first[0], again[0])
     assert first[1] == again[1]
+
+
+def partial_masks(masks):
+    """The same network with masks of weights only, of some layers, and in another order."""
+    weights = {n: m for n, m in masks.items() if n.endswith("weight")}
+    return [
+        weights,
+        {n: m for n, m in weights.items() if not m.all()},
+        dict([*masks.items()][::-1]),
+    ]
+
+
+def test_masks_may_leave_out_what_is_kept_and_come_in_any_order():
+    params = {n: p.float() for n, p in network(12, 3, 2, omega_0=10.0).items()}
+    pruned_layer = {"layers.1.weight": torch.rand(12, 12, generator=generator(1)) > 0.7}
+    masks = inr.full_masks(params) | pruned_layer
+    image = torch.rand(2, 6, 5, generator=generator(2))
+    whole = inr.Checkpoint(params, masks, 0, {}, ())
+    coords = inr.pixel_grid(6, 6)
+    small = inr.compact(params, masks)
+    for part in partial_masks(masks):
+        data = inr.encode(dataclasses.replace(whole, masks=part), image, steps=3)
+        assert data == inr.encode(whole, image, steps=3)
+        other = inr.compact(params, part)
+        assert {n: p.shape for n, p in other.items()} == {n: p.shape for n, p in small.items()}
+        assert torch.allclose(
+            inr.siren(other, coords), inr.siren(params, coords, masks), atol=1e-5
+        )
+    cut = whole.masks | {"layers.0.bias": torch.arange(12) > 3}
+    data = inr.encode(dataclasses.replace(whole, masks=cut), image, steps=3)
+    fitted = inr.fit(
+        params, cut, inr.as_targets(image[None]), 3, 1e-3, coords=inr.pixel_grid(6, 5)
+    )
+    drawn = inr.as_images(inr.render(fitted.params, inr.pixel_grid(6, 5)), 6, 5)[0].clamp(0, 1)
+    assert torch.allclose(inr.decode(data), drawn, atol=1e-6)

@@ -11,6 +11,7 @@ import pytest
 import sympy
 import torch
 from scipy.integrate import solve_ivp
+from sklearn.base import clone
 
 from companion.data.growth import (
     bundled_header,
@@ -425,6 +426,24 @@ def test_the_score_of_a_batch_is_the_mean_of_its_members():
     assert batch.score(x[0], t) == pytest.approx(same, abs=1e-6)
 
 
+def test_a_score_goes_by_the_labels():
+    t = torch.arange(0, 2, 0.05).double()
+    parts = {
+        "a": torch.exp(-t)[:, None],
+        "b": torch.exp(0.5 * t)[:, None],
+        "c": torch.exp(t)[:, None],
+    }
+    model = spreme.SharedSINDy(spreme.Library(1, 1), max_terms=1)
+    model.fit(list(parts.values()), t, list(parts))
+    for some in (["b", "c", "a"], ["c"], ["a", "c", "a"]):
+        assert model.score([parts[label] for label in some], t, some) > 0.999
+    wrong = model.score([parts["b"], parts["a"]], t, ["a", "b"])
+    assert wrong < 0
+    assert model.score(torch.stack([*parts.values()])[:, None], t) > 0.999
+    with pytest.raises(ValueError, match=r"env = 'd': expected one of \['a', 'b', 'c'\]"):
+        model.score([parts["a"]] * 3, t, ["a", "b", "d"])
+
+
 def test_coefficients_stand_for_their_terms():
     x, t, truth = data("pendulum", 0.01)
     library = spreme.make_library("pendulum")
@@ -566,6 +585,50 @@ def test_a_simulation_follows_the_system_and_flags_divergence():
     assert states[1, -1].item() == pytest.approx(-1 / 4, rel=1e-3)
     with pytest.warns(UserWarning, match="1 simulated"):
         square.simulate(x0, np.linspace(0, 3, 31))
+
+
+def test_a_simulation_goes_as_far_as_its_data_or_as_it_is_told():
+    t = torch.linspace(0, 12, 241, dtype=torch.float64)
+    most = 5e4  # logistic growth from 100 to this
+    x = (most / (1 + (most / 100 - 1) * torch.exp(-t)))[:, None]
+    model = spreme.SharedSINDy(spreme.Library(1, 2), max_terms=2).fit(x, t)
+    for grown in (model, model.adapt(x, t)):
+        states, gone = grown.simulate(x[0], t, flag=True)
+        assert not gone
+        assert torch.allclose(states, x, rtol=0.03)
+    states, gone = model.simulate(x[0], t, flag=True, limit=2e4)
+    assert gone
+    assert 1.5e4 < states.max() < 2e4
+    given = spreme.SharedSINDy.from_coefficients(model.library_, model.coef_)
+    with pytest.warns(UserWarning, match=r"1 simulated .* limit = 10000"):
+        assert given.simulate(x[0], t).max() < 1e4
+    assert torch.allclose(given.simulate(x[0], t, limit=1e6), x, rtol=0.03)
+    with pytest.raises(ValueError, match="limit = -1"):
+        given.simulate(x[0], t, limit=-1)
+
+
+def test_a_simulation_takes_coefficients_of_any_precision():
+    library, coefficients = spreme.Library(1, 1), torch.tensor([[0.0, -0.5]])
+    exact, _ = spreme.simulate(library, coefficients.double(), [[1.0]], [0.0, 1.0])
+    for given in (coefficients, coefficients.half(), coefficients.numpy()):
+        states, _ = spreme.simulate(library, given, [[1.0]], [0.0, 1.0])
+        assert torch.equal(states, exact)
+
+
+@pytest.mark.parametrize("method", ["l0", "mask"])
+def test_equal_steps_may_be_rounded(method):
+    t = torch.linspace(0, 4, 200)
+    x = torch.exp(-t.double())[:, None]
+    model = spreme.SharedSINDy(spreme.Library(1, 1), method, derivative="savgol", epochs=1)
+    exact = torch.linspace(0, 4, 200, dtype=torch.float64)
+    for times in (t, t.numpy()):
+        found = clone(model).fit(x, times).coef_
+        assert torch.allclose(found, clone(model).fit(x, exact).coef_, rtol=1e-9)
+    uneven = t.clone()
+    uneven[50] += 0.001
+    for times in (uneven, uneven.double(), t.double()):  # of float64 more is asked
+        with pytest.raises(ValueError, match="needs equal steps"):
+            clone(model).fit(x, times)
 
 
 def test_what_cannot_be_fitted_is_named():

@@ -16,6 +16,7 @@ from companion.data.trajectories import (
     join_windows,
     load_tracks,
     read_splines,
+    read_tracks,
     track_names,
     transform,
 )
@@ -477,6 +478,19 @@ def test_windows_hold_those_who_are_there_all_the_time():
     assert last_seen.abs().max() < 1e-4  # the origin is their mean
     assert not windows.past[~windows.mask].any()
     assert (windows.agent[~windows.mask] == -1).all()
+
+
+def test_an_agent_may_have_any_number(tmp_path):
+    rows = [f"{k},{who},{0.5 * k},{who}" for who in (-7, -1, 3) for k in range(24)]
+    (tmp_path / "mine.csv").write_text("frame,id,x,y\n" + "\n".join(rows))
+    tracks = read_tracks(tmp_path / "mine.csv", fps=2.5)
+    windows = cut_windows(tracks)
+    assert windows.mask.all()
+    assert (windows.agent == torch.tensor([-7, -1, 3])).all()
+    torch.testing.assert_close(
+        windows.to_world(windows.past)[0, :, :, 1],
+        torch.tensor([[-7.0], [-1], [3]]).expand(3, 8).double(),
+    )
 
 
 def test_a_track_with_a_hole_is_not_whole():

@@ -1,7 +1,9 @@
 """How good a forecast of paths is, and how paths are drawn over a scene.
 
 Shapes: a path is (..., steps, 2), samples of it are (..., samples, steps, 2); the leading axes
-are scenes and agents. Lengths are in the unit of the positions, usually metres.
+are scenes and agents. Lengths are in the unit of the positions, usually metres. A position that
+is NaN, such as of an agent who is not forecast, makes every measure that it enters NaN: leave
+such agents out first.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor
+from torch import Tensor, nn
 
 from companion.checks import boolean
 from companion.data.files import open_picture
@@ -135,12 +137,18 @@ def miss_rate(samples: Tensor, truth: Tensor, radius: float = 2.0) -> Tensor:
         radius: in the unit of the positions.
 
     Returns:
-        A number from 0 to 1.
+        A number from 0 to 1; NaN if an agent's distance is.
 
     Raises:
         ValueError: for shapes that disagree.
     """
-    return (min_fde(samples, truth) > radius).to(samples.dtype).mean()
+    error = min_fde(samples, truth)
+    return _share(error > radius, error.to(samples.dtype))
+
+
+def _share(hits: Tensor, values: Tensor) -> Tensor:
+    """The fraction of hits among values; a comparison with NaN is none."""
+    return hits.to(values.dtype).masked_fill(values.isnan(), torch.nan).mean()
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -201,7 +209,8 @@ def collision_rate(
         between_steps: also between the steps, where all walk straight.
 
     Returns:
-        A number from 0 to 1.
+        A number from 0 to 1; a scene with nobody has no collision. NaN if a position of somebody
+        who is there is.
 
     Raises:
         ValueError: for a mask that is not boolean.
@@ -210,8 +219,9 @@ def collision_rate(
     >>> collision_rate(head_on, 0.5).item(), collision_rate(head_on, 0.5, between_steps=True).item()
     (0.0, 1.0)
     """
-    nearest = nearest_distance(paths, mask, between_steps=between_steps)
-    return (nearest.flatten(-2).amin(-1) < radius).to(paths.dtype).mean()
+    nearest = nearest_distance(paths, mask, between_steps=between_steps).flatten(-2)
+    nearest = nn.functional.pad(nearest, (0, 1), value=torch.inf).amin(-1)  # of nobody: infinite
+    return _share(nearest < radius, nearest)
 
 
 def modified_hausdorff(first: Tensor, second: Tensor) -> Tensor:
@@ -228,7 +238,8 @@ def modified_hausdorff(first: Tensor, second: Tensor) -> Tensor:
     References:
         Dubuisson and Jain (1994), d22 and f2.
     """
-    apart = torch.cdist(first, second)
+    # not by a matrix product, which for more than 25 points would lose half of the digits
+    apart = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
     return torch.maximum(apart.amin(-1).mean(-1), apart.amin(-2).mean(-1))
 
 

@@ -32,7 +32,7 @@ class TrajectoryWindows:
             is the world's (0, 0), its columns run along x and its rows along y.
         meters_per_cell: side of a cell of a raster, in `unit`.
         raster_index: shape (scenes,), the raster of a scene.
-        agent: shape (scenes, agents), the agents' numbers, -1 for none.
+        agent: shape (scenes, agents), the agents' numbers, -1 where the mask is False.
         start: shape (scenes,), first step of the window.
         unit: "m", "px", or "px/5" (pixels of a video reduced five times).
         left_out: agents of windows that were there for a part of the time only (`partial`).
@@ -192,7 +192,7 @@ def cut_windows(
     for scene, (piece, number) in enumerate(zip(pieces, numbers, strict=True)):
         scenes[scene, : len(piece)] = piece
         agent[scene, : len(number)] = number
-    mask = agent >= 0
+    mask = torch.arange(most) < torch.tensor([len(number) for number in numbers])[:, None]
     weight = mask[..., None].double()
     origin = (scenes[:, :, obs_len - 1] * weight).sum(1) / weight.sum(1)
     local = ((scenes - origin[:, None, None]) * weight[..., None]).float()

@@ -109,5 +109,7 @@ def clearance(positions: Tensor, pairs: Tensor) -> Tensor:
     """
     if tuple(pairs.shape) != (positions.shape[-2],) * 2:
         raise ValueError(f"pairs {tuple(pairs.shape)}: expected {(positions.shape[-2],) * 2}")
-    gaps = torch.cdist(positions, positions).masked_fill(~pairs, torch.inf)
+    # as in `companion.forecasting.modified_hausdorff`
+    exact = "donot_use_mm_for_euclid_dist"
+    gaps = torch.cdist(positions, positions, compute_mode=exact).masked_fill(~pairs, torch.inf)
     return gaps.amin(-1).amin(-2)

@@ -190,7 +190,12 @@ def otsu_threshold(maps: Tensor) -> Tensor:
     scikit-image's, on a histogram of 256 bins; of a map that is the same everywhere, its value.
     """
     values = [float(threshold_otsu(m)) for m in maps.detach().cpu().numpy().astype(np.float64)]
-    return torch.tensor(values, dtype=maps.dtype, device=maps.device)
+    return torch.tensor(values, dtype=_fractional(maps), device=maps.device)
+
+
+def _fractional(maps: Tensor) -> torch.dtype:
+    """Of a threshold, which need not be an integer where the maps are."""
+    return maps.dtype if maps.is_floating_point() else torch.float64
 
 
 def binarised(maps: Tensor, how: str = "otsu", *, area: int = 64) -> Tensor:
@@ -211,7 +216,7 @@ def binarised(maps: Tensor, how: str = "otsu", *, area: int = 64) -> Tensor:
         flat = maps.flatten(1)
         order = flat.argsort(dim=1, descending=True, stable=True)[:, :area]
         return torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, True).view_as(maps)
-    level = otsu_threshold(maps) if how == "otsu" else maps.mean((1, 2))
+    level = otsu_threshold(maps) if how == "otsu" else maps.mean((1, 2), dtype=_fractional(maps))
     return maps > level[:, None, None]
 
 

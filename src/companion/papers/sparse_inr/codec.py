@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from companion.papers.sparse_inr.fitting import fit, render
+from companion.papers.sparse_inr.masks import full_masks
 from companion.papers.sparse_inr.meta import Checkpoint
 from companion.papers.sparse_inr.network import Params, as_images, as_targets, pixel_grid
 from companion.sparsity import is_bias
@@ -27,7 +28,7 @@ def encode(
     and the surviving weights and all biases. Their number is what the image costs.
 
     Args:
-        net: of `meta_prune`, or of `meta_learn` for a dense network.
+        net: of `meta_prune`, or of `meta_learn` for a dense network; what has no mask is kept.
         image: (channels, height, width), values in [0, 1].
         steps: of Adam, at least 0.
         lr: learning rate, above 0.
@@ -45,19 +46,21 @@ def encode(
     if image.dim() != 3:
         raise ValueError(f"image: shape {tuple(image.shape)}, expected (channels, height, width)")
     channels, height, width = image.shape
-    last = [name for name in net.masks if not is_bias(name)][-1]
+    masks = full_masks(net.params) | net.masks  # all layers, in the network's order
+    last = [name for name in masks if not is_bias(name)][-1]
     if channels != (outputs := len(net.params[last])):
         raise ValueError(f"image: {channels} channels, but the network has {outputs} outputs")
     grid = pixel_grid(height, width)
-    fitted = fit(net.params, net.masks, as_targets(image[None]), steps, lr, coords=grid)
+    fitted = fit(net.params, masks, as_targets(image[None]), steps, lr, coords=grid)
     head = {
         "format": FORMAT,
         "image": [height, width],
         "bits": bits,
         "omega_0": float(net.params["omega_0"]),
-        "shapes": {name: list(mask.shape) for name, mask in net.masks.items()},
+        "shapes": {name: list(mask.shape) for name, mask in masks.items()},
     }
-    kept = {name: mask.cpu().flatten() for name, mask in net.masks.items()}
+    # biases are stored whole
+    kept = {n: (m | is_bias(n)).cpu().flatten() for n, m in masks.items()}
     weights = torch.cat([mask for name, mask in kept.items() if not is_bias(name)])
     values = torch.cat([fitted.params[n][0].cpu().flatten()[mask] for n, mask in kept.items()])
     if bits == 16 and values.abs().max() > np.finfo(np.float16).max:

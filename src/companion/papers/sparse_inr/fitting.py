@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from companion.papers.sparse_inr.masks import Masks, active_masks, apply_mask, zero_masked
+from companion.checks import above, whole
+from companion.papers.sparse_inr.masks import (
+    Masks,
+    active_masks,
+    apply_mask,
+    count_params,
+    full_masks,
+    zero_masked,
+)
 from companion.papers.sparse_inr.meta import signal_loss
 from companion.papers.sparse_inr.network import (
     Params,
@@ -80,14 +88,18 @@ def fit(
         lr: learning rate, above 0.
         opt: "adam" or "sgd" (plain gradient descent).
         coords: as `meta_train`.
-        prune_at: number of steps -> weights to keep from then on; each signal's network is pruned
-            by the magnitude of its own weights (the baselines that prune after fitting).
+        prune_at: number of steps, 0 to `steps` -> weights to keep from then on, at most as many as
+            are left; each signal's network is pruned by the magnitude of its own weights (the
+            baselines that prune after fitting).
         progress: show a progress bar.
 
     Raises:
-        ValueError: for another optimiser, and masks, targets or coords that do not fit.
+        ValueError: for another optimiser, numbers out of range, and masks, targets, coords or
+            prune_at that do not fit.
         DivergenceError: for a loss that is not finite.
     """
+    whole(0, steps=steps)
+    above(0, lr=lr)
     if opt not in ("adam", "sgd"):
         raise ValueError(f"opt = {opt!r}: expected 'adam' or 'sgd'")
     theta, omega_0 = checked(params, masks)
@@ -97,6 +109,8 @@ def fit(
         for name, w in apply_mask(theta, masks).items()
     }
     if prune_at:
+        masks = full_masks(params) | masks
+        _check_schedule(prune_at, steps, count_params(masks))
         masks = {name: m.expand(count, *m.shape) for name, m in masks.items()}
     active = masks if prune_at else active_masks(masks)
     # one signal's loss does not depend on another's weights, and both optimisers work entry by
@@ -124,6 +138,17 @@ def fit(
         raise DivergenceError(f"the loss of a fit is not finite: lower lr = {lr}")
     fitted = {name: w.detach() for name, w in theta.items()} | {"omega_0": omega_0}
     return FitResult(psnr(mse), fitted, masks)
+
+
+def _check_schedule(prune_at: Mapping[int, int], steps: int, left: int) -> None:
+    for step, keep in sorted(prune_at.items()):
+        if step not in range(steps + 1):
+            raise ValueError(f"prune_at: step {step!r}, expected 0 to steps = {steps}")
+        if keep not in range(left + 1):
+            raise ValueError(
+                f"prune_at: {keep!r} weights at step {step}, expected 0 to the {left} left by then"
+            )
+        left = keep
 
 
 def _prune_each(theta: Params, masks: Masks, keep: int) -> Masks:

@@ -239,7 +239,7 @@ def compact(params: Params, masks: Masks) -> Params:
     moves into the next layer's biases. Layers may come out with different widths.
     """
     params = apply_mask(params, masks)
-    weights = [name for name in masks if not is_bias(name)]
+    weights = [name for name in full_masks(params) if not is_bias(name)]
     pairs = list(pairwise(weights))
     for name, following in pairs:  # forwards: constants travel on
         bias = name.removesuffix("weight") + "bias"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from companion.checks import whole
 from companion.papers.sparse_inr.masks import (
     Masks,
     active_masks,
@@ -36,9 +37,17 @@ def signal_loss(
         omega_0: the frequency, a scalar.
         coords: (points, in).
         target: (points, out).
+
+    Raises:
+        ValueError: for a target of another shape than the output, which would broadcast.
     """
     theta = theta | {"omega_0": omega_0}  # eq. (4.2)
     output = siren(theta, coords, masks)
+    if output.shape != target.shape:
+        raise ValueError(
+            f"targets: (points, channels) {tuple(target.shape)}, expected the network's "
+            f"{tuple(output.shape)}"
+        )
     return (output - target).square().mean()
 
 
@@ -64,9 +73,13 @@ def maml_loss(
         inner_steps: of gradient descent, n.
         first_order: take the inner gradients for constants.
 
+    Raises:
+        ValueError: for inner_steps below 0, and masks or targets that do not fit.
+
     References:
         Finn et al. (2017); Lee, Tack et al. (2021), section 3.
     """
+    whole(0, inner_steps=inner_steps)
     theta, omega_0 = checked(params, masks)
 
     def adapted_loss(target: Tensor) -> Tensor:
@@ -125,9 +138,10 @@ def meta_train(
         The trained copy of params, Adam's state, and the loss of every step.
 
     Raises:
-        ValueError: for masks, tasks or coords that do not fit.
+        ValueError: for steps below 0, and masks, tasks or coords that do not fit.
         DivergenceError: for a loss that is not finite.
     """
+    whole(0, steps=steps, inner_steps=inner_steps)
     theta, omega_0 = checked(params, masks)
     coords, tasks = signals_at(coords, tasks, omega_0)
     theta = {
@@ -188,7 +202,7 @@ def meta_learn(params: Params, tasks: Tensor, steps: int, **options: Any) -> Che
     Args:
         params: of the network to start from.
         tasks: (n, points, channels), in [0, 1].
-        steps: of the outer optimiser.
+        steps: of the outer optimiser, at least 0.
         options: of `meta_train`.
     """
     masks = full_masks(params)
@@ -222,9 +236,13 @@ def meta_prune(
     Returns:
         The start and the network after every round.
 
+    Raises:
+        ValueError: for rounds below 0, and as `meta_train`.
+
     References:
         Lee, Tack et al. (2021), section 3.
     """
+    whole(0, rounds=rounds)
     chain = [start]
     for _ in range(rounds):
         last = chain[-1]

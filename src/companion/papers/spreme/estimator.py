@@ -57,6 +57,8 @@ class SharedSINDy(BaseEstimator):
         environments_: labels of the E environments.
         library_: the library that was used.
         n_features_in_: the number of states n.
+        limit_: beyond which a state of a simulation counts as diverged: 1e4, or a hundred times
+            the largest state of the data where that is more.
 
     References:
         Park et al. (2023), arXiv 2302.05942; S2 and S3 are simpler ways to the same support.
@@ -146,6 +148,7 @@ class SharedSINDy(BaseEstimator):
         self.library_ = given if isinstance(given, Library) else Library(x.shape[-1], given)
         self.n_features_in_ = self.library_.n
         self.environments_ = labels
+        self.limit_ = max(LIMIT, 100 * x.abs().max().item())
         self.feature_names_ = self.library_.get_feature_names()
         if self.method == "mask":
             return self._fit_mask(x, times, progress)
@@ -205,6 +208,7 @@ class SharedSINDy(BaseEstimator):
         model = self._copy()
         model.coef_ = solve(gram, self.support_[..., None, :, :].to(x.device))
         model.environments_ = [0]
+        model.limit_ = max(self.limit_, 100 * x.abs().max().item())
         return model
 
     @classmethod
@@ -233,6 +237,7 @@ class SharedSINDy(BaseEstimator):
         model.path_, model.criterion_ = [], None
         model.environments_ = list(range(len(coefficients)))
         model.library_, model.n_features_in_ = library, library.n
+        model.limit_ = LIMIT
         model.feature_names_ = library.get_feature_names()
         return model
 
@@ -293,6 +298,7 @@ class SharedSINDy(BaseEstimator):
         env: Hashable = 0,
         *,
         flag: bool = False,
+        limit: float | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Follow the model of one environment.
 
@@ -301,25 +307,32 @@ class SharedSINDy(BaseEstimator):
             t: times of shape (T,), the first that of x0. NumPy or torch.
             env: label of an environment.
             flag: also return which trajectories diverged; without it a warning is given.
+            limit: size of a state, above 0, beyond which it has diverged; None takes `limit_`.
 
         Returns:
             States of shape (R, T, n), or (T, n) for one initial state. One that diverges stays at
-            its last state within bounds; with `flag`, the boolean (R,), or (), that says so.
+            its last state within the limit; with `flag`, the boolean (R,), or (), that says so.
 
         Raises:
             ValueError: before `fit`, as scikit-learn's NotFittedError.
-            ValueError: for an unknown environment, other shapes, and times that are not finite.
+            ValueError: for an unknown environment, other shapes, times that are not finite, and a
+                limit out of range.
         """
         coefficients = self._coefficients(env)
+        limit = self.limit_ if limit is None else limit
         x0 = self._states("x0", x0)
         alone = x0.ndim == 1
-        states, diverged = simulate(self.library_, coefficients, x0[None] if alone else x0, t)
+        start = x0[None] if alone else x0
+        states, diverged = simulate(self.library_, coefficients, start, t, limit=limit)
         if alone:
             states, diverged = states.squeeze(-3), diverged.squeeze(-1)
         if flag:
             return states, diverged
         if diverged.any():
-            warnings.warn(f"{int(diverged.sum())} simulated trajectories diverged", stacklevel=2)
+            warnings.warn(
+                f"{int(diverged.sum())} simulated trajectories diverged beyond limit = {limit:g}",
+                stacklevel=2,
+            )
         return states
 
     def score(
@@ -331,10 +344,9 @@ class SharedSINDy(BaseEstimator):
         """How much of the regression's targets the model explains, 1 - residual / energy.
 
         Args:
-            x: as in `fit`, of environments that the model knows, in the order of
-                `environments_`.
+            x: as in `fit`; a tensor has all environments, in the order of `environments_`.
             t: as in `fit`.
-            env: as in `fit`.
+            env: as in `fit`, labels of environments that the model knows, in any order.
 
         Returns:
             At most 1. A mean over environments, over states that move, and over the fits of a
@@ -342,14 +354,18 @@ class SharedSINDy(BaseEstimator):
 
         Raises:
             ValueError: before `fit`, as scikit-learn's NotFittedError.
-            ValueError: for another number of environments, or data as `fit` refuses them.
+            ValueError: for another number of environments, unknown labels, or data as `fit`
+                refuses them.
         """
         self._check_fitted()
         x, times, labels = arrange(x, t, env, self.library_.n)
-        if x.shape[-4] != self.coef_.shape[-3]:
-            raise ValueError(f"x: {len(labels)} environments, expected {self.coef_.shape[-3]}")
+        coef = self.coef_
+        if env is not None:
+            coef = torch.stack([self._coefficients(label) for label in labels], -3)
+        elif len(labels) != coef.shape[-3]:
+            raise ValueError(f"x: {len(labels)} environments, expected {coef.shape[-3]}")
         gram = build_gram(self.library_, x, times, self.derivative, self.window)
-        inner = (self.coef_ @ gram.G * self.coef_).sum(-1) - 2 * (self.coef_ * gram.c).sum(-1)
+        inner = (coef @ gram.G * coef).sum(-1) - 2 * (coef * gram.c).sum(-1)
         moving = (gram.q > 0).expand(inner.shape)
         share = torch.where(moving, -inner / torch.where(moving, gram.q, 1), 0)
         return (share.sum() / moving.sum().clamp_min(1)).item()
@@ -499,16 +515,27 @@ def _arrange_list(x, t, env, n: int | None) -> tuple[Tensor, list, list]:
     return out, ragged, labels
 
 
-def _times(t, T: int, *, longer: bool = False) -> np.ndarray:
+def _times(given, T: int, *, longer: bool = False) -> np.ndarray:
     """Times of T samples from a step or from the times themselves."""
-    t = times_of(t)
+    t = times_of(given)
     if t.ndim == 0:
         if not 0 < t < np.inf:
             raise ValueError(f"t = {float(t)}: expected a step above 0")
         return t * np.arange(T)
     if t.ndim != 1 or len(t) < T or (len(t) > T and not longer):
         raise ValueError(f"t: shape {t.shape}, expected a step or {T} times")
-    return t[:T]
+    return _unrounded(t[:T], str(getattr(given, "dtype", "")).removeprefix("torch."))
+
+
+def _unrounded(t: np.ndarray, dtype: str) -> np.ndarray:
+    """Times in lower precision, such as of torch.linspace: what that made of equal steps is equal."""
+    if dtype not in ("float16", "float32") or not (
+        np.isfinite(t).all() and (np.diff(t) > 0).all()
+    ):
+        return t
+    even = np.linspace(t[0], t[-1], len(t))
+    rounding = 2 * np.finfo(dtype).eps * np.abs(t).max()
+    return even if (np.abs(t - even) <= rounding).all() else t
 
 
 def times_of(t: Tensor | ArrayLike) -> np.ndarray:
@@ -523,21 +550,22 @@ def times_of(t: Tensor | ArrayLike) -> np.ndarray:
         raise ValueError(f"t: expected a step or times ({error})") from None
 
 
-LIMIT = 1e4  # states beyond this count as diverged
+LIMIT = 1e4  # states beyond this count as diverged, unless told otherwise
 
 
 @torch.no_grad()
 def simulate(
     library: Library,
-    coefficients: Tensor,
+    coefficients: Tensor | ArrayLike,
     x0: Tensor | ArrayLike,
     t: Tensor | ArrayLike,
     *,
     substeps: int = 4,
+    limit: float = LIMIT,
 ) -> tuple[Tensor, Tensor]:
     """Follow many models at once with Runge and Kutta's classical rule.
 
-    A trajectory that leaves the bounds stays where it last was within them.
+    A trajectory with a state beyond the limit stays where it last was within it.
 
     Args:
         library: the terms.
@@ -545,13 +573,17 @@ def simulate(
         x0: initial states of shape (..., R, n), of broadcastable batch dimensions.
         t: times of shape (T,).
         substeps: steps of the rule between two times, at least 1.
+        limit: size of a state, above 0.
 
     Returns:
-        States of shape (..., R, T, n), and a boolean (..., R), whether one left the bounds.
+        States of shape (..., R, T, n), float64, and a boolean (..., R), whether one went beyond.
 
     Raises:
-        ValueError: for other shapes, no times or some that are not finite, and no substeps.
+        ValueError: for other shapes, no times or some that are not finite, no substeps, and a
+            limit out of range.
     """
+    above(0, limit=limit)
+    coefficients = as_float("coefficients", coefficients)
     t = times_of(t)
     x0 = as_float("x0", x0).to(coefficients.device)
     if t.ndim != 1 or not len(t) or not np.isfinite(t).all():
@@ -574,7 +606,7 @@ def simulate(
             k3 = values(new + step / 2 * k2) @ weights
             k4 = values(new + step * k3) @ weights
             new = new + step / 6 * (k1 + 2 * (k2 + k3) + k4)
-        gone = gone | ~(new.abs() < LIMIT).all(-1)  # NaN is not below the limit
+        gone = gone | ~(new.abs() < limit).all(-1)  # NaN is not below the limit
         x = torch.where(gone[..., None], x, new)
         path.append(x)
     return torch.stack(path, -2), gone
