@@ -786,7 +786,9 @@ def test_what_is_said_of_chapters_is_of_chapters_that_are_there():
         assert said["topics"]
         assert said["see"].keys() <= stems - {paper}
         for value in (
-            [said["main"]["value"], *said["main"]["beside"].values()] if "main" in said else []
+            [said["main"]["value"], *said["main"].get("beside", {}).values()]
+            if "main" in said
+            else []
         ):
             assert value in runs.stored_run(paper).values
 
