@@ -492,7 +492,7 @@ def search(
             known = _probe(seeded) if path else None
             for batch_size in sorted(batch_sizes, reverse=True):  # the cheap ones first
                 key = _key(seeded, batch_size, sparsities, trials, race)
-                if key in kept and _like(kept[key].get("outputs"), known):
+                if known is not None and key in kept and _like(kept[key].get("outputs"), known):
                     result = _restored(batch_size, kept[key])
                 else:
                     networks = networks or initial_networks(seeded, sparsities, len(trials["lr"]))
@@ -569,7 +569,7 @@ def _described(model: nn.Module) -> list:
             if not k.startswith("_") and k != "training"
         }
         parts.append((name, _told(type(module).forward), plain))
-    still = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+    still: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if not p.requires_grad}
     still |= dict(model.named_buffers())
     parts += [(name, t.tolist()) for name, t in still.items()]
     return parts

@@ -336,7 +336,8 @@ class ProgressiveAttention(nn.Module):
     def attend(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits, and by level the gates in (0, 1) and the weights, (batch, height, width)."""
         maps = {}
-        for name, stage in self.features._modules.items():
+        for name, stage in self.features._modules.items():  # a stage used twice counts twice
+            assert stage is not None
             x = stage(x)
             if name in self.gates:
                 gate = torch.sigmoid(self.gates[name](x))
