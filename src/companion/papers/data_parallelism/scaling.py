@@ -123,8 +123,8 @@ def tuned_steps(batch_sizes: Sequence[float], c1: float, c2: float) -> np.ndarra
     b = np.asarray(batch_sizes, dtype=float)
     critical = 2 * c1 / c2
     with np.errstate(divide="ignore", invalid="ignore"):
-        above_critical = c2 / (1 - critical / (2 * b))
-        return np.where(b <= critical, 4 * c1 / b, above_critical)  # eq. (3.4)
+        beyond = c2 / (1 - critical / (2 * b))
+        return np.where(b <= critical, 4 * c1 / b, beyond)  # eq. (3.4)
 
 
 def slope(batch_sizes: Sequence[float], steps: Sequence[float]) -> float:

@@ -210,7 +210,8 @@ def connection_sensitivity(
     params = pruning.prunable_parameters(model, biases=prune_bias)
     scores = pruning.connection_sensitivity(model, cross_entropy, loader, params=params)
     total = sum(s.sum() for s in scores.values())
-    return {name: s / total for name, s in scores.items()}  # eq. (3.2)
+    # eq. (3.2)
+    return {name: s / total for name, s in scores.items()}
 
 
 def topk_mask(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
@@ -314,7 +315,7 @@ class StepsToResult:
         best = int(self.best[i])
         if best < 0:
             return None
-        return int(self.steps[i, best])  # least steps of all trials, eq. (3.1)
+        return int(self.steps[i, best])  # eq. (3.1)
 
     def outcome(self, i: int) -> str:
         """ "complete", or why there is no result: "incomplete", or "infeasible" if all diverged."""
