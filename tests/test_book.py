@@ -696,6 +696,15 @@ def test_runs_are_columns_and_claims_that_only_the_default_run_has_are_left_out(
     assert "1 to 5 %" in rows[1][4]
 
 
+def test_many_values_of_the_paper_are_not_repeated_in_the_comparison(stated):
+    value = claims.Reported("R", 2.0, "Table 1", "read")
+    for count, expected in [(2, "R: 2 (Table 1)\nR: 2 (Table 1)"), (3, "3 values, in the table")]:
+        stated["C1"] = replace(stated["C1"], reported=(value,) * count)
+        kept = [run("stored", verdict("C1")), run("mnist", verdict("C1", 3.5))]
+        (row,) = cells(compare.comparison("snip", kept))[1:]
+        assert row[1].replace("\n\n", "\n").startswith(expected)
+
+
 def test_a_run_and_a_sweep_of_one_name_are_refused():
     compare.check_names("snip", [run("stored"), run("a")], [sweep("b")])
     with pytest.raises(ValueError, match="snip: a names two runs or sweeps"):

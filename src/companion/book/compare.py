@@ -22,6 +22,7 @@ from companion.runs.record import DONE, Held, Run, Sweep
 from companion.runs.records import FOLDER
 
 DEFAULT = "default run"
+FEW = 2  # values of the paper that no quantity of ours stands beside, repeated in the comparison
 
 
 def check_names(paper: str, runs: list[Run], sweeps: list[Sweep]) -> None:
@@ -50,6 +51,8 @@ def comparison(paper: str, kept: list[Run | Sweep]) -> nodes.table:
             continue  # the table of the default run has it
         verdicts = [_verdict(claim, run) for run in kept]
         loose = [str(reported) for reported in claim.reported if not reported.quantity]
+        if len(loose) > FEW:
+            loose = [f"{len(loose)} values, in the table of claims above"]
         said: list = [nodes.paragraph("", "", tables.strong(id), nodes.Text(f" {claim.says}"))]
         several = [(name, q) for name, q in claim.quantities.items()]
         if len(several) == 1:  # one line for the claim and its quantity
