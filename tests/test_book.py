@@ -1,6 +1,7 @@
 """The book's build and its computed tables."""
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -888,6 +889,29 @@ def test_benchmarks_are_read_where_there_are_any(tmp_path, monkeypatch):
     file.write_text(json.dumps({"snip": result | {"rows": [{"ratio": 0.5}]}}))
     with pytest.raises(ValueError, match="snip are not as they were written"):
         runs.benchmarks()
+
+
+def test_figures_get_a_palette_where_nobody_sees_it():
+    import numpy as np
+    from PIL import Image
+
+    def png(pixels):
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, format="png")
+        return out.getvalue()
+
+    def pixels(data):
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=float)
+
+    rng = np.random.default_rng(0)
+    few = rng.integers(0, 5, (60, 80, 1)).astype(np.uint8) * np.array([50, 40, 30], np.uint8)
+    lighter = assets.with_palette(png(few))
+    assert len(lighter) < len(png(few))
+    assert (pixels(lighter) == few).all()
+    noise = rng.integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    assert assets.with_palette(png(noise)) == png(noise)
+    clear = np.dstack([few, np.full((60, 80), 128, np.uint8)])
+    assert assets.with_palette(png(clear)) == png(clear)
 
 
 def test_what_a_gpu_showed_is_read_and_cannot_be_edited(tmp_path, monkeypatch):

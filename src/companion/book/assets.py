@@ -1,7 +1,8 @@
-"""What lies beside the pages: MathJax, and only those icons that a page shows."""
+"""What lies beside the pages: MathJax, figures, and only those icons that a page shows."""
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from importlib.util import find_spec
@@ -56,6 +57,34 @@ def trimmed(source: str, used: set[str]) -> str:
         return icon[0] if names & used else ""
 
     return ICON.sub(keep, source)
+
+
+def lighten_figures(site: Path) -> None:
+    """Give the site's PNGs a palette, as far as nobody sees it: they are half as large then."""
+    for file in sorted((site / "_images").glob("*.png")):
+        before = file.read_bytes()
+        after = with_palette(before)
+        if len(after) < len(before):
+            file.write_bytes(after)
+
+
+def with_palette(png: bytes) -> bytes:
+    """A PNG with at most 256 colours; as it is where it is transparent, or a colour would move by
+    more than one of 255 steps on average."""
+    import numpy as np
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png))
+    if np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
+        return png
+    plain = picture.convert("RGB")
+    few = plain.quantize(256, dither=Image.Dither.NONE)
+    apart = np.asarray(plain, dtype=float) - np.asarray(few.convert("RGB"), dtype=float)
+    if abs(apart).mean() > 1:
+        return png
+    out = io.BytesIO()
+    few.save(out, format="png", optimize=True)
+    return out.getvalue()
 
 
 # what the theme and MyST-NB write -> what assistive technology can read: a button's name holds its text
