@@ -588,6 +588,28 @@ def test_a_scheduler_of_ones_own_is_used_and_left_alone(toy, tmp_path, scheduler
         assert row.values["toy.double"] == 2 * x
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["own scheduler", "local cluster"])
+def test_an_event_loop_that_starts_late_is_started_again(
+    toy, tmp_path, scheduler, own, monkeypatch
+):
+    """A machine that stalls for ten seconds makes `distributed` fail an assertion."""
+    from distributed.utils import LoopRunner
+
+    start, late = LoopRunner._start_unlocked, []
+
+    def start_late(runner):
+        if not late:
+            late.append(runner)
+            raise AssertionError
+        return start(runner)
+
+    monkeypatch.setattr(LoopRunner, "_start_unlocked", start_late)
+    options = {"scheduler": scheduler} if own else {}
+    (row,) = go(toy, tmp_path / "out", {"x": [3]}, **options)
+    assert row.values["toy.double"] == 6
+    assert late
+
+
 SCANCEL = """\
 #!/bin/bash
 pkill -P "$1"  # the worker; its job script ends with it

@@ -75,7 +75,9 @@ def connected(scheduler: str, tls, workers: int, threads: int, gpus: int | None)
     security = local.security(*(os.fspath(file) for file in tls)) if any(tls) else None
     client = None
     try:
-        client = Client(scheduler, timeout=CONNECT_S, set_as_default=False, security=security)
+        client = local.patiently(
+            Client, scheduler, timeout=CONNECT_S, set_as_default=False, security=security
+        )
         client.wait_for_workers(1, timeout=CONNECT_S)
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         if client:

@@ -19,8 +19,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import IO
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, TypeVar
+
+T = TypeVar("T")
 
 HOST = "127.0.0.1"
 END_S = 5  # for a worker to end by itself
@@ -101,6 +103,18 @@ class Crew:
             errors.close()
 
 
+def patiently(make: Callable[..., T], *args, **options) -> T:
+    """Make a client or a cluster; twice, if its event loop did not start in time.
+
+    `distributed` gives the thread of its event loop ten seconds to start, which a machine that
+    stalls can overrun, and then fails an assertion.
+    """
+    try:
+        return make(*args, **options)
+    except AssertionError:
+        return make(*args, **options)
+
+
 @contextlib.contextmanager
 def local_cluster(environments: Sequence[dict[str, str]]) -> Iterator[tuple[object, Crew]]:
     """A client of a scheduler in this process, and its workers; all end with the block."""
@@ -123,7 +137,8 @@ def local_cluster(environments: Sequence[dict[str, str]]) -> Iterator[tuple[obje
         "security": security,
     }
     with dask.config.set({"distributed.scheduler.http.routes": []}):
-        cluster = SpecCluster(
+        cluster = patiently(
+            SpecCluster,
             workers={},
             scheduler={"cls": Scheduler, "options": options},
             security=security,
