@@ -1,4 +1,4 @@
-# make book | test | test-data | notebooks | bench | gpu | lock | clean        (see README.md)
+# make book | pdf | test | test-data | notebooks | bench | gpu | lock | clean        (see README.md)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,9 +10,10 @@ export PYTHONDONTWRITEBYTECODE :=
 # one kernel a core: without this every worker takes all cores and they fight
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help book test test-data checks notebooks bench gpu lock clean environment
+.PHONY: help book pdf test test-data checks notebooks bench gpu lock clean environment
 help:
 	@echo "make book       rerun what changed, build the book strictly into _build/html"
+	@echo "make pdf        the same, and the whole book printed by Chromium into _build/paper-companion.pdf"
 	@echo "make test       style, unit tests, every notebook against its stored outputs, strict build"
 	@echo "make test-data  the tests that read real data, from COMPANION_DATA"
 	@echo "make notebooks  rerun and store the notebooks that changed   (NB=snip: that one, whatever changed)"
@@ -44,6 +45,9 @@ notebooks: $(STAMP)
 
 book: notebooks
 	$(BIN)/companion build
+
+pdf: notebooks
+	$(BIN)/companion build --pdf
 
 # names and contents of all files of the project: the same state has the same outcome
 STATE = git ls-files -co --exclude-standard | git hash-object --stdin-paths 2>&1 | git hash-object --stdin

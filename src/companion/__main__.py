@@ -157,6 +157,11 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("build", help="build the book strictly into _build/html")
     add.set_defaults(command=_build)
     add.add_argument("--force", action="store_true", help="also when nothing changed")
+    add.add_argument(
+        "--pdf",
+        action="store_true",
+        help="also print it into _build/paper-companion.pdf (Chromium)",
+    )
     return parser
 
 
@@ -532,9 +537,12 @@ def _refresh(options: argparse.Namespace) -> None:
 
 
 def _build(options: argparse.Namespace) -> int:
-    from companion.book import build
+    from companion.book import build, print_book
 
-    return build(force=options.force)
+    status = build(force=options.force)
+    if options.pdf:
+        print(f"printed: {print_book().as_uri()}")
+    return status
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ import fcntl
 import json
 import os
 import select
-import shutil
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 OPTIONS = (
     "--headless",
     "--no-sandbox",
@@ -25,11 +23,6 @@ OPTIONS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-
-
-def find_chromium() -> str | None:
-    """Path of a Chromium on this machine, or None."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Browser:
@@ -109,9 +102,18 @@ class Browser:
             )
 
     def wait_for(self, expression: str) -> object:
-        """Evaluate until the value is true."""
+        """Evaluate until the value is true; a page that is being left has none."""
+
+        def value_now() -> object:
+            try:
+                return self.evaluate(expression)
+            except RuntimeError as error:
+                if "navigated" in str(error):
+                    return None
+                raise
+
         deadline = time.monotonic() + self.patience
-        while not (value := self.evaluate(expression)):
+        while not (value := value_now()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"never true within {self.patience} s: {expression}")
             time.sleep(0.05)

@@ -15,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from companion.book.building import ROOT, content_hash
+from companion.book.building import ROOT, BuildError, content_hash
+from companion.book.printed import find_browser, print_book, print_page
 
 bs4 = pytest.importorskip("bs4", reason="comes with the book's dependencies")
 
@@ -261,13 +262,17 @@ def test_checks_of_a_page_find_planted_faults():
 
 
 @pytest.fixture(scope="module")
-def browser(site):
-    from browser import Browser, find_chromium
+def chromium() -> str:
+    if found := find_browser():
+        return found
+    pytest.skip("no Chromium on this machine: pages are not looked at")
 
-    executable = find_chromium()
-    if executable is None:
-        pytest.skip("no Chromium on this machine: pages are not looked at")
-    browser = Browser(executable)
+
+@pytest.fixture(scope="module")
+def browser(site, chromium):
+    from browser import Browser
+
+    browser = Browser(chromium)
     yield browser
     browser.close()
 
@@ -275,6 +280,10 @@ def browser(site):
 def shown_pages(site: dict) -> list[str]:
     """Pages that readers are led to, without the copies of the source code."""
     return [name for name in site if not name.startswith("_modules/") and name != "404.html"]
+
+
+SHOWN = "e => e.getClientRects().length > 0"
+SEEN = "e => e.checkVisibility({contentVisibilityAuto: true})"
 
 
 def url(name: str) -> str:
@@ -293,6 +302,38 @@ def test_equations_are_set_without_a_network(site, browser):
             "[...document.querySelectorAll('[data-mjx-error], mjx-merror')].map(e => e.textContent)"
         )
         assert wrong == [], name
+
+
+def test_a_chapter_prints_with_its_equations_its_answers_open_and_its_code_folds_away(
+    chromium, browser, tmp_path
+):
+    """As `make pdf` prints the whole book, which takes a build of its own."""
+    pdf = print_page(chromium, HTML / "notebooks" / "snip.html", tmp_path / "snip.pdf")
+    written = pdf.read_bytes()
+    assert written.startswith(b"%PDF-")
+    assert b"/Outlines" in written
+    assert 10 <= len(re.findall(rb"/Type\s*/Page\b", written)) <= 60
+    assert [file.name for file in tmp_path.iterdir()] == ["snip.pdf"]
+
+    browser.resize(1280)
+    browser.open(url("notebooks/snip.html"))
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    for selector, wanted in (("details.fold > p", "true"), ("details.hide pre", "false")):
+        seen = f"[...document.querySelectorAll('{selector}')].every({SEEN})"
+        assert browser.evaluate(f"String({seen})") == wanted, selector
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_printing_without_a_browser_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BuildError, match="a PDF needs one of chromium"):
+        print_book(tmp_path)
+    broken = tmp_path / "chromium"
+    broken.write_text("#!/bin/sh\necho no display >&2; exit 1\n")
+    broken.chmod(0o755)
+    with pytest.raises(BuildError, match="did not print the book:\nno display"):
+        print_page(str(broken), tmp_path / "page.html", tmp_path / "book.pdf")
+    assert not (tmp_path / "book.pdf").exists()
 
 
 def test_search_finds_connection_sensitivity(browser):
@@ -323,7 +364,6 @@ def test_no_page_scrolls_sideways_or_fetches_anything_in_either_theme(site, brow
     assert wrong == []
 
 
-SHOWN = "e => e.getClientRects().length > 0"
 ROWS = f"[...document.querySelectorAll('table.matrix > tbody > tr')].filter({SHOWN})"
 
 

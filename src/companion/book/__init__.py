@@ -10,8 +10,9 @@ The build itself needs the standard library only, so that finding nothing to do 
 """
 
 from companion.book.building import BuildError, build, content_hash
+from companion.book.printed import print_book
 
-__all__ = ["BuildError", "build", "content_hash", "setup"]
+__all__ = ["BuildError", "build", "content_hash", "print_book", "setup"]
 
 
 def setup(app):

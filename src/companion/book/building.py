@@ -64,28 +64,37 @@ def _build(force: bool, root: Path, out: Path, lock: int) -> int:
         print(f"the book is up to date: {start.as_uri()}")
         return 0
 
+    stamp.unlink(missing_ok=True)
+    # Sphinx shows a warning only when it reads the page: an incremental build would hide it
+    for name in (".doctrees", "jupyter_execute"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    began = time.monotonic()
+    run_sphinx(root, out, lock, "html")
+    write_whole(stamp, content)
+    print(f"built in {time.monotonic() - began:.0f} s: {start.as_uri()}")
+    return 0
+
+
+def run_sphinx(root: Path, out: Path, lock: int, builder: str) -> None:
+    """Write the book anew into the folder of `_build` named as the builder, warnings as errors.
+
+    Raises BuildError with the warnings if there are any, or if jupyter-book is missing.
+    """
     script = Path(sys.executable).parent / "jupyter-book"
     if not script.is_file():
         raise BuildError(f"{script} is missing: run `make environment`, or install '.[book]'")
-    stamp.unlink(missing_ok=True)
-    # Sphinx shows a warning only when it reads the page: an incremental build would hide it
-    for name in ("html", ".doctrees", "jupyter_execute"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    began = time.monotonic()
-    command = [str(script), "build", str(root), "-W", "-n", "--keep-going"]
+    shutil.rmtree(out / builder, ignore_errors=True)
+    command = [str(script), "build", str(root), "-W", "-n", "--keep-going", "--builder", builder]
     status, lines = _run_with_progress(command, root, lock)
     log = out / "build.log"
     log.write_text("".join(lines), encoding="utf-8")
-    if status or not start.is_file():
+    if status or not (out / builder / "index.html").is_file():
         wrong = [line for line in lines if re.search(r"WARNING|ERROR|CRITICAL|Error\b", line)]
         raise BuildError(
             "the book was not built:\n"
             + "".join(wrong or lines[-20:])
             + f"everything it said: {log}"
         )
-    write_whole(stamp, content)
-    print(f"built in {time.monotonic() - began:.0f} s: {start.as_uri()}")
-    return 0
 
 
 def _run_with_progress(command: list[str], root: Path, lock: int) -> tuple[int, list[str]]:

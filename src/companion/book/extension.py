@@ -333,7 +333,8 @@ def _finish_assets(app, exception) -> None:
 def _leave_out_scripts(app, pagename, templatename, context, doctree) -> None:
     """Thebe, which no page offers, and MathJax where a page has no mathematics of its own."""
     unused = ["thebe"]
-    if not app.env.get_domain("math").data["has_equations"].get(pagename):
+    whole_book = app.builder.name == "singlehtml"
+    if not whole_book and not app.env.get_domain("math").data["has_equations"].get(pagename):
         unused.append("mathjax")  # Sphinx adds it to a page that lists one with mathematics
 
     def is_unused(asset) -> bool:

@@ -108,7 +108,7 @@ def _fold(cell: dict) -> None:
     badge = "claims.check(" in "".join(cell["source"])
     if (figure or badge) and not {"remove-input", "remove-cell", "hide-cell"} & {*tags}:
         _tag(cell, "hide-input")
-    if "hide-input" in chapters.tags(cell):
+    if {"hide-input", "hide-cell"} & {*chapters.tags(cell)}:
         said = "Code of the figure" if figure else "Code of the check" if badge else "Code"
         options = cell["metadata"].setdefault("mystnb", {})
         options |= {"code_prompt_show": said, "code_prompt_hide": said}
