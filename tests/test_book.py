@@ -67,8 +67,26 @@ def calls(root):
 
 def test_the_build_is_strict_and_says_where_to_open_the_book(root, capsys):
     assert book.build(root=root) == 0
-    assert calls(root) == [f"build {root} -W -n --keep-going"]
+    assert calls(root) == [f"build {root} -W -n --keep-going --builder html"]
     assert (root / "_build" / "html" / "index.html").as_uri() in capsys.readouterr().out
+
+
+def test_the_book_is_printed_from_a_single_page(root, monkeypatch):
+    script = root / "bin" / "jupyter-book"
+    script.write_text(WORKING.replace("_build/html", "_build/singlehtml").format(root))
+    browser = root / "bin" / "chromium"
+    browser.write_text(
+        '#!/bin/sh\nfor o; do case $o in --print-to-pdf=*) echo "$o" > "${o#*=}"; esac; done\n'
+    )
+    browser.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{browser.parent}:/usr/bin:/bin")
+    pdf = book.print_book(root)
+    assert pdf == root / "_build" / "paper-companion.pdf"
+    assert pdf.is_file()
+    assert calls(root) == [f"build {root} -W -n --keep-going --builder singlehtml"]
+    (root / "says").write_text("WARNING: a link that leads nowhere")
+    with pytest.raises(book.BuildError, match="leads nowhere"):
+        book.print_book(root)
 
 
 def test_nothing_is_built_again_unless_something_changed_or_it_is_forced(root, capsys):
