@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from companion.runs import cluster, store
@@ -23,6 +24,7 @@ from companion.runs.worker import Order, Result, carry_out, failed
 LOST_S = 60  # without any worker of a cluster, then the sweep ends
 START_S = 300  # the same on this machine, where they are known to be starting
 POLL_S = 0.05
+FETCHERS = 8  # results under way at once: so many are in memory
 LOOK_S = 2.0  # between two looks whether workers are there
 DEATHS = 3  # of a worker, on this machine, without any result: then the sweep ends
 RESUME = "what was finished is kept: start the same sweep again"
@@ -97,28 +99,35 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
     }
     arriving = as_completed(futures, loop=client.loop)
     watch = _Watch(client, crew)
-    while arriving.count():
-        # never wait without looking whether there is anybody to wait for
-        watch.look()
-        batch = arriving.next_batch(block=False)
-        if not batch:
-            time.sleep(POLL_S)
-        for future in batch:
-            order = futures[future]
-            try:
-                result = future.result(timeout=cluster.CONNECT_S)
-            except KilledWorker:
-                result = failed(
-                    order, "the worker died with it, more than once (killed, or out of memory)"
-                )
-            except TimeoutError:  # its worker died before the result was fetched: it comes again
-                arriving.add(future)
-                continue
-            except (OSError, FutureCancelledError) as error:
-                raise SweepError(f"the scheduler is gone; {RESUME}") from error
-            future.release()
-            watch.result()
-            yield result
+
+    def fetch(future):
+        """Its result, as a failed run if its workers died; None if it has to come again."""
+        try:
+            return future.result(timeout=cluster.CONNECT_S)
+        except KilledWorker:
+            said = "the worker died with it, more than once (killed, or out of memory)"
+            return failed(futures[future], said)
+        except TimeoutError:  # its worker died before the result was fetched
+            return None
+        except (OSError, FutureCancelledError) as error:
+            raise SweepError(f"the scheduler is gone; {RESUME}") from error
+
+    with ThreadPoolExecutor(FETCHERS) as fetchers:  # a fetch is mostly waiting
+        while arriving.count():
+            # never wait without looking whether there is anybody to wait for
+            watch.look()
+            batch = arriving.next_batch(block=False)
+            if not batch:
+                time.sleep(POLL_S)
+            for start in range(0, len(batch), FETCHERS):
+                some = batch[start : start + FETCHERS]
+                for future, result in zip(some, fetchers.map(fetch, some), strict=True):
+                    if result is None:
+                        arriving.add(future)
+                        continue
+                    future.release()
+                    watch.result()
+                    yield result
 
 
 class _Watch:
