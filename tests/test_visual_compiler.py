@@ -1231,12 +1231,11 @@ def test_training_lowers_the_loss_and_repeats_itself(small, scene):
 
 
 def test_a_trunk_whose_last_convolution_is_used_before_has_its_channels():
-    again = torch.nn.Conv2d(6, 6, 3, padding=1)
-    wider = torch.nn.Conv2d(6, 9, 3, stride=2, padding=1)
+    again = torch.nn.Conv2d(6, 9, 3, padding=1)
+    first = torch.nn.Conv2d(3, 6, 3, stride=2, padding=1)
     narrower = torch.nn.Conv2d(9, 6, 3, stride=2, padding=1)
-    trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, padding=1), again, wider, narrower, again)
-    model = vc.SpatiallyVaryingFCN(trunk, 1, 4)
-    assert model.hidden.in_channels == 6
+    model = vc.SpatiallyVaryingFCN(torch.nn.Sequential(first, again, narrower, again), 1, 4)
+    assert model.hidden.in_channels == 9
     assert model(torch.rand(1, 3, 16, 24)).shape == (1, networks.CHANNELS, 4, 6)
 
 
