@@ -924,7 +924,7 @@ class Block(nn.Module):
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.RMSNorm(4), RmsNorm(4), nn.PReLU(), nn.PReLU(4), LayerScale(4), LayerScale(4, 1, 1),
+    [nn.RMSNorm(4), RmsNorm(4), RmsNorm((1, 4)), nn.PReLU(), nn.PReLU(4), LayerScale(4), LayerScale(4, 1, 1),
      nn.LayerNorm(4), nn.BatchNorm1d(4), nn.InstanceNorm1d(4, affine=True)],
     ids=lambda layer: type(layer).__name__,
 )  # fmt: skip

@@ -49,8 +49,9 @@ def prunable_parameters(
 
     Left out are normalisations of any make, PReLU, and layer scales: modules without submodules
     whose weights all are vectors, such as (channels,) or (channels, 1, 1). A weight of shape
-    (1, inputs) is the matrix of a layer with one output. Weights come first because ties are
-    broken by this order. A parameter that two modules share appears once.
+    (1, inputs) is the matrix of a layer with one output, unless its module is called a norm or a
+    scale. Weights come first because ties are broken by this order. A parameter that two modules
+    share appears once.
 
     Args:
         model: any module; it stays as it is.
@@ -94,7 +95,10 @@ def is_scaling(module: nn.Module) -> bool:
         return False
     own = dict(module.named_parameters(recurse=False))
     weights = [own[name] for name in own if not is_bias(name)]
-    return bool(weights) and all(_is_vector(w) and not _is_row(w) for w in weights)
+    kind = type(module).__name__.lower()
+    if not ("norm" in kind or "scale" in kind) and any(_is_row(w) for w in weights):
+        return False
+    return bool(weights) and all(_is_vector(w) for w in weights)
 
 
 def is_scale(module: nn.Module, name: str) -> bool:
