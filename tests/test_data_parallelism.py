@@ -148,6 +148,14 @@ def test_sensitivity_adds_signed_gradients_over_the_data():
     assert scores["1.weight"][:, 1].min() > 0.4
 
 
+def test_a_network_in_which_nothing_matters_has_no_normalised_sensitivity():
+    model = nn.Linear(2, 2)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    with pytest.raises(ValueError, match="loader: every saliency is 0"):
+        dp.connection_sensitivity(model, [(torch.ones(1, 2), torch.tensor([0]))])
+
+
 def test_sensitivity_does_not_change_when_a_factor_moves_to_the_next_layer():
     load = workload()
     model = copy.deepcopy(load.model)

@@ -165,6 +165,20 @@ def test_paths_need_a_colour_each_or_one_for_all():
     plt.close(figure)
 
 
+def test_measures_of_nothing_are_refused():
+    for call, message in {
+        lambda: miss_rate(torch.zeros(0, 3, 4, 2), torch.zeros(0, 4, 2)): r"samples \(0, 3, 4, 2\): nothing",
+        lambda: collision_rate(torch.zeros(0, 3, 4, 2), 0.1): r"paths \(0, 3, 4, 2\): nothing",
+        lambda: collision_rate(torch.zeros(2, 3, 0, 2), 0.1): "at least one step",
+        lambda: nearest_distance(torch.zeros(3, 2)): r"paths \(3, 2\)",
+        lambda: min_ade(torch.zeros(2, 0, 4, 2), torch.zeros(2, 4, 2)): "at least one sample",
+        lambda: ade(torch.zeros(2, 0, 2), torch.zeros(2, 0, 2)): r"path \(2, 0, 2\): expected at least",
+        lambda: modified_hausdorff(torch.zeros(4, 2), torch.zeros(0, 2)): r"second \(0, 2\)",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def test_a_forecast_of_no_steps_is_refused():
     with pytest.raises(ValueError, match="steps = 0"):
         constant_velocity(torch.zeros(3, 2), 0)

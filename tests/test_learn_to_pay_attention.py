@@ -684,6 +684,19 @@ def test_fast_gradient_sign_is_exact_for_a_linear_model():
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_attacks_find_their_gradient_where_gradients_are_off(mode):
+    model, x, y = small("dp"), images(2, 1, 24, 24), torch.arange(2)
+    for attack in (att.fgsm, att.pgd):
+        expected = attack(model, x, y, 0.05)
+        with mode():
+            moved = attack(model, x.clone(), y.clone(), 0.05)  # tensors of this mode
+            assert not torch.is_grad_enabled()
+            assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+        assert torch.equal(moved, expected)
+        assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
 def test_attacks_stay_in_their_ball_and_in_the_image():
     model, x, y = small("dp").train(), images(6, 1, 24, 24), torch.arange(6)
     for attack in (att.fgsm, att.pgd):

@@ -430,7 +430,7 @@ def test_residual_by_definition():
     V = (weight * mask).double().T
     expected = torch.linalg.matrix_norm(V.T @ V - torch.eye(6, dtype=torch.float64)).item()
     assert sp.isometry_residual(weight, mask) == pytest.approx(expected, rel=1e-12)
-    with pytest.raises(ValueError, match=r"masks: 'weight' has shape \(4, 6\), expected \(6, 4\)"):
+    with pytest.raises(ValueError, match=r"mask \(4, 6\): expected the shape \(6, 4\)"):
         sp.isometry_residual(weight, mask.T)
 
 
@@ -464,6 +464,70 @@ def test_rescaling_sets_the_mean_square_singular_value_to_one():
     for name, values in sp.layer_singular_values(model, masks).items():
         wanted = 0 if name == "3.weight" else 1
         assert values.square().mean().item() == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("repair", [sp.enforce_isometry, sp.rescale_layers])
+def test_frozen_layers_are_repaired_like_all_others(repair):
+    model = orthogonal_mlp()
+    masks = some_masks(model)
+    frozen = copy.deepcopy(model)
+    frozen[3].requires_grad_(False)
+    values = sp.layer_singular_values(frozen, masks)
+    assert values.keys() == sp.layer_singular_values(model, masks).keys()
+    repair(model, masks)
+    repair(frozen, masks)
+    assert not frozen[3].weight.requires_grad
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, frozen.get_parameter(name)), name
+    assert (frozen[3].weight[~masks["3.weight"]] == 0).all()
+
+
+class Readout(nn.Module):
+    """A layer of one's own with one output: its weight is a matrix, no scale of channels."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full(shape, 0.5))
+
+    def forward(self, x):
+        return x @ self.weight.flatten(1).T
+
+
+def test_a_layer_of_ones_own_with_one_output_is_a_layer():
+    model = nn.Sequential(nn.Linear(4, 4), Readout(1, 4))
+    assert list(sp.layer_singular_values(model)) == ["0.weight", "1.weight"]
+    assert sp.enforce_isometry(model, {})["1.weight"][0] == pytest.approx(0)  # 4 halves: length 1
+    mask = {"1.weight": torch.tensor([[True, True, False, False]])}
+    sp.rescale_layers(model, mask)
+    torch.testing.assert_close(
+        model[1].weight.detach(), torch.tensor([[0.5, 0.5, 0, 0]]).mul(2**0.5)
+    )
+    before = model[1].weight.detach().clone()
+    sp.init_weights(model, "lecun", generator=seeded())
+    assert not torch.equal(model[1].weight, before)
+
+
+def test_what_has_a_mask_is_repaired_whatever_its_layer_is():
+    layer = Readout(1, 1, 4)  # as a scale of channels is shaped: only a mask tells
+    assert not sp.layer_singular_values(layer)
+    mask = {"weight": torch.tensor([[[True, True, True, False]]])}
+    assert list(sp.layer_singular_values(layer, mask)) == ["weight"]
+    sp.enforce_isometry(layer, mask)
+    assert layer.weight[0, 0, 3] == 0
+    assert sp.isometry_residual(layer.weight, mask["weight"]) < 1e-3
+
+
+@pytest.mark.parametrize("repair", [sp.enforce_isometry, sp.rescale_layers])
+def test_a_mask_by_the_second_name_of_a_tied_weight_is_kept_to(repair):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    sp.init_weights(model, "lecun", generator=seeded())
+    low, diagonal = torch.ones(4, 4).tril().bool(), torch.eye(4).bool()
+    repair(model, {"2.weight": low, "0.weight": low | diagonal})
+    assert (model[0].weight[~low] == 0).all()
+    repair(model, {"2.weight": diagonal})
+    assert (model[0].weight[~diagonal] == 0).all()
+    assert (model[0].weight[diagonal] != 0).all()
 
 
 # ---------------------------------------------------------------- scores
@@ -721,6 +785,11 @@ def test_more_bad_input_is_named():
         (lambda: sp.enforce_isometry(model, {"weight": torch.ones(3, 4)}), "masks: 'weight' is torch"),
         (lambda: jacobian(model, torch.ones(1, 4), dtype=torch.int64), "dtype = torch.int64"),
         (lambda: sp.connection_scores(model, []), "batches: no example"),
+        (lambda: sp.structural_rank(torch.ones(3, 3)), r"mask: torch\.float32, expected a boolean"),
+        (lambda: sp.structural_rank([[True]]), "mask: list, expected a boolean"),
+        (lambda: sp.isometry_residual(torch.ones(3)), r"weight: torch\.float32 of shape \(3,\)"),
+        (lambda: sp.isometry_residual(torch.eye(3).long()), r"weight: torch\.int64 of shape \(3, 3\)"),
+        (lambda: sp.isometry_residual(torch.eye(3), torch.ones(3, 3)), r"mask: torch\.float32"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             call()

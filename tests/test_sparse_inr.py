@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from companion.papers import sparse_inr as inr
-from companion.papers.sparse_inr.fitting import held_out_psnr, mean_psnr
+from companion.papers.sparse_inr.fitting import held_out_psnr, mean_psnr, render
 from companion.papers.sparse_inr.masks import (
     apply_mask,
     dense_count,
@@ -556,6 +556,26 @@ def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
         ),
         (lambda p, m: survivor_chain(100, 20, 2), "amount = 20"),
         (lambda p, m: inr.bits_per_pixel(m, 0), "pixels = 0"),
+        (
+            lambda p, m: inr.bits_per_pixel({"w": m["layers.0.weight"]}, 9, params=p),
+            "no parameter 'w'",
+        ),
+        (
+            lambda p, m: inr.fit(p, m, signals(), 1, 1e-3, coords=torch.zeros(36, 3)),
+            r"coords: shape \(36, 3\), expected \(points, 2\)",
+        ),
+        (
+            lambda p, m: inr.meta_train(p, m, signals(), 1, coords=torch.zeros(36, 1)),
+            r"coords: shape \(36, 1\)",
+        ),
+        (
+            lambda p, m: inr.maml_loss(p, m, torch.zeros(36, 3), signals(), 1e-2, 1),
+            r"coords: shape \(36, 3\)",
+        ),
+        (
+            lambda p, m: render({k: v[None] for k, v in p.items()}, torch.zeros(5, 3)),
+            r"coords: shape \(5, 3\)",
+        ),
         (lambda p, m: inr.as_targets(torch.zeros(8, 8)), r"images: shape \(8, 8\)"),
         (lambda p, m: inr.fit(p, m, signals()[0], 1, 1e-3), "targets: shape"),
         (lambda p, m: inr.fit(p, m, signals(channels=3), 1, 1e-3), r"targets: .* \(36, 3\)"),
@@ -680,6 +700,39 @@ def test_index_cost_counts_the_masks_that_there_are():
     assert inr.bits_per_pixel(masks, 4, bits=8, index=False) == 6
 
 
+def test_what_masks_leave_out_is_counted_or_asked_for():
+    params = network(7, 4, 3)
+    masks = inr.full_masks(params)
+    for name in [n for n in masks if n.endswith("weight")]:
+        masks[name] = torch.rand(masks[name].shape, generator=generator()) < 0.5
+    total, bits = inr.count_params(masks, biases=True), inr.bits_per_pixel(masks, 9)
+    assert inr.count_params(masks, biases=True, params=params) == total
+    assert inr.bits_per_pixel(masks, 9, params=params) == bits
+    for left_out in (["layers.0.weight"], ["layers.2.weight", "layers.2.bias"], list(masks)):
+        some = {n: m for n, m in masks.items() if n not in left_out}
+        whole = sum(params[n].numel() - int(masks[n].sum()) for n in left_out)
+        assert inr.count_params(some, biases=True, params=params) == total + whole
+        less = inr.bits_per_pixel(some, 9, params=params, index=False)
+        assert less == pytest.approx(32 * (total + whole) / 9)
+    middle = inr.full_masks(network(7, 4, 2))
+    del middle["layers.0.weight"], middle["layers.3.weight"]
+    assert inr.count_params(middle) > 0  # cannot be told from a network of two layers
+    gap = {n: m for n, m in inr.full_masks(network(7, 2, 3)).items() if "layers.1" not in n}
+    gap["layers.2.weight"] = torch.ones(3, 6).bool()
+    with pytest.raises(
+        ValueError, match=r"'layers\.0\.weight' has 7 outputs, 'layers\.2\.weight' 6"
+    ):
+        inr.count_params(gap)
+    weights = {n: m for n, m in masks.items() if n.endswith("weight")}
+    assert inr.count_params(weights) == inr.count_params(masks)
+    for undercount in (
+        lambda: inr.count_params(weights, biases=True),
+        lambda: inr.bits_per_pixel(weights, 9),
+    ):
+        with pytest.raises(ValueError, match=r"masks: no 'layers\.0\.bias'"):
+            undercount()
+
+
 @pytest.mark.parametrize("amount", [0.0, 0.6, 0.9, 0.98])
 def test_the_compacted_network_computes_the_same(amount):
     params = network(12, 4, 2, seed=3)
@@ -732,6 +785,12 @@ def test_no_picture_is_fitted_as_a_square_that_it_is_not():
             inr.fit(params, masks, made, 1, 1e-3)
         with pytest.raises(ValueError, match="coords: 256 points are no square"):
             inr.meta_train(params, masks, made, 1, tasks_per_step=1)
+    together = copy.deepcopy({"a": oblong, "again": oblong})
+    assert together["a"] is together["again"]
+    assert together["a"].data_ptr() != oblong.data_ptr()
+    assert torch.equal(together["a"], oblong)
+    with pytest.raises(ValueError, match="coords: 256 points are no square"):
+        inr.fit(params, masks, together["a"], 1, 1e-3)
     grid = inr.pixel_grid(8, 32)
     plain = oblong.as_subclass(torch.Tensor)
     found = inr.fit(params, masks, oblong, 3, 1e-3, coords=grid).psnr

@@ -924,7 +924,7 @@ class Block(nn.Module):
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.RMSNorm(4), RmsNorm(4), nn.PReLU(), nn.PReLU(4), LayerScale(4), LayerScale(4, 1, 1),
+    [nn.RMSNorm(4), RmsNorm(4), RmsNorm((1, 4)), nn.PReLU(), nn.PReLU(4), LayerScale(4), LayerScale(4, 1, 1),
      nn.LayerNorm(4), nn.BatchNorm1d(4), nn.InstanceNorm1d(4, affine=True)],
     ids=lambda layer: type(layer).__name__,
 )  # fmt: skip
@@ -942,6 +942,53 @@ def test_scales_beside_weights_are_not_pruned_and_small_matrices_are():
     assert weights == [
         "0.weight", "1.weight", "2.weight", "3.weight_ih_l0", "3.weight_hh_l0"
     ]  # fmt: skip
+
+
+def test_a_weight_with_one_output_is_a_matrix_and_no_scale():
+    class Own(nn.Module):
+        def __init__(self, *shape):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(shape))
+
+    shapes = [(1, 4), (4, 1), (1, 1), (1, 1, 4), (4,)]
+    model = nn.Sequential(LayerScale(1, 4), *[Own(*shape) for shape in shapes])
+    assert list(prunable_parameters(model, biases=False)) == ["1.weight"]
+
+
+class Tokens(nn.Module):
+    """An embedding whose gradient is sparse, and a layer behind it."""
+
+    def __init__(self, sparse):
+        super().__init__()
+        self.embedding, self.layer = nn.Embedding(6, 3, sparse=sparse), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(self.embedding(x).mean(1))
+
+
+@pytest.mark.parametrize("reduction", ["signed", "absolute"])
+def test_sparse_gradients_of_embeddings_score_like_dense_ones(reduction):
+    torch.manual_seed(0)
+    dense, sparse = Tokens(False), Tokens(True)
+    sparse.load_state_dict(dense.state_dict())
+    x, y = torch.tensor([[0, 1, 1], [1, 2, 4], [4, 4, 0]]), torch.tensor([0, 1, 1])
+    batches = [(x[:2], y[:2]), (x[2:], y[2:])]  # tokens that occur twice, and one that does not
+    expected = connection_sensitivity(dense, cross_entropy, batches, reduction=reduction)
+    found = connection_sensitivity(sparse, cross_entropy, batches, reduction=reduction)
+    for name, score in expected.items():
+        torch.testing.assert_close(found[name], score, rtol=1e-6, atol=1e-9)
+    masks = global_topk_mask(found, sparsity=0.5)
+    for optimiser in (torch.optim.SparseAdam, torch.optim.SGD):
+        with apply_masks(sparse, masks):
+            cross_entropy(sparse(x), y).backward()
+            gradient = sparse.embedding.weight.grad
+            assert gradient.is_sparse
+            assert (gradient.to_dense()[~masks["embedding.weight"]] == 0).all()
+            before = sparse.embedding.weight.detach().clone()
+            optimiser([sparse.embedding.weight], lr=0.1).step()
+            assert not torch.equal(sparse.embedding.weight, before)
+            assert (sparse.embedding.weight[~masks["embedding.weight"]] == 0).all()
+        sparse.zero_grad()
 
 
 def test_lazy_layers_are_named():

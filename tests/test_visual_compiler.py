@@ -1230,6 +1230,15 @@ def test_training_lowers_the_loss_and_repeats_itself(small, scene):
     assert first == once()
 
 
+def test_a_trunk_whose_last_convolution_is_used_before_has_its_channels():
+    again = torch.nn.Conv2d(6, 9, 3, padding=1)
+    first = torch.nn.Conv2d(3, 6, 3, stride=2, padding=1)
+    narrower = torch.nn.Conv2d(9, 6, 3, stride=2, padding=1)
+    model = vc.SpatiallyVaryingFCN(torch.nn.Sequential(first, again, narrower, again), 1, 4)
+    assert model.hidden.in_channels == 9
+    assert model(torch.rand(1, 3, 16, 24)).shape == (1, networks.CHANNELS, 4, 6)
+
+
 @pytest.mark.parametrize(("width", "height"), [(98, 73), (99, 75), (101, 74)])
 def test_sizes_that_do_not_divide_by_the_stride(bank, width, height):
     scene = vc.procedural_scene(width, height)
@@ -1595,6 +1604,10 @@ def test_images_without_people_count_their_false_alarms():
         (lambda f, c: c["annotations"][1].update(keypoints=[1, 2, 2]), "3 numbers in keypoints"),
         (lambda f, c: c["categories"].__setitem__(slice(None), [{"id": 1, "name": "car"}, {"id": 2, "name": "bus"}]), "'car', 'bus'"),
         (lambda f, c: c.pop("images"), "images"),
+        (lambda f, c: f.__setitem__(0, f[0].boxes), r"predictions\[0\]: Tensor, expected Detections"),
+        (lambda f, c: f.__setitem__(0, vc.Detections(f[0].boxes.numpy(), f[0].scores)), r"predictions\[0\]\.boxes: ndarray"),
+        (lambda f, c: f.__setitem__(0, vc.Detections(f[0].boxes, 0.9)), r"predictions\[0\]\.scores: float"),
+        (lambda f, c: f.__setitem__(0, vc.Detections(f[0].boxes[0], f[0].scores)), r"boxes \(4,\)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_named(change, message):
@@ -1603,6 +1616,17 @@ def test_what_cannot_be_measured_is_named(change, message):
     for measure in (vc.evaluate, coco_metrics, match):
         with pytest.raises(ValueError, match=message):
             measure(found, coco)
+
+
+def test_detections_that_are_no_list_are_named():
+    found, coco = two_people()
+    scene = vc.procedural_scene()
+    for wrong, kind in ((found[0].boxes, "Tensor"), (found[0], "Detections"), ({}, "dict")):
+        for measure in (vc.evaluate, coco_metrics, match, to_results):
+            with pytest.raises(ValueError, match=f"predictions: {kind}, expected a list"):
+                measure(wrong, coco)
+        with pytest.raises(ValueError, match=f"found: {kind}, expected a list"):
+            networks.layout_filter(wrong, scene)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.75, 0.25])

@@ -64,8 +64,9 @@ def one_dtype(**tensors: Tensor) -> None:
 def boolean(shape: tuple[int, ...] | None = None, **masks: Tensor) -> None:
     """Raise ValueError for a mask that is not boolean, or not of a shape."""
     for name, mask in masks.items():
-        if str(mask.dtype) != "torch.bool":
-            raise ValueError(f"{name}: {mask.dtype}, expected a boolean mask")
+        kind = str(getattr(mask, "dtype", type(mask).__name__))
+        if kind != "torch.bool":
+            raise ValueError(f"{name}: {kind}, expected a boolean mask")
         if shape is not None and tuple(mask.shape) != tuple(shape):
             raise ValueError(f"{name} {tuple(mask.shape)}: expected the shape {tuple(shape)}")
 

@@ -60,13 +60,15 @@ def displacement(path: Tensor, truth: Tensor) -> Tensor:
         Shape (..., steps).
 
     Raises:
-        ValueError: for another number of steps.
+        ValueError: for another number of steps, and for none.
     """
     if path.ndim < 2 or path.shape[-1] != 2 or path.shape[-2:] != truth.shape[-2:]:
         raise ValueError(
             f"path, truth {tuple(path.shape)}, {tuple(truth.shape)}: expected (..., steps, 2) of "
             "as many steps"
         )
+    if not path.shape[-2]:
+        raise ValueError(f"path {tuple(path.shape)}: expected at least one step")
     return (path - truth).norm(dim=-1)
 
 
@@ -98,6 +100,8 @@ def _one_truth(samples: Tensor, truth: Tensor) -> Tensor:
             f"samples, truth {tuple(samples.shape)}, {tuple(truth.shape)}: expected "
             "(..., samples, steps, 2) and (..., steps, 2)"
         )
+    if not samples.shape[-3]:
+        raise ValueError(f"samples {tuple(samples.shape)}: expected at least one sample")
     return truth[..., None, :, :]
 
 
@@ -140,14 +144,17 @@ def miss_rate(samples: Tensor, truth: Tensor, radius: float = 2.0) -> Tensor:
         A number from 0 to 1; NaN if an agent's distance is.
 
     Raises:
-        ValueError: for shapes that disagree.
+        ValueError: for shapes that disagree, and for no agent.
     """
     error = min_fde(samples, truth)
-    return _share(error > radius, error.to(samples.dtype))
+    return _share(error > radius, error.to(samples.dtype), samples=samples)
 
 
-def _share(hits: Tensor, values: Tensor) -> Tensor:
+def _share(hits: Tensor, values: Tensor, **given: Tensor) -> Tensor:
     """The fraction of hits among values; a comparison with NaN is none."""
+    for name, tensor in given.items():
+        if not values.numel():
+            raise ValueError(f"{name} {tuple(tensor.shape)}: nothing to take a fraction of")
     return hits.to(values.dtype).masked_fill(values.isnan(), torch.nan).mean()
 
 
@@ -178,8 +185,12 @@ def nearest_distance(
         out.
 
     Raises:
-        ValueError: for a mask that is not boolean.
+        ValueError: for a mask that is not boolean, and for no step.
     """
+    if paths.ndim < 3 or paths.shape[-1] != 2 or not paths.shape[-2]:
+        raise ValueError(
+            f"paths {tuple(paths.shape)}: expected (..., agents, steps, 2), at least one step"
+        )
     apart = paths[..., :, None, :, :] - paths[..., None, :, :, :]
     shortest = apart.norm(dim=-1).amin(-1)
     if between_steps and paths.shape[-2] > 1:
@@ -213,7 +224,7 @@ def collision_rate(
         who is there is.
 
     Raises:
-        ValueError: for a mask that is not boolean.
+        ValueError: for a mask that is not boolean, for no scene and for no step.
 
     >>> head_on = torch.tensor([[[0.0, 0], [2, 0]], [[2.0, 0], [0, 0]]])
     >>> collision_rate(head_on, 0.5).item(), collision_rate(head_on, 0.5, between_steps=True).item()
@@ -221,7 +232,7 @@ def collision_rate(
     """
     nearest = nearest_distance(paths, mask, between_steps=between_steps).flatten(-2)
     nearest = nn.functional.pad(nearest, (0, 1), value=torch.inf).amin(-1)  # of nobody: infinite
-    return _share(nearest < radius, nearest)
+    return _share(nearest < radius, nearest, paths=paths)
 
 
 def modified_hausdorff(first: Tensor, second: Tensor) -> Tensor:
@@ -235,9 +246,17 @@ def modified_hausdorff(first: Tensor, second: Tensor) -> Tensor:
         The larger of the two mean distances from a point of one to the nearest of the other,
         shape (...).
 
+    Raises:
+        ValueError: for a path without points.
+
     References:
         Dubuisson and Jain (1994), d22 and f2.
     """
+    for name, path in (("first", first), ("second", second)):
+        if path.ndim < 2 or not path.shape[-2]:
+            raise ValueError(
+                f"{name} {tuple(path.shape)}: expected (..., points, 2), at least one"
+            )
     # not by a matrix product, which for more than 25 points would lose half of the digits
     apart = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
     return torch.maximum(apart.amin(-1).mean(-1), apart.amin(-2).mean(-1))

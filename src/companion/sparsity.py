@@ -42,11 +42,21 @@ MATRICES = (
 )  # fmt: skip
 
 
-def prunable_parameters(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
+def prunable_parameters(
+    model: nn.Module, *, biases: bool = True, frozen: bool = False
+) -> dict[str, nn.Parameter]:
     """Trainable weights, then biases, of every layer that does more than scale its input.
 
-    Left out are normalisations of any make, PReLU, and layer scales. Weights come first because
-    ties are broken by this order. A parameter that two modules share appears once.
+    Left out are normalisations of any make, PReLU, and layer scales: modules without submodules
+    whose weights all are vectors, such as (channels,) or (channels, 1, 1). A weight of shape
+    (1, inputs) is the matrix of a layer with one output, unless its module is called a norm or a
+    scale. Weights come first because ties are broken by this order. A parameter that two modules
+    share appears once.
+
+    Args:
+        model: any module; it stays as it is.
+        biases: whether biases count.
+        frozen: whether parameters that require no gradient count.
 
     Raises:
         ValueError: for a lazy layer that has not seen an input yet.
@@ -69,7 +79,7 @@ def prunable_parameters(model: nn.Module, *, biases: bool = True) -> dict[str, n
     named = [
         (name, parameter)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) not in excluded
+        if (frozen or parameter.requires_grad) and id(parameter) not in excluded
     ]
     weights = {name: p for name, p in named if not is_bias(name)}
     if not biases:
@@ -84,8 +94,11 @@ def is_scaling(module: nn.Module) -> bool:
     if isinstance(module, MATRICES) or any(True for _ in module.children()):
         return False
     own = dict(module.named_parameters(recurse=False))
-    weights = [name for name in own if not is_bias(name)]
-    return bool(weights) and all(_is_vector(own[name]) for name in weights)
+    weights = [own[name] for name in own if not is_bias(name)]
+    kind = type(module).__name__.lower()
+    if not ("norm" in kind or "scale" in kind) and any(_is_row(w) for w in weights):
+        return False
+    return bool(weights) and all(_is_vector(w) for w in weights)
 
 
 def is_scale(module: nn.Module, name: str) -> bool:
@@ -100,6 +113,11 @@ def is_scale(module: nn.Module, name: str) -> bool:
 
 def _is_vector(parameter: Tensor) -> bool:
     return sum(size > 1 for size in parameter.shape) <= 1
+
+
+def _is_row(parameter: Tensor) -> bool:
+    """Whether a parameter is the matrix, (1, inputs), of a layer with one output."""
+    return parameter.dim() == 2 and parameter.shape[0] == 1 < parameter.shape[1]
 
 
 def is_bias(name: str) -> bool:
@@ -243,6 +261,8 @@ def switch_gradients(
     gradients = {}
     for name, w in theta.items():
         g, w.grad = torch.zeros_like(w) if w.grad is None else w.grad, None
+        if g.is_sparse:  # of nn.Embedding(sparse=True)
+            g = g.to_dense()
         if g.element_size() < 4:  # a product of 16-bit numbers vanishes, a mean of them drifts
             g = g.float()
         gradients[name] = g.mul_(w.detach())  # w dL/dw, eq. (1.1)
@@ -636,6 +656,8 @@ class Zeros:
         tensor.view(bits.dtype).bitwise_and_(bits)
 
     def __call__(self, gradient: Tensor) -> Tensor:
+        if gradient.is_sparse:  # of nn.Embedding(sparse=True)
+            return gradient * (self.fitting(gradient) != 0)
         bits = self.fitting(gradient)
         if gradient.requires_grad:  # for a second derivative
             return gradient.masked_fill(bits == 0, 0)

@@ -206,10 +206,18 @@ def connection_sensitivity(
     """Normalised saliency |w dL/dw| / sum, signed gradients summed over the whole loader.
 
     Weights first, then (with `prune_bias`) the biases, whose initial value of 0 gives them 0.
+
+    Raises:
+        ValueError: where every saliency is 0, and as `companion.sparsity.connection_sensitivity`.
     """
     params = pruning.prunable_parameters(model, biases=prune_bias)
     scores = pruning.connection_sensitivity(model, cross_entropy, loader, params=params)
     total = sum(s.sum() for s in scores.values())
+    if not total:
+        raise ValueError(
+            "loader: every saliency is 0 at these weights and examples, so there is no sum to "
+            "divide by"
+        )
     # eq. (3.2)
     return {name: s / total for name, s in scores.items()}
 

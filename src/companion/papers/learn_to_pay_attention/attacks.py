@@ -11,16 +11,19 @@ from companion.training import check_classes, check_labels, evaluation_mode
 
 
 def _slope(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    x = x.detach().requires_grad_()
-    logits = model(x)
-    check_classes(logits, y, name="y")
-    return torch.autograd.grad(cross_entropy(logits, y.long(), reduction="sum"), x)[0]
+    # what was made in inference mode cannot be saved for a backward pass: work on copies
+    with torch.inference_mode(False), torch.enable_grad():
+        x, y = x.detach().clone().requires_grad_(), y.long().clone()
+        logits = model(x)
+        check_classes(logits, y, name="y")
+        return torch.autograd.grad(cross_entropy(logits, y, reduction="sum"), x)[0]
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
     """Move every pixel by `eps` in the direction that raises the loss; stay in [0, 1].
 
-    The model is in inference mode for it, and its parameters' gradients are left alone.
+    The model is in inference mode for it, and its parameters' gradients are left alone. Works
+    inside `torch.no_grad` too.
 
     Args:
         model: a classifier.

@@ -9,9 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardshrink
 
-from companion.checks import whole
-from companion.papers.signal_propagation.spectra import masked_parameters, structural_rank
-from companion.sparsity import check_mask, full_precision, prunable_parameters
+from companion.checks import boolean, whole
+from companion.papers.signal_propagation.spectra import (
+    by_first_name,
+    masked_parameters,
+    matrices,
+    structural_rank,
+)
+from companion.sparsity import full_precision
 
 OBJECTIVES = ("squared", "paper")
 LR = {"squared": 0.5, "paper": 0.1}
@@ -31,15 +36,21 @@ def isometry_residual(weight: Tensor, mask: Tensor | None = None) -> float:
             `residual_floor`.
 
     Raises:
-        ValueError: for a mask that does not fit.
+        ValueError: for a weight that is no matrix of floating-point numbers, and a mask that does
+            not fit.
 
     Examples:
         >>> isometry_residual(2 * torch.eye(1))
         3.0
     """
+    if weight.dim() < 2 or not weight.is_floating_point():
+        raise ValueError(
+            f"weight: {weight.dtype} of shape {tuple(weight.shape)}, expected floating-point "
+            "numbers, (out, in, ...)"
+        )
     V = weight.detach().double()
     if mask is not None:
-        check_mask("weight", mask, {"weight": weight})
+        boolean(weight.shape, mask=mask)
         V = V * mask
     G, missing = _gram(V.flatten(1).T[None])  # eq. (2.2)
     return _residuals(G, missing)[0].item()
@@ -47,6 +58,9 @@ def isometry_residual(weight: Tensor, mask: Tensor | None = None) -> float:
 
 def residual_floor(mask: Tensor) -> float:
     """The least residual that any weights with this mask can have: sqrt(out - structural rank).
+
+    Raises:
+        ValueError: as `structural_rank`.
 
     Examples:
         >>> residual_floor(torch.tensor([[True, True], [False, False]]))
@@ -101,12 +115,15 @@ def enforce_isometry(
 ) -> dict[str, list[float]]:
     """Bring the masked weights of every layer near orthogonality; no data is looked at.
 
-    Changes the weights in place: masked entries become 0, biases stay. Layers of equal shape
-    are worked on together, in float32 (weights of 16 bits too, which are rounded at the end) or float64.
+    Changes the weights in place: masked entries become 0, biases stay. Frozen layers
+    (`requires_grad` False) are repaired like all others, because signals pass through them too.
+    Layers of equal shape are worked on together, in float32 (weights of 16 bits too, which are
+    rounded at the end) or float64.
 
     Args:
-        model: changed in place.
-        masks: layers without one count as dense.
+        model: changed in place. Its layers are those of `prunable_parameters`, trainable or not.
+        masks: layers without one count as dense. What has one of two or more dimensions is
+            repaired whatever its layer is.
         steps: of the iteration, at least 0.
         objective: "squared" steps V <- C * (V - lr V (V'V - I)), which for lr = 1/2 is Newton and
             Schulz's iteration kept to the mask C; a layer with a singular value above 1.2 is
@@ -141,15 +158,15 @@ def enforce_isometry(
     if not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"lr = {lr!r}: expected a finite number above 0")
     milestones = set(milestones)
+    masks = by_first_name(model, masks)
     values = masked_parameters(model, masks)
-    parameters = prunable_parameters(model, biases=False)
+    parameters = matrices(model, masks)
     groups: dict[torch.Size, list[str]] = {}
     for name in parameters:
-        if values[name].dim() > 1:
-            if not values[name].isfinite().all():
-                raise ValueError(f"the weights of {name!r} are not finite")
-            values[name] = _at_least_float32(values[name])
-            groups.setdefault(values[name].flatten(1).shape, []).append(name)
+        if not values[name].isfinite().all():
+            raise ValueError(f"the weights of {name!r} are not finite")
+        values[name] = _at_least_float32(values[name])
+        groups.setdefault(values[name].flatten(1).shape, []).append(name)
 
     found: dict[str, list[float]] = {}
     for names in groups.values():
@@ -164,7 +181,7 @@ def enforce_isometry(
         for i, name in enumerate(names):
             parameters[name].copy_(V[i].T.view(parameters[name].shape))
             found[name] = history[:, i].tolist()
-    return {name: found[name] for name in parameters if name in found}
+    return {name: found[name] for name in parameters}
 
 
 def _at_least_float32(value: Tensor) -> Tensor:
@@ -200,12 +217,15 @@ def rescale_layers(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Multiply each masked weight by a number, so that its mean squared singular value is 1.
 
     The cheapest repair there is, and a baseline for `enforce_isometry`: it restores the size of
-    signals but not the evenness of the spectrum. Changes the weights in place; an empty layer
-    stays empty.
+    signals but not the evenness of the spectrum. Changes the weights in place, of the same layers
+    as `enforce_isometry`; an empty layer stays empty.
+
+    Raises:
+        ValueError: for masks that do not fit.
     """
+    masks = by_first_name(model, masks)
     values = masked_parameters(model, masks)
-    for name, parameter in prunable_parameters(model, biases=False).items():
-        if parameter.dim() > 1:
-            value = _at_least_float32(values[name])
-            norm, rank = value.norm(), min(value.flatten(1).shape)
-            parameter.copy_(value * math.sqrt(rank) / norm if norm > 0 else value)
+    for name, parameter in matrices(model, masks).items():
+        value = _at_least_float32(values[name])
+        norm, rank = value.norm(), min(value.flatten(1).shape)
+        parameter.copy_(value * math.sqrt(rank) / norm if norm > 0 else value)

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev
 
+from companion.checks import boolean
 from companion.device import has_float64
 from companion.sparsity import (
     apply_masks,
-    check_mask,
+    check_masks,
     full_precision,
+    is_bias,
     mask_report,
     prunable_parameters,
     remove_masks,
@@ -40,6 +42,28 @@ def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str
         remove_masks(model)
         apply_masks(model, masks).remove()
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """The weights of two or more dimensions through which signals pass, trainable or not.
+
+    Those of `prunable_parameters`, and what a mask says is one.
+    """
+    layers = prunable_parameters(model, biases=False, frozen=True)
+    known = dict(model.named_parameters())
+    named = layers | {name: known[name] for name in masks if not is_bias(name)}
+    return {name: value for name, value in named.items() if value.dim() > 1}
+
+
+def by_first_name(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks by the first name of each parameter: tied weights have several, and one mask."""
+    first = {parameter: name for name, parameter in model.named_parameters()}
+    found: dict[str, Tensor] = {}
+    for name, parameter in check_masks(model, masks).items():
+        if name in masks:
+            one = first[parameter]
+            found[one] = found[one] & masks[name] if one in found else masks[name]
+    return found
 
 
 def jacobian(
@@ -142,18 +166,19 @@ def layer_singular_values(
 ) -> dict[str, Tensor]:
     """Singular values of every masked weight, a convolution reshaped to (out, in * kernel).
 
+    Frozen layers count; `masks` as in `enforce_isometry`.
+
     Returns:
         Vectors of length min(out, in * kernel), descending, float64, by parameter name.
 
     Raises:
         ValueError: for masks that do not fit.
     """
-    weights = masked_parameters(model, masks or {})
-    names = prunable_parameters(model, biases=False)
+    masks = by_first_name(model, masks or {})
+    weights = masked_parameters(model, masks)
     return {
         name: torch.linalg.svdvals(weights[name].flatten(1).cpu().double())
-        for name in names
-        if weights[name].dim() > 1
+        for name in matrices(model, masks)
     }
 
 
@@ -161,13 +186,13 @@ def structural_rank(mask: Tensor) -> int:
     """Largest rank that weights with this pattern can have; convolutions as (out, in * kernel).
 
     Raises:
-        ValueError: for a mask of fewer than two dimensions.
+        ValueError: for a mask that is not boolean or has fewer than two dimensions.
 
     Examples:
         >>> structural_rank(torch.tensor([[True, True], [False, True], [False, False]]))
         2
     """
-    check_mask("mask", mask)
+    boolean(mask=mask)
     if mask.dim() < 2:
         raise ValueError(f"mask: shape {tuple(mask.shape)}, expected at least two dimensions")
     return mask_report({"": mask})[0].structural_rank

@@ -24,6 +24,7 @@ from companion.papers.sparse_inr.meta import signal_loss
 from companion.papers.sparse_inr.network import (
     Params,
     as_targets,
+    check_points,
     checked,
     pixel_grid,
     signals_at,
@@ -103,7 +104,7 @@ def fit(
     if opt not in ("adam", "sgd"):
         raise ValueError(f"opt = {opt!r}: expected 'adam' or 'sgd'")
     theta, omega_0 = checked(params, masks)
-    (coords, targets), count = signals_at(coords, targets, omega_0), len(targets)
+    (coords, targets), count = signals_at(coords, targets, params), len(targets)
     theta = {
         name: w.detach().expand(count, *w.shape).clone().requires_grad_()
         for name, w in apply_mask(theta, masks).items()
@@ -163,7 +164,12 @@ def _prune_each(theta: Params, masks: Masks, keep: int) -> Masks:
 
 @torch.no_grad()
 def render(params: Params, coords: Tensor) -> Tensor:
-    """Values of fitted networks (`FitResult.params`) at points, (signals, points, channels)."""
+    """Values of fitted networks (`FitResult.params`) at points, (signals, points, channels).
+
+    Raises:
+        ValueError: for points that have not as many coordinates as the networks' inputs.
+    """
+    check_points(params, coords=coords)
     fixed = {"omega_0": params["omega_0"]}
     theta = {name: w for name, w in params.items() if name != "omega_0"}
     with strict_float32():

@@ -49,18 +49,49 @@ def zero_masked(theta: Params, masks: Masks) -> None:
         theta[name].masked_fill_(~mask, 0)
 
 
-def count_params(masks: Masks, biases: bool = False) -> int:
+def count_params(masks: Masks, biases: bool = False, *, params: Params | None = None) -> int:
     """Surviving weights, as the paper counts; with biases: all surviving parameters.
+
+    Args:
+        masks: boolean tensors by parameter name.
+        biases: count them too.
+        params: of the network, of which what has no mask counts whole. None: the masks are those
+            of all layers, as `full_masks` and all pruning here give them.
+
+    Raises:
+        ValueError: for masks that do not fit; without params for layers that do not follow on each
+            other, and for a bias that counts but has no mask.
 
     Examples:
         >>> count_params({"0.weight": torch.tensor([[True, False]]), "0.bias": torch.tensor([True])})
         1
     """
+    masks = _all_layers(masks, params, biases)
     return sum(int(m.count_nonzero()) for name, m in masks.items() if biases or not is_bias(name))
 
 
+def _all_layers(masks: Masks, params: Params | None, biases: bool) -> Masks:
+    """The masks of all layers, as `count_params` tells."""
+    if params is not None:
+        check_masks(masks, params)
+        return full_masks(params) | masks
+    weights = [name for name in masks if not is_bias(name)]
+    for name, following in pairwise(w for w in weights if masks[w].dim() > 1):
+        outputs, inputs = masks[name].shape[-2], masks[following].shape[-1]
+        if outputs != inputs:
+            raise ValueError(
+                f"masks: {name!r} has {outputs} outputs, {following!r} {inputs} inputs; give "
+                "masks of all layers, in order, or params"
+            )
+    for name in weights:
+        bias = name.removesuffix("weight") + "bias"
+        if biases and bias not in masks:
+            raise ValueError(f"masks: no {bias!r}, which counts; give it, or params")
+    return masks
+
+
 def survivors(masks: Masks) -> list[int]:
-    """Surviving weights of each layer."""
+    """Surviving weights of each layer that has a mask."""
     return [int(m.count_nonzero()) for name, m in masks.items() if not is_bias(name)]
 
 
@@ -214,7 +245,14 @@ def mask_bits(masks: Masks) -> float:
     return bits
 
 
-def bits_per_pixel(masks: Masks, pixels: int, *, bits: int = 32, index: bool = True) -> float:
+def bits_per_pixel(
+    masks: Masks,
+    pixels: int,
+    *,
+    bits: int = 32,
+    index: bool = True,
+    params: Params | None = None,
+) -> float:
     """Bits to store one fitted network, biases included, a pixel of its picture.
 
     Args:
@@ -222,13 +260,15 @@ def bits_per_pixel(masks: Masks, pixels: int, *, bits: int = 32, index: bool = T
         pixels: of the picture, at least 1.
         bits: of a stored number.
         index: add `mask_bits`.
+        params: of the network, as `count_params`.
 
     Raises:
-        ValueError: for no pixels.
+        ValueError: for no pixels, and for masks as `count_params`.
     """
     if pixels < 1:
         raise ValueError(f"pixels = {pixels!r}: expected at least 1")
-    return (bits * count_params(masks, biases=True) + (mask_bits(masks) if index else 0)) / pixels
+    numbers = bits * count_params(masks, biases=True, params=params)
+    return (numbers + (mask_bits(masks) if index else 0)) / pixels
 
 
 @torch.no_grad()

@@ -21,7 +21,14 @@ from companion.papers.sparse_inr.masks import (
     magnitude_prune,
     zero_masked,
 )
-from companion.papers.sparse_inr.network import Params, checked, signals_at, siren, strict_float32
+from companion.papers.sparse_inr.network import (
+    Params,
+    check_points,
+    checked,
+    signals_at,
+    siren,
+    strict_float32,
+)
 from companion.progress import Progress
 from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
 
@@ -81,6 +88,7 @@ def maml_loss(
     """
     whole(0, inner_steps=inner_steps)
     theta, omega_0 = checked(params, masks)
+    check_points(params, coords=coords)
 
     def adapted_loss(target: Tensor) -> Tensor:
         fast = theta
@@ -143,7 +151,7 @@ def meta_train(
     """
     whole(0, steps=steps, inner_steps=inner_steps)
     theta, omega_0 = checked(params, masks)
-    coords, tasks = signals_at(coords, tasks, omega_0)
+    coords, tasks = signals_at(coords, tasks, params)
     theta = {
         name: w.detach().clone().requires_grad_() for name, w in apply_mask(theta, masks).items()
     }
@@ -193,7 +201,7 @@ class Checkpoint:
 
     @property
     def weights(self) -> int:
-        return count_params(self.masks)
+        return count_params(self.masks, params=self.params)
 
 
 def meta_learn(params: Params, tasks: Tensor, steps: int, **options: Any) -> Checkpoint:

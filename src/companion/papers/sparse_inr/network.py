@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -142,6 +143,12 @@ class OblongSignals(Tensor):
     A picture of 8 x 32 pixels has as many points as one of 16 x 16.
     """
 
+    def __deepcopy__(self, memo: dict) -> OblongSignals:
+        # Tensor's own refuses subclasses whose new_empty is a plain tensor
+        copied = copy.deepcopy(self.as_subclass(Tensor), memo).as_subclass(OblongSignals)
+        memo[id(self)] = copied
+        return copied
+
 
 def as_targets(images: Tensor) -> Tensor:
     """Pictures (n, channels, height, width) as signals (n, height * width, channels).
@@ -211,7 +218,9 @@ def check_masks(masks: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> No
         check_mask(name, mask, known)
 
 
-def signals_at(coords: Tensor | None, targets: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def signals_at(
+    coords: Tensor | None, targets: Tensor, params: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     """Points and values in the network's precision: the given points, or a square's pixel grid.
 
     Raises:
@@ -238,4 +247,20 @@ def signals_at(coords: Tensor | None, targets: Tensor, like: Tensor) -> tuple[Te
         raise ValueError(f"coords: shape {tuple(coords.shape)}, expected (points, in)")
     if len(coords) != targets.shape[1]:
         raise ValueError(f"coords: {len(coords)} points, but targets has {targets.shape[1]}")
+    check_points(params, coords=coords)
+    like = params["omega_0"]
     return coords.to(like), targets.as_subclass(Tensor).to(like)
+
+
+def check_points(params: Mapping[str, Tensor], **points: Tensor) -> None:
+    """Raise ValueError for points that have not as many coordinates as the network's inputs.
+
+    params: of one network or, with a leading dimension, of several.
+    """
+    inputs = next(value for name, value in params.items() if name.endswith(".weight")).shape[-1]
+    for name, coords in points.items():
+        if coords.dim() < 1 or coords.shape[-1] != inputs:
+            raise ValueError(
+                f"{name}: shape {tuple(coords.shape)}, expected (points, {inputs}), the "
+                "network's inputs"
+            )

@@ -23,10 +23,10 @@ from companion.papers.spreme.derivative import Gram, build_gram
 from companion.papers.spreme.equations import Comparison, compare
 from companion.papers.spreme.estimator import SharedSINDy, simulate
 from companion.papers.spreme.experiment import coefficient_error, exact
-from companion.papers.spreme.group_stlsq import group_stlsq, solve
 from companion.papers.spreme.l0 import best_subsets, select
 from companion.papers.spreme.library import Library, Term, sine
 from companion.papers.spreme.mask import PUBLISHED, LoopSettings, learn_mask
+from companion.papers.spreme.stlsq import group_stlsq, solve
 from companion.papers.spreme.systems import (
     SYSTEMS,
     System,

@@ -19,10 +19,10 @@ from companion.checks import above, at_least, whole
 from companion.device import has_float64
 from companion.papers.spreme import equations
 from companion.papers.spreme.derivative import METHODS, build_gram
-from companion.papers.spreme.group_stlsq import group_stlsq, solve
 from companion.papers.spreme.l0 import best_subsets, select
 from companion.papers.spreme.library import Library
 from companion.papers.spreme.mask import LoopResult, LoopSettings, learn_mask
+from companion.papers.spreme.stlsq import group_stlsq, solve
 
 SEARCHES = ("l0", "group_stlsq", "mask")
 

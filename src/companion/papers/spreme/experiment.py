@@ -10,9 +10,9 @@ from torch import Tensor
 
 from companion.papers.spreme.derivative import CHUNK, Gram, build_gram
 from companion.papers.spreme.estimator import simulate
-from companion.papers.spreme.group_stlsq import group_stlsq
 from companion.papers.spreme.l0 import all_subsets, best_subsets, scores, select
 from companion.papers.spreme.library import Library
+from companion.papers.spreme.stlsq import group_stlsq
 
 
 def exact(support: Tensor, truth: Tensor) -> Tensor:

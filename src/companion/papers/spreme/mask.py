@@ -18,8 +18,8 @@ from torch import Tensor
 
 from companion.checks import above, whole
 from companion.papers.spreme.derivative import ORDER, operators
-from companion.papers.spreme.group_stlsq import ROUNDS
 from companion.papers.spreme.library import Library
+from companion.papers.spreme.stlsq import ROUNDS
 from companion.progress import Progress
 
 LARGE = 5000.0  # a state beyond this anywhere, and every derivative becomes x / 100

@@ -15,7 +15,7 @@ import torch
 
 from companion.papers.visual_compiler.camera import Camera
 from companion.papers.visual_compiler.coco import decode_mask, people_of
-from companion.papers.visual_compiler.network import Detections
+from companion.papers.visual_compiler.network import Detections, check_detections
 
 NEAR_JOINT = 0.1  # of the box's height: a joint this near is found
 # COCO's: thresholds of the overlap, recalls, most detections of an image, spread of its 17 joints
@@ -130,8 +130,8 @@ def match(
             COCO's measure, and people without any do not count.
 
     Raises:
-        ValueError: for a number of detections that is not that of the images, for scores or
-            boxes that are not finite, and as `people_of` does.
+        ValueError: for what are no detections, or not one entry an image, for scores or boxes
+            that are not finite, and as `people_of` does.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold = {threshold!r}: expected above 0, at most 1")
@@ -226,15 +226,9 @@ def _columns(rows: list[tuple], people: int, images: int) -> Matches:
 
 
 def _check_detections(found: Sequence[Detections], clean: dict) -> None:
+    check_detections(predictions=found)
     if len(found) != len(clean["images"]):
         raise ValueError(f"predictions: {len(found)} of them for {len(clean['images'])} images")
-    for k, people in enumerate(found):
-        n = len(people.boxes)
-        if people.boxes.shape != (n, 4) or people.scores.shape != (n,):
-            raise ValueError(
-                f"predictions[{k}]: boxes {tuple(people.boxes.shape)} and scores "
-                f"{tuple(people.scores.shape)}, expected (k, 4) and (k,)"
-            )
     if not found:
         return
     image = np.arange(len(found)).repeat([len(people.boxes) for people in found])

@@ -279,6 +279,31 @@ class Detections:
         return camera.backproject_ground(self.feet.double())
 
 
+def check_detections(**given: object) -> None:
+    """Raise ValueError for what is no list of `Detections` whose boxes and scores are tensors."""
+    for name, found in given.items():
+        if not isinstance(found, Sequence):
+            raise ValueError(
+                f"{name}: {type(found).__name__}, expected a list of Detections, one an image"
+            )
+        for k, people in enumerate(found):
+            if not isinstance(people, Detections):
+                raise ValueError(
+                    f"{name}[{k}]: {type(people).__name__}, expected Detections(boxes, scores)"
+                )
+            boxes, scores = people.boxes, people.scores
+            for part, value in (("boxes", boxes), ("scores", scores)):
+                if not isinstance(value, Tensor):
+                    raise ValueError(
+                        f"{name}[{k}].{part}: {type(value).__name__}, expected a tensor"
+                    )
+            if boxes.shape != (*boxes.shape[:1], 4) or scores.shape != boxes.shape[:1]:
+                raise ValueError(
+                    f"{name}[{k}]: boxes {tuple(boxes.shape)} and scores {tuple(scores.shape)}, "
+                    "expected (k, 4) and (k,)"
+                )
+
+
 def decode(
     output: Tensor, *, top: int = 40, threshold: float = 0.02, overlap: float = 0.5
 ) -> list[Detections]:
@@ -409,7 +434,11 @@ def layout_filter(
         found: detections, one entry an image of the scene's size.
         scene: whose layout it is.
         low, high: allowed height of the box by that of a person of 1.75 m who stands there.
+
+    Raises:
+        ValueError: for what is no list of detections.
     """
+    check_detections(found=found)
     kept = []
     height, width = scene.walkable_mask.shape
     for people in found:
