@@ -21,6 +21,7 @@ from companion.papers.sparse_inr.masks import (
     survivor_chain,
     survivors,
 )
+from companion.progress import Progress
 from companion.runs import chapters, executor
 from companion.training import DivergenceError
 
@@ -771,6 +772,15 @@ def test_the_chapter_runs_with_other_parameters(tmp_path):
     done = subprocess.run([sys.executable, str(code)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "C4 reproduced" in done.stdout
+
+
+def test_a_bar_given_to_several_trainings_counts_the_steps_of_all(capsys):
+    params = network()
+    bar = Progress(5, "outer steps", show=False)
+    start = inr.meta_learn(params, signals(), 3, progress=bar)
+    inr.meta_prune(start, signals(), rounds=1, amount=0.5, round_steps=2, progress=bar)
+    assert bar.done == 5
+    assert capsys.readouterr().err == ""
 
 
 # ---------------------------------------------------------------- pictures that are not square

@@ -29,7 +29,7 @@ from companion.papers.sparse_inr.network import (
     siren,
     strict_float32,
 )
-from companion.progress import Progress
+from companion.progress import Progress, progress_bar
 from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
 
 
@@ -120,8 +120,7 @@ def meta_train(
     generator: torch.Generator | None = None,
     opt_state: dict | None = None,
     first_order: bool = False,
-    bar: Progress | None = None,
-    progress: bool = False,
+    progress: bool | Progress = False,
 ) -> tuple[Params, dict, list[float]]:
     """Minimise `maml_loss` over random signals with Adam, keeping to the masks.
 
@@ -139,8 +138,7 @@ def meta_train(
             turn; None: PyTorch's own, so that every call draws others.
         opt_state: Adam's, from an earlier call, to continue where it stopped.
         first_order: take the inner gradients for constants.
-        bar: a `Progress` to count the steps on, instead of an own one.
-        progress: show a progress bar.
+        progress: show a bar; or a bar to move on.
 
     Returns:
         The trained copy of params, Adam's state, and the loss of every step.
@@ -167,7 +165,7 @@ def meta_train(
                     value.masked_fill_(~mask, 0)
     order = shuffled_batches(len(tasks), tasks_per_step, generator, tasks.device)
     log: list[Tensor] = []
-    with strict_float32(), Progress(steps, "outer steps", show=progress) as own:
+    with strict_float32(), progress_bar(progress, steps, "outer steps") as bar:
         for step in range(1, steps + 1):
             batch = tasks[next(order)]
             optimizer.zero_grad(set_to_none=True)
@@ -184,7 +182,7 @@ def meta_train(
                 raise DivergenceError(
                     f"the meta-learning loss is not finite by step {step}: lower outer_lr = {outer_lr}"
                 )
-            (own if bar is None else bar).update()
+            bar.update()
     trained = {name: w.detach() for name, w in theta.items()} | {"omega_0": omega_0}
     return trained, optimizer.state_dict(), torch.stack(log).tolist() if log else []
 
