@@ -27,7 +27,7 @@ from companion.papers.visual_compiler import network as networks
 from companion.papers.visual_compiler import raster as rasters
 from companion.papers.visual_compiler import render as rendering
 from companion.papers.visual_compiler import scene as scenes
-from companion.papers.visual_compiler.evaluate import coco_metrics, match, to_results
+from companion.papers.visual_compiler.metrics import coco_metrics, match, to_results
 from companion.runs import chapters, executor
 
 BACKENDS = ("warp", "torch")

@@ -12,8 +12,8 @@ import torch
 
 from companion.papers import visual_compiler as vc
 from companion.papers.visual_compiler.camera import Brown
-from companion.papers.visual_compiler.evaluate import match, to_results
 from companion.papers.visual_compiler.labels import coco_frame
+from companion.papers.visual_compiler.metrics import match, to_results
 from companion.papers.visual_compiler.network import CHANNELS
 from companion.papers.visual_compiler.raster import rasterise
 

@@ -2,7 +2,7 @@
 
 World coordinates are metres with z up and the ground at z = 0; pixels are (column, row) with the
 centre of pixel i at i + 1/2. What only the chapter needs is in the submodules: `baselines`,
-`camera` (lenses, calibrations), `coco`, `datasets`, `evaluate`, `experiment`, `labels`,
+`camera` (lenses, calibrations), `coco`, `datasets`, `experiment`, `labels`, `metrics`,
 `network`, `raster`, `scene`.
 
 On your own work::
@@ -26,8 +26,8 @@ References:
 
 from companion.papers.visual_compiler.bodies import BodyBank
 from companion.papers.visual_compiler.camera import Camera
-from companion.papers.visual_compiler.evaluate import evaluate
 from companion.papers.visual_compiler.labels import compile_scene, to_coco, write_coco
+from companion.papers.visual_compiler.metrics import evaluate
 from companion.papers.visual_compiler.network import (
     Detections,
     SpatiallyVaryingFCN,
