@@ -54,6 +54,14 @@ def test_no_module_is_forgotten():
 
 
 @pytest.mark.parametrize("paper", papers())
+def test_no_name_that_a_package_exports_hides_a_submodule(paper):
+    package = import_module(f"companion.papers.{paper}")
+    for path in (ROOT / "src/companion/papers" / paper).glob("[!_]*.py"):
+        module = import_module(f"companion.papers.{paper}.{path.stem}")
+        assert getattr(package, path.stem) is module, path.stem
+
+
+@pytest.mark.parametrize("paper", papers())
 def test_the_names_to_begin_with_are_those_that_the_package_exports(paper):
     page = api.page(paper)
     rows = re.findall(r"^\| \{py:obj\}`(\w+) <(\S+)\.(\w+)>` \| (.*) \|$", page, re.MULTILINE)

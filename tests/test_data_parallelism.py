@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from companion.files import ROOT
 from companion.models import mlp, truncated_variance_scaling_
 from companion.papers import data_parallelism as dp
-from companion.papers.data_parallelism import distributed, stacked
+from companion.papers.data_parallelism import distributed, stacked, workloads
 from companion.papers.data_parallelism.distributed import (
     WorkerError,
     largest_difference,
@@ -28,7 +28,6 @@ from companion.papers.data_parallelism.scaling import (
     quadratic_steps,
     slope,
 )
-from companion.papers.data_parallelism.search import INFEASIBLE, STOPPED
 from companion.papers.data_parallelism.stacked import (
     errors_up_to,
     pick_way,
@@ -36,6 +35,7 @@ from companion.papers.data_parallelism.stacked import (
     stacked_outputs,
 )
 from companion.papers.data_parallelism.trials import sobol_points
+from companion.papers.data_parallelism.workloads import INFEASIBLE, STOPPED
 from companion.runs import chapters, executor
 from companion.sparsity import apply_masks, count_kept
 from companion.stacked import stack
@@ -633,7 +633,7 @@ def test_frozen_parameters_are_neither_drawn_nor_pruned_nor_trained(way):
 
 
 def test_a_store_gives_back_results_of_the_same_network_only(tmp_path, monkeypatch):
-    module = sys.modules["companion.papers.data_parallelism.search"]
+    module = workloads
     search, made = module.steps_to_result, []
     monkeypatch.setattr(
         module, "steps_to_result", lambda *a, **k: made.append(a) or search(*a, **k)
@@ -730,7 +730,7 @@ def test_networks_of_another_search_are_refused():
 
 
 def test_a_search_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
-    store, module = tmp_path / "kept.json", sys.modules["companion.papers.data_parallelism.search"]
+    store, module = tmp_path / "kept.json", workloads
     calls, real = [], module.steps_to_result
 
     def counted(load, batch_size, *rest, **options):

@@ -1,6 +1,6 @@
 """Effects of data parallelism and sparsity on training (arXiv 2003.11316).
 
-`trials` draws metaparameters, `stacked` trains many networks side by side, `search` measures
+`trials` draws metaparameters, `stacked` trains many networks side by side, `workloads` measures
 steps to the result, `scaling` fits and derives the law, `distributed` computes one update with
 several processes, `networks` has the two convolutional networks.
 
@@ -32,7 +32,9 @@ from companion.papers.data_parallelism.scaling import (
     scaling_constants,
     tuned_steps,
 )
-from companion.papers.data_parallelism.search import (
+from companion.papers.data_parallelism.stacked import train_batched
+from companion.papers.data_parallelism.trials import search_space, sobol_trials
+from companion.papers.data_parallelism.workloads import (
     STATUS,
     StepsToResult,
     Workload,
@@ -44,8 +46,6 @@ from companion.papers.data_parallelism.search import (
     topk_mask,
     trials_for,
 )
-from companion.papers.data_parallelism.stacked import train_batched
-from companion.papers.data_parallelism.trials import search_space, sobol_trials
 
 __all__ = [
     "STATUS",

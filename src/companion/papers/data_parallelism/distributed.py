@@ -289,8 +289,8 @@ def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> floa
 
 def main(arguments: list[str] | None = None) -> int:
     """Under torchrun: compare a group of any size with the joined batch; 0 if they agree."""
-    from companion.papers.data_parallelism.search import initial_networks, load_workload
     from companion.papers.data_parallelism.stacked import row
+    from companion.papers.data_parallelism.workloads import initial_networks, load_workload
 
     parser = argparse.ArgumentParser(description="One update computed by several processes.")
     parser.add_argument("--dataset", default="digits")
