@@ -33,6 +33,14 @@ from companion.progress import Progress, progress_bar
 from companion.training import LOOK_EVERY, DivergenceError, shuffled_batches
 
 
+def _check_shape(output: Tensor, target: Tensor) -> None:
+    if output.shape != target.shape:
+        raise ValueError(
+            f"targets: (points, channels) {tuple(target.shape)}, expected the network's "
+            f"{tuple(output.shape)}"
+        )
+
+
 def signal_loss(
     theta: Params, masks: Masks, omega_0: Tensor, coords: Tensor, target: Tensor
 ) -> Tensor:
@@ -50,11 +58,7 @@ def signal_loss(
     """
     theta = theta | {"omega_0": omega_0}  # eq. (4.2)
     output = siren(theta, coords, masks)
-    if output.shape != target.shape:
-        raise ValueError(
-            f"targets: (points, channels) {tuple(target.shape)}, expected the network's "
-            f"{tuple(output.shape)}"
-        )
+    _check_shape(output, target)
     return (output - target).square().mean()
 
 

@@ -285,7 +285,8 @@ class Camera:
         R, t = _like(self.R, X), _like(self.t, X)
         camera = X @ R.T + t  # eq. (10.1)
         depth = camera[..., 2]
-        xy = camera[..., :2] / torch.where(depth > 0, depth, torch.nan)[..., None]
+        ahead = torch.where(depth > 0, depth, torch.nan)
+        xy = camera[..., :2] / ahead[..., None]
         if self.lens is not None:
             xy = self.lens.distort(xy)
         return self._to_pixels(xy), depth

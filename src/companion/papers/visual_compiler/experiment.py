@@ -288,6 +288,7 @@ def overlaps(scene: Scene, meshes: Tensor, faces: Tensor, supersample: int) -> d
     shown = [out.person[0] == 0 for out in alone]  # eq. (10.3), term by term
     front, back = both.visible_samples().tolist()
     return {
-        "front": front, "back": back, "front alone": int(shown[0].sum()),
-        "back alone": int(shown[1].sum()), "overlap": int((shown[0] & shown[1]).sum()),
+        "front": front, "back": back,
+        "front alone": int(shown[0].sum()), "back alone": int(shown[1].sum()),
+        "overlap": int((shown[0] & shown[1]).sum()),
     }  # fmt: skip

@@ -114,12 +114,14 @@ class SpatiallyVaryingFCN(nn.Module):
         """Maps (b, 23, H/4, W/4) of images (b, 3, H, W) in [0, 1]."""
         height, width = (size // STRIDE for size in pictures.shape[2:])
         # eq. (10.4), σ(V_r * φ)
-        features = torch.relu(self.hidden(self.trunk(pictures - 0.5)))[..., :height, :width]
+        features = torch.relu(self.hidden(self.trunk(pictures - 0.5)))
+        features = features[..., :height, :width]
         if self.masks is None:
             return self.out(features) + self.bias[0, :, None, None]
-        # eq. (10.4), the sum: masks first, then one dense product; a grouped one is slower
+        # eq. (10.4), the sum: masks, then one product, which beats a grouped one
         masks = self.masks.repeat_interleave(self.head_width, 0)
-        return self.out(features * masks) + torch.einsum("rc,rhw->chw", self.bias, self.masks)
+        bias = torch.einsum("rc,rhw->chw", self.bias, self.masks)
+        return self.out(features * masks) + bias
 
     def variation(self) -> Tensor:
         """Squared difference of the heads of neighbouring regions, summed: 0 if all agree."""
