@@ -707,12 +707,30 @@ def test_runs_are_columns_and_claims_that_only_the_default_run_has_are_left_out(
         "Claim", "Paper", "default run", "mnist", "sweep seeds",
     ]  # fmt: skip
     assert [row[0][:3].strip() for row in rows] == ["C1", "C10"]
-    assert "3 % (at most 3)" in rows[0][2]
+    assert "(at most 3 %)" in rows[0][0]
+    assert rows[0][2].endswith("3 %")
     assert "✗" in rows[0][3]
-    assert "3.5 % (at most 3)" in rows[0][3]
+    assert rows[0][3].endswith("3.5 %")
     assert rows[0][4].startswith("–")
     assert "3 of 4" in rows[1][4]
     assert "1 to 5 %" in rows[1][4]
+
+
+def test_a_bound_of_its_own_stands_beside_the_value_and_an_empty_column_goes(stated):
+    quantity = replace(
+        stated["C1"].quantities["error"],
+        bounds={"mnist": Bound.parse("<= 4"), "else": Bound.parse("<= 3")},
+    )
+    stated["C1"] = replace(stated["C1"], quantities={"error": quantity}, reported=())
+    kept = [
+        run("stored", verdict("C1")),
+        run("mnist", replace(verdict("C1", 3.5), profile="mnist")),
+    ]
+    head, row = cells(compare.comparison("snip", kept))
+    assert [cell.partition("\n")[0] for cell in head] == ["Claim", "default run", "mnist"]
+    assert "at most" not in row[0]
+    assert row[1].endswith("3 % (at most 3 %)")
+    assert row[2].endswith("3.5 % (at most 4 %)")
 
 
 def test_many_values_of_the_paper_are_not_repeated_in_the_comparison(stated):

@@ -40,7 +40,11 @@ def title_of(kept: Run | Sweep) -> str:
 
 
 def comparison(paper: str, kept: list[Run | Sweep]) -> nodes.table:
-    """All claims: what the paper reports, and what each run measured, with its bound."""
+    """All claims: what the paper reports, and what each run measured, with its bound.
+
+    A bound that is the same for all stands once, and the paper has no column where it reports
+    nothing.
+    """
     head: list = ["Claim", "Paper"]
     for run in kept:
         under = f"{run.runs} runs" if isinstance(run, Sweep) else _setting(run)
@@ -57,16 +61,18 @@ def comparison(paper: str, kept: list[Run | Sweep]) -> nodes.table:
         several = [(name, q) for name, q in claim.quantities.items()]
         if len(several) == 1:  # one line for the claim and its quantity
             ((_, quantity),) = several
-            said.append(nodes.paragraph("", quantity.means, classes=["quantity"]))
-            beside = [
-                [v, _measured(claim, quantity, run)] for v, run in zip(verdicts, kept, strict=True)
-            ]
+            means, measured = _line(claim, quantity, kept)
+            said.append(nodes.paragraph("", means, classes=["quantity"]))
+            beside = [[v, value] for v, value in zip(verdicts, measured, strict=True)]
             rows.append(("claim", [said, [*loose, *_reported(claim, quantity)] or "–", *beside]))
             continue
         rows.append(("claim", [said, loose or "", *verdicts]))
         for _, quantity in several:
-            cells = [_measured(claim, quantity, run) for run in kept]
-            rows.append(("part", [quantity.means, _reported(claim, quantity) or "–", *cells]))
+            means, measured = _line(claim, quantity, kept)
+            rows.append(("part", [means, _reported(claim, quantity) or "–", *measured]))
+    if all(row[1] in ("", "–") for _, row in rows):
+        for row in (head, *(row for _, row in rows)):
+            del row[1]
     made = tables.table(head, [row for _, row in rows], "comparison")
     for line, (kind, _) in zip(list(made.findall(nodes.row))[1:], rows, strict=True):
         line["classes"].append(kind)
@@ -96,9 +102,29 @@ def _verdict(claim: Claim, run: Run | Sweep) -> nodes.Node | str:
     return pill
 
 
-def _measured(claim: Claim, quantity: Quantity, run: Run | Sweep) -> str:
-    """A measured value, or the range of several, and its bound."""
-    found = run.claims.get(claim.id)
+def _line(claim: Claim, quantity: Quantity, kept: list[Run | Sweep]) -> tuple[str, list[str]]:
+    """What a quantity means and each run's value, with the bound where all have the same one."""
+    found = [run.claims.get(claim.id) for run in kept]
+    values = [_measured(claim, quantity, one) for one in found]
+    bounds = [
+        quantity.wanted(one.profile if isinstance(one, Verdict) else "")
+        if one is not None and one.measured.get(quantity.name) is not None
+        else ""
+        for one in found
+    ]
+    said = {bound for bound in bounds if bound}
+    if quantity.is_truth or not said:
+        return quantity.means, values
+    if len(said) == 1:
+        return f"{quantity.means} ({said.pop()})", values
+    return quantity.means, [
+        f"{value} ({bound})" if bound else value
+        for value, bound in zip(values, bounds, strict=True)
+    ]
+
+
+def _measured(claim: Claim, quantity: Quantity, found: Verdict | Held | None) -> str:
+    """A measured value, or the range of several."""
     value = found.measured.get(quantity.name) if found is not None else None
     if isinstance(found, Verdict) and found.said and not found.measured:
         return found.said if quantity is next(iter(claim.quantities.values())) else ""
@@ -108,9 +134,7 @@ def _measured(claim: Claim, quantity: Quantity, run: Run | Sweep) -> str:
         return "–"
     flat = [v for one in (value if isinstance(value, list) else [value])
             for v in (one if isinstance(one, list) else [one]) if v is not None]  # fmt: skip
-    profile = found.profile if isinstance(found, Verdict) else ""
-    bound = "" if quantity.is_truth else f" ({quantity.bound(profile)})"
-    return quantity.shown(flat if len(flat) != 1 else flat[0]) + bound if flat else "–"
+    return quantity.shown(flat if len(flat) != 1 else flat[0]) if flat else "–"
 
 
 def _reported(claim: Claim, quantity: Quantity) -> list[str]:
