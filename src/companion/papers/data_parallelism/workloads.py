@@ -212,12 +212,12 @@ def connection_sensitivity(
     """
     params = pruning.prunable_parameters(model, biases=prune_bias)
     scores = pruning.connection_sensitivity(model, cross_entropy, loader, params=params)
-    total = sum(s.sum() for s in scores.values())
-    if not total:
+    if not any(s.any() for s in scores.values()):
         raise ValueError(
             "loader: every saliency is 0 at these weights and examples, so there is no sum to "
             "divide by"
         )
+    total = sum(s.sum() for s in scores.values())
     # eq. (3.2)
     return {name: s / total for name, s in scores.items()}
 
