@@ -11,6 +11,7 @@ import copy
 import json
 import re
 
+from companion.book.kept import filled
 from companion.notebook.checking import Badge, Table
 from companion.notebook.claims import load_claims
 from companion.runs import chapters
@@ -29,6 +30,9 @@ def page(text: str, paper: str) -> str:
     for cell in chapters.code_cells(notebook):
         _fold(cell)
         _drop_residue(cell)
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = filled("".join(cell["source"]), paper)
     _relate(cells, paper)
     start = next((i for i, c in enumerate(cells) if "parameters" in chapters.tags(c)), None)
     if start is None:

@@ -1,0 +1,60 @@
+"""Numbers of recorded runs in prose."""
+
+import pytest
+
+from companion.book import kept
+from companion.notebook.checking import REPRODUCED, Verdict
+from companion.runs.record import Run
+
+
+@pytest.fixture(autouse=True)
+def runs(monkeypatch):
+    claim = Verdict("C7", REPRODUCED, asserted=True, profile="p", measured={"ratio": [0.5, 2.0]})
+    values = {
+        "e.dense": 1.386, "e.dense.seeds": [1.472, 1.352], "shift": [-0.5, 0.25],
+        "by.size": {"100 at 90 %": 0.5}, "missing": None, "word": "many",
+    }  # fmt: skip
+    found = {"gpu-run": Run("snip", "gpu-run", values=values, claims={"C7": claim})}
+    monkeypatch.setattr(kept, "_runs", lambda paper: found)
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("e.dense:.2f", "1.39"),
+        ("e.dense", "1.386"),
+        ("e.dense.seeds:.2f", "1.35–1.47"),
+        ("e.dense.seeds[0]:.1f", "1.5"),
+        ("shift:+.1f", "−0.5 to +0.2"),
+        ("by.size[100 at 90 %]*100:.0f", "50"),
+        ("C7.ratio:.1f", "0.5–2.0"),
+    ],
+)
+def test_a_number_of_a_record_stands_in_prose(said, number):
+    assert kept.filled(f"an error of {{kept}}`gpu-run {said}` %.", "snip") == (
+        f"an error of {number} %."
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("other e.dense", "no record 'other', but gpu-run"),
+        ("gpu-run e.sparse", "no number of this name, but None"),
+        ("gpu-run missing", "no number"),
+        ("gpu-run word", "no number of this name, but 'many'"),
+        ("gpu-run by.size", "no number"),
+        ("gpu-run by.size[7]", "no number"),
+        ("gpu-run e.dense.seeds[2]", "no number"),
+        ("gpu-run", "expected {kept}`RUN NAME:FORMAT`"),
+    ],
+)
+def test_what_no_record_holds_is_refused(said, why):
+    with pytest.raises(ValueError, match=r"^snip: ") as refused:
+        kept.filled(f"an error of {{kept}}`{said}` %.", "snip")
+    assert why in str(refused.value)
+
+
+def test_other_prose_stays():
+    text = "{glue:text}`snip.error:.2f` and `kept`"
+    assert kept.filled(text, "snip") is text
