@@ -35,7 +35,8 @@ def test_step_of_training(name, compare):
         "global average pooling on the same trunk",
         lambda: slopes(peer, x, y),
         rounds=30,
-        aim="below 1.2",
+        aim=1.15,
+        limit=1.0,
     )
 
 
@@ -50,7 +51,8 @@ def test_forward_pass_of_the_papers_network(compare):
         "average pooling on the same trunk",
         lambda: peer(x),
         rounds=8,
-        aim="below 1.1",
+        aim=1.1,
+        limit=1.0,
     )
 
 
@@ -76,7 +78,8 @@ def test_scores_without_building_the_sum(channels, side, compare):
         "building l + g as the formula is written",
         as_written,
         rounds=40 if channels < 100 else 10,
-        aim="below 1",
+        aim=1.0,
+        agreement="equal to 1e-3",
     )
 
 
@@ -94,8 +97,9 @@ def test_class_activation_maps(compare):
         "Captum's LayerGradCam on the same network",
         lambda: peer.attribute(x, classes),
         rounds=15,
-        aim="below 1",
-        note="the same maps",
+        aim=1.0,
+        peers=["captum"],
+        agreement="equal to 1e-5",
     )
 
 
@@ -110,6 +114,7 @@ def test_attention_maps(compare):
         "Captum's LayerGradCam of one level of the same network",
         lambda: peer.attribute(x, classes),
         rounds=15,
-        aim="below 1",
+        aim=1.0,
+        peers=["captum"],
         note="different maps: attention comes with the forward pass",
     )
