@@ -83,7 +83,8 @@ def test_scoring_against_one_pass(name, compare):
         rounds=rounds,
         aim=1.1,
         limit=1.0,
-        note="bookkeeping of a fixed length shows on a net this small" if name == SMALL[0] else "",
+        agreement="the gradients come from the same pass",
+        reason="bookkeeping of a fixed length shows on a net this small",
     )
 
 

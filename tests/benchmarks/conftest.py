@@ -75,12 +75,12 @@ def add_row(benchmark, rows):
     aim: the ratio to reach, at most, or at_least; aim_is says what that number is. limit: the
     ratio that cannot be beaten, where it is known. spread: quartiles of the turns' ratios.
     peers: the packages compared with, whose versions are kept. agreement: how the results of
-    the two compare.
+    the two compare. reason: why the aim is missed; kept where it is.
     """
 
     def add(
         what, against, ratio, *, aim=None, at_least=False, aim_is="", limit=None, spread=(),
-        peers=(), agreement="", note="",
+        peers=(), agreement="", reason="", note="",
     ):  # fmt: skip
         said = "" if aim is None else f"{'at least' if at_least else 'at most'} {aim:.3g}"
         row = {
@@ -88,9 +88,10 @@ def add_row(benchmark, rows):
             "aim": ", ".join(filter(None, [said, aim_is])), "note": note,
         }  # fmt: skip
         low, high = spread or (None, None)
+        missed = aim is not None and (ratio < aim if at_least else ratio > aim)
         more = {
             "aim_at": aim, "at_least": at_least or None, "limit": limit, "low": low, "high": high,
-            "agreement": agreement or None,
+            "agreement": agreement or None, "reason": (missed and reason) or None,
             "versions": {package: version(package) for package in peers} or None,
         }  # fmt: skip
         row |= {name: value for name, value in more.items() if value is not None}
