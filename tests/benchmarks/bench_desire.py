@@ -152,7 +152,8 @@ def test_what_interaction_costs(windows, compare):
     _, social = ranking(windows, social=True)
     compare(
         "a training step of the ranker with neighbours", social, "without (one fused GRU)", alone, rounds=6, aim=1.3,
-        note="4 agents, 8 samples; step by step, as states enter the next step, where the other is one fused GRU",
+        reason="states enter the next step, so that its GRU cannot be one fused call",
+        note="4 agents, 8 samples; step by step, where the other is one fused GRU",
     )  # fmt: skip
 
 

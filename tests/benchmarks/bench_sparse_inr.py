@@ -63,6 +63,7 @@ def test_meta_gradient_batched_over_tasks(width, points, tasks, rounds, compare)
         lambda: slopes_by_loop(*case),
         rounds=rounds,
         aim=1.0,
+        reason="wide products fill a core by themselves, so that batching saves little",
         agreement=f"gradients agree to {gap:.0e}",
     )
 

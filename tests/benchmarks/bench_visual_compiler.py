@@ -93,6 +93,50 @@ def test_the_kernel_and_a_painter(people, images, width, height, compare):
     )
 
 
+@pytest.mark.parametrize(
+    ("people", "images", "width", "height"), [(80, 20, 160, 90), (14, 1, 1280, 720)]
+)
+def test_the_kernel_and_embree(people, images, width, height, compare):
+    """Embree casts a ray through the centre of every sample, into a scene built for each picture."""
+    rtcore, construction = (
+        pytest.importorskip(f"embreex.{name}") for name in ("rtcore_scene", "mesh_construction")
+    )
+    case = crowd(people, images, width, height)
+    uv, z, image, _ = case
+    space = torch.cat([uv * z[..., None], z[..., None]], -1)  # as seen from the origin, f = 1
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    rays = torch.stack([columns + 0.5, rows + 0.5, torch.ones(height, width)], -1).reshape(-1, 3)
+    rays = rays.numpy().astype(np.float32)
+    origin = np.zeros_like(rays)
+
+    def cast():
+        out = []
+        for b in range(images):
+            mine = (image == b).nonzero()[:, 0]
+            number = torch.arange(len(mine))[:, None, None] * uv.shape[1]
+            faces = (BANK.faces + number).reshape(-1, 3).numpy().astype(np.int32)
+            corners = space[mine].reshape(-1, 3).numpy().astype(np.float32)
+            scene = rtcore.EmbreeScene()
+            construction.TriangleMesh(scene, corners, faces)
+            hit = torch.from_numpy(scene.run(origin, rays, query="INTERSECT")).long()
+            person = mine[(hit // len(BANK.faces)).clamp(min=0)]
+            out.append(torch.where(hit < 0, -1, person).view(height, width))
+        return torch.stack(out)
+
+    agree = (draw(case, images, "warp").person == cast()).double().mean().item()
+    assert agree > 0.99
+    compare(
+        f"z-buffer by Warp, {people} people in {images} picture(s) of {width}x{height}",
+        lambda: draw(case, images, "warp"),
+        "Embree, a ray a sample",
+        cast,
+        rounds=8,
+        aim=1.0,
+        peers=["embreex"],
+        agreement=f"{100 * agree:.2f} % of samples see the same person",
+    )
+
+
 def test_undistortion(compare):
     """A strong lens, that of Town Centre; OpenCV iterated until it is as exact."""
     lens = Brown(-0.6, 4.7, -0.0005, -0.008)
@@ -118,6 +162,7 @@ def test_undistortion(compare):
         peer,
         rounds=20,
         aim=2.0,
+        reason="ours is tensor by tensor, OpenCV a compiled loop",
         peers=["opencv-python-headless"],
         agreement="equal to 1e-9",
     )
