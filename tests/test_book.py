@@ -1014,6 +1014,8 @@ def test_a_curve_of_time_against_size_rises_to_the_right():
     assert list(across) == sorted(across)
     assert list(down) == sorted(down, reverse=True)
     assert across[1] == down[1] == 50
+    (wide,) = performance.curves([one | {"sizes": [4800, 19200, 307200], "exponent": 1.0}])
+    assert len(wide.sizes) < len(wide.x.ticks())  # 5,000 and 10,000 would overlap
     html = render("comparisons.html", comparisons=[], curves=[curve])
     assert "the 1.00 power" in html
     assert "1,000: 10 CPU-s" in html

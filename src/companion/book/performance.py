@@ -126,6 +126,15 @@ class Curve:
     words: str
     power: str
 
+    @property
+    def sizes(self) -> list[tuple[float, str]]:
+        """The ticks of the sizes whose numbers have room: a digit takes 2.5 % of the width."""
+        kept: list[tuple[float, str]] = []
+        for place, text in self.x.ticks():
+            if not kept or place - kept[-1][0] >= 2.5 * len(text) + 2:
+                kept.append((place, text))
+        return kept
+
 
 def curves(growth: list[dict]) -> list[Curve]:
     """The measured curves of a chapter."""
