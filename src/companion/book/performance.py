@@ -88,8 +88,8 @@ def comparisons(rows: list[dict]) -> list[Comparison]:
 
 def _comparison(row: dict, axis: Axis) -> Comparison:
     ratio, aim, least = row["ratio"], row.get("aim_at"), row.get("at_least", False)
-    missed = aim is not None and (ratio < aim if least else ratio > aim)
-    rounded = float(f"{ratio:.3g}")  # what is shown as 1 is no slower
+    rounded = float(f"{ratio:.3g}")  # the ratio as it is shown decides
+    missed = aim is not None and (rounded < aim if least else rounded > float(f"{aim:.3g}"))
     state = "holds" if (rounded >= 1 if least else rounded <= 1) else "fails"
     one = axis.at(1.0)
     marks = [Mark("one", one, 0.0, "1: both take the same")]
