@@ -17,7 +17,7 @@ help:
 	@echo "make test       style, unit tests, every notebook against its stored outputs, strict build"
 	@echo "make test-data  the tests that read real data, from COMPANION_DATA"
 	@echo "make notebooks  rerun and store the notebooks that changed   (NB=snip: that one, whatever changed)"
-	@echo "make bench      the benchmarks behind the performance page"
+	@echo "make bench      the benchmarks behind the performance page   (PEERS=1: install all peers first)"
 	@echo "make gpu        what a GPU machine should show, within BUDGET=540 seconds, into OUT=runs/gpu"
 	@echo "make lock       resolve requirements.lock anew from pyproject.toml"
 
@@ -78,6 +78,10 @@ test-data: $(STAMP)
 
 bench: $(STAMP)
 	@mkdir -p _build
+ifdef PEERS
+	$(UV) pip install --quiet --python $(BIN)/python -c requirements.lock -e '.[peers]'
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps torchattacks
+endif
 	$(BIN)/pytest tests/benchmarks -o python_files='bench_*.py' -p no:xdist \
 	  --benchmark-only --benchmark-timer time.process_time --benchmark-json=_build/benchmarks.json
 

@@ -18,7 +18,9 @@ import yaml
 from companion import book
 from companion.book import assets, pages, performance, runs
 from companion.book.building import ROOT
+from companion.book.charts import Axis
 from companion.book.docstrings import tidy_docstring
+from companion.book.html import render
 from companion.files import BusyError, locked, seal, to_json
 from companion.notebook import claims
 from companion.notebook.bounds import Bound
@@ -989,6 +991,64 @@ def test_ratios_stand_on_one_axis_with_those_above_one_outside_the_band(monkeypa
     monkeypatch.setattr(performance, "benchmarks", dict)
     monkeypatch.setattr(performance, "on_gpu", lambda: ({}, {}, {}))
     assert performance.ratios() == []
+
+
+def test_a_row_that_misses_its_aim_is_shown_so_and_older_rows_are_read():
+    row = {"what": "w", "against": "a", "note": "n", "aim": "at most 0.5", "aim_at": 0.5}
+    old = {"what": "w", "against": "a", "note": "n", "aim": "below 1", "ratio": 3.0}
+    met = row | {
+        "ratio": 0.4,
+        "low": 0.3,
+        "high": 0.45,
+        "limit": 0.25,
+        "versions": {"timm": "1.0"},
+    }
+    missed = row | {"ratio": 0.8, "reason": "a small net"}
+    runs_a_second = row | {"ratio": 1.7, "aim": "at least 1.8", "aim_at": 1.8, "at_least": True}
+    chart = performance.comparisons([met, missed, old, runs_a_second])
+    assert [one.missed for one in chart] == [False, True, False, True]
+    assert [one.state for one in chart] == ["holds", "holds", "fails", "holds"]
+    assert [mark.kind for mark in chart[0].marks] == [
+        "one", "spread holds", "limit", "aim", "ratio holds",
+    ]  # fmt: skip
+    assert [mark.kind for mark in chart[2].marks] == ["one", "ratio fails"]
+    left = {mark.kind.split()[0]: mark.left for mark in chart[0].marks}
+    assert left["limit"] < left["spread"] < left["ratio"] < left["aim"] < left["one"]
+    assert chart[0].against == "a (timm 1.0)"
+    assert "half of the turns lie between 0.3 and 0.45" in chart[0].words
+    html = render("comparisons.html", comparisons=chart, curves=[])
+    assert html.count("misses at most 0.5") == html.count("misses at least 1.8") == 1
+    assert "a small net" in html
+    assert html.count('class="aim missed"') == 2
+    assert "aim: below 1" in html
+    label = performance._tally(chart)
+    assert label == "4, 2 miss their aim"
+
+
+def test_a_curve_of_time_against_size_rises_to_the_right():
+    one = {"what": "w", "of": "cells", "sizes": [10, 100, 1000], "seconds": [0.1, 1.0, 10.0]}
+    (curve,) = performance.curves([one | {"exponent": 1.0}])
+    across, down = zip(*curve.points, strict=True)
+    assert list(across) == sorted(across)
+    assert list(down) == sorted(down, reverse=True)
+    assert across[1] == down[1] == 50
+    (wide,) = performance.curves([one | {"sizes": [4800, 19200, 307200], "exponent": 1.0}])
+    assert len(wide.sizes) < len(wide.x.ticks())  # 5,000 and 10,000 would overlap
+    html = render("comparisons.html", comparisons=[], curves=[curve])
+    assert "the 1.00 power" in html
+    assert "1,000: 10 CPU-s" in html
+
+
+@pytest.mark.parametrize("ends", [(0.6, 1.3), (0.95, 1.02), (0.04, 1.2), (1e-4, 30.0)])
+def test_a_logarithmic_axis_has_two_to_five_ticks_in_their_order(ends):
+    ticks = Axis.over(ends, log=True).ticks()
+    assert 2 <= len(ticks) <= 6
+    assert ticks == sorted(ticks)
+
+
+def test_zero_has_no_place_on_a_logarithmic_axis():
+    with pytest.raises(ValueError, match="expected ones above 0"):
+        Axis.over([0.0, 1.0], log=True)
 
 
 def test_a_profile_costs_what_a_run_took_that_changed_nothing_of_it():

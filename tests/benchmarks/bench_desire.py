@@ -44,7 +44,8 @@ def test_futures_at_once(windows, scenes, rounds, compare):
         "a loop over samples",
         one_by_one,
         rounds=rounds,
-        aim="below 1",
+        aim=1.0,
+        agreement="equal to rounding",
         note=note,
     )
 
@@ -65,7 +66,7 @@ def test_futures_against_a_loop_over_agents(windows, compare):
 
     torch.testing.assert_close(together(), agent_by_agent(), rtol=1e-4, atol=1e-4)
     compare(
-        f"futures of {SCENES} scenes in one call", together, "a loop over agents", agent_by_agent, rounds=10, aim="below 1",
+        f"futures of {SCENES} scenes in one call", together, "a loop over agents", agent_by_agent, rounds=10, aim=1.0, agreement="equal to rounding",
         note=f"{len(past)} agents, {SAMPLES} samples",
     )  # fmt: skip
 
@@ -102,7 +103,8 @@ def test_pooling_by_agents(agents, rounds, compare):
         lambda: torch.autograd.grad(ours().sum(), (state, layer.weight)),
         "a one-hot einsum",
         lambda: torch.autograd.grad(dense().sum(), (state, layer.weight)),
-        rounds=rounds, aim="below 1", note=f"forward and backward, {scenes * agents} agents in all",
+        rounds=rounds, aim=1.0, agreement="equal to rounding",
+        note=f"forward and backward, {scenes * agents} agents in all",
     )  # fmt: skip
 
 
@@ -124,7 +126,7 @@ def test_index_add_by_agents(agents, compare):
         lambda: torch.autograd.grad(de.log_polar_pool(position, state).sum(), state),
         "a one-hot einsum",
         lambda: torch.autograd.grad(dense().sum(), state),
-        rounds=10, aim="below 1", note="without the layer, forward and backward",
+        rounds=10, aim=1.0, note="without the layer, forward and backward",
     )  # fmt: skip
 
 
@@ -149,8 +151,9 @@ def test_what_interaction_costs(windows, compare):
     _, alone = ranking(windows, social=False)
     _, social = ranking(windows, social=True)
     compare(
-        "a training step of the ranker with neighbours", social, "without (one fused GRU)", alone, rounds=6,
-        note="4 agents, 8 samples; step by step, as states enter the next step",
+        "a training step of the ranker with neighbours", social, "without (one fused GRU)", alone, rounds=6, aim=1.3,
+        reason="states enter the next step, so that its GRU cannot be one fused call",
+        note="4 agents, 8 samples; step by step, where the other is one fused GRU",
     )  # fmt: skip
 
 
@@ -168,5 +171,5 @@ def test_pictures_once_a_batch(windows, compare):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-1)
     compare(
         "a training step, each raster encoded once", step, "a raster for every scene", each_scene, rounds=6,
-        aim="below 1", note="4 rasters, 32 scenes",
+        aim=1.0, agreement="equal to rounding", note="4 rasters, 32 scenes",
     )  # fmt: skip

@@ -39,7 +39,8 @@ def test_masked_teacher_against_the_whole_one(keep, small, compare):
             "the same on all patches",
             lambda: model(x),
             rounds=7,
-            aim=f"the share of operations, {share(keep):.3f}",
+            aim=share(keep),
+            aim_is="the share of operations",
         )
 
 
@@ -72,7 +73,9 @@ def test_masked_teacher_against_patch_dropout(keep, small, compare):
             "timm's PatchDropout (random patches)",
             peer,
             rounds=7,
-            aim="at most 1.05",
+            aim=1.05,
+            peers=["timm"],
+            agreement="as many patches, not the same ones",
         )
 
 
@@ -98,7 +101,8 @@ def test_selection_against_the_students_step(compare, small):
         "the same without",
         step,
         rounds=15,
-        aim="at most 1.02",
+        aim=1.02,
+        limit=1.0,
     )
 
 
@@ -134,7 +138,9 @@ def test_reading_attention_against_attention_extract(compare, small):
             "timm's AttentionExtract (whole maps of the last block)",
             extract,
             rounds=15,
-            aim="at most 1",
+            aim=1.0,
+            peers=["timm"],
+            agreement="the same attention to rounding",
         )
 
 
@@ -162,5 +168,30 @@ def test_a_distillation_step_against_the_full_teacher(compare, small):
         "full-teacher distillation",
         step("full"),
         rounds=7,
-        aim=f"the share of operations, {bound:.3f}",
+        aim=bound,
+        aim_is="the share of operations",
+    )
+
+
+def test_growth_with_the_tokens(grow):
+    timm = pytest.importorskip("timm")
+
+    def make(patches):
+        side = 16 * round(patches**0.5)
+        student, teacher = (
+            timm.create_model("vit_tiny_patch16_224", img_size=side) for _ in range(2)
+        )
+        x, y = torch.randn(1, 3, side, side), torch.zeros(1, dtype=torch.long)
+
+        def step():
+            with mkd.MaskedDistiller(student, teacher, patches // 2) as distiller:
+                distiller(x, y).loss.backward()
+
+        return step
+
+    grow(
+        "a distillation step, ViT-Ti, half of the teacher's patches",
+        "patches",
+        [64, 144, 256, 576, 1024],
+        make,
     )

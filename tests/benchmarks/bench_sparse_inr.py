@@ -62,7 +62,9 @@ def test_meta_gradient_batched_over_tasks(width, points, tasks, rounds, compare)
         "a loop over tasks with create_graph",
         lambda: slopes_by_loop(*case),
         rounds=rounds,
-        note=f"gradients agree to {gap:.0e}",
+        aim=1.0,
+        reason="wide products fill a core by themselves, so that batching saves little",
+        agreement=f"gradients agree to {gap:.0e}",
     )
 
 
@@ -88,7 +90,8 @@ def test_fitting_batched_over_pictures(width, points, pictures, rounds, compare)
         "fitted one by one",
         one_by_one,
         rounds=rounds,
-        aim="below 1",
+        aim=1.0,
+        agreement="PSNR to 0.01 dB",
     )
 
 
@@ -124,5 +127,5 @@ def test_frequency_in_the_weights_instead_of_the_activations(width, compare):
         "omega_0 times the activations",
         theirs,
         rounds=50,
-        aim="below 1",
+        aim=1.0,
     )

@@ -29,16 +29,20 @@ class Axis:
     log: bool
 
     @classmethod
-    def over(cls, numbers: Iterable[float]) -> Axis:
+    def over(cls, numbers: Iterable[float], *, log: bool | None = None) -> Axis:
         """The axis that shows all numbers, with a margin.
 
+        log: logarithmic or not; by the numbers if None.
+
         Raises:
-            ValueError: for no numbers, or one that is not finite.
+            ValueError: for no numbers, one that is not finite, or log = True and one not above 0.
         """
         low, high = min(numbers := list(numbers)), max(numbers)
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"numbers = {numbers}: expected finite ones")
-        log = low > 0 and high / low > RATIO
+        if log and low <= 0:
+            raise ValueError(f"numbers = {numbers}: expected ones above 0 on a logarithmic axis")
+        log = (low > 0 and high / low > RATIO) if log is None else log
         if log:
             low, high = math.log10(low), math.log10(high)
         room = MARGIN * (high - low) or abs(low) / 2 or 1.0
@@ -52,14 +56,16 @@ class Axis:
         return round(100 * share, 2)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Two to five round numbers with their places."""
-        if self.log:
-            found = LogLocator(numticks=5).tick_values(10**self.low, 10**self.high)
-            inside = [tick for tick in found if self.low <= math.log10(tick) <= self.high]
+        """Some round numbers with their places."""
+        low, high = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
+        if self.log and high / low > 10:  # below, powers of ten would be one tick or none
+            subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
+            found = LogLocator(subs=subs, numticks=6).tick_values(low, high)
+            inside = [tick for tick in found if low <= tick <= high]
         else:
-            found = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
+            found = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
             # 0.30000000000000004 is 0.3
-            inside = [float(f"{t:.10g}") for t in found if self.low <= t <= self.high]
+            inside = [float(f"{t:.10g}") for t in found if low <= t <= high]
         return [(self.at(tick), number(tick)) for tick in inside]
 
 

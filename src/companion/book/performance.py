@@ -61,6 +61,94 @@ def ratios() -> list[Ratios]:
     return found
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A row on its chapter's axis: the ratio, the spread of its turns, the aim and the limit."""
+
+    what: str
+    against: str
+    axis: Axis
+    marks: tuple[Mark, ...]
+    shown: str  # the ratio and how it stands to its aim, in words
+    state: str  # CSS class: holds where ours takes less
+    missed: bool
+    reason: str  # why it misses its aim, where known
+
+    @property
+    def words(self) -> str:
+        return "; ".join(mark.text for mark in self.marks)
+
+
+def comparisons(rows: list[dict]) -> list[Comparison]:
+    """The rows of a chapter on one logarithmic axis. Rows of older records have fewer marks."""
+    shown = ("ratio", "low", "high", "aim_at", "limit")
+    axis = Axis.over([1.0, *(row[key] for row in rows for key in shown if key in row)], log=True)
+    return [_comparison(row, axis) for row in rows]
+
+
+def _comparison(row: dict, axis: Axis) -> Comparison:
+    ratio, aim, least = row["ratio"], row.get("aim_at"), row.get("at_least", False)
+    rounded = float(f"{ratio:.3g}")  # the ratio as it is shown decides
+    missed = aim is not None and (rounded < aim if least else rounded > float(f"{aim:.3g}"))
+    state = "holds" if (rounded >= 1 if least else rounded <= 1) else "fails"
+    one = axis.at(1.0)
+    marks = [Mark("one", one, 0.0, "1: both take the same")]
+    if "low" in row:
+        left, right = axis.at(row["low"]), axis.at(row["high"])
+        text = f"half of the turns lie between {number(row['low'])} and {number(row['high'])}"
+        marks.append(Mark(f"spread {state}", left, round(right - left, 2), text))
+    if "limit" in row:
+        text = f"limit: {number(row['limit'])}"
+        marks.append(Mark("limit", axis.at(row["limit"]), 0.0, text))
+    if aim is not None:
+        marks.append(
+            Mark("aim missed" if missed else "aim", axis.at(aim), 0.0, f"aim: {row['aim']}")
+        )
+    marks.append(Mark(f"ratio {state}", axis.at(ratio), 0.0, f"ratio: {number(ratio)}"))
+    said = "" if aim is None else f"misses {row['aim']}" if missed else f"aim: {row['aim']}"
+    if aim is None and row["aim"]:  # of an older record
+        said = f"aim: {row['aim']}"
+    shown = ", ".join(filter(None, [number(ratio), said]))
+    return Comparison(
+        row["what"], _against(row), axis, tuple(marks), shown, state, missed, row.get("reason", "")
+    )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Time against size, both axes logarithmic: points in per cent of a picture, (0, 0) top left."""
+
+    what: str
+    of: str
+    points: tuple[tuple[float, float], ...]
+    x: Axis
+    y: Axis
+    words: str
+    power: str
+
+    @property
+    def sizes(self) -> list[tuple[float, str]]:
+        """The ticks of the sizes whose numbers have room: a digit takes 2.5 % of the width."""
+        kept: list[tuple[float, str]] = []
+        for place, text in self.x.ticks():
+            if not kept or place - kept[-1][0] >= 2.5 * len(text) + 2:
+                kept.append((place, text))
+        return kept
+
+
+def curves(growth: list[dict]) -> list[Curve]:
+    """The measured curves of a chapter."""
+    found = []
+    for one in growth:
+        x, y = (Axis.over(one[key], log=True) for key in ("sizes", "seconds"))
+        pairs = list(zip(one["sizes"], one["seconds"], strict=True))
+        words = "; ".join(f"{number(n)}: {number(s)} CPU-s" for n, s in pairs)
+        places = tuple((x.at(n), round(100 - y.at(s), 2)) for n, s in pairs)
+        power = f"{one['exponent']:.2f}"
+        found.append(Curve(one["what"], one["of"], places, x, y, words, power))
+    return found
+
+
 def benchmarks_section(env) -> list[nodes.Node]:
     """The chart, and a folded table a chapter."""
     found = benchmarks()
@@ -77,8 +165,17 @@ def benchmarks_section(env) -> list[nodes.Node]:
             tables.code(where.get("commit") or "not known"),
         )
         said = map(tables.paragraph, result.get("conclusions", []))
-        label = f"{names.get(stem, stem)} ({len(result['rows'])})"
-        fold = folded(label, *said, table, machine, tables.shell(result["command"]))
+        chart = comparisons(result["rows"])
+        grown = curves(result.get("growth", []))
+        count = f"All {len(result['rows'])} as a table"
+        fold = folded(
+            [names.get(stem, stem), f" ({_tally(chart)})"],
+            *said,
+            raw(render("comparisons.html", comparisons=chart, curves=grown)),
+            folded(count, table),
+            machine,
+            tables.shell(result["command"]),
+        )
         fold["ids"] = [f"performance-{stem}"]
         folds.append(fold)
     return [
@@ -127,5 +224,26 @@ def gpu_section(env) -> list[nodes.Node]:
     ]
 
 
+def _tally(chart: list[Comparison]) -> str:
+    """How many comparisons there are, and how many of their aims are missed."""
+    missed = sum(one.missed for one in chart)
+    return (
+        f"{len(chart)}, {missed} {'misses its' if missed == 1 else 'miss their'} aim"
+        if missed
+        else f"{len(chart)}"
+    )
+
+
+def _against(row: dict) -> str:
+    """What ours is compared with, and which version of it."""
+    versions = ", ".join(f"{name} {version}" for name, version in row.get("versions", {}).items())
+    return f"{row['against']} ({versions})" if versions else row["against"]
+
+
 def _row(row: dict) -> list[str]:
-    return [row["what"], row["against"], f"{row['ratio']:.3g}", row["aim"], row.get("note", "")]
+    spread = f" ({row['low']:.3g}–{row['high']:.3g})" if "low" in row else ""
+    aim = row["aim"]
+    if "limit" in row:
+        aim = "; ".join(filter(None, [aim, f"limit {row['limit']:.3g}"]))
+    note = "; ".join(filter(None, [row.get(key) for key in ("agreement", "reason", "note")]))
+    return [row["what"], _against(row), f"{row['ratio']:.3g}{spread}", aim, note]
