@@ -171,7 +171,7 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
         help="a parameter; the value is read as YAML, so lists and true work",
     )  # fmt: skip
     parser.add_argument(
-        "-f", type=Path, metavar="FILE", help="a YAML file of parameters; -p goes before it"
+        "-f", type=Path, metavar="FILE", help="a YAML file of parameters; -p takes precedence"
     )
 
 
