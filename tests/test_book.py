@@ -483,6 +483,34 @@ def test_a_record_is_shown_with_all_that_a_reader_needs_to_judge_it(chapter):
     assert "fig-mnist" in image.parent["ids"]
 
 
+def test_a_figure_that_several_runs_share_is_not_shown_again():
+    def drawn(name, shas):
+        figures = [
+            {
+                "name": figure,
+                "file": f"{name}-{figure}.png",
+                "sha256": sha,
+                "caption": "",
+                "alt": "A.",
+            }
+            for figure, sha in shas.items()
+        ]
+        return Run("snip", name, figures=figures, seconds=1.0)
+
+    runs = [
+        drawn("a", {"fig-law": "1" * 64, "fig-errors": "2" * 64}),
+        drawn("b", {"fig-law": "1" * 64, "fig-errors": "3" * 64}),
+        drawn("c", {"fig-law": "4" * 64}),
+    ]
+    (fold,) = compare.figures("snip", runs)
+    assert [image["uri"].rpartition("/")[2] for image in fold.findall(nodes.image)] == [
+        "c-fig-law.png", "a-fig-errors.png", "b-fig-errors.png",
+    ]  # fmt: skip
+    assert (
+        compare.figures("snip", [drawn("a", {"fig-law": "1"}), drawn("b", {"fig-law": "1"})]) == []
+    )
+
+
 @pytest.mark.parametrize(
     ("known", "shown_as", "not_shown"),
     [

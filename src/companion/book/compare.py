@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -227,10 +228,13 @@ def figures(paper: str, runs: list[Run]) -> list[nodes.Node]:
             several.setdefault(name, {})[run.name] = about
     shown: list[nodes.Node] = []
     for name, found in several.items():
-        if len(found) > 1 and len({about["sha256"] for about in found.values()}) == 1:
-            continue
+        times = Counter(about["sha256"] for about in found.values())
         title = name.removeprefix(f"fig-{paper.replace('_', '-')}-").replace("-", " ")
-        shown += [_image(paper, title.capitalize(), run, about) for run, about in found.items()]
+        shown += [
+            _image(paper, title.capitalize(), run, about)
+            for run, about in found.items()
+            if times[about["sha256"]] == 1
+        ]
     names = ", ".join(run.name for run in runs if run.figures)
     return (
         [folded(f"The page's figures under the recorded runs: {names}", *shown)] if shown else []
