@@ -15,7 +15,14 @@ def runs(monkeypatch):
         "by.size": {"100 at 90 %": 0.5}, "missing": None, "word": "many",
     }  # fmt: skip
     found = {"gpu-run": Run("snip", "gpu-run", values=values, claims={"C7": claim})}
+    rows = [
+        {"seed": "0", "decay": "0.0", "e.dense": "1.9"},
+        {"seed": "1", "decay": "0.0", "e.dense": "1.8"},
+        {"seed": "0", "decay": "0.0005", "e.dense": "1.4"},
+        {"seed": "1", "decay": "0.0005", "e.dense": ""},
+    ]
     monkeypatch.setattr(kept, "_runs", lambda paper: found)
+    monkeypatch.setattr(kept, "_sweeps", lambda paper: {"decays": rows})
 
 
 @pytest.mark.parametrize(
@@ -31,15 +38,29 @@ def runs(monkeypatch):
     ],
 )
 def test_a_number_of_a_record_stands_in_prose(said, number):
-    assert kept.filled(f"an error of {{kept}}`gpu-run {said}` %.", "snip") == (
-        f"an error of {number} %."
-    )
+    said = f"gpu-run {said}"
+    assert kept.filled(f"an error of {{kept}}`{said}` %.", "snip") == (f"an error of {number} %.")
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("e.dense[decay=0]:.1f", "1.8–1.9"),
+        ("e.dense[decay=5e-4]:.1f", "1.4"),
+        ("e.dense:.1f", "1.4–1.9"),
+    ],
+)
+def test_a_number_of_a_sweep_stands_in_prose(said, number):
+    assert kept.filled(f"{{kept}}`decays {said}`", "snip") == number
 
 
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ("other e.dense", "no record 'other', but gpu-run"),
+        ("other e.dense", "no record 'other', but gpu-run, decays"),
+        ("decays e.dense[decay=1]", "no number"),
+        ("decays e.sparse", "no number"),
+        ("decays e.dense[rate=0]", "no number"),
         ("gpu-run e.sparse", "no number of this name, but None"),
         ("gpu-run missing", "no number"),
         ("gpu-run word", "no number of this name, but 'many'"),

@@ -3,18 +3,23 @@
 A notebook's own numbers come by ``{glue:text}``; those of a run of `companion record` by
 ``{kept}`paper-gpu snip.error.dense:.2f```: the record, what it recorded, and a format. A name can
 also be a claim's quantity (``C7.ratio``), end in a key (``snip.batch[100 at 90 %]``) or in a
-factor (``desire.accuracy*100``). Of several values it gives the range, 1.35–1.47.
+factor (``desire.accuracy*100``). Of several values it gives the range, 1.35–1.47. A column of a
+kept sweep is named likewise, of all its runs or of those with a parameter's value:
+``{kept}`weight-decay snip.error.dense[weight_decay=0]:.2f```.
 """
 
 from __future__ import annotations
 
+import csv
 import functools
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from companion.runs.record import Run
-from companion.runs.records import load_records
+from companion.runs.records import FOLDER, load_records
+from companion.runs.store import kept
 
 ROLE = re.compile(r"\{kept\}`(?P<run>[\w-]+) (?P<name>[^`\[*:]+)(?:\[(?P<key>[^`\]]+)\])?"
                   r"(?:\*(?P<factor>[\d.]+))?(?::(?P<form>[^`]*))?`")  # fmt: skip
@@ -36,20 +41,17 @@ def filled(text: str, paper: str) -> str:
 
 
 def _number(paper: str, found: re.Match) -> str:
-    runs = _runs(paper)
+    runs, sweeps = _runs(paper), _sweeps(paper)
     name, key = found["name"].strip(), found["key"]
-    if (run := runs.get(found["run"])) is None:
+    value: Any
+    if found["run"] in sweeps:
+        value = _column(sweeps[found["run"]], name, key)
+    elif found["run"] in runs:
+        value = _value(runs[found["run"]], name, key)
+    else:
         raise ValueError(
-            f"{paper}: {found[0]}: it has no record {found['run']!r}, but {', '.join(runs)}"
+            f"{paper}: {found[0]}: it has no record {found['run']!r}, but {', '.join([*runs, *sweeps])}"
         )
-    value = _value(run, name)
-    if key is not None:
-        if isinstance(value, Mapping):
-            value = value.get(key)
-        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            value = None
     numbers = value if isinstance(value, list) else [value]
     if not numbers or not all(isinstance(n, int | float) for n in numbers):
         raise ValueError(
@@ -66,13 +68,46 @@ def _number(paper: str, found: re.Match) -> str:
     return f"{low} to {high}" if {low[0], high[0]} & {"−", "+"} else f"{low}–{high}"
 
 
-def _value(run: Run, name: str) -> Any:
+def _column(rows: list[dict[str, str]], name: str, key: str | None) -> list[float]:
+    """A sweep's column, of the runs that the key `PARAMETER=VALUE` picks."""
+    parameter, _, wanted = (key or "").partition("=")
+    return [
+        float(row[name])
+        for row in rows
+        if row.get(name) and (not key or _same(row.get(parameter, ""), wanted))
+    ]
+
+
+def _same(one: str, other: str) -> bool:
+    with suppress(ValueError):
+        return float(one) == float(other)
+    return one == other
+
+
+def _value(run: Run, name: str, key: str | None) -> Any:
     claim, _, quantity = name.partition(".")
+    value = run.values.get(name)
     if name not in run.values and claim in run.claims:
-        return run.claims[claim].measured.get(quantity)
-    return run.values.get(name)
+        value = run.claims[claim].measured.get(quantity)
+    if key is None:
+        return value
+    if isinstance(value, Mapping):
+        return value.get(key)
+    listed = isinstance(value, list) and key.isdigit() and int(key) < len(value)
+    return value[int(key)] if listed else None
 
 
 @functools.lru_cache(maxsize=16)
 def _runs(paper: str) -> dict[str, Run]:
     return {run.name: run for run in load_records(paper)}
+
+
+@functools.lru_cache(maxsize=16)
+def _sweeps(paper: str) -> dict[str, list[dict[str, str]]]:
+    found = {}
+    for sweep in kept(paper):
+        with (FOLDER / paper / "sweeps" / f"{sweep.name}.csv").open(
+            encoding="utf-8", newline=""
+        ) as file:
+            found[sweep.name] = list(csv.DictReader(file))
+    return found
