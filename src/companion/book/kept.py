@@ -93,8 +93,9 @@ def _value(run: Run, name: str, key: str | None) -> Any:
         return value
     if isinstance(value, Mapping):
         return value.get(key)
-    listed = isinstance(value, list) and key.isdigit() and int(key) < len(value)
-    return value[int(key)] if listed else None
+    if isinstance(value, list) and key.isdigit() and int(key) < len(value):
+        return value[int(key)]
+    return None
 
 
 @functools.lru_cache(maxsize=16)
