@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from companion.book.kept import filled
 from companion.data.images import ImageSet, load_images, standardise
 from companion.papers import snip
 from companion.papers.snip import experiment
@@ -337,18 +338,19 @@ def test_logit_sum_is_the_derivative_along_a_layer(digits):
     assert logit_sum(model, x, y).item() == pytest.approx(slope, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["paper-gpu", "vgg-d-5000-steps-gpu"])
+@pytest.mark.parametrize("name", ["paper-gpu", "lenet-5", "vgg-d-5000-steps-gpu"])
 def test_the_chapters_table_at_the_papers_size_is_what_the_runs_recorded(name):
     prose = "\n".join(cell["source"] for cell in chapters.read(chapters.find("snip"))["cells"])
+    prose = filled(prose, "snip")
     _, _, dense, *shown, _ = next(
         row for row in prose.splitlines() if row.startswith(f"| `{name}`")
     ).split("|")
     (run,) = (run for run in load_records("snip") if run.name == name)
     assert float(dense) == pytest.approx(run.values["snip.error.dense"], abs=0.051)  # 37.9
-    for at, cell in zip((90, 95, 98), shown, strict=True):
+    for at, cell in zip((90, 95, 98, 99), shown, strict=True):
         if cell.strip():
             value = run.values[f"snip.error.snip.{at}"]
-            assert float(cell) == pytest.approx(value, abs=0.0051)
+            assert float(cell) == pytest.approx(value, abs=0.051 if value > 10 else 0.0051)
         else:
             assert f"snip.error.snip.{at}" not in run.values
 
