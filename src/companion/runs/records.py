@@ -191,7 +191,7 @@ def _shrink(png: bytes) -> bytes:
     from PIL import Image
 
     original = png
-    for colours in (256, 64, 16, 8):
+    for colours in (256, 64, 16):
         if len(png) <= FIGURE_LIMIT:
             break
         with Image.open(io.BytesIO(original)) as picture:
