@@ -538,7 +538,10 @@ def _refresh(options: argparse.Namespace) -> None:
 
 def _build(options: argparse.Namespace) -> int:
     from companion.book import build, print_book
+    from companion.book.printed import needed_browser
 
+    if options.pdf:
+        needed_browser()  # before minutes of building
     status = build(force=options.force)
     if options.pdf:
         print(f"printed: {print_book().as_uri()}")

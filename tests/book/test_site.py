@@ -333,6 +333,12 @@ def test_printing_without_a_browser_says_what_it_needs(tmp_path, monkeypatch):
     broken.chmod(0o755)
     with pytest.raises(BuildError, match="did not print the book:\nno display"):
         print_page(str(broken), tmp_path / "page.html", tmp_path / "book.pdf")
+    part = tmp_path / "book.part.pdf"
+    part.write_text("of a print that was broken off")
+    broken.write_text("#!/bin/sh\nexit 0\n")
+    with pytest.raises(BuildError, match="did not print the book"):
+        print_page(str(broken), tmp_path / "page.html", tmp_path / "book.pdf")
+    assert not part.exists()
     assert not (tmp_path / "book.pdf").exists()
 
 

@@ -29,18 +29,24 @@ def find_browser() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
+def needed_browser() -> str:
+    """As `find_browser`; raises BuildError where there is none."""
+    if (browser := find_browser()) is None:
+        raise BuildError(f"a PDF needs one of {', '.join(BROWSERS)}; none is on the PATH")
+    return browser
+
+
 def print_book(root: Path = ROOT) -> Path:
     """Write `_build/paper-companion.pdf` with all pages of the book; return its path.
 
     Raises BuildError where there is no Chromium, or with what Sphinx or Chromium said, and
     BusyError while another process builds.
     """
-    browser = find_browser()
-    if browser is None:
-        raise BuildError(f"a PDF needs one of {', '.join(BROWSERS)}; none is on the PATH")
+    browser = needed_browser()
     out = root / "_build"
     out.mkdir(exist_ok=True)
     with locked(out / ".lock", f"{out}: {{holder}} is building the book; wait for it") as lock:
+        # pages that the strict build has read are taken as they are: it has seen their warnings
         run_sphinx(root, out, lock, "singlehtml")
         return print_page(browser, out / "singlehtml" / "index.html", out / "paper-companion.pdf")
 
@@ -48,6 +54,7 @@ def print_book(root: Path = ROOT) -> Path:
 def print_page(browser: str, page: Path, pdf: Path) -> Path:
     """Print an HTML file into a PDF, which takes its place only when it is whole."""
     part = pdf.with_suffix(".part.pdf")
+    part.unlink(missing_ok=True)  # of a print that was broken off
     print("printing ...", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         try:
@@ -56,7 +63,9 @@ def print_page(browser: str, page: Path, pdf: Path) -> Path:
                 capture_output=True, text=True, errors="replace", timeout=PATIENCE_S,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
+            part.unlink(missing_ok=True)
             raise BuildError(f"{browser} did not print the book in {PATIENCE_S} s") from error
     if done.returncode or not part.is_file():
+        part.unlink(missing_ok=True)
         raise BuildError(f"{browser} did not print the book:\n{done.stderr.strip()}")
     return part.replace(pdf)
