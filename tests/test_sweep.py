@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import nbformat
 import pandas
@@ -597,17 +598,76 @@ def test_an_event_loop_that_starts_late_is_started_again(
 
     start, late = LoopRunner._start_unlocked, []
 
-    def start_late(runner):
+    def _start_unlocked(runner):
         if not late:
             late.append(runner)
             raise AssertionError
         return start(runner)
 
-    monkeypatch.setattr(LoopRunner, "_start_unlocked", start_late)
+    monkeypatch.setattr(LoopRunner, "_start_unlocked", _start_unlocked)
     options = {"scheduler": scheduler} if own else {}
     (row,) = go(toy, tmp_path / "out", {"x": [3]}, **options)
     assert row.values["toy.double"] == 6
     assert late
+
+
+def test_an_event_loop_that_never_starts_is_said_and_other_assertions_stay():
+    def _start_unlocked():
+        raise AssertionError
+
+    def other():
+        raise AssertionError("not ours")
+
+    with pytest.raises(RuntimeError, match="event loop did not start"):
+        local.patiently(_start_unlocked)
+    with pytest.raises(AssertionError, match="not ours"):
+        local.patiently(other)
+
+
+def test_what_was_fetched_before_the_scheduler_went_is_stored(monkeypatch):
+    import distributed
+
+    class Future:
+        def __init__(self, number):
+            self.number = number
+
+        def result(self, timeout):
+            if self.number == 0:
+                raise OSError("connection lost")
+            return self.number
+
+        def release(self):
+            pass
+
+    class Client:
+        loop = None
+
+        def submit(self, function, *args, key, **options):
+            return Future(int(key[-1], 16))
+
+    class Arriving:
+        def __init__(self, futures, loop):
+            self.futures = list(futures)
+
+        def count(self):
+            return len(self.futures)
+
+        def next_batch(self, block):
+            found, self.futures = self.futures, []
+            return found
+
+    monkeypatch.setattr(distributed, "as_completed", Arriving)
+    monkeypatch.setattr(rooms, "_Watch", lambda *args: Mock())
+    orders = [Mock(fingerprint="f", point=Mock(id=str(number))) for number in range(4)]
+    got = []
+
+    def store_all():
+        for result in rooms._results(Client(), None, orders, "source"):
+            got.append(result)
+
+    with pytest.raises(SweepError, match=r"the scheduler is gone \(connection lost\); what was"):
+        store_all()
+    assert got == [1, 2, 3]
 
 
 SCANCEL = """\

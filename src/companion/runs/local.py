@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TypeVar
 
@@ -109,10 +110,16 @@ def patiently(make: Callable[..., T], *args, **options) -> T:
     `distributed` gives the thread of its event loop ten seconds to start, which a machine that
     stalls can overrun, and then fails an assertion.
     """
-    try:
-        return make(*args, **options)
-    except AssertionError:
-        return make(*args, **options)
+    for last in (False, True):
+        try:
+            return make(*args, **options)
+        except AssertionError as error:
+            if traceback.extract_tb(error.__traceback__)[-1].name != "_start_unlocked":
+                raise
+            if last:
+                said = "Dask's event loop did not start: the machine is too busy; start it again"
+                raise RuntimeError(said) from error
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager

@@ -101,7 +101,8 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
     watch = _Watch(client, crew)
 
     def fetch(future):
-        """Its result, as a failed run if its workers died; None if it has to come again."""
+        """Its result, as a failed run if its workers died; None if it has to come again; the
+        error that ends the sweep, once the others are stored."""
         try:
             return future.result(timeout=cluster.CONNECT_S)
         except KilledWorker:
@@ -110,7 +111,7 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
         except TimeoutError:  # its worker died before the result was fetched
             return None
         except (OSError, FutureCancelledError) as error:
-            raise SweepError(f"the scheduler is gone; {RESUME}") from error
+            return SweepError(f"the scheduler is gone ({error}); {RESUME}")
 
     with ThreadPoolExecutor(FETCHERS) as fetchers:  # a fetch is mostly waiting
         while arriving.count():
@@ -121,13 +122,18 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
                 time.sleep(POLL_S)
             for start in range(0, len(batch), FETCHERS):
                 some = batch[start : start + FETCHERS]
+                gone = None
                 for future, result in zip(some, fetchers.map(fetch, some), strict=True):
                     if result is None:
                         arriving.add(future)
-                        continue
-                    future.release()
-                    watch.result()
-                    yield result
+                    elif isinstance(result, SweepError):
+                        gone = result
+                    else:
+                        future.release()
+                        watch.result()
+                        yield result
+                if gone:
+                    raise gone
 
 
 class _Watch:
