@@ -485,6 +485,23 @@ def test_a_figure_that_shows_nothing_is_not_kept(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.glob("*.png")) == ["run-full.part.png"]
 
 
+def test_a_crowded_figure_keeps_its_colours_and_the_width_at_which_it_is_shown(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    from companion.book.compare import _shown_width
+
+    crowded = np.random.default_rng(0).integers(90, 170, (400, 600, 3), dtype=np.uint8)
+    crowded[:, :100] = (213, 94, 0)
+    before, after = tmp_path / "before.png", tmp_path / "after.png"
+    Image.fromarray(crowded).save(before, "png", dpi=(records.DENSITY, records.DENSITY))
+    after.write_bytes(records._shrink(before.read_bytes()))
+    assert len(after.read_bytes()) <= records.FIGURE_LIMIT
+    assert _shown_width(after) == pytest.approx(_shown_width(before), abs=1)
+    colour = np.asarray(Image.open(after).convert("RGB"), dtype=float)[100, 20]
+    assert abs(colour - (213, 94, 0)).max() < 12
+
+
 def test_a_figure_too_large_for_the_book_loses_colours_only():
     import numpy as np
     from PIL import Image

@@ -187,17 +187,22 @@ def _shows_something(ax) -> bool:
 
 
 def _shrink(png: bytes) -> bytes:
-    """Reduce a picture that is too large for the book to 256 colours, or to fewer."""
+    """Reduce a picture that is too large for the book to fewer colours, or to fewer pixels.
+
+    Below 64 colours those of the curves would go, so that pixels go first.
+    """
     from PIL import Image
 
     original = png
-    for colours in (256, 64, 16):
+    for colours, share in ((256, 1), (64, 1), (64, 0.7), (64, 0.5), (16, 0.5)):
         if len(png) <= FIGURE_LIMIT:
             break
         with Image.open(io.BytesIO(original)) as picture:
-            reduced = picture.convert("RGB").quantize(colours)
+            width, height = (round(share * side) for side in picture.size)
+            reduced = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
         file = io.BytesIO()
-        reduced.save(file, "png", optimize=True, dpi=(DENSITY, DENSITY))
+        density = share * DENSITY
+        reduced.quantize(colours).save(file, "png", optimize=True, dpi=(density, density))
         png = file.getvalue()
     return png
 
