@@ -504,8 +504,9 @@ def test_a_figure_that_several_runs_share_is_not_shown_again():
     ]
     (fold,) = compare.figures("snip", runs)
     assert [image["uri"].rpartition("/")[2] for image in fold.findall(nodes.image)] == [
-        "c-fig-law.png", "a-fig-errors.png", "b-fig-errors.png",
+        "a-fig-law.png", "c-fig-law.png", "a-fig-errors.png", "b-fig-errors.png",
     ]  # fmt: skip
+    assert "Fig law, a, b" in fold.astext()
     assert (
         compare.figures("snip", [drawn("a", {"fig-law": "1"}), drawn("b", {"fig-law": "1"})]) == []
     )
@@ -761,6 +762,19 @@ def test_a_bound_of_its_own_stands_beside_the_value_and_an_empty_column_goes(sta
     assert "at most" not in row[0]
     assert row[1].endswith("3 % (at most 3 %)")
     assert row[2].endswith("3.5 % (at most 4 %)")
+
+
+def test_the_bound_of_a_sweep_is_that_of_its_runs(stated):
+    quantity = replace(
+        stated["C1"].quantities["error"],
+        bounds={"paper": Bound.parse("<= 4"), "else": Bound.parse("<= 3")},
+    )
+    stated["C1"] = replace(stated["C1"], quantities={"error": quantity})
+    found = Held(1, 2, {"error": [2.0, 5.0]}, profiles=["paper"])
+    kept = [run("stored", verdict("C1")), replace(sweep("seeds"), claims={"C1": found})]
+    (row,) = cells(compare.comparison("snip", kept))[1:]
+    assert row[-2].endswith("3 % (at most 3 %)")
+    assert row[-1].endswith("2 to 5 % (at most 4 %)")
 
 
 def test_many_values_of_the_paper_are_not_repeated_in_the_comparison(stated):

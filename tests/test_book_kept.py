@@ -9,10 +9,12 @@ from companion.runs.record import Run
 
 @pytest.fixture(autouse=True)
 def runs(monkeypatch):
-    claim = Verdict("C7", REPRODUCED, asserted=True, profile="p", measured={"ratio": [0.5, 2.0]})
+    claim = Verdict(
+        "C7", REPRODUCED, asserted=True, profile="p", measured={"ratio": [0.5, 2.0], "exact": True}
+    )
     values = {
         "e.dense": 1.386, "e.dense.seeds": [1.472, 1.352], "shift": [-0.5, 0.25],
-        "by.size": {"100 at 90 %": 0.5}, "missing": None, "word": "many",
+        "by.size": {"100 at 90 %": 0.5}, "missing": None, "word": "many", "e.nan": float("nan"),
     }  # fmt: skip
     found = {"gpu-run": Run("snip", "gpu-run", values=values, claims={"C7": claim})}
     rows = [
@@ -46,8 +48,8 @@ def test_a_number_of_a_record_stands_in_prose(said, number):
     ("said", "number"),
     [
         ("e.dense[decay=0]:.1f", "1.8–1.9"),
-        ("e.dense[decay=5e-4]:.1f", "1.4"),
-        ("e.dense:.1f", "1.4–1.9"),
+        ("e.dense[seed=0]:.1f", "1.4–1.9"),
+        ("seed:.0f", "0–1"),
     ],
 )
 def test_a_number_of_a_sweep_stands_in_prose(said, number):
@@ -59,8 +61,15 @@ def test_a_number_of_a_sweep_stands_in_prose(said, number):
     [
         ("other e.dense", "no record 'other', but gpu-run, decays"),
         ("decays e.dense[decay=1]", "no number"),
-        ("decays e.sparse", "no number"),
-        ("decays e.dense[rate=0]", "no number"),
+        ("decays e.sparse", "no such column; it has seed, decay, e.dense"),
+        ("decays e.dense[rate=0]", "no such column"),
+        ("decays e.dense[rate=]", "no such column"),
+        ("decays e.dense[decay]", "no such column"),
+        ("decays e.dense", "could not convert"),  # a run that lacks it
+        ("gpu-run C7.exact", "no number of this name, but True"),
+        ("gpu-run e.nan", "no number"),
+        ("gpu-run e.dense:.2q", "Unknown format code"),
+        ("gpu-run e.dense*1.0.0", "could not convert"),
         ("gpu-run e.sparse", "no number of this name, but None"),
         ("gpu-run missing", "no number"),
         ("gpu-run word", "no number of this name, but 'many'"),

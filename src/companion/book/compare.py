@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -107,12 +106,7 @@ def _line(claim: Claim, quantity: Quantity, kept: list[Run | Sweep]) -> tuple[st
     """What a quantity means and each run's value, with the bound where all have the same one."""
     found = [run.claims.get(claim.id) for run in kept]
     values = [_measured(claim, quantity, one) for one in found]
-    bounds = [
-        quantity.wanted(one.profile if isinstance(one, Verdict) else "")
-        if one is not None and one.measured.get(quantity.name) is not None
-        else ""
-        for one in found
-    ]
+    bounds = [_bound(quantity, one) for one in found]
     said = {bound for bound in bounds if bound}
     if quantity.is_truth or not said:
         return quantity.means, values
@@ -122,6 +116,14 @@ def _line(claim: Claim, quantity: Quantity, kept: list[Run | Sweep]) -> tuple[st
         f"{value} ({bound})" if bound else value
         for value, bound in zip(values, bounds, strict=True)
     ]
+
+
+def _bound(quantity: Quantity, found: Verdict | Held | None) -> str:
+    """The bound that judged a run, or those of a sweep's runs; "" for what it did not measure."""
+    if found is None or found.measured.get(quantity.name) is None:
+        return ""
+    profiles = [found.profile] if isinstance(found, Verdict) else found.profiles or [""]
+    return " or ".join(dict.fromkeys(map(quantity.wanted, profiles)))
 
 
 def _measured(claim: Claim, quantity: Quantity, found: Verdict | Held | None) -> str:
@@ -219,7 +221,8 @@ def _shown_measure(value: object) -> str:
 def figures(paper: str, runs: list[Run]) -> list[nodes.Node]:
     """The figures of recorded runs in one fold, those of a figure below each other.
 
-    One that is the same in several runs does not depend on the data: the page has it already.
+    A picture that several runs share stands once. If all have it, it does not depend on the data:
+    the page has it already.
     """
     several: dict[str, dict[str, dict]] = {}
     for run in runs:
@@ -228,16 +231,19 @@ def figures(paper: str, runs: list[Run]) -> list[nodes.Node]:
             several.setdefault(name, {})[run.name] = about
     shown: list[nodes.Node] = []
     for name, found in several.items():
-        times = Counter(about["sha256"] for about in found.values())
+        pictures: dict[str, list[str]] = {}
+        for sharing, about in found.items():
+            pictures.setdefault(about["sha256"], []).append(sharing)
+        if len(found) > 1 and len(pictures) == 1:
+            continue
         title = name.removeprefix(f"fig-{paper.replace('_', '-')}-").replace("-", " ")
         shown += [
-            _image(paper, title.capitalize(), run, about)
-            for run, about in found.items()
-            if times[about["sha256"]] == 1
+            _image(paper, title.capitalize(), ", ".join(names), found[names[0]])
+            for names in pictures.values()
         ]
-    names = ", ".join(run.name for run in runs if run.figures)
+    drawn = ", ".join(run.name for run in runs if run.figures)
     return (
-        [folded(f"The page's figures under the recorded runs: {names}", *shown)] if shown else []
+        [folded(f"The page's figures under the recorded runs: {drawn}", *shown)] if shown else []
     )
 
 

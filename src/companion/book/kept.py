@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,7 +34,14 @@ def filled(text: str, paper: str) -> str:
     """
     if "{kept}" not in text:
         return text
-    text = ROLE.sub(lambda found: _number(paper, found), text)
+
+    def number(found: re.Match) -> str:
+        try:
+            return _number(paper, found)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{paper}: {found[0]}: {error}") from None
+
+    text = ROLE.sub(number, text)
     if "{kept}" in text:
         at = text.index("{kept}")
         raise ValueError(f"{paper}: {text[at : at + 60]!r}: expected {{kept}}`RUN NAME:FORMAT`")
@@ -49,14 +57,10 @@ def _number(paper: str, found: re.Match) -> str:
     elif found["run"] in runs:
         value = _value(runs[found["run"]], name, key)
     else:
-        raise ValueError(
-            f"{paper}: {found[0]}: it has no record {found['run']!r}, but {', '.join([*runs, *sweeps])}"
-        )
+        raise ValueError(f"no record {found['run']!r}, but {', '.join([*runs, *sweeps])}")
     numbers = value if isinstance(value, list) else [value]
-    if not numbers or not all(isinstance(n, int | float) for n in numbers):
-        raise ValueError(
-            f"{paper}: {found[0]}: the record has no number of this name, but {value!r}"
-        )
+    if not numbers or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+        raise ValueError(f"no number of this name, but {value!r}")
     factor = float(found["factor"] or 1)
     ends = [
         format(n * factor if found["factor"] else n, found["form"] or "")
@@ -70,12 +74,11 @@ def _number(paper: str, found: re.Match) -> str:
 
 def _column(rows: list[dict[str, str]], name: str, key: str | None) -> list[float]:
     """A sweep's column, of the runs that the key `PARAMETER=VALUE` picks."""
-    parameter, _, wanted = (key or "").partition("=")
-    return [
-        float(row[name])
-        for row in rows
-        if row.get(name) and (not key or _same(row.get(parameter, ""), wanted))
-    ]
+    parameter, said, wanted = (key or "").partition("=")
+    if name not in rows[0] or (key and not (said and parameter in rows[0])):
+        raise ValueError(f"no such column; it has {', '.join(rows[0])}")
+    picked = [row for row in rows if not key or _same(row[parameter], wanted)]
+    return [float(row[name]) for row in picked]  # also refuses a run that lacks the value
 
 
 def _same(one: str, other: str) -> bool:
