@@ -86,7 +86,8 @@ def dask_processes(tmp_path_factory):
                 line = [sys.executable, "-m", module, *common, *own]
                 processes.append(subprocess.Popen(line, **quiet))
                 end = time.monotonic() + 60
-                while not file.exists():
+                # the scheduler makes the file and then writes it: workers and we need all of it
+                while not (file.exists() and file.read_text().rstrip().endswith("}")):
                     assert time.monotonic() < end, "no scheduler after a minute"
                     time.sleep(0.05)
             yield json.loads(file.read_text())["address"]
