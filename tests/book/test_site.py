@@ -318,9 +318,9 @@ def test_a_chapter_prints_with_its_equations_its_answers_open_and_its_code_folds
     browser.resize(1280)
     browser.open(url("notebooks/snip.html"))
     browser.call("Emulation.setEmulatedMedia", media="print")
-    for selector, wanted in (("details.fold > p", "true"), ("details.hide pre", "false")):
-        seen = f"[...document.querySelectorAll('{selector}')].every({SEEN})"
-        assert browser.evaluate(f"String({seen})") == wanted, selector
+    # what the medium opens is seen from the next frame on, so it is waited for
+    browser.wait_for(f"[...document.querySelectorAll('details.fold > p')].every({SEEN})")
+    browser.wait_for(f"![...document.querySelectorAll('details.hide pre')].some({SEEN})")
     browser.call("Emulation.setEmulatedMedia", media="")
 
 
