@@ -98,6 +98,10 @@ def test_modified_hausdorff_is_symmetric_and_the_larger_of_two_means():
     assert modified_hausdorff(first, first) == 0
     batch = torch.stack([first, first + 1])
     assert modified_hausdorff(batch, batch).tolist() == [0, 0]
+    for wrong in (torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(0, 2), torch.zeros(2)):
+        for pair, name in (((wrong, first), "first"), ((first, wrong), "second")):
+            with pytest.raises(ValueError, match=f"{name} .*expected .*points, 2"):
+                modified_hausdorff(*pair)
 
 
 def test_distances_of_many_points_are_as_exact_as_those_of_few():

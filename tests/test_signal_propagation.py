@@ -430,6 +430,8 @@ def test_residual_by_definition():
     V = (weight * mask).double().T
     expected = torch.linalg.matrix_norm(V.T @ V - torch.eye(6, dtype=torch.float64)).item()
     assert sp.isometry_residual(weight, mask) == pytest.approx(expected, rel=1e-12)
+    holed = weight.masked_fill(~mask, math.nan)  # what is masked away counts as zero
+    assert sp.isometry_residual(holed, mask) == sp.isometry_residual(weight, mask)
     with pytest.raises(ValueError, match=r"mask \(4, 6\): expected the shape \(6, 4\)"):
         sp.isometry_residual(weight, mask.T)
 

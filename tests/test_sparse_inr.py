@@ -715,9 +715,18 @@ def test_what_masks_leave_out_is_counted_or_asked_for():
         assert inr.count_params(some, biases=True, params=params) == total + whole
         less = inr.bits_per_pixel(some, 9, params=params, index=False)
         assert less == pytest.approx(32 * (total + whole) / 9)
-    middle = inr.full_masks(network(7, 4, 2))
-    del middle["layers.0.weight"], middle["layers.3.weight"]
-    assert inr.count_params(middle) > 0  # cannot be told from a network of two layers
+    for missing in (["0"], ["1"], ["2"], ["0", "1"], ["1", "2"], ["0", "3"]):  # all as wide
+        some = {n: m for n, m in masks.items() if not any(f"s.{k}." in n for k in missing)}
+        with pytest.raises(ValueError, match=r"masks: of the layers .* only; give masks of all"):
+            inr.count_params(some)
+    # as in a Sequential with activations, and as names that do not number layers
+    for names in (
+        ["0.weight", "2.weight"],
+        ["net.0.weight", "net.3.weight"],
+        ["a0.weight", "b0.weight"],
+    ):
+        ones = dict(zip(names, (torch.ones(4, 2).bool(), torch.ones(3, 4).bool()), strict=True))
+        assert inr.count_params(ones) == 20
     gap = {n: m for n, m in inr.full_masks(network(7, 2, 3)).items() if "layers.1" not in n}
     gap["layers.2.weight"] = torch.ones(3, 6).bool()
     with pytest.raises(

@@ -955,6 +955,20 @@ def test_a_weight_with_one_output_is_a_matrix_and_no_scale():
     assert list(prunable_parameters(model, biases=False)) == ["1.weight"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "scales"),
+    [("RmsNorm", True), ("LayerNorm2d", True), ("batch_norm", True), ("Normalization", True), ("LayerScale2d", True),
+     ("Gain", True), ("NormalHead", False), ("Normed", False), ("Scaled", False), ("Gained", False), ("Head", False)],
+)  # fmt: skip
+def test_only_whole_words_of_a_name_make_a_row_a_scale(kind, scales):
+    def init(self):
+        nn.Module.__init__(self)
+        self.weight = nn.Parameter(torch.ones(1, 4))
+
+    module = type(kind, (nn.Module,), {"__init__": init})()
+    assert (not prunable_parameters(module)) == scales
+
+
 class Tokens(nn.Module):
     """An embedding whose gradient is sparse, and a layer behind it."""
 

@@ -247,13 +247,13 @@ def modified_hausdorff(first: Tensor, second: Tensor) -> Tensor:
         shape (...).
 
     Raises:
-        ValueError: for a path without points.
+        ValueError: for a path without points, and points of other than two coordinates.
 
     References:
         Dubuisson and Jain (1994), d22 and f2.
     """
     for name, path in (("first", first), ("second", second)):
-        if path.ndim < 2 or not path.shape[-2]:
+        if path.ndim < 2 or not path.shape[-2] or path.shape[-1] != 2:
             raise ValueError(
                 f"{name} {tuple(path.shape)}: expected (..., points, 2), at least one"
             )

@@ -9,6 +9,7 @@ scores tie, the earlier entry is kept.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,6 +41,11 @@ MATRICES = (
     nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention,
     nn.Embedding, nn.EmbeddingBag,
 )  # fmt: skip
+
+# words of the names of modules that only scale: RmsNorm, LayerScale2d, but not NormalHead
+SCALING = re.compile(
+    r"([Nn]orm|NORM|[Nn]ormali[sz]ation|[Ss]cale|[Ss]cal(er|ing)|[Gg]ain)(?![a-z])"
+)
 
 
 def prunable_parameters(
@@ -95,8 +101,7 @@ def is_scaling(module: nn.Module) -> bool:
         return False
     own = dict(module.named_parameters(recurse=False))
     weights = [own[name] for name in own if not is_bias(name)]
-    kind = type(module).__name__.lower()
-    if not ("norm" in kind or "scale" in kind) and any(_is_row(w) for w in weights):
+    if any(_is_row(w) for w in weights) and not SCALING.search(type(module).__name__):
         return False
     return bool(weights) and all(_is_vector(w) for w in weights)
 

@@ -51,7 +51,7 @@ def isometry_residual(weight: Tensor, mask: Tensor | None = None) -> float:
     V = weight.detach().double()
     if mask is not None:
         boolean(weight.shape, mask=mask)
-        V = V * mask
+        V = V.masked_fill(~mask, 0)  # a product would keep what is not finite
     G, missing = _gram(V.flatten(1).T[None])  # eq. (2.2)
     return _residuals(G, missing)[0].item()
 

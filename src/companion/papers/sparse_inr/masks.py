@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,8 @@ from companion.papers.sparse_inr.network import Params, check_masks
 from companion.sparsity import global_topk_mask, is_bias, magnitude_scores, random_scores
 
 Masks = dict[str, Tensor]
+
+_LAYER = re.compile(r"(?P<of>.*?)(?P<number>\d+)\.weight")
 
 SCOPES = ("global", "layer", "lamp")
 
@@ -56,11 +59,12 @@ def count_params(masks: Masks, biases: bool = False, *, params: Params | None = 
         masks: boolean tensors by parameter name.
         biases: count them too.
         params: of the network, of which what has no mask counts whole. None: the masks are those
-            of all layers, as `full_masks` and all pruning here give them.
+            of all layers, as `full_masks` and all pruning here give them; a last layer that they
+            leave out cannot be noticed.
 
     Raises:
         ValueError: for masks that do not fit; without params for layers that do not follow on each
-            other, and for a bias that counts but has no mask.
+            other by their numbers and sizes, and for a bias that counts but has no mask.
 
     Examples:
         >>> count_params({"0.weight": torch.tensor([[True, False]]), "0.bias": torch.tensor([True])})
@@ -82,6 +86,15 @@ def _all_layers(masks: Masks, params: Params | None, biases: bool) -> Masks:
             raise ValueError(
                 f"masks: {name!r} has {outputs} outputs, {following!r} {inputs} inputs; give "
                 "masks of all layers, in order, or params"
+            )
+    # layers may stand among others, such as activations: 0, 2, 4
+    layers = [_LAYER.fullmatch(name) for name in weights]
+    if all(layers) and len({found["of"] for found in layers}) == 1:
+        numbers = [int(found["number"]) for found in layers]
+        if numbers != [numbers[-1] * i // max(1, len(numbers) - 1) for i in range(len(numbers))]:
+            raise ValueError(
+                f"masks: of the layers {', '.join(map(str, numbers))} only; give masks of all "
+                "layers, in order, or params"
             )
     for name in weights:
         bias = name.removesuffix("weight") + "bias"
