@@ -23,7 +23,7 @@ class Weights:
         speed: lambda, per (m/s)² off the preferred speed.
         goal: alpha, per metre from the goal at the end.
         social: w_m, per expected neighbour at a Gaussian's centre.
-        map: per nat of log occupancy of the tracks that were learnt from.
+        map: per nat of log occupancy of the tracks that were learned from.
 
     >>> Weights(2.0, 3.0, (4.0, 1.0)).with_social(2).social
     (8.0, 2.0)

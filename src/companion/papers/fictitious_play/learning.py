@@ -32,7 +32,7 @@ HIGHEST = 100.0  # of any weight, so that a line search cannot run away
 
 @dataclass(frozen=True)
 class Fit:
-    """Weights learnt from paths.
+    """Weights learned from paths.
 
     Args:
         weights: of the last round.
@@ -148,7 +148,7 @@ class MaxEntIOC:
 
     Args:
         sigmas_m: widths of the Gaussians, metres, at least one.
-        social: where the others are while weights are learnt. "forecast": where fictitious play
+        social: where the others are while weights are learned. "forecast": where fictitious play
             under the present weights expects them, in alternation over `rounds`; "observed": where
             they were seen, in one round; "none": nowhere, the single-agent model.
         rounds: of learning and play, at least 1.

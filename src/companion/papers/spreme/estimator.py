@@ -31,7 +31,7 @@ class SharedSINDy(BaseEstimator):
     """Find which terms of a library drive a system seen in several environments.
 
     A scikit-learn estimator: parameters are attributes, `get_params`, `set_params` and `clone`
-    work, and what is learnt ends in an underscore. `fit` takes times where scikit-learn takes
+    work, and what is learned ends in an underscore. `fit` takes times where scikit-learn takes
     targets, so that its pipelines do not apply.
 
     Args:
