@@ -264,6 +264,12 @@ def cells(table):
     ]
 
 
+def compared(kept):
+    """The one table of runs beside each other."""
+    (table,) = [t for node in compare.comparisons("snip", kept) for t in node.findall(nodes.table)]
+    return table
+
+
 def test_a_sweep_tells_which_claims_did_not_hold_in_every_run():
     held = {"C1": Held(5, 5), "C2": Held(3, 5)}
     assert tables.held_sentence(held) == "Held in every run: C1; C2 in 3 of 5."
@@ -396,7 +402,7 @@ def test_a_measured_time_takes_the_place_of_an_estimate():
 def test_a_claim_that_is_known_not_to_reproduce_is_told_from_a_surprise(stated):
     def told(**other):
         both = [run("stored"), run("a", verdict("C1", **other))]
-        return cells(compare.comparison("snip", both))[1][3].partition("\n")[0]
+        return cells(compared(both))[1][3].partition("\n")[0]
 
     assert told(error=4.0) == "✗ not reproduced, against expectation"
     stated["C1"] = replace(stated["C1"], expected=False)
@@ -461,7 +467,7 @@ def shown(name):
         for run in records.load_records(name)
         for node in [
             *compare.unfinished(run),
-            compare.comparison(name, [Run(name, "stored"), run]),
+            *compare.comparisons(name, [Run(name, "stored"), run]),
             *compare.figures(name, [run]),
             compare.provenance(name, run),
         ]
@@ -580,6 +586,15 @@ def test_a_claims_table_is_made_from_what_the_run_recorded(stated):
         ("C1", "../book/scoreboard.html#a-C1"), ("C2", "../book/scoreboard.html#a-C2"),
     ]  # fmt: skip
     assert second == other
+
+    stated["C2"] = replace(stated["C2"], kind="control", reported=())
+    shown = pages.derive({"cells": cells}, "a")["cells"][0]["outputs"][0]["data"]["text/html"]
+    mine, fold = shown.split('<details class="fold">')
+    assert 'id="claim-C1"' in mine
+    assert "C2" not in mine
+    assert fold.startswith("<summary>Our own checks: 1 reproduced</summary>")
+    assert 'id="claim-C2"' in fold
+    assert fold.endswith("</table></details>")
 
 
 # ---------------------------------------------------------------- the page of a chapter
@@ -733,7 +748,7 @@ def test_runs_are_columns_and_claims_that_only_the_default_run_has_are_left_out(
         run("mnist", verdict("C1", 3.5, asserted=False)),
         replace(sweep("seeds", C10=(3, 4)), claims={"C10": Held(3, 4, {"error": [1.0, [2.0, 5.0]]})}),
     ]  # fmt: skip
-    head, *rows = cells(compare.comparison("snip", kept_runs))
+    head, *rows = cells(compared(kept_runs))
     assert [cell.partition("\n")[0] for cell in head] == [
         "Claim", "Paper", "default run", "mnist", "sweep seeds",
     ]  # fmt: skip
@@ -747,6 +762,27 @@ def test_runs_are_columns_and_claims_that_only_the_default_run_has_are_left_out(
     assert "1 to 5 %" in rows[1][4]
 
 
+def test_our_own_checks_are_folded_below_the_papers_claims_and_counted(stated):
+    for id, kind in (("C2", "control"), ("C10", "derivation")):
+        stated[id] = replace(stated[id], kind=kind)
+    ids = ("C1", "C2", "C10")
+    kept = [
+        run("stored", *map(verdict, ids)),
+        run("mnist", verdict("C1", 4.0), verdict("C2", 4.0), verdict("C10")),
+        replace(sweep("seeds"), claims={"C10": Held(5, 5, {"error": [1.0]})}),
+    ]
+    table, fold = compare.comparisons("snip", kept)
+    assert [row[0][:2] for row in cells(table)[1:]] == ["C1"]
+    line, own = fold.children
+    assert line.astext() == "Our own checks: 1 of 2 reproduced in all runs that have them"
+    assert [row[0][:3].strip() for row in cells(own)[1:]] == ["C2", "C10"]
+    kept[2].claims["C10"] = Held(4, 5, {"error": [1.0]})
+    assert "0 of 2" in compare.comparisons("snip", kept)[1].astext()
+    stated["C1"] = replace(stated["C1"], kind="control")
+    (fold,) = compare.comparisons("snip", kept)
+    assert "0 of 3" in fold.astext()
+
+
 def test_a_bound_of_its_own_stands_beside_the_value_and_an_empty_column_goes(stated):
     quantity = replace(
         stated["C1"].quantities["error"],
@@ -757,7 +793,7 @@ def test_a_bound_of_its_own_stands_beside_the_value_and_an_empty_column_goes(sta
         run("stored", verdict("C1")),
         run("mnist", replace(verdict("C1", 3.5), profile="mnist")),
     ]
-    head, row = cells(compare.comparison("snip", kept))
+    head, row = cells(compared(kept))
     assert [cell.partition("\n")[0] for cell in head] == ["Claim", "default run", "mnist"]
     assert "at most" not in row[0]
     assert row[1].endswith("3 % (at most 3 %)")
@@ -772,7 +808,7 @@ def test_the_bound_of_a_sweep_is_that_of_its_runs(stated):
     stated["C1"] = replace(stated["C1"], quantities={"error": quantity})
     found = Held(1, 2, {"error": [2.0, 5.0]}, profiles=["paper"])
     kept = [run("stored", verdict("C1")), replace(sweep("seeds"), claims={"C1": found})]
-    (row,) = cells(compare.comparison("snip", kept))[1:]
+    (row,) = cells(compared(kept))[1:]
     assert row[-2].endswith("3 % (at most 3 %)")
     assert row[-1].endswith("2 to 5 % (at most 4 %)")
 
@@ -782,7 +818,7 @@ def test_many_values_of_the_paper_are_not_repeated_in_the_comparison(stated):
     for count, expected in [(2, "R: 2 (Table 1)\nR: 2 (Table 1)"), (3, "3 values, in the table")]:
         stated["C1"] = replace(stated["C1"], reported=(value,) * count)
         kept = [run("stored", verdict("C1")), run("mnist", verdict("C1", 3.5))]
-        (row,) = cells(compare.comparison("snip", kept))[1:]
+        (row,) = cells(compared(kept))[1:]
         assert row[1].replace("\n\n", "\n").startswith(expected)
 
 

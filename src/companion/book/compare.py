@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from companion.book import tables
 from companion.book.fold import folded
 from companion.book.runs import RECORDED, shown_seconds
 from companion.notebook.bounds import number
-from companion.notebook.checking import NOT_RUN, SIGNS, Verdict, css
+from companion.notebook.checking import NOT_RUN, REPRODUCED, SIGNS, Verdict, css
 from companion.notebook.claims import Claim, Quantity, load_claims
 from companion.runs.curves import PLACE, Points
 from companion.runs.record import DONE, Held, Run, Sweep
@@ -39,8 +39,29 @@ def title_of(kept: Run | Sweep) -> str:
     return DEFAULT if kept.name == "stored" else kept.name
 
 
-def comparison(paper: str, kept: list[Run | Sweep]) -> nodes.table:
-    """All claims: what the paper reports, and what each run measured, with its bound.
+def comparisons(paper: str, kept: list[Run | Sweep]) -> list[nodes.Node]:
+    """The paper's claims in one table, and our own checks in another, which is folded."""
+    mine, own = (
+        [
+            claim
+            for claim in load_claims(paper).values()
+            if (claim.kind == "paper") == papers
+            and any(_was_measured(claim, run) for run in kept[1:])
+        ]
+        for papers in (True, False)
+    )
+    out: list[nodes.Node] = [comparison(mine, kept)] if mine else []
+    if own:
+        held = [
+            all(_held(claim, run) for run in kept if _was_measured(claim, run)) for claim in own
+        ]
+        said = f"Our own checks: {sum(held)} of {len(own)} reproduced in all runs that have them"
+        out.append(folded(said, comparison(own, kept)))
+    return out
+
+
+def comparison(claims: Iterable[Claim], kept: list[Run | Sweep]) -> nodes.table:
+    """Claims: what the paper reports, and what each run measured, with its bound.
 
     A bound that is the same for all stands once, and the paper has no column where it reports
     nothing.
@@ -50,14 +71,14 @@ def comparison(paper: str, kept: list[Run | Sweep]) -> nodes.table:
         under = f"{run.runs} runs" if isinstance(run, Sweep) else _setting(run)
         head.append([tables.strong(title_of(run)), under, *([_stale()] if run.stale else [])])
     rows: list[tuple[str, list]] = []
-    for id, claim in load_claims(paper).items():
-        if not any(_was_measured(claim, run) for run in kept[1:]):
-            continue  # the table of the default run has it
+    for claim in claims:
         verdicts = [_verdict(claim, run) for run in kept]
         loose = [str(reported) for reported in claim.reported if not reported.quantity]
         if len(loose) > FEW:
             loose = [f"{len(loose)} values, in the table of claims above"]
-        said: list = [nodes.paragraph("", "", tables.strong(id), nodes.Text(f" {claim.says}"))]
+        said: list = [
+            nodes.paragraph("", "", tables.strong(claim.id), nodes.Text(f" {claim.says}"))
+        ]
         several = [(name, q) for name, q in claim.quantities.items()]
         if len(several) == 1:  # one line for the claim and its quantity
             ((_, quantity),) = several
@@ -87,6 +108,14 @@ def _setting(run: Run) -> str:
 def _was_measured(claim: Claim, run: Run | Sweep) -> bool:
     found = run.claims.get(claim.id)
     return found is not None and (isinstance(found, Held) or found.outcome != NOT_RUN)
+
+
+def _held(claim: Claim, run: Run | Sweep) -> bool:
+    """Whether a claim that was measured was reproduced, by a sweep in each of its runs."""
+    found = run.claims[claim.id]
+    if isinstance(found, Held):
+        return found.held == found.of
+    return found.outcome == REPRODUCED
 
 
 def _verdict(claim: Claim, run: Run | Sweep) -> nodes.Node | str:

@@ -164,7 +164,7 @@ class Recorded(SphinxDirective):
         out: list = [node for run in recorded for node in compare.unfinished(run)]
         if recorded or sweeps:
             out += self._figure(paper, runs)
-            out.append(compare.comparison(paper, [*runs, *sweeps]))
+            out += compare.comparisons(paper, [*runs, *sweeps])
         out += compare.measures(paper, runs)
         out += compare.figures(paper, recorded)
         out += [compare.provenance(paper, run) for run in recorded]

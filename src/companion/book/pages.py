@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Mapping
 
 from companion.book.kept import filled
-from companion.notebook.checking import Badge, Table
-from companion.notebook.claims import load_claims
+from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Badge, Table
+from companion.notebook.claims import Claim, load_claims
 from companion.runs import chapters
 from companion.runs.record import Run
 
@@ -65,15 +66,16 @@ def page(text: str, paper: str) -> str:
 def derive(notebook: dict, paper: str) -> dict:
     """A notebook whose verdicts are made anew from the claims that it recorded.
 
-    Each row of the table has an address and a link to the scoreboard, which has the claim under
-    all runs; each badge has a link to its row.
+    The paper's claims come first, our own checks in a fold below them. Each row of the tables has
+    an address and a link to the scoreboard, which has the claim under all runs; each badge has a
+    link to its row.
     """
     run = Run.of_values(paper, "stored", chapters.recorded_values(notebook))
     stated = load_claims(paper)
     table = re.sub(
         r"<tr><td>(C\w+)</td>",
         rf'<tr id="claim-\1"><td><a href="../book/scoreboard.html#{paper}-\1">\1</a></td>',
-        Table(stated, run.claims.values())._repr_html_(),
+        _claims(stated, run),
     )
     for cell in chapters.code_cells(notebook):
         for output in cell["outputs"]:
@@ -89,6 +91,29 @@ def derive(notebook: dict, paper: str) -> dict:
                     link = f' <a href="#claim-{id}">details of {id}</a></div>'
                     output["data"]["text/html"] = shown.removesuffix("</div>") + link
     return notebook
+
+
+def _claims(stated: Mapping[str, Claim], run: Run) -> str:
+    """The table of the paper's claims and, folded, that of our own checks."""
+    own = {id for id, claim in stated.items() if claim.kind != "paper"}
+    verdicts = {id: verdict for id, verdict in run.claims.items() if id in stated}
+    mine, ours = (
+        Table(stated, [v for id, v in verdicts.items() if (id in own) == of_ours])
+        for of_ours in (False, True)
+    )
+    if not ours.verdicts or not mine.verdicts:
+        return (mine if mine.verdicts else ours)._repr_html_()
+    outcomes = [verdict.outcome for verdict in ours.verdicts]
+    said = ", ".join(
+        f"{outcomes.count(one)} {one}"
+        for one in (NOT_REPRODUCED, NOT_RUN, REPRODUCED)
+        if one in outcomes
+    )
+    shown = ours._repr_html_().replace("<td>no value</td>", "<td>–</td>")
+    return (
+        f'{mine._repr_html_()}<details class="fold"><summary>Our own checks: {said}</summary>'
+        f"{shown}</details>"
+    )
 
 
 def _relate(cells: list[dict], paper: str) -> None:
