@@ -88,8 +88,8 @@ def _all_layers(masks: Masks, params: Params | None, biases: bool) -> Masks:
                 "masks of all layers, in order, or params"
             )
     # layers may stand among others, such as activations: 0, 2, 4
-    layers = [_LAYER.fullmatch(name) for name in weights]
-    if all(layers) and len({found["of"] for found in layers}) == 1:
+    layers = [found for name in weights if (found := _LAYER.fullmatch(name))]
+    if len(layers) == len(weights) and len({found["of"] for found in layers}) == 1:
         numbers = [int(found["number"]) for found in layers]
         if numbers != [numbers[-1] * i // max(1, len(numbers) - 1) for i in range(len(numbers))]:
             raise ValueError(
