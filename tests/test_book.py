@@ -596,6 +596,14 @@ def test_a_claims_table_is_made_from_what_the_run_recorded(stated):
     assert 'id="claim-C2"' in fold
     assert fold.endswith("</table></details>")
 
+    value = claims.Reported("R", 2.0, "Table 1", "read")
+    for second, expected in [
+        (value, "R: 2<br>R: 2<br>all (Table 1)"), (replace(value, at="Fig. 2"), "R: 2 (Table 1)<br>R: 2 (Fig. 2)"),
+    ]:  # fmt: skip
+        stated["C1"] = replace(stated["C1"], reported=(value, second))
+        made = pages.derive({"cells": cells}, "a")["cells"][0]["outputs"][0]["data"]["text/html"]
+        assert f"<td>{expected}</td>" in made
+
 
 # ---------------------------------------------------------------- the page of a chapter
 

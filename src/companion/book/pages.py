@@ -22,6 +22,10 @@ OPENING = "opening"  # tag of the cell whose output opens the page
 RUN_IT = "run-it"  # of what stands in the fold of that name; set here
 BADGE = '<div class="claim-badge'
 TABLE = '<table class="claims">'
+# the third cell of a row, if it has several lines
+PAPER_CELL = re.compile(
+    r"(<tr[^>]*>(?:<td>(?:(?!</td>).)*</td>){2})<td>([^<]*(?:<br>[^<]*)+)</td>"
+)
 
 
 def page(text: str, paper: str) -> str:
@@ -75,8 +79,9 @@ def derive(notebook: dict, paper: str) -> dict:
     table = re.sub(
         r"<tr><td>(C\w+)</td>",
         rf'<tr id="claim-\1"><td><a href="../book/scoreboard.html#{paper}-\1">\1</a></td>',
-        _claims(stated, run),
+        _claims(stated, run).replace("<td>no value</td>", "<td>–</td>"),
     )
+    table = PAPER_CELL.sub(_source_once, table)
     for cell in chapters.code_cells(notebook):
         for output in cell["outputs"]:
             stored = "".join(output.get("data", {}).get("text/html", ""))
@@ -109,11 +114,19 @@ def _claims(stated: Mapping[str, Claim], run: Run) -> str:
         for one in (NOT_REPRODUCED, NOT_RUN, REPRODUCED)
         if one in outcomes
     )
-    shown = ours._repr_html_().replace("<td>no value</td>", "<td>–</td>")
     return (
         f'{mine._repr_html_()}<details class="fold"><summary>Our own checks: {said}</summary>'
-        f"{shown}</details>"
+        f"{ours._repr_html_()}</details>"
     )
+
+
+def _source_once(cell: re.Match[str]) -> str:
+    """A cell of several values of the paper whose source, in brackets behind each, is the same."""
+    lines = cell[2].split("<br>")
+    source = lines[0][lines[0].rfind(" (") :]
+    if source.count("(") != source.count(")") or not all(line.endswith(source) for line in lines):
+        return cell[0]
+    return f"{cell[1]}<td>{'<br>'.join(line.removesuffix(source) for line in lines)}<br>all{source}</td>"
 
 
 def _relate(cells: list[dict], paper: str) -> None:
