@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from companion.files import ROOT
 
 torch.set_num_threads(1)
 # started in the background of a script, or by nohup: what the tests start is to stop all the same
@@ -98,3 +101,18 @@ def dask_processes(tmp_path_factory):
                 process.wait(20)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory):
+    """A certificate, and one of someone else, made as the book says."""
+    if not shutil.which("openssl"):
+        pytest.skip("certificates cannot be made here: there is no openssl")
+    text = (ROOT / "book" / "sweeps.md").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("openssl req"))
+    made = []
+    for name in ("ours", "theirs"):
+        folder = tmp_path_factory.mktemp(name)
+        subprocess.run(line.split(), cwd=folder, check=True, capture_output=True)
+        made.append((folder / "cert.pem", folder / "cert.pem", folder / "key.pem"))
+    return made

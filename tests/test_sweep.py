@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import pandas
 import psutil
 import pytest
 import yaml
+from tiny import slurm_example
 
 from companion.__main__ import main
 from companion.files import ROOT
@@ -686,18 +686,7 @@ echo "Submitted batch job $!"
 
 def test_the_example_for_slurm_runs_with_a_stand_in_for_its_command(toy, tmp_path, tls):
     pytest.importorskip("dask_jobqueue")
-    text = (ROOT / "book" / "sweeps.md").read_text(encoding="utf-8")
-    example = next(part for part in text.split("```") if "SLURMCluster" in part)
-    example = example.removeprefix("python\n").replace("jobs=100", "jobs=1")
-    ours = {
-        '"/shared/paper-companion/.venv/bin/python"': repr(sys.executable),
-        '"companion",': f"{sys.executable!r}, '-m', 'companion',",
-        '"/shared/tls/cert.pem", "/shared/tls/key.pem"': repr([str(f) for f in tls[0][1:]])[1:-1],
-        '"snip",': f"{str(toy)!r}, '--out', {str(tmp_path / 'out')!r},",
-    }
-    for theirs, here in ours.items():
-        assert theirs in example
-        example = example.replace(theirs, here)
+    example = slurm_example(toy, tmp_path / "out", tls[0], jobs=1)
     (tmp_path / "slurm_sweep.py").write_text(example)
     for name, script in {"sbatch": SBATCH, "scancel": SCANCEL}.items():
         (tmp_path / name).write_text(script)
@@ -820,21 +809,6 @@ def test_a_local_sweep_listens_on_loopback_only(toy, tmp_path):
     assert any("companion.runs.processes" in name for name in names)
     assert len(names) >= 3
     assert {ip for _, ip in seen} == {"127.0.0.1"}
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory):
-    """A certificate, and one of someone else, made as the book says."""
-    if not shutil.which("openssl"):
-        pytest.skip("certificates cannot be made here: there is no openssl")
-    text = (ROOT / "book" / "sweeps.md").read_text(encoding="utf-8")
-    line = next(line for line in text.splitlines() if line.startswith("openssl req"))
-    made = []
-    for name in ("ours", "theirs"):
-        folder = tmp_path_factory.mktemp(name)
-        subprocess.run(line.split(), cwd=folder, check=True, capture_output=True)
-        made.append((folder / "cert.pem", folder / "cert.pem", folder / "key.pem"))
-    return made
 
 
 def test_a_local_sweep_takes_work_from_nobody_else(tls):

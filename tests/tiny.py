@@ -1,11 +1,13 @@
-"""A tiny notebook, and waiting: what several tests share."""
+"""A tiny notebook, the book's example for Slurm, and waiting: what several tests share."""
 
 import functools
 import json
 import os
+import sys
 import time
 import traceback
 
+from companion.files import ROOT
 from companion.runs import chapters
 
 
@@ -13,7 +15,8 @@ def outputs(notebook):
     return [output for cell in chapters.code_cells(notebook) for output in cell["outputs"]]
 
 
-def tiny_notebook(folder, code):
+def tiny_notebook(folder, code, tags=()):
+    """tags: of its first cell."""
     cells = [
         {
             "cell_type": "code",
@@ -25,6 +28,7 @@ def tiny_notebook(folder, code):
         }
         for number, source in enumerate(code)
     ]
+    cells[0]["metadata"]["tags"] = list(tags)
     path = folder / "tiny.ipynb"
     path.write_text(
         json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
@@ -57,3 +61,23 @@ def apart(test):
         assert os.waitpid(child, 0)[1] == 0, "see the traceback on stderr"
 
     return wrapped
+
+
+def slurm_example(notebook, out, tls, jobs, options=()):
+    """The book's example for Slurm, with this Python, these files and so many jobs."""
+    text = (ROOT / "book" / "sweeps.md").read_text(encoding="utf-8")
+    example = next(part for part in text.split("```") if "SLURMCluster" in part)
+    ours = {
+        "python\n": "",
+        "=100": f"={jobs}",
+        '"/shared/paper-companion/.venv/bin/python"': repr(sys.executable),
+        '"companion",': f"{sys.executable!r}, '-m', 'companion',",
+        '"/shared/tls/cert.pem", "/shared/tls/key.pem"': repr([str(file) for file in tls[1:]])[
+            1:-1
+        ],
+        '"snip",': f"*{[str(notebook), '--out', str(out), *options]!r},",
+    }
+    for theirs, here in ours.items():
+        assert theirs in example
+        example = example.replace(theirs, here)
+    return example

@@ -21,8 +21,7 @@ from companion.runs.record import DONE, FAILED, Run
 from companion.runs.store import SweepError
 from companion.runs.worker import Order, Result, carry_out, failed
 
-LOST_S = 60  # without any worker of a cluster, then the sweep ends
-START_S = 300  # the same on this machine, where they are known to be starting
+LOST_S = 300  # without any worker, then the sweep ends; others may be starting
 POLL_S = 0.05
 FETCHERS = 8  # results under way at once: so many are in memory
 LOOK_S = 2.0  # between two looks whether workers are there
@@ -162,9 +161,8 @@ class _Watch:
             if self.client.sync(self.client.scheduler.ncores, callback_timeout=cluster.CONNECT_S):
                 self.seen = time.monotonic()
         self.looked = time.monotonic()
-        patience = START_S if self.crew else LOST_S
-        if self.looked > self.seen + patience:
-            raise SweepError(f"there has been no worker for {patience} s; {RESUME}")
+        if self.looked > self.seen + LOST_S:
+            raise SweepError(f"there has been no worker for {LOST_S} s; {RESUME}")
 
 
 def _shown(results: Iterator[Result], total: int, before: int, show: bool) -> Iterator[Result]:
