@@ -115,8 +115,7 @@ class SpatiallyVaryingFCN(nn.Module):
         height, width = (size // STRIDE for size in pictures.shape[2:])
         # eq. (10.4), σ(V_r * φ)
         features = torch.relu(self.hidden(self.trunk(pictures - 0.5)))
-        if features.shape[2:] != (height, width):  # even a full slice costs a copy backwards
-            features = features[..., :height, :width]
+        features = features[..., :height, :width]
         if self.masks is None:
             return self.out(features) + self.bias[0, :, None, None]
         # eq. (10.4), the sum: masks, then one product, which beats a grouped one
