@@ -29,7 +29,10 @@ from companion.papers.data_parallelism.scaling import (
     slope,
 )
 from companion.papers.data_parallelism.stacked import (
+    ChainRule,
     errors_up_to,
+    hardest_first,
+    joint_gradients,
     pick_way,
     stacked_gradients,
     stacked_outputs,
@@ -384,6 +387,99 @@ def test_nothing_passed_in_is_changed():
     trained = dp.train_batched(load.model, params, masks, 0.1, 0.9, load.batches(8), steps=5)
     assert all(torch.equal(before[n], params[n]) for n in params)
     assert all(not trained.params[n][~masks[n]].any() for n in params)
+
+
+RELU = nn.ReLU
+CHAINS = [
+    lambda: mlp(6, (8, 5), 3),
+    lambda: nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)),
+    lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 4), RELU(), RELU(), nn.Linear(4, 3), RELU()),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", CHAINS)
+def test_the_chain_rule_is_autograd_to_the_bit(make, dtype):
+    torch.manual_seed(0)
+    model = make().to(dtype)
+    rule = ChainRule(model)
+    for rows, n in ((4, 7), (4, 7), (3, 7), (3, 1), (1, 40)):  # rows leave, batches change
+        params = stack([make().to(dtype) for _ in range(rows)])
+        params = {name: 3 * p.detach() for name, p in params.items()}
+        params[next(iter(params))][0, 0, 0] = float("nan")  # a network that has diverged
+        x, y = torch.randn(n, 6, dtype=dtype), torch.randint(3, (n,), dtype=torch.uint8)
+        assert ChainRule.fits(model, x)
+        expected = joint_gradients(model, params, x, y)
+        found = rule(params, x, y)
+        assert list(found) == list(params)
+        for one, other in zip(found.values(), expected, strict=True):
+            assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
+
+
+def test_the_chain_rule_is_for_dense_chains_only():
+    flat_x, x = torch.zeros(2, 6), torch.zeros(2, 1, 2, 3)
+    linear = nn.Linear(6, 6)
+    hooked = nn.Sequential(nn.Linear(6, 3))
+    hooked[0].register_forward_hook(lambda *_: None)
+    assert ChainRule.fits(mlp(6, (8,), 2), x)
+    assert ChainRule.fits(mlp(6, (8,), 2), flat_x)
+    for model in (
+        nn.Sequential(),
+        nn.Sequential(nn.Flatten()),
+        nn.Sequential(RELU(), nn.Linear(6, 3)),
+        nn.Sequential(nn.Flatten(), RELU(), nn.Linear(6, 3)),
+        nn.Sequential(nn.Linear(6, 3), nn.Flatten()),
+        nn.Sequential(linear, linear),
+        nn.Sequential(nn.Linear(6, 3), nn.Tanh()),
+        hooked,
+    ):
+        assert not ChainRule.fits(model, flat_x)
+    assert not ChainRule.fits(nn.Sequential(nn.Linear(3, 2)), x)  # along the last axis
+    assert not ChainRule.fits(mlp(6, (8,), 2), flat_x.to("meta"))
+
+
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, False), (0.9, True)])
+def test_training_by_the_chain_rule_is_training_by_autograd(momentum, decay, monkeypatch):
+    load = workload()
+    networks = dp.initial_networks(load, [0.0, 0.5], 3)
+    options = {"decay_steps": 5.0, "decay_factor": 0.1} if decay else {}
+    seen = []
+
+    def trained():
+        return dp.train_batched(
+            load.model, flat(networks, "params"), flat(networks, "masks"),
+            torch.tensor([0.1, 3.0, 1e9]).repeat(2), momentum, load.batches(16), steps=12,
+            nesterov=decay, check=lambda step, params, rows: seen.append(step) or rows == 1,
+            check_every=3, **options,
+        )  # fmt: skip
+
+    fast = trained()
+    monkeypatch.setattr(ChainRule, "fits", lambda *_: False)
+    slow = trained()
+    assert torch.equal(fast.steps, slow.steps)
+    assert torch.equal(fast.diverged, slow.diverged)
+    assert fast.diverged.any()
+    assert fast.steps[1] == 3
+    for name, p in fast.params.items():
+        assert torch.equal(p.nan_to_num(7.0), slow.params[name].nan_to_num(7.0))
+
+
+def test_the_examples_that_most_networks_miss_come_first():
+    model = nn.Sequential(nn.Linear(2, 2))
+    eye = torch.eye(2).repeat(3, 1, 1)
+    eye[2] = eye[2].flip(0)  # tells the classes apart the wrong way round
+    params = {"0.weight": eye, "0.bias": torch.zeros(3, 2)}
+    x, y = torch.eye(2)[[0, 1, 0, 1]], torch.tensor([0, 1, 1, 0])
+    assert hardest_first(model, params, x, y).tolist() == [2, 3, 0, 1]
+
+
+def test_a_search_does_not_depend_on_the_order_of_the_validation_set(monkeypatch):
+    load = workload(goal_error=0.1)
+    found = dp.steps_to_result(load, 8, SPARSITIES, TRIALS, race=False)
+    monkeypatch.setattr(workloads, "hardest_first", lambda *a, **k: torch.arange(60))
+    expected = dp.steps_to_result(load, 8, SPARSITIES, TRIALS, race=False)
+    for part in ("steps", "status", "best", "work"):
+        assert torch.equal(getattr(found, part), getattr(expected, part))
 
 
 @pytest.mark.parametrize("allowed", [0, 10, 40, 300])

@@ -1230,6 +1230,29 @@ def test_training_lowers_the_loss_and_repeats_itself(small, scene):
     assert first == once()
 
 
+def test_networks_trained_together_are_those_trained_one_by_one(small, scene, monkeypatch):
+    def fresh():
+        shapes = ((3, 4, scene.regions(3)), (1, 12, None), (1, 4, None))
+        torch.manual_seed(0)
+        return [vc.SpatiallyVaryingFCN(vc.make_trunk(8), *shape) for shape in shapes]
+
+    def options():
+        generator = torch.Generator().manual_seed(0)
+        return {"steps": 7, "batch_size": 5, "lr": 1e-2, "gamma": 0.1, "generator": generator}
+
+    alone = fresh()
+    expected = [vc.train(model, small, **options()) for model in alone]
+    made = []
+    batch = labels.TrainingSet.batch
+    monkeypatch.setattr(labels.TrainingSet, "batch", lambda *a: made.append(a) or batch(*a))
+    together = fresh()
+    assert networks.train_together(together, small, **options()) == expected
+    assert len(made) == 7  # once for all
+    for one, other in zip(together, alone, strict=True):
+        for name, value in other.state_dict().items():
+            assert torch.equal(one.state_dict()[name], value), name
+
+
 def test_a_trunk_whose_last_convolution_is_used_before_has_its_channels():
     again = torch.nn.Conv2d(6, 9, 3, padding=1)
     first = torch.nn.Conv2d(3, 6, 3, stride=2, padding=1)

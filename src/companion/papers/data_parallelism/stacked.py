@@ -127,6 +127,80 @@ def joint_gradients(
     return list(torch.autograd.grad(loss, list(leaves.values())))
 
 
+class ChainRule:
+    """What `joint_gradients` finds for dense chains on a CPU, to the bit, by the chain rule.
+
+    Without a graph, and in memory that is used again: for small networks these cost more than
+    the products.
+
+    Args:
+        model: a chain for which `ChainRule.fits`.
+    """
+
+    def __init__(self, model: nn.Sequential) -> None:
+        chain = [(name, m) for name, m in layers(model) if type(m) is not nn.Flatten]
+        self.linear = [name for name, module in chain if isinstance(module, nn.Linear)]
+        # whether a ReLU follows a linear layer: two of them are one
+        kinds = "".join("L" if isinstance(module, nn.Linear) else "r" for _, module in chain)
+        self.active = ["r" in after for after in kinds.split("L")[1:]]
+        self.room: dict[str, Tensor] = {}
+
+    @staticmethod
+    def fits(model: nn.Module, x: Tensor) -> TypeGuard[nn.Sequential]:
+        """Whether a model is such a chain: its first layer is linear, or its only flattening."""
+        if x.device.type != "cpu" or not is_dense(model):
+            return False
+        kinds = [type(module) for module in model]
+        if kinds[:1] == [nn.Flatten]:
+            kinds = kinds[1:]
+        elif x.dim() != 2:
+            return False
+        return kinds[:1] == [nn.Linear] and nn.Flatten not in kinds
+
+    def _room(self, key: str, like: Tensor, *shape: int) -> Tensor:
+        kept = self.room.get(key)
+        if kept is None or kept.shape != shape or kept.dtype != like.dtype:
+            self.room[key] = kept = like.new_empty(shape)
+        return kept
+
+    @torch.no_grad()
+    def __call__(self, params: Stack, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Gradients of R networks; the next call writes over them.
+
+        Args:
+            params: (R, ...) a parameter.
+            x: (batch, ...).
+            y: (batch,), class indices.
+        """
+        rows, n = len(next(iter(params.values()))), len(y)
+        h = x.flatten(1).expand(rows, -1, -1)  # (R, batch, features)
+        entering = []
+        for name, active in zip(self.linear, self.active, strict=True):
+            entering.append(h)
+            bias, weight = params[f"{name}.bias"], params[f"{name}.weight"]
+            out = self._room(f"{name} out", weight, rows, n, weight.shape[1])
+            h = torch.baddbmm(bias[:, None], h, weight.mT, out=out)
+            h = h.relu_() if active else h
+        log_p = h.log_softmax(2)
+        # of the mean loss by log p: -1/n at the class, 0 elsewhere
+        g = torch.zeros_like(log_p)
+        g.scatter_(2, y.long().expand(rows, -1)[..., None], -1 / n)
+        g = torch.ops.aten._log_softmax_backward_data(g, log_p, 2, g.dtype)
+        found = {}
+        for k in reversed(range(len(self.linear))):
+            name = self.linear[k]
+            if self.active[k]:
+                torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
+            weight = params[f"{name}.weight"]
+            h = entering[k]
+            shape = f"{name}.weight", weight, *weight.shape
+            found[f"{name}.weight"] = torch.bmm(g.mT, h, out=self._room(*shape))
+            found[f"{name}.bias"] = g.sum(1)
+            if k:
+                g = torch.bmm(g, weight, out=self._room(f"{name} in", h, *h.shape))
+        return {name: found[name] for name in params}
+
+
 def stacked_gradients(
     model: nn.Module, params: Stack, x: Tensor, y: Tensor, *, way: str = "auto", chunk: int = 0
 ) -> dict[str, Tensor]:
@@ -250,6 +324,7 @@ def train_batched(
     velocity = {n: torch.zeros_like(p) for n, p in theta.items()} if bool(mu.any()) else None
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     look = check_every or 50
+    rule: ChainRule | None = None
 
     def leave(stop: Tensor, step: int) -> None:
         """Write back the rows that stop and close the ranks."""
@@ -272,15 +347,20 @@ def train_batched(
         if decay:
             span, least = decay
             rate = eta * ((1 - (step - 1) / span).clamp(min=0) * (1 - least) + least)
-        with training_mode(model):
-            gradients = stacked_gradients(model, theta, x, y, way=way, chunk=chunk)
+        if step == 1 and way != "loop" and not chunk and ChainRule.fits(model, x):
+            rule = ChainRule(model)
+        if rule:
+            gradients = rule(theta, x, y)
+        else:
+            with training_mode(model):
+                gradients = stacked_gradients(model, theta, x, y, way=way, chunk=chunk)
         for name, w in theta.items():
             if name in frozen:
                 continue
             shape = (-1, *[1] * (w.dim() - 1))
             g = gradients[name]
             if keep:
-                g = g * keep[name]
+                g = g.mul_(keep[name])
             if velocity:
                 m = mu.view(shape)
                 v = velocity[name].mul_(m).add_(g)
@@ -304,7 +384,7 @@ def train_batched(
 
 def _diverged(params: Stack) -> Tensor:
     """Which rows hold a weight that is not finite or is larger than `DIVERGED`, (R,)."""
-    sizes = [torch.linalg.vector_norm(p.flatten(1), float("inf"), dim=1) for p in params.values()]
+    sizes = [p.flatten(1).abs().amax(1) for p in params.values()]  # NaN is the largest
     return ~(torch.stack(sizes) <= DIVERGED).all(0)
 
 
@@ -332,34 +412,54 @@ def errors_up_to(
     wrong = torch.zeros(rows, dtype=torch.long, device=x.device)
     open_rows = torch.arange(rows, device=x.device)
     some, start, size = dict(params), 0, max(64, 2 * allowed)
-    while start < len(x) and len(open_rows):
-        part = slice(start, start + size)
-        with evaluation_mode(model):
-            wrong[open_rows] += _mistakes(model, some, x[part], y[part], way, limit)
-        start, size = start + size, 2 * size
-        still = wrong[open_rows] <= allowed
-        if start < len(x) and not still.all():
-            open_rows = open_rows[still]
-            some = {name: tensor[still] for name, tensor in some.items()}
+    pairs = limit / _bytes_each(model, x)
+    if way == "auto" and is_dense(model):  # asked once, not for every part
+        way = "batched"
+    with evaluation_mode(model):
+        while start < len(x) and len(open_rows):
+            part = slice(start, start + size)
+            wrong[open_rows] += _missed(model, some, x[part], y[part], way, pairs).sum(1)
+            start, size = start + size, 2 * size
+            still = wrong[open_rows] <= allowed
+            if start < len(x) and not still.all():
+                open_rows = open_rows[still]
+                some = {name: tensor[still] for name, tensor in some.items()}
     return wrong
 
 
-def _mistakes(
-    model: nn.Module, params: Stack, x: Tensor, y: Tensor, way: str, limit: float
+@torch.no_grad()
+def hardest_first(
+    model: nn.Module, params: Stack, x: Tensor, y: Tensor, *,
+    way: str = "auto", limit: float = CHUNK_BYTES,
+) -> Tensor:  # fmt: skip
+    """Order of a set by how many of R networks miss each example, most first, (n,).
+
+    In this order `errors_up_to` finds out soonest who has too many mistakes.
+
+    Args:
+        model, params, x, y, way, limit: as `errors_up_to`.
+    """
+    with evaluation_mode(model):
+        missed = _missed(model, params, x, y, way, limit / _bytes_each(model, x))
+    return missed.sum(0).argsort(descending=True, stable=True)
+
+
+def _missed(
+    model: nn.Module, params: Stack, x: Tensor, y: Tensor, way: str, pairs: float
 ) -> Tensor:
-    """Mistakes of R networks on these examples, (R,), some networks and examples at a time."""
+    """(R, n) bool: what R networks get wrong, about so many pairs (network, example) at a time."""
     rows = len(next(iter(params.values())))
     if way == "auto":
         way = pick_way(model, len(x), x.device)
-    pairs = limit / _bytes_each(model, x)
     examples = max(1, min(len(x), int(pairs)))
     networks = rows if way == "loop" else max(1, min(rows, int(pairs / examples)))
-    wrong = torch.zeros(rows, dtype=torch.long, device=x.device)
+    found = []
     for first in range(0, rows, networks):
-        part = slice(first, first + networks)
-        some = {name: p[part] for name, p in params.items()}
+        some = {name: p[first : first + networks] for name, p in params.items()}
+        parts = []
         for inputs, labels in zip(x.split(examples), y.split(examples), strict=True):
             outputs = stacked_outputs(model, some, inputs, way)
             right = (outputs.argmax(-1) == labels) & outputs.isfinite().all(-1)
-            wrong[part] += (~right).sum(1)
-    return wrong
+            parts.append(~right)
+        found.append(torch.cat(parts, 1))
+    return torch.cat(found)

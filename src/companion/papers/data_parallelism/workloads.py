@@ -26,6 +26,7 @@ from companion.models import truncated_variance_scaling_
 from companion.papers.data_parallelism.networks import build_network
 from companion.papers.data_parallelism.stacked import (
     errors_up_to,
+    hardest_first,
     stacked_gradients,
     train_batched,
 )
@@ -384,11 +385,15 @@ def steps_to_result(
     stopped = torch.zeros(shape, dtype=torch.bool)
     # the largest whole number of mistakes that is still within the goal
     allowed = int(workload.goal_error * len(workload.valid_y) + 1e-9)
+    valid_x, valid_y = workload.valid_x, workload.valid_y
+    reorder_at = workload.check_every
 
     def check(step: int, params: dict[str, Tensor], rows: Tensor) -> Tensor:
-        wrong = errors_up_to(
-            workload.model, params, workload.valid_x, workload.valid_y, allowed, way=way
-        )
+        nonlocal valid_x, valid_y, reorder_at
+        if step >= reorder_at:  # the order changes no count, only how soon it is too large
+            order = hardest_first(workload.model, params, valid_x, valid_y, way=way)
+            valid_x, valid_y, reorder_at = valid_x[order], valid_y[order], 2 * step
+        wrong = errors_up_to(workload.model, params, valid_x, valid_y, allowed, way=way)
         hit = wrong <= allowed
         if not hit.any():
             return hit

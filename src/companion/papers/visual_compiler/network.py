@@ -185,6 +185,38 @@ def train(
         DivergenceError: for a loss that is not finite.
         ValueError: for a batch that is larger than the data or a number out of its range.
     """
+    return train_together(
+        [model], data, steps=steps, batch_size=batch_size, lr=lr, generator=generator,
+        gamma=gamma, device=device, progress=progress,
+    )[0]  # fmt: skip
+
+
+def train_together(
+    models: Sequence[SpatiallyVaryingFCN],
+    data: TrainingSet,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+    gamma: float = 0.0,
+    device: torch.device | str = "cpu",
+    progress: bool | Progress = False,
+) -> list[list[float]]:
+    """Train several networks on the same batches, which are made once; each as by `train`.
+
+    Args:
+        models: to be trained, in place.
+        data, steps, batch_size, lr, generator, gamma, device: as `train`.
+        progress: show a bar; or a bar to move on, by a step of every network.
+
+    Returns:
+        The loss of every step, a list a network.
+
+    Raises:
+        DivergenceError: for a loss that is not finite.
+        ValueError: as `train`.
+    """
     if not 1 <= batch_size <= len(data):
         raise ValueError(f"batch_size = {batch_size!r}: expected 1 to {len(data)}, the pictures")
     whole(1, steps=steps)
@@ -192,36 +224,43 @@ def train(
     at_least(0, gamma=gamma)
     generators(generator=generator)
     cells = data.masks.shape[1:]
-    if model.masks is not None and model.masks.shape[1:] != cells:
-        raise ValueError(
-            f"masks: {tuple(model.masks.shape[1:])} cells, but the pictures have {tuple(cells)}"
+    runs: list[tuple[Any, Any, Any, list[Tensor]]] = []
+    for model in models:
+        if model.masks is not None and model.masks.shape[1:] != cells:
+            raise ValueError(
+                f"masks: {tuple(model.masks.shape[1:])} cells, but the pictures have {tuple(cells)}"
+            )
+    for model in models:
+        # torch's overloads lack memory_format
+        model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, lr, total_steps=steps + 1, pct_start=min(0.2, 10 / steps + 0.1)
         )
-    # torch's overloads lack memory_format
-    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, lr, total_steps=steps + 1, pct_start=min(0.2, 10 / steps + 0.1)
-    )
+        runs.append((model, optimiser, schedule, []))
     order = shuffled_batches(len(data), batch_size, generator)
-    kept: list[Tensor] = []
-    with progress_bar(progress, steps, "steps of training") as bar:
+    with progress_bar(progress, steps * len(runs), "steps of training") as bar:
         for step in range(1, steps + 1):
             pictures, target = data.batch(next(order), device)
-            optimiser.zero_grad(set_to_none=True)
-            part = losses(model(pictures.contiguous(memory_format=torch.channels_last)), target)
-            loss: Any = sum(WEIGHTS[name] * value for name, value in part.items())
-            if gamma:
-                loss = loss + gamma * model.variation()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            kept.append(loss.detach())
-            bar.update()
-            if (step % LOOK_EVERY == 0 or step == steps) and not (
-                torch.stack(kept[-LOOK_EVERY:]).isfinite().all()
-            ):
-                raise DivergenceError(f"the loss is not finite by step {step}: lower lr = {lr}")
-    return torch.stack(kept).tolist()
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
+            for model, optimiser, schedule, kept in runs:
+                optimiser.zero_grad(set_to_none=True)
+                part = losses(model(pictures), target)
+                loss: Any = sum(WEIGHTS[name] * value for name, value in part.items())
+                if gamma:
+                    loss = loss + gamma * model.variation()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                kept.append(loss.detach())
+                bar.update()
+                if (step % LOOK_EVERY == 0 or step == steps) and not (
+                    torch.stack(kept[-LOOK_EVERY:]).isfinite().all()
+                ):
+                    raise DivergenceError(
+                        f"the loss is not finite by step {step}: lower lr = {lr}"
+                    )
+    return [torch.stack(kept).tolist() for *_, kept in runs]
 
 
 # ---------------------------------------------------------------- from maps to people
