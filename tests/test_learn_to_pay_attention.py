@@ -731,24 +731,6 @@ def test_attacks_stay_in_their_ball_and_in_the_image():
 # training
 
 
-def test_updates_of_all_parameters_together_are_those_of_each_alone(monkeypatch):
-    x, y, adamw, asked = images(64, 1, 24, 24), torch.arange(64) % 10, torch.optim.AdamW, []
-
-    def fitted():
-        return att.fit(small("dp"), x, y, steps=4, lr=0.01, generator=torch.Generator())
-
-    together = fitted()
-
-    def one_by_one(parameters, lr, *, foreach, **options):
-        asked.append(foreach)
-        return adamw(parameters, lr, foreach=False, **options)
-
-    monkeypatch.setattr(torch.optim, "AdamW", one_by_one)
-    alone = fitted()
-    assert asked == [True]
-    assert all(map(torch.equal, together.parameters(), alone.parameters()))
-
-
 def train_small(seed=0, **options):
     data = cluttered_digits(320, n_clutter=0, seed=0)
     model = seeded(lambda: att.small_att(width=12), seed)

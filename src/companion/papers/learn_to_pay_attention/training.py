@@ -76,11 +76,7 @@ def fit(
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     if recipe == "adamw":
-        # on a CPU, too: the same numbers from fewer calls
-        together = x.device.type == "cpu" or None
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr, weight_decay=weight_decay, foreach=together
-        )
+        optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
     else:
         optimizer = torch.optim.SGD(
