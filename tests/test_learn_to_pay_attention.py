@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from companion.data.clutter import cluttered_digits
 from companion.papers import learn_to_pay_attention as att
-from companion.papers.learn_to_pay_attention import attention, networks, training
+from companion.papers.learn_to_pay_attention import attacks, attention, networks, training
 from companion.progress import Progress
 from companion.runs import chapters, executor
 from companion.training import DivergenceError, error_rate
@@ -682,6 +682,21 @@ def test_fast_gradient_sign_is_exact_for_a_linear_model():
     assert torch.allclose(moved, x + 0.1 * direction, atol=1e-6)
     assert torch.allclose(att.pgd(model, x, y, 0.1), moved, atol=1e-6)  # the same corner
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_one_gradient_serves_attacks_of_every_size(monkeypatch):
+    model, x, y = small("dp"), images(3, 1, 24, 24), torch.arange(3)
+    sizes = [0.0, 0.02, 0.1]
+    alone = [att.fgsm(model, x, y, eps) for eps in sizes]
+    calls, slope = [], attacks._slope
+    monkeypatch.setattr(attacks, "_slope", lambda *a: calls.append(a) or slope(*a))
+    together = attacks.fgsm_each(model, x, y, sizes)
+    assert len(calls) == 1
+    assert all(map(torch.equal, together, alone))
+    assert torch.equal(together[2], att.pgd(model, x, y, 0.1, steps=1, step_size=0.1))
+    assert attacks.fgsm_each(model, x, y, []) == []
+    with pytest.raises(ValueError, match=r"eps = -0\.1"):
+        attacks.fgsm_each(model, x, y, [0.1, -0.1])
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -1032,6 +1032,35 @@ def test_a_student_of_another_grid_chooses_the_teachers_patches():
     assert torch.equal(keep, mkd.select_tokens(mkd.resize_scores(scores, (2, 2), (4, 4)), 6))
 
 
+def test_scores_found_once_choose_the_same_patches_in_every_batch():
+    student = mkd.ViT(32, 16, dim=24, depth=2, heads=3, channels=3, classes=5)
+    x = images(501)  # of more than one batch
+    pictures = experiment.LabelledImages(x, torch.zeros(501).long(), x, torch.zeros(501).long())
+    teacher = ours()
+    scores = experiment.scores_of_all(student, teacher, pictures)
+    for keep, mode in ((3, "top"), (6, "top"), (6, "bottom")):
+        once = experiment.predict_masked(teacher, pictures, keep, mode, scores=scores)
+        again = experiment.predict_masked(teacher, pictures, keep, mode, student=student)
+        assert all(map(torch.equal, once, again))
+
+
+def test_updates_of_all_parameters_together_are_those_of_each_alone():
+    model, twin = ours(), ours()
+    twin.load_state_dict(model.state_dict())
+    together, _ = experiment._optimiser(model, 20, 1e-2, 0.05)
+    alone = torch.optim.AdamW(twin.parameters(), 1e-2, weight_decay=0.05, foreach=False)
+    assert together.param_groups[0]["foreach"]
+    for name in ("lr", "betas"):  # the schedule sets both
+        alone.param_groups[0][name] = together.param_groups[0][name]
+    for _ in range(5):
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        together.step()
+        alone.step()
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
 def test_the_cost_of_a_teacher_is_that_of_its_own_patches(monkeypatch):
     lengths = []
     teacher, x = ours().eval(), images(2)

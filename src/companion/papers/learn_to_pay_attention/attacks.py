@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -43,7 +45,28 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
     >>> torch.allclose(moved.abs(), torch.full_like(x, 0.1))
     True
     """
-    return pgd(model, x, y, eps, steps=1, step_size=eps)
+    return fgsm_each(model, x, y, [eps])[0]
+
+
+def fgsm_each(model: nn.Module, x: Tensor, y: Tensor, eps: Sequence[float]) -> list[Tensor]:
+    """`fgsm` by each of some `eps`, from one gradient.
+
+    Raises:
+        ValueError: as `fgsm`.
+    """
+    images(x=x)
+    check_labels(x, y=y)
+    for one in eps:
+        at_least(0, eps=one)
+    if not len(eps):
+        return []
+    with evaluation_mode(model):
+        sign = _slope(model, x, y).sign()
+    return [_kept_near(x.detach() + one * sign, x, one) for one in eps]
+
+
+def _kept_near(moved: Tensor, x: Tensor, eps: float) -> Tensor:
+    return torch.clamp(moved, x - eps, x + eps).clamp(0, 1)
 
 
 def pgd(
@@ -75,6 +98,5 @@ def pgd(
     moved = x.detach()
     with evaluation_mode(model):
         for _ in range(steps):
-            moved = moved + size * _slope(model, moved, y).sign()
-            moved = torch.clamp(moved, x - eps, x + eps).clamp(0, 1)
+            moved = _kept_near(moved + size * _slope(model, moved, y).sign(), x, eps)
     return moved

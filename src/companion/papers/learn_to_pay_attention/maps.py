@@ -276,10 +276,12 @@ def perturbation_curve(
     rank = order.argsort(1).view(len(x), 1, *x.shape[2:])
     curve = []
     with evaluation_mode(model):
-        chosen = model(x).argmax(1)
+        whole_image = model(x)
+        chosen = whole_image.argmax(1)
         for part in range(parts + 1):
             first = rank < round(pixels * part / parts)
             gone = first if kind == "deletion" else ~first
-            probability = model(x.masked_fill(gone, fill)).softmax(1)
-            curve.append(probability.gather(1, chosen[:, None]).mean())
+            nothing = part == (0 if kind == "deletion" else parts)
+            logits = whole_image if nothing else model(x.masked_fill(gone, fill))
+            curve.append(logits.softmax(1).gather(1, chosen[:, None]).mean())
     return torch.stack(curve)

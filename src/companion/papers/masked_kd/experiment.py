@@ -170,7 +170,10 @@ class Distillation:
 
 
 def _optimiser(model: nn.Module, steps: int, lr: float, weight_decay: float):
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
+    parameters = list(model.parameters())
+    # on a CPU, too: the same numbers from fewer calls
+    together = all(p.device.type == "cpu" for p in parameters) or None
+    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, foreach=together)
     # its first and last steps are its slowest, so that short runs need no warm-up of their own
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
     return optimizer, schedule
@@ -314,6 +317,20 @@ def predict(model: nn.Module, images: LabelledImages | Folder) -> tuple[Tensor, 
     return torch.cat(outputs), torch.cat(labels)
 
 
+def scores_of_all(
+    student: nn.Module, teacher: nn.Module, images: LabelledImages | Folder
+) -> Tensor:
+    """`student_scores` of all test images on the teacher's grid, (n, N)."""
+    return torch.cat(
+        [
+            resize_scores(
+                student_scores(student, x), token_grid(student, x), token_grid(teacher, x)
+            )
+            for x, _ in images.test_batches()
+        ]
+    )
+
+
 @torch.no_grad()
 def predict_masked(
     teacher: nn.Module,
@@ -322,6 +339,7 @@ def predict_masked(
     mode: str = "top",
     *,
     student: nn.Module | None = None,
+    scores: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits of the teacher on `keep` patches of every test image, and those patches.
@@ -332,25 +350,29 @@ def predict_masked(
         keep: patches of each image.
         mode: as `select_tokens`, by the attention of `student`.
         student: whose attention chooses; "random" needs none.
+        scores: (n, N), instead of a student what `scores_of_all` found of it, for several `keep`.
         generator: of the CPU, so that patches of "random" are the same another time.
 
     Returns:
         (n, K) and (n, keep).
 
     Raises:
-        ValueError: without a student where one is needed.
+        ValueError: without a student or scores where they are needed.
     """
-    if mode != "random" and student is None:
-        raise ValueError(f"student = None: mode = {mode!r} needs one whose attention chooses")
-    logits, chosen = [], []
+    if mode != "random" and scores is None:
+        if student is None:
+            raise ValueError(f"student = None: mode = {mode!r} needs one whose attention chooses")
+        scores = scores_of_all(student, teacher, images)
+    logits, chosen, done = [], [], 0
     with evaluation_mode(teacher), token_drop(teacher) as masked:
         for x, _ in images.test_batches():
-            grid = token_grid(teacher, x)
-            if student is None or mode == "random":
-                scores = torch.zeros(len(x), grid[0] * grid[1], device=x.device)
+            if scores is None or mode == "random":
+                rows, columns = token_grid(teacher, x)
+                some = torch.zeros(len(x), rows * columns, device=x.device)
             else:
-                scores = resize_scores(student_scores(student, x), token_grid(student, x), grid)
-            chosen.append(select_tokens(scores, keep, mode, generator))
+                some = scores[done : done + len(x)]
+            done += len(x)
+            chosen.append(select_tokens(some, keep, mode, generator))
             logits.append(masked(x, chosen[-1]).float())
     return torch.cat(logits), torch.cat(chosen)
 
