@@ -489,20 +489,29 @@ def test_a_record_is_shown_with_all_that_a_reader_needs_to_judge_it(chapter):
     assert "fig-mnist" in image.parent["ids"]
 
 
-def test_a_figure_that_several_runs_share_is_not_shown_again():
-    def drawn(name, shas):
-        figures = [
-            {
-                "name": figure,
-                "file": f"{name}-{figure}.png",
-                "sha256": sha,
-                "caption": "",
-                "alt": "A.",
-            }
-            for figure, sha in shas.items()
-        ]
-        return Run("snip", name, figures=figures, seconds=1.0)
+def drawn(name, shas):
+    figures = [
+        {"name": figure, "file": f"{name}-{figure}.png", "sha256": sha, "caption": "", "alt": "A."}
+        for figure, sha in shas.items()
+    ]
+    return Run("snip", name, figures=figures, seconds=1.0)
 
+
+def test_a_chapter_chooses_which_figures_of_its_runs_are_shown():
+    runs = [
+        drawn("a", {"fig-snip-law-a": "1", "fig-snip-errors-a": "2", "fig-snip-batch-a": "3"}),
+        drawn("b", {"fig-snip-law-b": "4"}),
+    ]
+    (fold,) = compare.figures("snip", runs, ["errors", "law"])
+    assert [image["uri"].rpartition("/")[2] for image in fold.findall(nodes.image)] == [
+        "a-fig-snip-errors-a.png", "a-fig-snip-law-a.png", "b-fig-snip-law-b.png",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no run of snip recorded lwa; there are law, errors"):
+        compare.figures("snip", runs, ["lwa"])
+    assert compare.figures("snip", [], ["law"]) == []
+
+
+def test_a_figure_that_several_runs_share_is_not_shown_again():
     runs = [
         drawn("a", {"fig-law": "1" * 64, "fig-errors": "2" * 64}),
         drawn("b", {"fig-law": "1" * 64, "fig-errors": "3" * 64}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -247,28 +247,38 @@ def _shown_measure(value: object) -> str:
     return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def figures(paper: str, runs: list[Run]) -> list[nodes.Node]:
+def figures(paper: str, runs: list[Run], wanted: Sequence[str] = ()) -> list[nodes.Node]:
     """The figures of recorded runs in one fold, those of a figure below each other.
 
     A picture that several runs share stands once. If all have it, it does not depend on the data:
     the page has it already.
+    wanted: names without "fig-" and the paper's, in the order of the page; none: all.
+    Raises ValueError for one that no run has.
     """
+    prefix = f"fig-{paper.replace('_', '-')}-"
     several: dict[str, dict[str, dict]] = {}
     for run in runs:
         for about in run.figures:
-            name = about["name"].removesuffix(f"-{run.name}")
+            name = about["name"].removesuffix(f"-{run.name}").removeprefix(prefix)
             several.setdefault(name, {})[run.name] = about
+    if not several:
+        return []
+    if unknown := set(wanted) - several.keys():
+        raise ValueError(
+            f"figures: no run of {paper} recorded {', '.join(sorted(unknown))}; there are "
+            + ", ".join(several)
+        )
     shown: list[nodes.Node] = []
-    for name, found in several.items():
+    for name in wanted or several:
+        found = several[name]
         pictures: dict[str, list[str]] = {}
         for sharing, about in found.items():
             pictures.setdefault(about["sha256"], []).append(sharing)
         if len(found) > 1 and len(pictures) == 1:
             continue
-        title = name.removeprefix(f"fig-{paper.replace('_', '-')}-").replace("-", " ")
+        title = name.replace("-", " ").capitalize()
         shown += [
-            _image(paper, title.capitalize(), ", ".join(names), found[names[0]])
-            for names in pictures.values()
+            _image(paper, title, ", ".join(names), found[names[0]]) for names in pictures.values()
         ]
     drawn = ", ".join(run.name for run in runs if run.figures)
     return (

@@ -143,13 +143,14 @@ class Recorded(SphinxDirective):
 
     A line of the content is a panel of a figure with a line a run, `label: name.of.{x}`, of
     values that runs recorded (`compare.read_points`). `paper` are the paper's values to draw into
-    panels, `label: text with {x}` (`compare.paper_points`), several with "; " between.
+    panels, `label: text with {x}` (`compare.paper_points`), several with "; " between. `figures`
+    names the runs' figures that are shown, all of them without it.
     """
 
     required_arguments = 1
     has_content = True
     option_spec: ClassVar = dict.fromkeys(
-        ("x", "y", "log", "paper", "caption", "alt"), directives.unchanged
+        ("x", "y", "log", "paper", "caption", "alt", "figures"), directives.unchanged
     )
 
     def run(self) -> list[nodes.Node]:
@@ -166,7 +167,11 @@ class Recorded(SphinxDirective):
             out += self._figure(paper, runs)
             out += compare.comparisons(paper, [*runs, *sweeps])
         out += compare.measures(paper, runs)
-        out += compare.figures(paper, recorded)
+        try:
+            wanted = self.options.get("figures", "").split()
+            out += compare.figures(paper, recorded, wanted)
+        except ValueError as error:
+            raise self.error(str(error)) from None
         out += [compare.provenance(paper, run) for run in recorded]
         return [*out, *tables.gpu_note(paper, recorded)]
 

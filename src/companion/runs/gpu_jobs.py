@@ -123,6 +123,10 @@ JOBS: tuple[Job, ...] = (
         400, 2, "signal_propagation", {"profile": "paper"}, data=("mnist",),
     ),
     Job(
+        "snip-paper_lenet5", "Table 1 on MNIST: LeNet-5-Caffe, five seeds", 200, 4, "snip",
+        {"profile": "paper_lenet5"}, data=("mnist",),
+    ),
+    Job(
         "data_parallelism-mnist-grid",
         "the paper's grid on MNIST: B to 16,384, 100 trials, four sparsities, one seed",
         300, 8, "data_parallelism",
