@@ -800,6 +800,26 @@ def test_our_own_checks_are_folded_below_the_papers_claims_and_counted(stated):
     assert "0 of 3" in fold.astext()
 
 
+def test_values_of_a_claim_that_has_several_are_folded_below_its_verdicts(stated):
+    (error,) = stated["C1"].quantities.values()
+    second = replace(error, name="spread", means="spread of errors")
+    stated["C1"] = replace(stated["C1"], quantities={"error": error, "spread": second})
+    both = [
+        replace(verdict("C1", value), measured={"error": value, "spread": value + 0.25})
+        for value in (3.0, 3.5)
+    ]
+    table, fold = compare.comparisons("snip", [run("stored", both[0]), run("mnist", both[1])])
+    (row,) = cells(table)[1:]
+    assert "3.5 %" not in " ".join(row)
+    assert "✗" in row[-1]
+    line, every = fold.children
+    assert line.astext() == "Each value of C1"
+    verdicts, _, spread = cells(every)[1:]
+    assert verdicts[-1] == row[-1]
+    assert spread[0].startswith("spread of errors")
+    assert spread[-1].endswith("3.75 %")
+
+
 def test_a_bound_of_its_own_stands_beside_the_value_and_an_empty_column_goes(stated):
     quantity = replace(
         stated["C1"].quantities["error"],

@@ -40,7 +40,8 @@ def title_of(kept: Run | Sweep) -> str:
 
 
 def comparisons(paper: str, kept: list[Run | Sweep]) -> list[nodes.Node]:
-    """The paper's claims in one table, and our own checks in another, which is folded."""
+    """The paper's claims in one table, and two more that are folded: the values of claims that
+    have several, and our own checks."""
     mine, own = (
         [
             claim
@@ -50,7 +51,10 @@ def comparisons(paper: str, kept: list[Run | Sweep]) -> list[nodes.Node]:
         ]
         for papers in (True, False)
     )
-    out: list[nodes.Node] = [comparison(mine, kept)] if mine else []
+    out: list[nodes.Node] = [comparison(mine, kept, parts=False)] if mine else []
+    if several := [claim for claim in mine if len(claim.quantities) > 1]:
+        said = f"Each value of {', '.join(claim.id for claim in several)}"
+        out.append(folded(said, comparison(several, kept)))
     if own:
         held = [
             all(_held(claim, run) for run in kept if _was_measured(claim, run)) for claim in own
@@ -60,11 +64,13 @@ def comparisons(paper: str, kept: list[Run | Sweep]) -> list[nodes.Node]:
     return out
 
 
-def comparison(claims: Iterable[Claim], kept: list[Run | Sweep]) -> nodes.table:
+def comparison(
+    claims: Iterable[Claim], kept: list[Run | Sweep], *, parts: bool = True
+) -> nodes.table:
     """Claims: what the paper reports, and what each run measured, with its bound.
 
     A bound that is the same for all stands once, and the paper has no column where it reports
-    nothing.
+    nothing. parts: a line for each value of a claim that has several; without, the verdicts only.
     """
     head: list = ["Claim", "Paper"]
     for run in kept:
@@ -88,7 +94,7 @@ def comparison(claims: Iterable[Claim], kept: list[Run | Sweep]) -> nodes.table:
             rows.append(("claim", [said, [*loose, *_reported(claim, quantity)] or "–", *beside]))
             continue
         rows.append(("claim", [said, loose or "", *verdicts]))
-        for _, quantity in several:
+        for _, quantity in several if parts else ():
             means, measured = _line(claim, quantity, kept)
             rows.append(("part", [means, _reported(claim, quantity) or "–", *measured]))
     if all(row[1] in ("", "–") for _, row in rows):

@@ -228,7 +228,7 @@ COSTS: dict[str, dict[str, tuple[float, float]]] = {
     },
     "snip": {
         "quick": (70, 30), "mnist": (20 * MIN, 2 * MIN), "cifar10": (7 * MIN, 30),
-        "paper": (70 * MIN, 110), "paper_lenet5": (6 * HOUR, 5 * MIN),
+        "paper": (70 * MIN, 110), "paper_lenet5": (5.5 * HOUR, 200),
         "paper_vgg_d": (14 * DAY, HOUR),
     },
     "sparse_inr": {
