@@ -22,7 +22,6 @@ from companion.runs.record import DONE, Held, Run, Sweep
 from companion.runs.records import FOLDER
 
 DEFAULT = "default run"
-FEW = 2  # values of the paper that no quantity of ours stands beside, repeated in the comparison
 
 
 def check_names(paper: str, runs: list[Run], sweeps: list[Sweep]) -> None:
@@ -80,8 +79,8 @@ def comparison(
     for claim in claims:
         verdicts = [_verdict(claim, run) for run in kept]
         loose = [str(reported) for reported in claim.reported if not reported.quantity]
-        if len(loose) > FEW:
-            loose = [f"{len(loose)} values, in the table of claims above"]
+        if loose and not parts:
+            loose = [f"{len(loose)} value{'s' * (len(loose) > 1)} in the table of claims"]
         said: list = [
             nodes.paragraph("", "", tables.strong(claim.id), nodes.Text(f" {claim.says}"))
         ]

@@ -10,10 +10,20 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 
+from companion.book.html import render
 from companion.book.kept import filled
-from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Badge, Table
+from companion.notebook.checking import (
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+    Badge,
+    Verdict,
+    css,
+    table_row,
+)
 from companion.notebook.claims import Claim, load_claims
 from companion.runs import chapters
 from companion.runs.record import Run
@@ -22,10 +32,6 @@ OPENING = "opening"  # tag of the cell whose output opens the page
 RUN_IT = "run-it"  # of what stands in the fold of that name; set here
 BADGE = '<div class="claim-badge'
 TABLE = '<table class="claims">'
-# the third cell of a row, if it has several lines
-PAPER_CELL = re.compile(
-    r"(<tr[^>]*>(?:<td>(?:(?!</td>).)*</td>){2})<td>([^<]*(?:<br>[^<]*)+)</td>"
-)
 
 
 def page(text: str, paper: str) -> str:
@@ -76,12 +82,7 @@ def derive(notebook: dict, paper: str) -> dict:
     """
     run = Run.of_values(paper, "stored", chapters.recorded_values(notebook))
     stated = load_claims(paper)
-    table = re.sub(
-        r"<tr><td>(C\w+)</td>",
-        rf'<tr id="claim-\1"><td><a href="../book/scoreboard.html#{paper}-\1">\1</a></td>',
-        _claims(stated, run).replace("<td>no value</td>", "<td>–</td>"),
-    )
-    table = PAPER_CELL.sub(_source_once, table)
+    table = _claims(stated, run)
     for cell in chapters.code_cells(notebook):
         for output in cell["outputs"]:
             stored = "".join(output.get("data", {}).get("text/html", ""))
@@ -100,33 +101,52 @@ def derive(notebook: dict, paper: str) -> dict:
 
 def _claims(stated: Mapping[str, Claim], run: Run) -> str:
     """The table of the paper's claims and, folded, that of our own checks."""
-    own = {id for id, claim in stated.items() if claim.kind != "paper"}
-    verdicts = {id: verdict for id, verdict in run.claims.items() if id in stated}
-    mine, ours = (
-        Table(stated, [v for id, v in verdicts.items() if (id in own) == of_ours])
-        for of_ours in (False, True)
+    mine, own = (
+        [
+            v
+            for v in run.claims.values()
+            if v.id in stated and (stated[v.id].kind == "paper") == paper
+        ]
+        for paper in (True, False)
     )
-    if not ours.verdicts or not mine.verdicts:
-        return (mine if mine.verdicts else ours)._repr_html_()
-    outcomes = [verdict.outcome for verdict in ours.verdicts]
-    said = ", ".join(
-        f"{outcomes.count(one)} {one}"
-        for one in (NOT_REPRODUCED, NOT_RUN, REPRODUCED)
-        if one in outcomes
-    )
+    if not mine:
+        return _table(stated, own, run.paper)
+    if not own:
+        return _table(stated, mine, run.paper)
+    outcomes = Counter(verdict.outcome for verdict in own)
+    kinds = [kind for kind in (NOT_REPRODUCED, NOT_RUN, REPRODUCED) if outcomes[kind]]
+    said = ", ".join(f"{outcomes[kind]} {kind}" for kind in kinds)
     return (
-        f'{mine._repr_html_()}<details class="fold"><summary>Our own checks: {said}</summary>'
-        f"{ours._repr_html_()}</details>"
+        f'{_table(stated, mine, run.paper)}<details class="fold"><summary>Our own checks: {said}'
+        f"</summary>{_table(stated, own, run.paper)}</details>"
     )
 
 
-def _source_once(cell: re.Match[str]) -> str:
-    """A cell of several values of the paper whose source, in brackets behind each, is the same."""
-    lines = cell[2].split("<br>")
-    source = lines[0][lines[0].rfind(" (") :]
-    if source.count("(") != source.count(")") or not all(line.endswith(source) for line in lines):
-        return cell[0]
-    return f"{cell[1]}<td>{'<br>'.join(line.removesuffix(source) for line in lines)}<br>all{source}</td>"
+def _table(stated: Mapping[str, Claim], verdicts: list[Verdict], paper: str) -> str:
+    """A claim a group of rows: its sentence, below it the paper's values and ours."""
+    rows = [
+        {
+            "id": verdict.id,
+            "says": says,
+            "paper": _source_once([str(value) for value in stated[verdict.id].reported]),
+            "ours": ours.split("\n"),
+            "verdict": outcome,
+            "css": css(verdict.outcome),
+        }
+        for verdict in verdicts
+        for _, says, _, ours, outcome in [table_row(stated[verdict.id], verdict)]
+    ]
+    return render("claims.html", rows=rows, paper=paper)
+
+
+def _source_once(values: list[str]) -> list[str]:
+    """The paper's values; a source that all of them have, in brackets behind each, stands once."""
+    if len(values) < 2:
+        return values
+    source = values[0][values[0].rfind(" (") :]
+    if source.count("(") != source.count(")") or not all(v.endswith(source) for v in values):
+        return values
+    return [*(value.removesuffix(source) for value in values), f"all{source}"]
 
 
 def _relate(cells: list[dict], paper: str) -> None:
