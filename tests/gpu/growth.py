@@ -212,9 +212,9 @@ METHODS = (
 
 
 def forget(device) -> None:
-    """Give back all memory that nothing refers to."""
-    gc.collect()
+    """Give back all memory of the card that nothing refers to."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 

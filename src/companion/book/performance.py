@@ -12,7 +12,7 @@ from companion.book.evidence import short_name
 from companion.book.fold import folded
 from companion.book.html import raw, render
 from companion.book.runs import benchmarks, growth_on_gpu, on_gpu, papers, shown_seconds
-from companion.notebook.bounds import number
+from companion.notebook.bounds import number, raised
 from companion.runs.records import load_records
 
 HEAD = ["What", "Against", "Ratio", "Aim", "Note"]
@@ -132,7 +132,10 @@ class Curve:
     def sizes(self) -> list[tuple[float, str]]:
         """The ticks of the sizes whose numbers have room: a digit takes 2.5 % of the width."""
         kept: list[tuple[float, str]] = []
-        for place, text in self.x.ticks():
+        ticks = self.x.ticks()
+        if any(len(text) > 10 for _, text in ticks):  # the last would reach out of the picture
+            ticks = [(place, _as_power(text)) for place, text in ticks]
+        for place, text in ticks:
             if not kept or place - kept[-1][0] >= 2.5 * len(text) + 2:
                 kept.append((place, text))
         return kept
@@ -165,6 +168,13 @@ def _how_it_ended(one: dict) -> str:
         "share": f"Stopped at {largest} {of}: {after} would have taken too long to measure.",
         "error": f"Stopped at {largest} {of}: {after} raised an error.",
     }.get(ended.get("why", ""), "")
+
+
+def _as_power(text: str) -> str:
+    """A whole number as readers write it, in powers of ten: 10⁸ for 100,000,000."""
+    digits = text.replace(",", "").rstrip("0")
+    power = f"10{raised(len(text.replace(',', '')) - len(digits))}"
+    return power if digits == "1" else f"{digits}·{power}"
 
 
 def _large(size: float) -> str:
