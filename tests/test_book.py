@@ -1160,9 +1160,40 @@ def test_a_curve_of_time_against_size_rises_to_the_right():
     assert across[1] == down[1] == 50
     (wide,) = performance.curves([one | {"sizes": [4800, 19200, 307200], "exponent": 1.0}])
     assert len(wide.sizes) < len(wide.x.ticks())  # 5,000 and 10,000 would overlap
+    (huge,) = performance.curves([one | {"sizes": [2**16, 2**23, 2**30], "exponent": 1.0}])
+    assert huge.sizes[-1][1] in ("10⁸", "10⁹")
     html = render("comparisons.html", comparisons=[], curves=[curve])
     assert "the 1.00 power" in html
     assert "1,000: 10 CPU-s" in html
+
+
+def test_growth_on_a_gpu_is_shown_where_it_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    assert runs.growth_on_gpu() == {}
+    names = {"desire": "DESIRE", "snip": "SNIP"}
+    assert performance._growth_folds(names) == []
+    where = {"hardware": "H100", "date": "2026-11-27", "commit": "abc"}
+    curve = {
+        "what": "score", "of": "weights", "sizes": [2**22, 2**23], "seconds": [0.1, 0.2],
+        "peak_gb": [35.4, 70.8], "exponent": 1.0,
+        "ended": {"why": "memory", "at": 2**24, "said": "OutOfMemoryError"},
+    }  # fmt: skip
+    part = {"command": "companion gpu", "provenance": where, "growth": [curve]}
+    part["seal"] = seal(part)
+    file = tmp_path / runs.RECORDED / "growth-gpu.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"chapters": {"snip": part}}))
+    (fold,) = performance._growth_folds(names)
+    html = " ".join(node.astext() for node in fold.findall(nodes.raw))
+    assert "SNIP: score: seconds. The last three points grow as the 1.00 power." in html
+    said = "Memory ended between 8.39 million and 16.8 million weights (71 GB at the former)."
+    assert said in html
+    assert "8,388,608: 0.2 s" in html
+    assert "CPU" not in html
+    part["growth"][0]["seconds"][1] = 0.15
+    file.write_text(json.dumps({"chapters": {"snip": part}}))
+    with pytest.raises(ValueError, match="snip are not as they were written"):
+        runs.growth_on_gpu()
 
 
 @pytest.mark.parametrize("ends", [(0.6, 1.3), (0.95, 1.02), (0.04, 1.2), (1e-4, 30.0)])

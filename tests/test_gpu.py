@@ -1,7 +1,9 @@
 """`companion gpu`: the order, the budget, and that nothing is lost whenever it is cut off."""
 
 import importlib.util
+import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -482,3 +484,166 @@ def test_a_check_that_fails_is_kept_and_the_others_go_on(checks):
     assert found["wrong"]["said"] == "AssertionError: gap: 1, expected at most 0.001"
     assert found["same_selection"]["passed"]
     assert kept == [1, 2]
+
+
+# --- growth, as the GPU's curves are made
+
+
+@pytest.fixture(scope="module")
+def growth():
+    spec = importlib.util.spec_from_file_location("gpu_growth", ROOT / "tests/gpu/growth.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def grown(growth, monkeypatch, out, *more):
+    """The exit status of the script, and what it wrote."""
+    monkeypatch.setattr(sys, "argv", ["growth.py", "--device", "cpu", "--out", str(out), *more])
+    return growth.main(), json.loads(out.read_text())
+
+
+def test_growth_is_measured_for_every_method(growth, monkeypatch, tmp_path):
+    (job,) = gpu.chosen(["growth-gpu"])
+    monkeypatch.setattr(growth, "ENOUGH", 0.0)  # a call a size
+    status, found = grown(growth, monkeypatch, tmp_path / job.result)
+    assert (status, found["errors"]) == (0, {})
+    assert gpu.finished(job, tmp_path, "cpu")
+    assert set(found["chapters"]) == set(TINY)
+    for about in found["chapters"].values():
+        (curve,) = about["growth"]
+        assert len(curve["sizes"]) == len(curve["seconds"]) == growth.ON_CPU
+        assert all(1.7 < b / a < 2.3 for a, b in itertools.pairwise(curve["sizes"]))
+        assert math.isfinite(curve["exponent"])
+        assert curve["ended"] == {"why": "sizes"}
+
+    del found["chapters"]["snip"]
+    (tmp_path / job.result).write_text(json.dumps(found))
+    status, again = grown(growth, monkeypatch, tmp_path / job.result, "--go-on")
+    assert status == 0
+    assert again["chapters"].pop("snip")["growth"]
+    assert again["chapters"] == found["chapters"], "what was there was measured again"
+
+
+def method(growth, make, **options):
+    return growth.Method("snip", "w", "trials", 8, make, **options)
+
+
+def failing(error, at):
+    """A method that raises an error from a size on."""
+
+    def make(device, size):
+        def work():
+            if size >= at:
+                raise error
+
+        return work
+
+    return make
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Stands for a GPU whose peak memory is what was asked for last."""
+    import torch
+
+    monkeypatch.setattr("gc.collect", lambda: 0)  # slow among so many modules
+    for name, answer in (
+        ("synchronize", None),
+        ("empty_cache", None),
+        ("reset_peak_memory_stats", None),
+        ("max_memory_allocated", 71.2e9),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    return SimpleNamespace(type="cuda")
+
+
+def test_growth_says_where_memory_ended(growth, card):
+    import torch
+
+    from companion.book.performance import curves
+
+    for error in (
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+    ):
+        one = method(growth, failing(error, at=64))
+        curve = growth.grow(one, card, one.sizes(), share=60)
+        assert curve["sizes"] == [8, 16, 32]
+        assert curve["peak_gb"] == [71.2] * 3
+        assert (curve["ended"]["why"], curve["ended"]["at"]) == ("memory", 64)
+        (shown,) = curves([curve])
+        assert shown.ended == "Memory ended between 32 and 64 trials (71 GB at the former)."
+    one = method(growth, failing(RuntimeError("an index is too large"), at=64))
+    curve = growth.grow(one, card, one.sizes(), share=60)
+    assert curve["ended"]["said"] == "RuntimeError: an index is too large"
+    assert curves([curve])[0].ended == "Stopped at 32 trials: 64 raised an error."
+    with pytest.raises(RuntimeError, match="1 sizes were measured"):
+        growth.grow(method(growth, failing(MemoryError(), at=16)), card, one.sizes(), share=60)
+
+
+def test_growth_stops_at_a_long_call_and_when_its_share_is_spent(growth, card, monkeypatch):
+    from companion.book.performance import curves
+
+    now = [0.0]
+    for name in ("monotonic", "perf_counter"):
+        monkeypatch.setattr(growth.time, name, lambda: now[0])
+
+    def make(device, size):
+        def work():
+            now[0] += size**2 * 1e-4
+
+        return work
+
+    squares = method(growth, make)
+    curve = growth.grow(squares, card, squares.sizes(), share=1000)
+    assert curve["sizes"] == [8, 16, 32, 64, 128, 256]  # the last takes 6.6 s
+    assert curve["exponent"] == pytest.approx(2)
+    assert curves([curve])[0].ended == "Stopped at 6.55 s a call."
+    for share in (0.5, 1.0, 3.0):
+        now[0] = 0.0
+        curve = growth.grow(squares, card, squares.sizes(), share=share)
+        assert now[0] <= share
+        assert curve["ended"] == {"why": "share", "at": 2 * curve["sizes"][-1]}
+
+
+def test_growth_goes_on_after_a_method_that_fails(growth, monkeypatch, tmp_path):
+    good = method(growth, failing(None, at=math.inf))
+    bad = replace(good, stem="desire", make=failing(ValueError("out of luck"), at=0))
+    monkeypatch.setattr(growth, "METHODS", (bad, good))
+    status, found = grown(growth, monkeypatch, tmp_path / "g.json")
+    assert (status, found["status"]) == (1, "failed")
+    assert list(found["chapters"]) == ["snip"]
+    assert "out of luck" in found["errors"]["desire"]
+
+
+def test_growth_starts_anew_where_an_error_has_left_the_device_unusable(
+    growth, monkeypatch, tmp_path
+):
+    class Replaced(Exception):
+        pass
+
+    def execv(python, arguments):
+        assert [*arguments[2:]] == [
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path / "g.json"),
+            "--go-on",
+        ]
+        raise Replaced
+
+    good = method(growth, failing(None, at=math.inf))
+    monkeypatch.setattr(growth, "METHODS", (good, replace(good, stem="desire")))
+    with monkeypatch.context() as patch:
+        patch.setattr(growth, "is_lost", lambda device: True)
+        patch.setattr(growth.os, "execv", execv)
+        with pytest.raises(Replaced):
+            grown(growth, monkeypatch, tmp_path / "g.json")
+    first = json.loads((tmp_path / "g.json").read_text())
+    assert (first["status"], list(first["chapters"])) == ("unfinished", ["snip"])
+    status, found = grown(growth, monkeypatch, tmp_path / "g.json", "--go-on")
+    assert status == 0
+    assert found["chapters"]["snip"] == first["chapters"]["snip"]
+    assert list(found["chapters"]) == ["desire", "snip"]

@@ -10,6 +10,7 @@ import pretend_gpu
 import pytest
 import torch
 
+from companion.files import ROOT
 from companion.runs import chapters as notebooks
 from companion.runs import executor
 from companion.runs.gpu_jobs import TINY
@@ -168,6 +169,19 @@ for run, per_hundred in ((stacked, 2), (isometry, 0), (together, 2)):
     assert totals[1] - totals[0] <= 2 * per_hundred, (run, totals, pg.counts.report())
 """
 
+# What tests/gpu/growth.py times, once each at its smallest size.
+GROWTH = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("gpu_growth", {str(ROOT / "tests/gpu/growth.py")!r})
+growth = sys.modules["gpu_growth"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(growth)
+for method in growth.METHODS:
+    before = pg.counts.launches
+    method.make(gpu, method.first)()
+    assert pg.counts.launches > before + 10, f"{{method.stem}} ran somewhere else"
+assert not growth.is_lost(gpu)
+"""
+
 
 def small_scripts():
     """Name -> script, of everything but the chapters."""
@@ -177,7 +191,12 @@ def small_scripts():
             f"x = torch.ones(1 if '.item()' in {code!r} else 3).to(gpu)\n"
             f"pg.counts.waits.clear(), pg.counts.uploads.clear()\n{code}"
         )
-    return scripts | {"training": TRAINING, "recurrent": RECURRENT, "loops": LOOPS}
+    return scripts | {
+        "training": TRAINING,
+        "recurrent": RECURRENT,
+        "loops": LOOPS,
+        "growth": GROWTH,
+    }
 
 
 def run(folder: Path, scripts: dict[str, str], *flags: str) -> dict[str, dict]:
@@ -271,6 +290,10 @@ def test_it_computes_what_the_cpu_computes(name, on_cuda):
 
 def test_loops_without_an_optimiser_of_torchs_seldom_wait_either(on_cuda):
     assert not on_cuda["loops"]["error"], on_cuda["loops"]
+
+
+def test_what_grows_is_on_the_gpu(on_cuda):
+    assert not on_cuda["growth"]["error"], on_cuda["growth"]
 
 
 def test_it_refuses_double_precision_where_there_is_none(on_mps):

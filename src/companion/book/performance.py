@@ -11,8 +11,8 @@ from companion.book.charts import Axis, Mark
 from companion.book.evidence import short_name
 from companion.book.fold import folded
 from companion.book.html import raw, render
-from companion.book.runs import benchmarks, on_gpu, papers, shown_seconds
-from companion.notebook.bounds import number
+from companion.book.runs import benchmarks, growth_on_gpu, on_gpu, papers, shown_seconds
+from companion.notebook.bounds import number, raised
 from companion.runs.records import load_records
 
 HEAD = ["What", "Against", "Ratio", "Aim", "Note"]
@@ -125,28 +125,64 @@ class Curve:
     y: Axis
     words: str
     power: str
+    unit: str
+    ended: str = ""  # a sentence: why there is no larger size
 
     @property
     def sizes(self) -> list[tuple[float, str]]:
         """The ticks of the sizes whose numbers have room: a digit takes 2.5 % of the width."""
         kept: list[tuple[float, str]] = []
-        for place, text in self.x.ticks():
+        ticks = self.x.ticks()
+        if any(len(text) > 10 for _, text in ticks):  # the last would reach out of the picture
+            ticks = [(place, _as_power(text)) for place, text in ticks]
+        for place, text in ticks:
             if not kept or place - kept[-1][0] >= 2.5 * len(text) + 2:
                 kept.append((place, text))
         return kept
 
 
-def curves(growth: list[dict]) -> list[Curve]:
+def curves(growth: list[dict], unit: str = "CPU-seconds") -> list[Curve]:
     """The measured curves of a chapter."""
-    found = []
+    found, short = [], unit.replace("seconds", "s")
     for one in growth:
         x, y = (Axis.over(one[key], log=True) for key in ("sizes", "seconds"))
         pairs = list(zip(one["sizes"], one["seconds"], strict=True))
-        words = "; ".join(f"{number(n)}: {number(s)} CPU-s" for n, s in pairs)
+        words = "; ".join(f"{number(n)}: {number(s)} {short}" for n, s in pairs)
         places = tuple((x.at(n), round(100 - y.at(s), 2)) for n, s in pairs)
         power = f"{one['exponent']:.2f}"
-        found.append(Curve(one["what"], one["of"], places, x, y, words, power))
+        found.append(
+            Curve(one["what"], one["of"], places, x, y, words, power, unit, _how_it_ended(one))
+        )
     return found
+
+
+def _how_it_ended(one: dict) -> str:
+    """Why a curve on a GPU has no larger size, as a sentence; "" where that is not known."""
+    ended, of, largest = one.get("ended", {}), one["of"], _large(one["sizes"][-1])
+    after = _large(ended.get("at", 0))
+    if ended.get("why") == "memory":
+        peak = f" ({one['peak_gb'][-1]:.0f} GB at the former)" if one.get("peak_gb") else ""
+        return f"Memory ended between {largest} and {after} {of}{peak}."
+    return {
+        "time": f"Stopped at {number(one['seconds'][-1])} s a call.",
+        "share": f"Stopped at {largest} {of}: {after} would have taken too long to measure.",
+        "error": f"Stopped at {largest} {of}: {after} raised an error.",
+    }.get(ended.get("why", ""), "")
+
+
+def _as_power(text: str) -> str:
+    """A whole number as readers write it, in powers of ten: 10⁸ for 100,000,000."""
+    digits = text.replace(",", "").rstrip("0")
+    power = f"10{raised(len(text.replace(',', '')) - len(digits))}"
+    return power if digits == "1" else f"{digits}·{power}"
+
+
+def _large(size: float) -> str:
+    """A size in words from a million on."""
+    for name, unit in (("billion", 1e9), ("million", 1e6)):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return number(size)
 
 
 def benchmarks_section(env) -> list[nodes.Node]:
@@ -216,11 +252,37 @@ def gpu_section(env) -> list[nodes.Node]:
         ),
         tables.table(["Chapter", "Recorded run", "Time", "GPU memory"], made, "runs"),
         folded("The comparisons on it", tables.table(["Chapter", *HEAD], rows, "benchmarks")),
+        *_growth_folds(names),
         folded(
             "What it computes, compared with the CPU",
             tables.table(["Check", "Outcome", "Measured"], tried, "checks"),
         ),
         tables.shell("companion gpu --budget 900 --out runs/gpu"),
+    ]
+
+
+def _growth_folds(names: dict[str, str]) -> list[nodes.Node]:
+    """The curves of all chapters on a GPU in one fold; nothing where they are not recorded."""
+    found = growth_on_gpu()
+    if not found:
+        return []
+    grown = [
+        one | {"what": f"{names[stem]}: {one['what']}"}
+        for stem in names
+        for one in found.get(stem, {}).get("growth", [])
+    ]
+    about = next(iter(found.values()))
+    where = about["provenance"]
+    return [
+        folded(
+            "How time grows with size, to where the memory ends",
+            tables.paragraph(
+                f"{where['hardware']}, {where['date']}, commit {where['commit'] or 'not known'}. "
+                "Sizes double until the next does not fit, or a call takes too long."
+            ),
+            raw(render("curves.html", curves=curves(grown, "seconds"))),
+            tables.shell(about["command"]),
+        )
     ]
 
 

@@ -186,6 +186,11 @@ def on_gpu() -> tuple[dict, dict[str, dict], dict[str, dict]]:
     return found.get("limits", {}), rows, _recorded("checks-gpu").get("checks", {})
 
 
+def growth_on_gpu() -> dict[str, dict]:
+    """Of the last `companion gpu`: how time grows with size, by stem; empty where not recorded."""
+    return _sealed_parts(_recorded("growth-gpu").get("chapters", {}), "growth-gpu")
+
+
 def _recorded(name: str) -> dict:
     path = ROOT / RECORDED / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

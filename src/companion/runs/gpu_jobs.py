@@ -114,6 +114,10 @@ JOBS: tuple[Job, ...] = (
         60, 12, script="tests/gpu/benchmarks.py", alone=True,
     ),
     Job(
+        "growth-gpu", "how each method's time grows with its size, to where the memory ends",
+        100, 70, script="tests/gpu/growth.py", alone=True,
+    ),
+    Job(
         "snip-paper",
         "Table 1 and Fig. 1 on MNIST: LeNet-300-100, five seeds, the paper's schedule", 110, 2, "snip",
         {"profile": "paper"}, data=("mnist",),
