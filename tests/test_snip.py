@@ -338,7 +338,7 @@ def test_logit_sum_is_the_derivative_along_a_layer(digits):
     assert logit_sum(model, x, y).item() == pytest.approx(slope, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["paper-gpu", "lenet-5", "vgg-d-5000-steps-gpu"])
+@pytest.mark.parametrize("name", ["paper-gpu", "paper-lenet5-gpu", "vgg-d-5000-steps-gpu"])
 def test_the_chapters_table_at_the_papers_size_is_what_the_runs_recorded(name):
     prose = "\n".join(cell["source"] for cell in chapters.read(chapters.find("snip"))["cells"])
     prose = filled(prose, "snip")

@@ -13,6 +13,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
+from companion.runs.gpu_jobs import BUDGET
+
 
 class Terminated(KeyboardInterrupt):
     """Raised for SIGTERM and SIGHUP, so that what is running is cleaned up as for Ctrl-C."""
@@ -134,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("gpu", help="run what a GPU machine should show, within a budget")
     add.set_defaults(command=_gpu)
-    add.add_argument("--budget", default="540", metavar="SECONDS", help="default: 540")
+    add.add_argument("--budget", default=f"{BUDGET}", metavar="SECONDS", help=f"default: {BUDGET}")
     add.add_argument("--out", type=Path, default=Path("runs/gpu"), metavar="DIR", help="folder of the results; what is done there is not repeated; default: runs/gpu")  # fmt: skip
     add.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these jobs, or those of a chapter, or tiny")  # fmt: skip
     add.add_argument("--device", default="cuda", help="default: cuda; cpu, to try it")

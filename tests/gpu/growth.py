@@ -48,8 +48,8 @@ from companion.sparsity import connection_sensitivity, global_topk_mask
 SCRIPT = "tests/gpu/growth.py"
 COMMAND = "companion gpu --only growth-gpu"
 LONG = 2.0  # seconds of a call, after which no larger size is tried
-SHARE = 12.0  # seconds of a method
-TOTAL = 105.0  # of all methods together
+SHARE = 8.0  # seconds of a method
+TOTAL = 75.0  # of all methods together
 ENOUGH = 0.2  # seconds of repeated calls of one size; five calls at most
 ON_CPU = 3  # sizes
 FITTED = 3  # of a curve's largest sizes: below them costs of a fixed length show

@@ -2,8 +2,8 @@
 
 A notebook's own numbers come by ``{glue:text}``; those of a run of `companion record` by
 ``{kept}`paper-gpu snip.error.dense:.2f```: the record, what it recorded, and a format. A name can
-also be a claim's quantity (``C7.ratio``), end in a key (``snip.batch[100 at 90 %]``) or in a
-factor (``desire.accuracy*100``). Of several values it gives the range, 1.35–1.47. A column of a
+also be a claim's quantity (``C7.ratio``), end in a key (``snip.batch[100 at 90 %]``), in keys
+below each other (``masked_kd.times[ViT-S/98/ms]``) or in a factor (``desire.accuracy*100``). Of several values it gives the range, 1.35–1.47. A column of a
 kept sweep is named likewise, of all its runs or of those with a parameter's value:
 ``{kept}`weight-decay snip.error.dense[weight_decay=0]:.2f```.
 """
@@ -95,7 +95,9 @@ def _value(run: Run, name: str, key: str | None) -> Any:
     if key is None:
         return value
     if isinstance(value, Mapping):
-        return value.get(key)
+        for part in [key] if key in value else key.split("/"):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
     if isinstance(value, list) and key.isdigit() and int(key) < len(value):
         return value[int(key)]
     return None

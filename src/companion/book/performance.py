@@ -273,12 +273,14 @@ def _growth_folds(names: dict[str, str]) -> list[nodes.Node]:
     ]
     about = next(iter(found.values()))
     where = about["provenance"]
+    lacking = [name for stem, name in names.items() if stem not in found]
     return [
         folded(
             "How time grows with size, to where the memory ends",
             tables.paragraph(
                 f"{where['hardware']}, {where['date']}, commit {where['commit'] or 'not known'}. "
                 "Sizes double until the next does not fit, or a call takes too long."
+                + (f" Not measured: {', '.join(lacking)}." if lacking else "")
             ),
             raw(render("curves.html", curves=curves(grown, "seconds"))),
             tables.shell(about["command"]),

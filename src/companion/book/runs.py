@@ -14,7 +14,7 @@ from companion.notebook.claims import Claim, load_claims
 from companion.notebook.parameters import PLACES
 from companion.runs import chapters
 from companion.runs.fingerprint import fingerprint
-from companion.runs.gpu_jobs import COSTS, jobs_of
+from companion.runs.gpu_jobs import BUDGET, COSTS, jobs_of
 from companion.runs.record import DONE, Run, Sweep
 from companion.runs.records import load_records
 from companion.runs.store import kept
@@ -115,8 +115,14 @@ def _statement(claim: Claim) -> dict[str, object]:
 
 
 def gpu_command(stem: str) -> str:
-    """The command that makes the records of a chapter that a GPU machine should show."""
-    return f"companion gpu --only {' '.join(job.name for job in jobs_of(stem))}"
+    """The command that makes the records of a chapter that a GPU machine should show.
+
+    Its budget is enough for all of them one after the other.
+    """
+    jobs = jobs_of(stem)
+    budget = 60 * math.ceil(sum(job.seconds for job in jobs) / 60) + 60
+    longer = f" --budget {budget}" if budget > BUDGET else ""
+    return f"companion gpu --only {' '.join(job.name for job in jobs)}{longer}"
 
 
 def costs(stem: str, runs: list[Run]) -> list[tuple[str, str, str, str]]:
