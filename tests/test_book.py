@@ -1190,6 +1190,7 @@ def test_growth_on_a_gpu_is_shown_where_it_is_recorded(tmp_path, monkeypatch):
     assert "SNIP: score: seconds. The last three points grow as the 1.00 power." in html
     said = "Memory ended between 8.39 million and 16.8 million weights (71 GB at the former)."
     assert said in html
+    assert "Not measured: DESIRE." in fold.astext()
     assert "8,388,608: 0.2 s" in html
     assert "CPU" not in html
     part["growth"][0]["seconds"][1] = 0.15
