@@ -75,33 +75,33 @@ def comparison(
     for run in kept:
         under = f"{run.runs} runs" if isinstance(run, Sweep) else _setting(run)
         head.append([tables.strong(title_of(run)), under, *([_stale()] if run.stale else [])])
-    rows: list[tuple[str, list]] = []
+    rows: list[list] = []
     for claim in claims:
         verdicts = [_verdict(claim, run) for run in kept]
         loose = [str(reported) for reported in claim.reported if not reported.quantity]
         if loose and not parts:
             loose = [f"{len(loose)} value{'s' * (len(loose) > 1)} in the table of claims"]
-        said: list = [
-            nodes.paragraph("", "", tables.strong(claim.id), nodes.Text(f" {claim.says}"))
-        ]
-        several = [(name, q) for name, q in claim.quantities.items()]
-        if len(several) == 1:  # one line for the claim and its quantity
-            ((_, quantity),) = several
-            means, measured = _line(claim, quantity, kept)
-            said.append(nodes.paragraph("", means, classes=["quantity"]))
+        rows.append(
+            [nodes.paragraph("", "", tables.strong(claim.id), nodes.Text(f" {claim.says}"))]
+        )
+        several = list(claim.quantities.values())
+        if len(several) == 1:  # one line for the verdict and the quantity
+            means, measured = _line(claim, several[0], kept)
             beside = [[v, value] for v, value in zip(verdicts, measured, strict=True)]
-            rows.append(("claim", [said, [*loose, *_reported(claim, quantity)] or "–", *beside]))
+            rows.append([means, [*loose, *_reported(claim, several[0])] or "–", *beside])
             continue
-        rows.append(("claim", [said, loose or "", *verdicts]))
-        for _, quantity in several if parts else ():
+        rows.append([f"{len(several)} values" if several else "", loose or "–", *verdicts])
+        for quantity in several if parts else ():
             means, measured = _line(claim, quantity, kept)
-            rows.append(("part", [means, _reported(claim, quantity) or "–", *measured]))
-    if all(row[1] in ("", "–") for _, row in rows):
-        for row in (head, *(row for _, row in rows)):
+            rows.append([means, _reported(claim, quantity) or "–", *measured])
+    if all(row[1] == "–" for row in rows if len(row) > 1):
+        for row in (head, *(row for row in rows if len(row) > 1)):
             del row[1]
-    made = tables.table(head, [row for _, row in rows], "comparison")
-    for line, (kind, _) in zip(list(made.findall(nodes.row))[1:], rows, strict=True):
-        line["classes"].append(kind)
+    made = tables.table(head, rows, "comparison")
+    for line, row in zip(list(made.findall(nodes.row))[1:], rows, strict=True):
+        if len(row) == 1:  # the sentence of a claim
+            line["classes"].append("claim")
+            line[0]["morecols"] = len(head) - 1
     return made
 
 
