@@ -551,10 +551,18 @@ def test_a_figure_that_several_runs_share_is_not_shown_again():
 )
 def test_code_of_unknown_state_is_never_shown_as_unchanged(chapter, known, shown_as, not_shown):
     where = {"device": "cpu", "hardware": "Some CPU", "date": "2026-01-02"}
+
+    def told():
+        (row,) = [r.astext() for r in shown("tiny").findall(nodes.row) if "commit" in r.astext()]
+        return row
+
+    chapter("mnist", provenance=where | known, fingerprint="0" * 64)
+    assert shown_as in told()
+    assert not_shown not in told()
     chapter("mnist", provenance=where | known)
-    (row,) = [r.astext() for r in shown("tiny").findall(nodes.row) if "commit" in r.astext()]
-    assert shown_as in row
-    assert not_shown not in row
+    marked = known["commit"] and known.get("changed_since_commit") is not False
+    assert ("were those of this book" in told()) == bool(marked)
+    assert "not known" not in told().replace("commit not known", "")
 
 
 def test_a_record_of_other_code_is_shown_and_called_stale(chapter):

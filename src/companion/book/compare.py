@@ -194,7 +194,7 @@ def provenance(paper: str, run: Run) -> nodes.Element:
         ["Peak memory", _shown_memory(run.peak_memory)],
         ["Code", [
             tables.paragraph("commit ", tables.code(commit)) if commit else "commit not known",
-            _shown_changes(at.get("changed_since_commit")) if commit else "",
+            _shown_changes(run) if commit else "",
         ]],
         ["Packages", ", ".join(f"{name} {version}" for name, version in packages.items())],
         ["Data", [
@@ -369,7 +369,11 @@ def _checksum(text: str) -> nodes.literal:
     return nodes.literal(text, text, classes=["checksum"])
 
 
-def _shown_changes(changed: bool | None) -> str:
+def _shown_changes(run: Run) -> str:
+    """What is known of changes after the commit; a run that is not stale had this book's code."""
+    changed = run.provenance.get("changed_since_commit")
+    if changed is not False and not run.stale:
+        return "the chapter's code and the library below it were those of this book"
     if changed is None:
         return "whether it was changed since is not known"
     return "with changes that were not committed" if changed else ""
