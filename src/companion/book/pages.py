@@ -172,6 +172,9 @@ def _fold(cell: dict) -> None:
         _tag(cell, "hide-input")
     if {"hide-input", "hide-cell"} & {*chapters.tags(cell)}:
         said = "Code of the figure" if figure else "Code of the check" if badge else "Code"
+        if "hide-cell" in chapters.tags(cell):
+            table = any("text/markdown" in output.get("data", {}) for output in cell["outputs"])
+            said = "Figure and its code" if figure else "Table and its code" if table else said
         options = cell["metadata"].setdefault("mystnb", {})
         options |= {"code_prompt_show": said, "code_prompt_hide": said}
     return None
