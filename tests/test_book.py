@@ -714,6 +714,14 @@ def test_code_of_checks_and_of_sources_is_folded_or_left_out(paged):
     assert "hide-input" in check["metadata"]["tags"]
     assert check["metadata"]["mystnb"]["code_prompt_show"] == "Code of the check"
     assert "remove-input" in by["show_source(a.b)"]["metadata"]["tags"]
+    for shown, figure, said in [
+        ({"text/markdown": "| a |"}, {}, "Table and its code"),
+        ({"image/png": "a"}, {"figure": {}}, "Figure and its code"),
+        ({"text/plain": "a"}, {}, "Code"),
+    ]:
+        folded = code("a", "hide-cell", outputs=[{"data": shown}], mystnb=figure)
+        pages._fold(folded)
+        assert folded["metadata"]["mystnb"]["code_prompt_show"] == said
     assert by["a = b"]["metadata"]["tags"] == []  # the method stays open
 
 
@@ -970,6 +978,23 @@ def test_buttons_are_named_by_what_they_show(tmp_path):
         '<button aria-label="Color mode"><i class="theme-switch fa-sun" data-mode="light" aria-hidden="true"></i></button>'
         "<summary>"
     )
+
+
+def test_images_that_are_loaded_late_have_their_size(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "_images").mkdir()
+    Image.new("RGB", (30, 20)).save(tmp_path / "_images" / "a b.png")
+    late = '<img alt="A" loading="lazy" src="../_images/a%20b.png" style="width: 15px;" />'
+    others = '<img src="../_images/a%20b.png" /><img loading="lazy" src="x.svg" />'
+    page = tmp_path / "notebooks" / "a.html"
+    page.parent.mkdir()
+    page.write_text(late + others)
+    for _ in range(2):  # a second time changes nothing
+        assets.size_images(tmp_path)
+        (tag, *rest) = BeautifulSoup(page.read_text(), "html.parser")("img")
+        assert (tag["width"], tag["height"], tag["alt"]) == ("30", "20", "A")
+        assert "".join(map(str, rest)) == others.replace(" />", "/>")
 
 
 def test_what_is_said_of_chapters_is_of_chapters_that_are_there():

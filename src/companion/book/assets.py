@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import struct
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import unquote
 
 ICONS = Path("scripts/fontawesome.js")
 # one icon in the theme's script: name: [width, height, [other names], code, path]
@@ -85,6 +87,27 @@ def with_palette(png: bytes) -> bytes:
     out = io.BytesIO()
     few.save(out, format="png", optimize=True)
     return out.getvalue()
+
+
+LATE = re.compile(
+    r'<img(?=[^>]*\sloading="lazy")(?![^>]*\swidth=)(?=[^>]*\ssrc="([^"]*_images/[^"]+\.png)")'
+)
+
+
+def size_images(site: Path) -> None:
+    """Give images that are loaded late their size: nothing moves then when they come, and an
+    address within a page is where a browser looks for it."""
+    for file in site.rglob("*.html"):
+
+        def sized(image: re.Match, folder: Path = file.parent) -> str:
+            head = (folder / unquote(image[1])).read_bytes()[16:24]
+            width, height = struct.unpack(">II", head)
+            return f'<img width="{width}" height="{height}"'
+
+        before = file.read_text(encoding="utf-8")
+        after = LATE.sub(sized, before)
+        if after != before:
+            file.write_text(after, encoding="utf-8")
 
 
 # what the theme and MyST-NB write -> what assistive technology can read: a button's name holds its text

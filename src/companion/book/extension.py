@@ -332,6 +332,7 @@ def _finish_assets(app, exception) -> None:
         assets.copy_mathjax(Path(app.outdir) / "_static", app.config.mathjax_path)
         assets.trim_icons(Path(app.outdir))
         assets.lighten_figures(Path(app.outdir))
+        assets.size_images(Path(app.outdir))
         assets.name_buttons(Path(app.outdir))
 
 
