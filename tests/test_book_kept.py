@@ -4,7 +4,7 @@ import pytest
 
 from companion.book import kept
 from companion.notebook.checking import REPRODUCED, Verdict
-from companion.runs.record import Run
+from companion.runs.record import Held, Run
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +57,14 @@ def test_a_number_of_a_record_stands_in_prose(said, number):
 )
 def test_a_number_of_a_sweep_stands_in_prose(said, number):
     assert kept.filled(f"{{kept}}`decays {said}`", "snip") == number
+
+
+def test_a_claims_count_over_a_sweep_stands_in_prose(monkeypatch):
+    monkeypatch.setattr(kept, "_held", lambda paper, name: {"C7": Held(4, 10)})
+    said = "{kept}`decays C7.held` of {kept}`decays C7.of`"
+    assert kept.filled(said, "snip") == "4 of 10"
+    with pytest.raises(ValueError, match="no number of this name, but None"):
+        kept.filled("{kept}`decays C8.held`", "snip")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ A notebook's own numbers come by ``{glue:text}``; those of a run of `companion r
 also be a claim's quantity (``C7.ratio``), end in a key (``snip.batch[100 at 90 %]``), in keys
 below each other (``masked_kd.times[ViT-S/98/ms]``) or in a factor (``desire.accuracy*100``). Of several values it gives the range, 1.35–1.47. A column of a
 kept sweep is named likewise, of all its runs or of those with a parameter's value:
-``{kept}`weight-decay snip.error.dense[weight_decay=0]:.2f```.
+``{kept}`weight-decay snip.error.dense[weight_decay=0]:.2f```; in how many of its runs a claim held,
+and of how many, are ``{kept}`seeds C7.held``` and ``{kept}`seeds C7.of```.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from companion.runs.record import Run
+from companion.runs.record import Held, Run
 from companion.runs.records import FOLDER, load_records
 from companion.runs.store import kept
 
@@ -52,7 +53,10 @@ def _number(paper: str, found: re.Match) -> str:
     runs, sweeps = _runs(paper), _sweeps(paper)
     name, key = found["name"].strip(), found["key"]
     value: Any
-    if found["run"] in sweeps:
+    claim, _, count = name.partition(".")
+    if found["run"] in sweeps and count in ("held", "of"):
+        value = getattr(_held(paper, found["run"]).get(claim), count, None)
+    elif found["run"] in sweeps:
         value = _column(sweeps[found["run"]], name, key)
     elif found["run"] in runs:
         value = _value(runs[found["run"]], name, key)
@@ -101,6 +105,10 @@ def _value(run: Run, name: str, key: str | None) -> Any:
     if isinstance(value, list) and key.isdigit() and int(key) < len(value):
         return value[int(key)]
     return None
+
+
+def _held(paper: str, name: str) -> Mapping[str, Held]:
+    return next(sweep.claims for sweep in kept(paper) if sweep.name == name)
 
 
 @functools.lru_cache(maxsize=16)
