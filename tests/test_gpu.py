@@ -168,7 +168,7 @@ def test_at_the_deadline_jobs_end_with_all_that_they_started(deaf, make, tmp_pat
     assert states["tree"].state == gpu.CUT
     assert states["tree"].why == "the budget was spent"
     assert states["late"].state == gpu.NOT_STARTED
-    pids = (out / "tree.json.pids").read_text().split()
+    pids = (out / f"{job.result}.pids").read_text().split()
     assert all(map(is_gone, pids))
 
 
@@ -214,7 +214,8 @@ def test_killed_at_any_second_it_keeps_what_was_finished_and_goes_on(
     told = states_of(out)  # whole, whatever happened
     whole = {job.name for job in jobs if gpu.finished(job, out, "cpu")}
     assert {name for name, state in told.items() if state == gpu.DONE} <= whole
-    assert all(json.loads(file.read_text()) for file in out.glob("*.json"))
+    files = [out / "summary.json", *(out / "recorded").glob("*.json")]
+    assert all(json.loads(file.read_text()) for file in files)
 
     subprocess.run(command, env=environment, check=True, timeout=120)
     assert set(states_of(out).values()) == {gpu.DONE}
@@ -230,7 +231,7 @@ def test_no_job_outlives_a_command_that_was_killed(make, tmp_path):
     command = [sys.executable, "-c", DRIVER.format(scripts=scripts, out=str(out))]
     environment = os.environ | {"PYTHONPATH": python_path()}
     process = subprocess.Popen(command, env=environment, start_new_session=True)
-    files = [out / f"{name}.json.pids" for name, _ in scripts]
+    files = [out / "recorded" / f"{name}-gpu.json.pids" for name, _ in scripts]
     end = time.monotonic() + 60
     while not all(file.exists() and file.read_text().strip() for file in files):
         assert time.monotonic() < end

@@ -1,6 +1,6 @@
 """What a GPU computes, held against the CPU. For machines without pytest: a plain script.
 
-    python tests/gpu/checks.py --device cuda --out checks.json
+    python tests/gpu/checks.py --device cuda --out checks-gpu.json
 
 Every check is a function of a device that raises AssertionError, or says what it found. The
 file is written anew after each of them.

@@ -144,7 +144,8 @@ class Lease:
 
     def start(self, job: Job) -> None:
         log = self.out / "logs" / f"{job.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (log.parent, (self.out / job.result).parent):
+            folder.mkdir(parents=True, exist_ok=True)
         cores = os.cpu_count() or 1
         threads = cores if job.alone else max(1, cores // self.slots)
         environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | self.environment

@@ -90,9 +90,9 @@ class Job:
     @property
     def result(self) -> str:
         """The file of its result, below the folder of the results."""
-        return (
-            f"{self.folder}/{self.stem}/{self.record}.json" if self.stem else f"{self.name}.json"
-        )
+        if self.stem:
+            return f"{self.folder}/{self.stem}/{self.record}.json"
+        return f"{self.folder}/{self.name.removesuffix('-gpu')}-gpu.json"
 
 
 def tiny_jobs() -> Iterable[Job]:
