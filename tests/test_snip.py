@@ -346,11 +346,15 @@ def test_the_chapters_table_at_the_papers_size_is_what_the_runs_recorded(name):
         row for row in prose.splitlines() if row.startswith(f"| `{name}`")
     ).split("|")
     (run,) = (run for run in load_records("snip") if run.name == name)
-    assert float(dense) == pytest.approx(run.values["snip.error.dense"], abs=0.051)  # 37.9
+
+    def mean(cell):  # its seeds stand in brackets behind it
+        return float(cell.split()[0])
+
+    assert mean(dense) == pytest.approx(run.values["snip.error.dense"], abs=0.051)  # 37.9
     for at, cell in zip((90, 95, 98, 99), shown, strict=True):
         if cell.strip():
             value = run.values[f"snip.error.snip.{at}"]
-            assert float(cell) == pytest.approx(value, abs=0.051 if value > 10 else 0.0051)
+            assert mean(cell) == pytest.approx(value, abs=0.051 if value > 10 else 0.0051)
         else:
             assert f"snip.error.snip.{at}" not in run.values
 
