@@ -1214,7 +1214,12 @@ def test_growth_on_a_gpu_is_shown_where_it_is_recorded(tmp_path, monkeypatch):
     assert runs.growth_on_gpu() == {}
     names = {"desire": "DESIRE", "snip": "SNIP"}
     assert performance._growth_folds(names) == []
-    where = {"hardware": "H100", "date": "2026-11-27", "commit": "abc"}
+    where = {
+        "hardware": "H100",
+        "date": "2026-11-27",
+        "commit": "abc",
+        "changed_since_commit": True,
+    }
     curve = {
         "what": "score", "of": "weights", "sizes": [2**22, 2**23], "seconds": [0.1, 0.2],
         "peak_gb": [35.4, 70.8], "exponent": 1.0,
@@ -1230,6 +1235,7 @@ def test_growth_on_a_gpu_is_shown_where_it_is_recorded(tmp_path, monkeypatch):
     assert "SNIP: score: seconds. The last three points grow as the 1.00 power." in html
     said = "Memory ended between 8.39 million and 16.8 million weights (71 GB at the former)."
     assert said in html
+    assert "commit abc and changes after it." in fold.astext()
     assert "Not measured: DESIRE." in fold.astext()
     assert "8,388,608: 0.2 s" in html
     assert "CPU" not in html

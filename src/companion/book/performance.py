@@ -278,7 +278,8 @@ def _growth_folds(names: dict[str, str]) -> list[nodes.Node]:
         folded(
             "How time grows with size, to where the memory ends",
             tables.paragraph(
-                f"{where['hardware']}, {where['date']}, commit {where['commit'] or 'not known'}. "
+                f"{where['hardware']}, {where['date']}, commit {where['commit'] or 'not known'}"
+                f"{' and changes after it' if where.get('changed_since_commit') else ''}. "
                 "Sizes double until the next does not fit, or a call takes too long."
                 + (f" Not measured: {', '.join(lacking)}." if lacking else "")
             ),
