@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from companion.__main__ import main
+from companion.book import kept
 from companion.files import ROOT, BusyError, to_json
 from companion.notebook import ParameterError
-from companion.runs import chapters, executor, fingerprint, record, records
+from companion.runs import chapters, executor, exercises, fingerprint, record, records
 
 META = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 PARAMETERS = """profile: str = "quick"  # preset
@@ -51,10 +52,11 @@ claims.settle()"""
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A chapter of five cells in a folder of its own; returns a function that writes it."""
-    folder, kept = tmp_path / "notebooks", tmp_path / "recorded"
+    kept._runs.cache_clear()
+    folder, kept_in = tmp_path / "notebooks", tmp_path / "recorded"
     folder.mkdir()
     monkeypatch.setattr(chapters, "FOLDER", folder)
-    monkeypatch.setattr(records, "FOLDER", kept)
+    monkeypatch.setattr(records, "FOLDER", kept_in)
 
     def write(body=BODY, figure=FIGURE):
         tagged = {
@@ -80,7 +82,7 @@ def tiny(tmp_path, monkeypatch):
         cells[0]["metadata"] = {"tags": ["parameters"]}
         document = {"cells": cells, "metadata": META, "nbformat": 4, "nbformat_minor": 5}
         (folder / "tiny.ipynb").write_text(json.dumps(document))
-        return kept / "tiny"
+        return kept_in / "tiny"
 
     return write
 
@@ -115,6 +117,108 @@ def test_a_profile_and_a_value_set_by_hand_reach_the_script(tiny):
     tiny()
     run = records.record_run("one", "tiny", {"profile": "long", "steps": 3})
     assert run.settings["steps"] == 3  # by hand, though equal to the quick default
+
+
+EXERCISES = """## Exercises
+
+**1. Run.** A question with `companion run tiny -p steps 1`.
+
+<details><summary>Hint</summary>
+
+`companion run tiny -p steps 9`
+
+</details>
+<details><summary>Answer</summary>
+
+`companion run tiny -p steps 4 -p sizes '[2, 3]'` and `companion run tiny -p steps 5`, not
+`companion run other -p steps 6`.
+
+</details>
+
+**2. Derive.** No code.
+
+<details><summary>Answer</summary>
+
+None.
+
+</details>
+
+**3. Change the code.** A block.
+
+<details><summary>Answer</summary>
+
+```python
+for n in sizes:
+    print("twice", 2 * n, -0.5e-3)
+```
+
+</details>
+
+## Sources
+
+`companion run tiny -p steps 2`
+"""
+
+
+def with_exercises(tiny, text=EXERCISES):
+    folder = tiny()
+    path = chapters.find("tiny")
+    document = json.loads(path.read_text())
+    prose = {"cell_type": "markdown", "id": "prose", "metadata": {}, "source": text}
+    path.write_text(json.dumps(document | {"cells": [*document["cells"], prose]}))
+    return folder / "exercises"
+
+
+def test_the_runs_of_answers_are_found_and_kept_without_figures(tiny, capsys):
+    folder = with_exercises(tiny)
+    found = exercises.answers(chapters.find("tiny"))
+    assert [(label, answer.given) for label, answer in found.items()] == [
+        ("1", {"steps": 4, "sizes": [2, 3]}), ("1b", {"steps": 5}), ("3", {})
+    ]  # fmt: skip
+    assert main(["record", "tiny", "--exercise", "1"]) == 0
+    run = record.load(folder / "exercise-1.json")
+    assert run.values == {"tiny.first": 20}
+    assert run.settings["steps"] == 4
+    assert set(run.claims) == {"C1"}
+    assert run.command == "companion record tiny --exercise 1"
+    assert main(["record", "tiny", "--exercise", "3"]) == 0
+    run = record.load(folder / "exercise-3.json")
+    assert run.values["printed"] == ["twice 2 -0.0005", "twice 4 -0.0005"]
+    assert not run.claims
+    assert set(files(folder)) == {"exercise-1.json", "exercise-3.json"}
+    assert [run.name for run in records.load_answers("tiny")] == ["exercise-1", "exercise-3"]
+    assert not records.load_records("tiny")
+    told = capsys.readouterr().out
+    assert "exercise-3.json" in told
+    for label, wrong in (("2", "expected one of 1, 1b, 3"), ("x", "expected one of")):
+        assert main(["record", "tiny", "--exercise", label]) == 2
+        assert wrong in capsys.readouterr().err
+    assert main(["record", "tiny", "--exercise", "1", "-p", "steps", "3"]) == 2
+    assert "leave -p and -f out" in capsys.readouterr().err
+
+
+def test_a_page_shows_what_an_answer_printed_and_refuses_another_code(tiny):
+    with_exercises(tiny)
+    records.record_answer("tiny", "3")
+    said = kept.printed(EXERCISES, "tiny")
+    assert said.count("It prints:\n\n```text\ntwice 2 -0.0005\ntwice 4 -0.0005\n```") == 1
+    assert said.index("It prints") > said.index("print(")
+    number = "{kept}`exercise-3 printed[2/%d]:g`"
+    assert kept.filled(number % 1 + " " + number % 2, "tiny") == "4 −0.0005"
+    for wrong in ("{kept}`exercise-3 printed[3/1]`", number % 3, "{kept}`exercise-3 printed[x]`"):
+        with pytest.raises(ValueError, match=r"tiny: .*exercise-3"):
+            kept.filled(wrong, "tiny")
+    other = EXERCISES.replace("2 * n", "3 * n")
+    with_exercises(tiny, other)
+    with pytest.raises(ValueError, match="exercise 3 has changed: companion record tiny --exer"):
+        kept.printed(other, "tiny")
+
+
+def test_an_answer_that_fails_is_one_line(tiny):
+    folder = with_exercises(tiny, EXERCISES.replace("for n in sizes", "for n in size"))
+    with pytest.raises(records.RecordError, match="NameError: name 'size'"):
+        records.record_answer("tiny", "3")
+    assert not (folder / "exercise-3.json").exists()
 
 
 def test_a_claim_that_fails_is_kept_as_a_result(tiny, capsys):

@@ -107,7 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add.set_defaults(command=_record)
     add.add_argument("notebook", help="stem")
-    add.add_argument("--name", required=True, help="name of the record, such as mnist")
+    one_of = add.add_mutually_exclusive_group(required=True)
+    one_of.add_argument("--name", help="name of the record, such as mnist")
+    one_of.add_argument(
+        "--exercise", metavar="N", help="keep what the answer to exercise N runs, such as 4 or 1b"
+    )
     add.add_argument("--out", type=Path, help="folder; default: book/recorded/STEM")
     add.add_argument("--script", action="store_true", help="only print the code cells as a script")
     _add_parameters(add)
@@ -335,7 +339,7 @@ def _check_output(output: Path, notebook: Path) -> None:
 def _record(options: argparse.Namespace) -> None:
     from companion.runs import chapters
     from companion.runs.executor import script
-    from companion.runs.records import FOLDER, record_run
+    from companion.runs.records import EXERCISES, FOLDER, record_answer, record_run
 
     given = _parameters(options)
     if options.script:  # for another machine
@@ -348,9 +352,15 @@ def _record(options: argparse.Namespace) -> None:
         return
     if options.out:
         _writable("--out", options.out, "new folder")
-    result = record_run(options.name, options.notebook, given, options.out)
     folder = options.out or FOLDER / chapters.find(options.notebook).stem
-    print(f"{result.seconds} s, kept in {os.path.relpath(folder / (options.name + '.json'))}")
+    if options.exercise:
+        if given:
+            raise ValueError(f"--exercise {options.exercise}: its answer has parameters of its own; leave -p and -f out")  # fmt: skip
+        folder = options.out or folder / EXERCISES
+        result = record_answer(options.notebook, options.exercise, options.out)
+    else:
+        result = record_run(options.name, options.notebook, given, options.out)
+    print(f"{result.seconds} s, kept in {os.path.relpath(folder / (result.name + '.json'))}")
 
 
 def _sweep(options: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ from companion.runs import chapters, record
 from companion.runs.curves import draw, draw_runs, read_curves
 from companion.runs.fingerprint import is_untouched
 from companion.runs.record import SCHEMA, Run
-from companion.runs.records import load_records
+from companion.runs.records import load_answers, load_records
 from companion.runs.store import kept
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,8 @@ class Provenance(SphinxDirective):
         out: list = []
         for paper in papers():
             if paper["stem"] in chapters.stems():
-                shown: list[Run | record.Sweep] = [*_runs(paper["stem"]), *kept(paper["stem"])]
+                stem = paper["stem"]
+                shown: list[Run | record.Sweep] = [*_runs(stem), *load_answers(stem), *kept(stem)]
                 link = tables.chapter_link(self.env, paper["title"], paper["stem"])
                 line = [link or paper["title"], f" – {len(shown)} runs and sweeps"]
                 if any(run.stale for run in shown):

@@ -6,7 +6,9 @@ also be a claim's quantity (``C7.ratio``), end in a key (``snip.batch[100 at 90 
 below each other (``masked_kd.times[ViT-S/98/ms]``) or in a factor (``desire.accuracy*100``). Of several values it gives the range, 1.35–1.47. A column of a
 kept sweep is named likewise, of all its runs or of those with a parameter's value:
 ``{kept}`weight-decay snip.error.dense[weight_decay=0]:.2f```; in how many of its runs a claim held,
-and of how many, are ``{kept}`seeds C7.held``` and ``{kept}`seeds C7.of```.
+and of how many, are ``{kept}`seeds C7.held``` and ``{kept}`seeds C7.of```. The kept answer to an
+exercise (`companion record STEM --exercise 4`) is named ``exercise-4``; of what its code printed,
+``printed[2/3]`` is the third number of the second line.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from companion.runs import chapters
+from companion.runs.exercises import answers
 from companion.runs.record import Held, Run
-from companion.runs.records import FOLDER, load_records
+from companion.runs.records import FOLDER, load_answers, load_records
 from companion.runs.store import kept
 
 ROLE = re.compile(r"\{kept\}`(?P<run>[\w-]+) (?P<name>[^`\[*:]+)(?:\[(?P<key>[^`\]]+)\])?"
@@ -39,13 +43,33 @@ def filled(text: str, paper: str) -> str:
     def number(found: re.Match) -> str:
         try:
             return _number(paper, found)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, IndexError) as error:
             raise ValueError(f"{paper}: {found[0]}: {error}") from None
 
     text = ROLE.sub(number, text)
     if "{kept}" in text:
         at = text.index("{kept}")
         raise ValueError(f"{paper}: {text[at : at + 60]!r}: expected {{kept}}`RUN NAME:FORMAT`")
+    return text
+
+
+def printed(text: str, paper: str) -> str:
+    """Prose in which what an answer's code printed stands below it, where a run of it is kept.
+
+    Raises ValueError where the code has changed since it was run.
+    """
+    if "```python" not in text:
+        return text
+    runs = {run.name: run for run in load_answers(paper)}
+    for label, answer in answers(chapters.find(paper)).items():
+        run, block = runs.get(f"exercise-{label}"), f"```python\n{answer.code}```"
+        if run is None or not answer.code or block not in text:
+            continue
+        if run.values.get("code") != answer.said:
+            raise ValueError(f"{paper}: the code of exercise {label} has changed: {run.command}")
+        lines = "\n".join(run.values["printed"])
+        since = ", before the chapter's code changed" if run.stale else ""
+        text = text.replace(block, f"{block}\n\nIt prints{since}:\n\n```text\n{lines}\n```")
     return text
 
 
@@ -98,6 +122,9 @@ def _value(run: Run, name: str, key: str | None) -> Any:
         value = run.claims[claim].measured.get(quantity)
     if key is None:
         return value
+    if name == "printed" and isinstance(value, list):
+        line, _, number = key.partition("/")
+        return _numbers(value[int(line) - 1])[int(number) - 1]
     if isinstance(value, Mapping):
         for part in [key] if key in value else key.split("/"):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -107,13 +134,17 @@ def _value(run: Run, name: str, key: str | None) -> Any:
     return None
 
 
+def _numbers(line: str) -> list[float]:
+    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", line)]
+
+
 def _held(paper: str, name: str) -> Mapping[str, Held]:
     return next(sweep.claims for sweep in kept(paper) if sweep.name == name)
 
 
 @functools.lru_cache(maxsize=16)
 def _runs(paper: str) -> dict[str, Run]:
-    return {run.name: run for run in load_records(paper)}
+    return {run.name: run for run in [*load_records(paper), *load_answers(paper)]}
 
 
 @functools.lru_cache(maxsize=16)

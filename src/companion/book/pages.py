@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from companion.book.html import render
-from companion.book.kept import filled
+from companion.book.kept import filled, printed
 from companion.notebook.checking import (
     NOT_REPRODUCED,
     NOT_RUN,
@@ -43,7 +43,7 @@ def page(text: str, paper: str) -> str:
         _drop_residue(cell)
     for cell in cells:
         if cell["cell_type"] == "markdown":
-            cell["source"] = filled("".join(cell["source"]), paper)
+            cell["source"] = filled(printed("".join(cell["source"]), paper), paper)
     _relate(cells, paper)
     start = next((i for i, c in enumerate(cells) if "parameters" in chapters.tags(c)), None)
     if start is None:
@@ -176,6 +176,7 @@ def _fold(cell: dict) -> None:
             table = any("text/markdown" in output.get("data", {}) for output in cell["outputs"])
             said = "Figure and its code" if figure else "Table and its code" if table else said
         options = cell["metadata"].setdefault("mystnb", {})
+        said = options.get("code_prompt_show", said)  # a cell may name its own
         options |= {"code_prompt_show": said, "code_prompt_hide": said}
     return None
 

@@ -136,15 +136,17 @@ def run(path: Path, given: dict[str, Any], output: Path, *, show: bool = True) -
     return outcome
 
 
-def as_script(path: Path, given: dict[str, Any], target: Path) -> Outcome:
+def as_script(path: Path, given: dict[str, Any], target: Path, after: str = "") -> Outcome:
     """Run a chapter's code cells in a Python of their own, without Jupyter.
 
-    target: the file that takes what they record. It ends with this process, and so does all that
-    it started.
+    target: the file that takes what they record. after: code to run when they have run; what it
+    prints is recorded as `printed`, a list of lines. The Python ends with this process, and so
+    does all that it started.
     """
     with scratch() as folder:
         code = folder / f"{path.stem}.py"
-        code.write_text(script(path, given), encoding="utf-8")
+        parts = [script(path, given), _PRINTED.format(after)] if after else [script(path, given)]
+        code.write_text("\n".join(parts), encoding="utf-8")
         environment = os.environ | {
             TARGET: str(target.resolve()),
             PARENT: str(os.getpid()),
@@ -166,6 +168,15 @@ def as_script(path: Path, given: dict[str, Any], target: Path) -> Outcome:
         return _finished(code_cells(read(path)), kept.get("values", {}))
     error = (said.splitlines() or [f"exit status {process.returncode}"])[-1]
     return Outcome(error, said, error.partition(":")[0].endswith(".ClaimError"))
+
+
+_PRINTED = """# --- what follows the cells
+import contextlib, io
+_said = io.StringIO()
+with contextlib.redirect_stdout(_said):
+    exec({!r})
+record("printed", _said.getvalue().splitlines())
+"""
 
 
 def script(path: Path, given: dict[str, Any] | None = None) -> str:

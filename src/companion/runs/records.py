@@ -16,13 +16,15 @@ from typing import Any
 
 from companion.device import pick_device
 from companion.files import ROOT, locked, sweep_up, to_json, write_whole
-from companion.runs import chapters
+from companion.notebook.claims import natural
+from companion.runs import chapters, exercises
 from companion.runs.executor import TARGET, as_script
 from companion.runs.fingerprint import fingerprint
 from companion.runs.provenance import provenance
 from companion.runs.record import DONE, FAILED, UNFINISHED, Run, load, save
 
 FOLDER = ROOT / "book" / "recorded"
+EXERCISES = "exercises"  # below a chapter's folder
 LIMIT = 100_000  # bytes of a record
 FIGURE_LIMIT = 60_000  # bytes of one of its figures
 DENSITY = 200  # dots an inch: twice what a page shows, for sharp screens
@@ -38,7 +40,16 @@ def load_records(stem: str) -> list[Run]:
     Raises:
         ValueError: for a record, or a figure of one, that was changed by hand.
     """
-    folder, current = FOLDER / stem, fingerprint(chapters.find(stem))
+    return _load(FOLDER / stem, stem)
+
+
+def load_answers(stem: str) -> list[Run]:
+    """The kept answers to a chapter's exercises, in their order (`companion.runs.exercises`)."""
+    return sorted(_load(FOLDER / stem / EXERCISES, stem), key=lambda run: natural(run.name))
+
+
+def _load(folder: Path, stem: str) -> list[Run]:
+    current = fingerprint(chapters.find(stem))
     runs = []
     for path in folder.glob("*.json"):
         if path.name.endswith(".part.json"):  # of a run that broke off, or goes on
@@ -72,38 +83,77 @@ def record_run(name: str, stem: str, given: dict[str, Any], folder: Path | None 
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
         raise ValueError(f"name = {name!r}: expected letters, digits, '-' and '_', 80 at most")
     path = chapters.find(stem)
+    command = " ".join(["companion record", path.stem, "--name", name, *_as_options(given)])
+    return _checked(name, path, given, folder or FOLDER / path.stem, command)
+
+
+def record_answer(stem: str, label: str, folder: Path | None = None) -> Run:
+    """Run what the answer to an exercise runs and keep its result, without figures.
+
+    label: the exercise's number, with a letter from an answer's second run on, such as "4" or
+    "1b". Of code that follows the chapter's cells, what it prints is kept, as the value `printed`.
+
+    Raises ValueError for an exercise whose answer runs nothing; otherwise as `record_run`.
+    """
+    path = chapters.find(stem)
+    found = exercises.answers(path)
+    if label not in found:
+        raise ValueError(f"exercise = {label!r}: expected one of {', '.join(found) or 'none'}")
+    command = f"companion record {path.stem} --exercise {label}"
+    folder = folder or FOLDER / path.stem / EXERCISES
+    answer = found[label]
+    return _checked(f"exercise-{label}", path, answer.given, folder, command, answer)
+
+
+def _checked(
+    name: str,
+    path: Path,
+    given: dict[str, Any],
+    folder: Path,
+    command: str,
+    answer: exercises.Answer | None = None,
+) -> Run:
+    """Make a record, of an answer without its figures, once its parameters have been checked."""
     values = chapters.validate(path, given, here=True)
     device = pick_device(str(values.get("device", "cpu")))
-    folder = folder or FOLDER / path.stem
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"name = {name!r}: {{holder}} is writing this record; wait, or take another name"
     with locked(folder / f".{name}.lock", busy):
         sweep_up(folder)
-        return _record(folder / f"{name}.json", path, given, values, device)
+        return _record(folder / f"{name}.json", path, given, device, command, answer)
 
 
-def _record(
-    whole: Path, path: Path, given: dict[str, Any], values: dict[str, Any], device: Any
-) -> Run:
-    """Make the record `whole`, of which this process holds the lock."""
-    part = whole.with_suffix(".part.json")
-    options = [
+def _as_options(given: dict[str, Any]) -> list[str]:
+    """Parameters as options of a command, but for the place of the data."""
+    return [
         f"-p {key} {shlex.quote(_option(value))}"
         for key, value in given.items()
         if key != "data_root"
     ]
+
+
+def _record(
+    whole: Path,
+    path: Path,
+    given: dict[str, Any],
+    device: Any,
+    command: str,
+    answer: exercises.Answer | None,
+) -> Run:
+    """Make the record `whole`, of which this process holds the lock."""
+    part = whole.with_suffix(".part.json")
     head = {
         "paper": path.stem,
         "name": whole.stem,
         "status": UNFINISHED,
-        "command": " ".join(["companion record", path.stem, "--name", whole.stem, *options]),
+        "command": command,
         "fingerprint": fingerprint(path),
         "provenance": provenance(device),
     }
     _drop_figures(part, [])  # of a run that broke off
     write_whole(part, to_json(head))
     start = time.perf_counter()
-    outcome = as_script(path, given, part)
+    outcome = as_script(path, given, part, answer.code if answer else "")
     result = json.loads(part.read_text(encoding="utf-8"))
     result["seconds"] = round(time.perf_counter() - start)
     if outcome.missed:
@@ -115,6 +165,10 @@ def _record(
             write_whole(part, to_json(result | said))
         raise RecordError(f"{path.stem} did not finish: {outcome.error}. What it had is in {part}")
     recorded = result.pop("values", {})
+    if answer:
+        _drop_figures(part, [])
+        result.pop("figures", None)
+        recorded = answer.kept(path.stem, recorded)
     run = Run.of_values(
         result.pop("paper"), result.pop("name"), recorded, **(result | {"status": DONE})
     )
