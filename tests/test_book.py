@@ -278,9 +278,9 @@ def compared(kept):
 
 def test_a_sweep_tells_which_claims_did_not_hold_in_every_run():
     held = {"C1": Held(5, 5), "C2": Held(3, 5)}
-    assert tables.held_sentence(held) == "Held in every run: C1; C2 in 3 of 5."
+    assert tables.held_sentence(held) == "Reproduced in every run: C1; C2 in 3 of 5."
     assert "All 1 claims" in tables.held_sentence({"C1": held["C1"]})
-    assert tables.held_sentence({"C2": held["C2"]}) == "Held: C2 in 3 of 5."
+    assert tables.held_sentence({"C2": held["C2"]}) == "Reproduced: C2 in 3 of 5."
 
 
 @pytest.fixture

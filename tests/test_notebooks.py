@@ -15,7 +15,7 @@ from companion.__main__ import _parameters, _parser
 from companion.files import ROOT
 from companion.notebook.checking import NOT_RUN, Badge, Table, Verdict, judge
 from companion.notebook.claims import load_claims
-from companion.runs import chapters, fingerprint
+from companion.runs import chapters, exercises, fingerprint, records
 
 ALL = [chapters.find(stem) for stem in chapters.stems()]
 SHARED = {
@@ -241,3 +241,36 @@ def test_preset_files_say_what_the_presets_say(chapter):
         stated = yaml.safe_load(file.read_text())
         assert stated == {"profile": name} | preset, f"make notebooks NB={path.stem}"
         assert stated.items() <= chapters.validate(path, stated).items()
+
+
+# answers that no run stands behind: one needs images of the reader's own, the others are recorded
+# runs of the chapter or change nothing that the answer states
+UNKEPT = {
+    ("masked_kd", "6"), ("signal_propagation", "6"), ("snip", "5"), ("sparse_inr", "2"),
+    ("sparse_inr", "3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_what_an_answer_runs_is_kept(path):
+    """Of these very parameters and this very code; a run the book does not have is listed."""
+    kept = {run.name.removeprefix("exercise-"): run for run in records.load_answers(path.stem)}
+    found = exercises.answers(path)
+    assert found.keys() - kept.keys() == {label for stem, label in UNKEPT if stem == path.stem}
+    assert not kept.keys() - found.keys()
+    for label, run in kept.items():
+        answer = found[label]
+        assert run.values.get("code", "") == (answer.said if answer.code else "")
+        assert answer.given.items() <= run.settings.items()
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_an_answer_that_runs_something_has_no_typed_result(path):
+    """A decimal fraction outside of code and formulas comes from a run."""
+    runs = {re.match(r"\d+", label)[0] for label in exercises.answers(path)}
+    for number, text in exercises.texts(path).items():
+        if number in runs:
+            prose = re.sub(
+                r"```.*?```|\$[^$]*\$|(?:\{[\w:]+\})?`[^`]*`", "", text, flags=re.DOTALL
+            )
+            assert not re.findall(r"\d+\.\d+", prose), number

@@ -183,6 +183,17 @@ def _reported(claim: Claim, quantity: Quantity) -> list[str]:
     ]
 
 
+def provenances(paper: str, runs: list[Run]) -> list[nodes.Element]:
+    """Where the recorded runs come from, in one fold if there are several."""
+    each = [provenance(paper, run) for run in runs]
+    if len(each) < 2:
+        return each
+    line: list = [f"Machine, code and command of the {len(runs)} recorded runs"]
+    if any(run.stale for run in runs):
+        line += [" ", _stale()]
+    return [folded(line, *each)]
+
+
 def provenance(paper: str, run: Run) -> nodes.Element:
     """Where a recorded run comes from, folded."""
     at = run.provenance

@@ -173,7 +173,7 @@ class Recorded(SphinxDirective):
             out += compare.figures(paper, recorded, wanted)
         except ValueError as error:
             raise self.error(str(error)) from None
-        out += [compare.provenance(paper, run) for run in recorded]
+        out += compare.provenances(paper, recorded)
         return [*out, *tables.gpu_note(paper, recorded)]
 
     def _figure(self, paper: str, runs: list[Run]) -> list:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 
+from companion.book.fold import folded
 from companion.book.runs import (
     gpu_command,
     shown_seconds,
@@ -133,22 +134,22 @@ def sweep_nodes(sweep: Sweep, png: bytes, caption: str, alt: str) -> list:
     figure = picture(png, f"{caption} Mean and range of {_status(sweep)}.", alt)
     at = sweep.provenance
     where = f"{at.get('hardware', 'a machine not known')}, {at.get('date', 'no date')}"
-    said = [held_sentence(sweep.claims), " This makes it again"]
-    said += [f" ({shown_seconds(sweep.seconds)} of runs on {where}):"]
+    said: list = [held_sentence(sweep.claims)]
     if sweep.stale:
         said = [_stale(), " The chapter's code has changed since this sweep. ", *said]
-    return [figure, paragraph(*said), shell(sweep.command)]
+    cost = f"The sweep's command: {shown_seconds(sweep.seconds)} of runs on {where}"
+    return [figure, paragraph(*said), folded(cost, shell(sweep.command))]
 
 
 def held_sentence(claims: Mapping[str, Held]) -> str:
-    """In how many runs of a sweep the claims held; those that held in all, in one word."""
+    """In how many runs of a sweep the claims were reproduced; those that always were come first."""
     always = [id for id, claim in claims.items() if claim.held == claim.of]
     others = [
         f"{id} in {claim.held} of {claim.of}" for id, claim in claims.items() if id not in always
     ]
     if not others:
-        return f"All {len(always)} claims that were checked held in every run."
-    rest = f"Held in every run: {', '.join(always)}; " if always else "Held: "
+        return f"All {len(always)} claims that were checked were reproduced in every run."
+    rest = f"Reproduced in every run: {', '.join(always)}; " if always else "Reproduced: "
     return f"{rest}{', '.join(others)}."
 
 
