@@ -2,13 +2,15 @@
 
 A notebook's own numbers come by ``{glue:text}``; those of a run of `companion record` by
 ``{kept}`paper-gpu snip.error.dense:.2f```: the record, what it recorded, and a format. A name can
-also be a claim's quantity (``C7.ratio``), end in a key (``snip.batch[100 at 90 %]``), in keys
-below each other (``masked_kd.times[ViT-S/98/ms]``) or in a factor (``desire.accuracy*100``). Of several values it gives the range, 1.35–1.47. A column of a
-kept sweep is named likewise, of all its runs or of those with a parameter's value:
+also be a claim's quantity (``C7.ratio``), end in a key (``snip.batch[100 at 90 %]``), in keys below
+each other (``masked_kd.times[ViT-S/98/ms]``) or in a factor (``desire.accuracy*100``). Of several
+values it gives the range, 1.35–1.47.
+
+A column of a kept sweep is named likewise, of all its runs or of those with a parameter's value:
 ``{kept}`weight-decay snip.error.dense[weight_decay=0]:.2f```; in how many of its runs a claim held,
-and of how many, are ``{kept}`seeds C7.held``` and ``{kept}`seeds C7.of```. The kept answer to an
-exercise (`companion record STEM --exercise 4`) is named ``exercise-4``; of what its code printed,
-``printed[2/3]`` is the third number of the second line.
+and of how many, are ``{kept}`seeds C7.held``` and ``{kept}`seeds C7.of```. The default run is
+``default``. The kept answer to an exercise (`companion record STEM --exercise 4`) is ``exercise-4``;
+of what its code printed, ``printed[2/3]`` is the third number of the second line.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from companion.book.runs import stored_run
 from companion.runs import chapters
 from companion.runs.exercises import answers
 from companion.runs.record import Held, Run
@@ -144,7 +147,8 @@ def _held(paper: str, name: str) -> Mapping[str, Held]:
 
 @functools.lru_cache(maxsize=16)
 def _runs(paper: str) -> dict[str, Run]:
-    return {run.name: run for run in [*load_records(paper), *load_answers(paper)]}
+    recorded = {run.name: run for run in [*load_records(paper), *load_answers(paper)]}
+    return {"default": stored_run(paper)} | recorded
 
 
 @functools.lru_cache(maxsize=16)
