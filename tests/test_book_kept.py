@@ -15,7 +15,7 @@ def runs(monkeypatch):
     values = {
         "e.dense": 1.386, "e.dense.seeds": [1.472, 1.352], "shift": [-0.5, 0.25],
         "by.size": {"100 at 90 %": 0.5},
-        "times": {"step, Ti from S": {"98": {"ms": 43.2}}, "a/b": 3, "a": {"b": 4}}, "missing": None, "word": "many", "e.nan": float("nan"),
+        "times": {"step, Ti from S": {"98": {"ms": 43.2}}, "a/b": 3, "a": {"b": 4}, "l": [5, 6]}, "missing": None, "word": "many", "e.nan": float("nan"),
     }  # fmt: skip
     found = {"gpu-run": Run("snip", "gpu-run", values=values, claims={"C7": claim})}
     rows = [
@@ -39,6 +39,7 @@ def runs(monkeypatch):
         ("by.size[100 at 90 %]*100:.0f", "50"),
         ("times[step, Ti from S/98/ms]:.1f", "43.2"),
         ("times[a/b]:.0f", "3"),
+        ("times[l/1]:.0f", "6"),
         ("C7.ratio:.1f", "0.5–2.0"),
     ],
 )

@@ -128,13 +128,14 @@ def _value(run: Run, name: str, key: str | None) -> Any:
     if name == "printed" and isinstance(value, list):
         line, _, number = key.partition("/")
         return _numbers(value[int(line) - 1])[int(number) - 1]
-    if isinstance(value, Mapping):
-        for part in [key] if key in value else key.split("/"):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
-    if isinstance(value, list) and key.isdigit() and int(key) < len(value):
-        return value[int(key)]
-    return None
+    for part in [key] if isinstance(value, Mapping) and key in value else key.split("/"):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
 
 
 def _numbers(line: str) -> list[float]:
