@@ -10,12 +10,18 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from companion.files import ROOT
 
 torch.set_num_threads(1)
+# how long an example takes says something of the machine's load only
+hypothesis.settings.register_profile(
+    "companion", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("companion")
 # started in the background of a script, or by nohup: what the tests start is to stop all the same
 for ignored, usual in (
     (signal.SIGINT, signal.default_int_handler),

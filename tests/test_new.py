@@ -5,7 +5,7 @@ import ast
 import nbformat
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from companion.notebook.claims import read_claims
@@ -106,7 +106,7 @@ def test_a_paper_that_is_there_is_left_alone(root):
     assert state(root) == before
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
 def test_a_title_is_refused_or_arrives_as_it_is(tmp_path_factory, title, authors):
     root = empty(tmp_path_factory.mktemp("root"))

@@ -28,7 +28,7 @@ def write(path, rows, *, header="frame,id,x,y", separator=","):
     return path
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     order=st.permutations(["frame", "id", "x", "y", "speed"]),
     separator=st.sampled_from([",", ";", "\t", " "]),
