@@ -410,7 +410,7 @@ def test_a_measured_time_takes_the_place_of_an_estimate():
 def test_a_claim_that_is_known_not_to_reproduce_is_told_from_a_surprise(stated):
     def told(**other):
         both = [run("stored"), run("a", verdict("C1", **other))]
-        return cells(compared(both))[2][3].partition("\n")[0]
+        return cells(compared(both))[2][2].partition("\n")[0]
 
     assert told(error=4.0) == "✗ not reproduced, against expectation"
     stated["C1"] = replace(stated["C1"], expected=False)
@@ -799,17 +799,17 @@ def test_runs_are_columns_and_claims_that_only_the_default_run_has_are_left_out(
     ]  # fmt: skip
     head, *rows = cells(compared(kept_runs))
     assert [cell.partition("\n")[0] for cell in head] == [
-        "Claim", "Paper", "default run", "mnist", "sweep seeds",
+        "Value (bound)", "default run", "mnist", "sweep seeds",
     ]  # fmt: skip
     assert sentences(rows) == ["C1", "C10"]
     _, error, _, other = rows
     assert "(at most 3 %)" in error[0]
-    assert error[2].endswith("3 %")
-    assert "✗" in error[3]
-    assert error[3].endswith("3.5 %")
-    assert error[4].startswith("–")
-    assert "3 of 4" in other[4]
-    assert "1 to 5 %" in other[4]
+    assert error[1].endswith("3 %")
+    assert "✗" in error[2]
+    assert error[2].endswith("3.5 %")
+    assert error[3].startswith("–")
+    assert "3 of 4" in other[3]
+    assert "1 to 5 %" in other[3]
 
 
 def test_our_own_checks_are_folded_below_the_papers_claims_and_counted(stated):
@@ -854,7 +854,7 @@ def test_values_of_a_claim_that_has_several_are_folded_below_its_verdicts(stated
     assert spread[-1].endswith("3.75 %")
 
 
-def test_a_bound_of_its_own_stands_beside_the_value_and_an_empty_column_goes(stated):
+def test_a_bound_of_its_own_stands_beside_the_value(stated):
     quantity = replace(
         stated["C1"].quantities["error"],
         bounds={"mnist": Bound.parse("<= 4"), "else": Bound.parse("<= 3")},
@@ -865,7 +865,7 @@ def test_a_bound_of_its_own_stands_beside_the_value_and_an_empty_column_goes(sta
         run("mnist", replace(verdict("C1", 3.5), profile="mnist")),
     ]
     head, _, row = cells(compared(kept))
-    assert [cell.partition("\n")[0] for cell in head] == ["Claim", "default run", "mnist"]
+    assert [cell.partition("\n")[0] for cell in head] == ["Value (bound)", "default run", "mnist"]
     assert "at most" not in row[0]
     assert row[1].endswith("3 % (at most 3 %)")
     assert row[2].endswith("3.5 % (at most 4 %)")
@@ -890,9 +890,9 @@ def test_values_of_the_paper_that_stand_beside_none_of_ours_are_counted(stated):
         stated["C1"] = replace(stated["C1"], reported=(value,) * count)
         kept = [run("stored", verdict("C1")), run("mnist", verdict("C1", 3.5))]
         table = compare.comparison([stated["C1"]], kept, parts=False)
-        assert next(table.findall(nodes.tbody))[0][0]["morecols"] == 3
-        _, row = cells(table)[1:]
-        assert row[1].startswith(expected)
+        assert next(table.findall(nodes.tbody))[0][0]["morecols"] == 2
+        sentence, _ = cells(table)[1:]
+        assert sentence[0].partition(" Paper: ")[2].startswith(expected)
 
 
 def test_a_run_and_a_sweep_of_one_name_are_refused():

@@ -31,6 +31,9 @@ def check_names(paper: str, runs: list[Run], sweeps: list[Sweep]) -> None:
         raise ValueError(f"{paper}: {', '.join(twice)} names two runs or sweeps: rename one")
 
 
+SHORT = 8  # lines of a table that is not folded
+
+
 def title_of(kept: Run | Sweep) -> str:
     """What a run or a sweep is called at the head of its column."""
     if isinstance(kept, Sweep):
@@ -68,41 +71,51 @@ def comparison(
 ) -> nodes.table:
     """Claims: what the paper reports, and what each run measured, with its bound.
 
-    A bound that is the same for all stands once, and the paper has no column where it reports
-    nothing. parts: a line for each value of a claim that has several; without, the verdicts only.
+    The paper's values stand behind the claim's sentence, which has the width of the table; a bound
+    that is the same for all runs stands once. parts: a line for each value of a claim that has
+    several; without, the verdicts only.
     """
-    head: list = ["Claim", "Paper"]
+    head: list = ["Value (bound)"]
     for run in kept:
         under = f"{run.runs} runs" if isinstance(run, Sweep) else _setting(run)
         head.append([tables.strong(title_of(run)), under, *([_stale()] if run.stale else [])])
     rows: list[list] = []
     for claim in claims:
         verdicts = [_verdict(claim, run) for run in kept]
-        loose = [str(reported) for reported in claim.reported if not reported.quantity]
-        if loose and not parts:
-            loose = [f"{len(loose)} value{'s' * (len(loose) > 1)} in the table of claims"]
-        rows.append(
-            [nodes.paragraph("", "", tables.strong(claim.id), nodes.Text(f" {claim.says}"))]
-        )
         several = list(claim.quantities.values())
+        rows.append([_sentence(claim, one=several[0] if len(several) == 1 else None, parts=parts)])
         if len(several) == 1:  # one line for the verdict and the quantity
             means, measured = _line(claim, several[0], kept)
             beside = [[v, value] for v, value in zip(verdicts, measured, strict=True)]
-            rows.append([means, [*loose, *_reported(claim, several[0])] or "–", *beside])
+            rows.append([means, *beside])
             continue
-        rows.append([f"{len(several)} values" if several else "", loose or "–", *verdicts])
+        rows.append([f"{len(several)} values" if several else "", *verdicts])
         for quantity in several if parts else ():
             means, measured = _line(claim, quantity, kept)
-            rows.append([means, _reported(claim, quantity) or "–", *measured])
-    if all(row[1] == "–" for row in rows if len(row) > 1):
-        for row in (head, *(row for row in rows if len(row) > 1)):
-            del row[1]
+            reported = "; ".join(_reported(claim, quantity))
+            rows.append([f"{means}; paper: {reported}" if reported else means, *measured])
     made = tables.table(head, rows, "comparison")
     for line, row in zip(list(made.findall(nodes.row))[1:], rows, strict=True):
         if len(row) == 1:  # the sentence of a claim
             line["classes"].append("claim")
             line[0]["morecols"] = len(head) - 1
     return made
+
+
+def _sentence(claim: Claim, one: Quantity | None, *, parts: bool) -> nodes.paragraph:
+    """A claim, and what the paper reports of it but for what stands beside a quantity.
+
+    one: the claim's only quantity. parts: each value; without, those beside none of ours are
+    counted.
+    """
+    loose = [str(reported) for reported in claim.reported if not reported.quantity]
+    if loose and not parts:
+        loose = [f"{len(loose)} value{'s' * (len(loose) > 1)} in the table of claims"]
+    values = (_reported(claim, one) if one else []) + loose
+    said = nodes.paragraph("", "", tables.strong(claim.id), nodes.Text(f" {claim.says}"))
+    if values:
+        said += nodes.inline("", f" Paper: {'; '.join(values)}", classes=["of-paper"])
+    return said
 
 
 def _setting(run: Run) -> str:
@@ -244,7 +257,9 @@ def unfinished(run: Run) -> list[nodes.Node]:
 
 def measures(paper: str, runs: list[Run]) -> list[nodes.Node]:
     """What runs recorded as their `measures`: a line each, of all runs in one table."""
-    found = {run.name: values for run in runs if (values := run.values.get(f"{paper}.measures"))}
+    found = {
+        title_of(run): values for run in runs if (values := run.values.get(f"{paper}.measures"))
+    }
     if not found:
         return []
     lines = [line for values in found.values() for line in values.values()]
@@ -254,7 +269,10 @@ def measures(paper: str, runs: list[Run]) -> list[nodes.Node]:
         for name, several in found.items()
         for line, values in several.items()
     ]
-    return [tables.table(["Run", "", *columns], rows, "measures")]
+    made = tables.table(["Run", "", *columns], rows, "measures")
+    if len(rows) <= SHORT:
+        return [made]
+    return [folded(f"Each measured case of {', '.join(found)}", made)]
 
 
 def _shown_measure(value: object) -> str:
