@@ -262,6 +262,7 @@ def test_what_an_answer_runs_is_kept(path):
         answer = found[label]
         assert run.values.get("code", "") == (answer.said if answer.code else "")
         assert answer.given.items() <= run.settings.items()
+        assert max(map(len, answer.code.split("\n"))) <= 86, label  # it stands in a box
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
