@@ -323,7 +323,8 @@ def figures(paper: str, runs: list[Run], wanted: Sequence[str] = ()) -> list[nod
 def _image(paper: str, title: str, run: str, about: Mapping[str, str]) -> nodes.container:
     image = nodes.image(
         uri=f"/{RECORDED}/{paper}/{about['file']}",
-        alt=f"{run}: {about['alt'] or about['caption']}",
+        # not the record's own alternative text: that is the default run's, and tells its results
+        alt=f"{title}, {run}: {about['caption'] or 'as the figure of this name above'}",
         loading="lazy",
     )
     if width := _shown_width(FOLDER / paper / about["file"]):

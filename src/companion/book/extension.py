@@ -238,7 +238,9 @@ class Sweep(SphinxDirective):
         picture = draw(
             curves, options["x"], options["y"], options["log"].split(), options["mark"], colours
         )
-        figure, *told = tables.sweep_nodes(run, picture, options["caption"], options["alt"])
+        figure, *told = tables.sweep_nodes(
+            run, picture, options["caption"], options["alt"], dots=not options["x"]
+        )
         return [figure] if "bare" in self.options else [figure, *told]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from docutils import nodes
 
 from companion.book import tables
@@ -75,6 +77,10 @@ def _links(ids: list[str]) -> list[nodes.Node]:
     return parts
 
 
+def _singular(said: str) -> str:
+    return re.sub(r"^1 (\w+)s\b", r"1 \1", said)
+
+
 def _main_number(paper: str, main: dict, runs: list[Run]) -> nodes.container:
     """The paper's main number and that of each run, each with its setting."""
     where = main["reported"]
@@ -83,26 +89,26 @@ def _main_number(paper: str, main: dict, runs: list[Run]) -> nodes.container:
     )
     source = "the author's code" if reported.certainty == "author-code" else "the paper"
     rows = [[source, f"{number(float(reported.value))}", f"{where['setting']}; {reported.at}"]]
+    ours: dict[tuple[str, str], list[str]] = {}
     for run in sorted(runs, key=lambda run: run.name == "stored"):
         if run.values.get(main["value"]) is None:  # not measured there
             continue
         setting = [
-            text.format(run.settings[name]) for name, text in main.get("settings", {}).items()
+            _singular(text.format(run.settings[name]))
+            for name, text in main.get("settings", {}).items()
         ]
         seeds = run.values.get(f"{main['value']}.seeds")
-        setting += [f"{len(seeds)} seeds"] if seeds else []
+        setting += [_singular(f"{len(seeds)} seeds")] if seeds else []
         beside = [
             f"{name} {number(run.values[value])}"
             for name, value in main.get("beside", {}).items()
             if run.values.get(value) is not None
         ]
-        rows.append(
-            [
-                "default run" if run.name == "stored" else f"run {run.name}",
-                _with_range(run.values[main["value"]], seeds),
-                "; ".join([*setting, *beside]),
-            ]
-        )
+        name = "default run" if run.name == "stored" else f"run {run.name}"
+        value = _with_range(run.values[main["value"]], seeds)
+        ours.setdefault((value, "; ".join([*setting, *beside])), []).append(name)
+    # what several runs measured alike, because it does not depend on their data, stands once
+    rows += [[", ".join(names), *measured] for measured, names in ours.items()]
     right = nodes.container("", classes=["result-number"])
     right += nodes.paragraph("", "", tables.strong(main["what"]))
     right += tables.table(["", main["unit"], "setting"], rows, "result-main")

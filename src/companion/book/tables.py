@@ -129,9 +129,13 @@ def picture(png: bytes, caption: str, alt: str) -> nodes.figure:
     return figure
 
 
-def sweep_nodes(sweep: Sweep, png: bytes, caption: str, alt: str) -> list:
-    """A kept sweep: its figure, how often its claims held, its command and what it cost."""
-    figure = picture(png, f"{caption} Mean and range of {_status(sweep)}.", alt)
+def sweep_nodes(sweep: Sweep, png: bytes, caption: str, alt: str, *, dots: bool = False) -> list:
+    """A kept sweep: its figure, how often its claims held, its command and what it cost.
+
+    dots: the figure has a dot a run or a seed and a bar at their mean; otherwise curves with bands.
+    """
+    shown = "Bars: means over" if dots else "Mean and range of"
+    figure = picture(png, f"{caption} {shown} {_status(sweep)}.", alt)
     at = sweep.provenance
     where = f"{at.get('hardware', 'a machine not known')}, {at.get('date', 'no date')}"
     said: list = [held_sentence(sweep.claims)]
