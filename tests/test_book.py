@@ -791,6 +791,31 @@ def test_the_main_number_leaves_out_a_run_or_a_value_that_has_none(monkeypatch):
     assert "half" not in text
 
 
+def test_a_main_number_that_runs_share_stands_once_with_its_setting_in_the_singular(monkeypatch):
+    main = {
+        "what": "ratio", "unit": "", "value": "ratio", "settings": {"steps": "{} steps"},
+        "reported": {"claim": "C1", "what": "R", "setting": "MNIST"},
+    }  # fmt: skip
+    claim = replace(
+        claims.load_claims("snip")["C10"], reported=(claims.Reported("R", 2.0, "§1", "read"),)
+    )
+    monkeypatch.setattr(result, "load_claims", lambda paper: {"C1": claim})
+
+    def named(name, ratio, steps=1):
+        kept = run(name, values={"ratio": ratio, "ratio.seeds": [ratio]})
+        return replace(kept, settings={"steps": steps})
+
+    def rows(*runs):
+        return cells(result._main_number("snip", main, list(runs)))[2:]
+
+    three = [named("stored", 3.0), named("a", 3.0), named("b", 3.0)]
+    assert rows(*three) == [["all 3 runs", "3", "1 step; 1 seed"]]
+    assert rows(*three[:2]) == [["run a, default run", "3", "1 step; 1 seed"]]
+    several = rows(*three, named("c", 4.0), named("d", 3.0, 21))
+    assert [row[0] for row in several] == ["run a, run b, default run", "run c", "run d"]
+    assert several[2][2].startswith("21 steps")
+
+
 def test_runs_are_columns_and_claims_that_only_the_default_run_has_are_left_out(stated):
     kept_runs = [
         run("stored", verdict("C1"), verdict("C2")),

@@ -108,7 +108,10 @@ def _main_number(paper: str, main: dict, runs: list[Run]) -> nodes.container:
         value = _with_range(run.values[main["value"]], seeds)
         ours.setdefault((value, "; ".join([*setting, *beside])), []).append(name)
     # what several runs measured alike, because it does not depend on their data, stands once
-    rows += [[", ".join(names), *measured] for measured, names in ours.items()]
+    rows += [
+        [f"all {len(names)} runs" if len(names) > 2 and len(ours) == 1 else ", ".join(names), *row]
+        for row, names in ours.items()
+    ]
     right = nodes.container("", classes=["result-number"])
     right += nodes.paragraph("", "", tables.strong(main["what"]))
     right += tables.table(["", main["unit"], "setting"], rows, "result-main")
