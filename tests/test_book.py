@@ -731,6 +731,23 @@ def test_residue_is_left_out_of_a_page_and_results_are_not(paged):
     assert "old text" not in badge["data"]["text/html"]
 
 
+def test_a_badge_of_a_claim_that_was_not_run_leaves_its_bounds_to_the_table(stated):
+    def badge(found):
+        record = html_output("") | {
+            "data": {"application/json": [asdict(found)], "text/plain": "x"},
+            "metadata": {"scrapbook": {"name": "a.claims"}},
+        }
+        cells = [code("claims.check()", outputs=[html_output(BADGE)]), code("b", outputs=[record])]
+        pages.derive({"cells": cells, "metadata": {}}, "a")
+        return cells[0]["outputs"][0]["data"]["text/html"]
+
+    assert "(at most 3 %)" in badge(verdict("C1"))
+    open_ = badge(Verdict("C1", NOT_RUN, asserted=False, why="needs data"))
+    assert "needs data" in open_
+    assert "at most" not in open_
+    assert open_.endswith(' <a href="#claim-C1">details of C1</a></div>')
+
+
 def test_a_notebook_without_parameters_is_read_as_it_is():
     cells = [prose("# A"), code("x = 1")]
     with pytest.raises(ValueError, match="paper = 'none'"):

@@ -94,6 +94,8 @@ def derive(notebook: dict, paper: str) -> dict:
                 id = found[1]
                 if id in stated and id in run.claims:
                     shown = Badge(stated[id], run.claims[id])._repr_html_()
+                    if run.claims[id].outcome == NOT_RUN:  # its bounds are in the table
+                        shown = re.sub(r" <small>.*</small>", "", shown, flags=re.DOTALL)
                     link = f' <a href="#claim-{id}">details of {id}</a></div>'
                     output["data"]["text/html"] = shown.removesuffix("</div>") + link
     return notebook
