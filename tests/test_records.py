@@ -193,8 +193,9 @@ def test_the_runs_of_answers_are_found_and_kept_without_figures(tiny, capsys):
     for label, wrong in (("2", "expected one of 1, 1b, 3"), ("x", "expected one of")):
         assert main(["record", "tiny", "--exercise", label]) == 2
         assert wrong in capsys.readouterr().err
-    assert main(["record", "tiny", "--exercise", "1", "-p", "steps", "3"]) == 2
-    assert "leave -p and -f out" in capsys.readouterr().err
+    for more in (["-p", "steps", "3"], ["--script"]):
+        assert main(["record", "tiny", "--exercise", "1", *more]) == 2
+        assert "leave -p, -f and --script out" in capsys.readouterr().err
 
 
 def test_a_page_shows_what_an_answer_printed_and_refuses_another_code(tiny):
@@ -212,6 +213,15 @@ def test_a_page_shows_what_an_answer_printed_and_refuses_another_code(tiny):
     with_exercises(tiny, other)
     with pytest.raises(ValueError, match="exercise 3 has changed: companion record tiny --exer"):
         kept.printed(other, "tiny")
+
+
+def test_code_after_a_claim_that_failed_is_no_answer(tiny, monkeypatch):
+    folder = with_exercises(tiny)
+    answer = exercises.Answer({"profile": "long"}, "print(1)")
+    monkeypatch.setattr(exercises, "answers", lambda path: {"3": answer})
+    with pytest.raises(records.RecordError, match="C1"):
+        records.record_answer("tiny", "3")
+    assert not (folder / "exercise-3.json").exists()
 
 
 def test_an_answer_that_fails_is_one_line(tiny):

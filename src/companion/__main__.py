@@ -342,6 +342,8 @@ def _record(options: argparse.Namespace) -> None:
     from companion.runs.records import EXERCISES, FOLDER, record_answer, record_run
 
     given = _parameters(options)
+    if options.exercise and (given or options.script):
+        raise ValueError(f"--exercise {options.exercise}: its answer says what to run; leave -p, -f and --script out")  # fmt: skip
     if options.script:  # for another machine
         path = chapters.find(options.notebook)
         with redirect_stdout(sys.stderr):  # what the check says is not of the script
@@ -354,8 +356,6 @@ def _record(options: argparse.Namespace) -> None:
         _writable("--out", options.out, "new folder")
     folder = options.out or FOLDER / chapters.find(options.notebook).stem
     if options.exercise:
-        if given:
-            raise ValueError(f"--exercise {options.exercise}: its answer has parameters of its own; leave -p and -f out")  # fmt: skip
         folder = options.out or folder / EXERCISES
         result = record_answer(options.notebook, options.exercise, options.out)
     else:
