@@ -206,7 +206,12 @@ def test_a_page_shows_what_an_answer_printed_and_refuses_another_code(tiny):
     assert said.index("It prints") > said.index("print(")
     number = "{kept}`exercise-3 printed[2/%d]:g`"
     assert kept.filled(number % 1 + " " + number % 2, "tiny") == "4 −0.0005"
-    for wrong in ("{kept}`exercise-3 printed[3/1]`", number % 3, "{kept}`exercise-3 printed[x]`"):
+    for wrong in (
+        "{kept}`exercise-3 printed[0/1]`",
+        "{kept}`exercise-3 printed[3/1]`",
+        number % 3,
+        "{kept}`exercise-3 printed[x]`",
+    ):
         with pytest.raises(ValueError, match=r"tiny: .*exercise-3"):
             kept.filled(wrong, "tiny")
     other = EXERCISES.replace("2 * n", "3 * n")

@@ -126,8 +126,10 @@ def _value(run: Run, name: str, key: str | None) -> Any:
     if key is None:
         return value
     if name == "printed" and isinstance(value, list):
-        line, _, number = key.partition("/")
-        return _numbers(value[int(line) - 1])[int(number) - 1]
+        line, number = (int(part) - 1 for part in key.split("/"))
+        if line < 0 or number < 0:
+            raise ValueError("lines and numbers are counted from 1")
+        return _numbers(value[line])[number]
     for part in [key] if isinstance(value, Mapping) and key in value else key.split("/"):
         if isinstance(value, Mapping):
             value = value.get(part)

@@ -41,10 +41,8 @@ class Answer:
         """What is kept of all that a run recorded: of code that follows the cells, its lines."""
         if not self.code:
             return recorded
-        settings = f"{stem}.settings"
-        return {
-            settings: recorded[settings], "printed": recorded["printed"], "code": self.said
-        }  # fmt: skip
+        names = (f"{stem}.settings", "printed")
+        return {name: recorded[name] for name in names} | {"code": self.said}
 
 
 def answers(path: Path) -> dict[str, Answer]:
@@ -64,7 +62,7 @@ def texts(path: Path) -> dict[str, str]:
     source = "\n\n".join(
         cell["source"] for cell in chapters.read(path)["cells"] if cell["cell_type"] == "markdown"
     )
-    section = source.partition("\n## Exercises\n")[2] or source.partition("## Exercises\n")[2]
+    section = f"\n{source}".partition("\n## Exercises\n")[2]
     parts = _EXERCISE.split(section.partition("\n## ")[0])[1:]
     found = zip(parts[::2], map(_ANSWER.search, parts[1::2]), strict=True)
     return {number: answer[1] for number, answer in found if answer}
