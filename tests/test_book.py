@@ -748,6 +748,27 @@ def test_a_badge_of_a_claim_that_was_not_run_leaves_its_bounds_to_the_table(stat
     assert open_.endswith(' <a href="#claim-C1">details of C1</a></div>')
 
 
+def test_an_aside_is_folded_up_to_the_next_heading():
+    cells = [
+        prose("## A\n\n### Why a < b\n<!-- aside -->\n\nFirst."), code("## no heading"),
+        prose("Last.\n\n### C\n<!-- aside -->\nSecond.\n\n## D\n\n### E"),
+    ]  # fmt: skip
+    pages._fold_asides(cells)
+    fold = '<details class="fold aside"><summary>{}</summary>\n\n'
+    first = fold.format("Why a &lt; b")
+    assert cells[0]["source"] == f"## A\n\n{first}\nFirst."
+    assert cells[1]["source"] == "## no heading"
+    second = fold.format("C")
+    assert cells[2]["source"] == (
+        f"Last.\n\n</details>\n\n{second}Second.\n\n</details>\n\n## D\n\n### E"
+    )
+
+
+def test_an_aside_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="aside"):
+        pages._fold_asides([prose("### A\n<!-- aside -->\n\nText."), code("a")])
+
+
 def test_a_notebook_without_parameters_is_read_as_it_is():
     cells = [prose("# A"), code("x = 1")]
     with pytest.raises(ValueError, match="paper = 'none'"):
@@ -792,15 +813,18 @@ def test_a_main_number_names_its_source_and_the_runs_that_measured_it():
     assert [row[:2] for row in rows] == [["the author's code", "0.735"], ["default run", "0.5"]]
 
 
-def test_the_main_number_leaves_out_a_run_or_a_value_that_has_none(monkeypatch):
-    main = {
-        "what": "ratio", "unit": "", "value": "ratio", "beside": {"half": "half"},
-        "reported": {"claim": "C1", "what": "R", "setting": "MNIST"},
-    }  # fmt: skip
-    claim = replace(
-        claims.load_claims("snip")["C10"], reported=(claims.Reported("R", 2.0, "§1", "read"),)
-    )
+@pytest.fixture
+def ratio_of_2(monkeypatch):
+    """A main number, of which the paper reports 2."""
+    value = claims.Reported("R", 2.0, "§1", "read")
+    claim = replace(claims.load_claims("snip")["C10"], reported=(value,))
     monkeypatch.setattr(result, "load_claims", lambda paper: {"C1": claim})
+    reported = {"claim": "C1", "what": "R", "setting": "MNIST"}
+    return {"what": "ratio", "unit": "", "value": "ratio", "reported": reported}
+
+
+def test_the_main_number_leaves_out_a_run_or_a_value_that_has_none(ratio_of_2):
+    main = ratio_of_2 | {"beside": {"half": "half"}}
     kept = [run("stored", values={"ratio": 3.0, "half": None}), run("b", values={"ratio": None})]
     text = result._main_number("snip", main, kept).astext()
     assert "default run" in text
@@ -808,15 +832,8 @@ def test_the_main_number_leaves_out_a_run_or_a_value_that_has_none(monkeypatch):
     assert "half" not in text
 
 
-def test_a_main_number_that_runs_share_stands_once_with_its_setting_in_the_singular(monkeypatch):
-    main = {
-        "what": "ratio", "unit": "", "value": "ratio", "settings": {"steps": "{} steps"},
-        "reported": {"claim": "C1", "what": "R", "setting": "MNIST"},
-    }  # fmt: skip
-    claim = replace(
-        claims.load_claims("snip")["C10"], reported=(claims.Reported("R", 2.0, "§1", "read"),)
-    )
-    monkeypatch.setattr(result, "load_claims", lambda paper: {"C1": claim})
+def test_a_main_number_that_runs_share_stands_once_with_its_setting_in_the_singular(ratio_of_2):
+    main = ratio_of_2 | {"settings": {"steps": "{} steps"}}
 
     def named(name, ratio, steps=1):
         kept = run(name, values={"ratio": ratio, "ratio.seeds": [ratio]})
@@ -926,15 +943,15 @@ def test_the_bound_of_a_sweep_is_that_of_its_runs(stated):
     assert row[-1].endswith("2 to 5 % (at most 4 %)")
 
 
-def test_values_of_the_paper_that_stand_beside_none_of_ours_are_counted(stated):
+def test_values_of_the_paper_beside_none_of_ours_stand_where_each_value_has_a_line(stated):
     value = claims.Reported("R", 2.0, "Table 1", "read")
-    for count, expected in [(1, "1 value in the table"), (3, "3 values in the table")]:
-        stated["C1"] = replace(stated["C1"], reported=(value,) * count)
-        kept = [run("stored", verdict("C1")), run("mnist", verdict("C1", 3.5))]
-        table = compare.comparison([stated["C1"]], kept, parts=False)
+    stated["C1"] = replace(stated["C1"], reported=(value, value))
+    kept = [run("stored", verdict("C1")), run("mnist", verdict("C1", 3.5))]
+    for parts, said in [(True, f"{value}; {value}"), (False, "")]:
+        table = compare.comparison([stated["C1"]], kept, parts=parts)
         assert next(table.findall(nodes.tbody))[0][0]["morecols"] == 2
         sentence, _ = cells(table)[1:]
-        assert sentence[0].partition(" Paper: ")[2].startswith(expected)
+        assert sentence[0].partition(" Paper: ")[2] == said
 
 
 def test_a_run_and_a_sweep_of_one_name_are_refused():

@@ -105,13 +105,12 @@ def comparison(
 def _sentence(claim: Claim, one: Quantity | None, *, parts: bool) -> nodes.paragraph:
     """A claim, and what the paper reports of it but for what stands beside a quantity.
 
-    one: the claim's only quantity. parts: each value; without, those beside none of ours are
-    counted.
+    one: the claim's only quantity. parts: with the values that belong to none of ours, which
+    the table of claims has too.
     """
-    loose = [str(reported) for reported in claim.reported if not reported.quantity]
-    if loose and not parts:
-        loose = [f"{len(loose)} value{'s' * (len(loose) > 1)} in the table of claims"]
-    values = (_reported(claim, one) if one else []) + loose
+    values = _reported(claim, one) if one else []
+    if parts:
+        values += [str(reported) for reported in claim.reported if not reported.quantity]
     said = nodes.paragraph("", "", tables.strong(claim.id), nodes.Text(f" {claim.says}"))
     if values:
         said += nodes.inline("", f" Paper: {'; '.join(values)}", classes=["of-paper"])

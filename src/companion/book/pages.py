@@ -8,6 +8,7 @@ checks are folded; a verdict is made anew from what the run recorded, and links 
 from __future__ import annotations
 
 import copy
+import html
 import json
 import re
 from collections import Counter
@@ -32,6 +33,7 @@ OPENING = "opening"  # tag of the cell whose output opens the page
 RUN_IT = "run-it"  # of what stands in the fold of that name; set here
 BADGE = '<div class="claim-badge'
 TABLE = '<table class="claims">'
+ASIDE = re.compile(r"### (.+)\n+<!-- aside -->\n")
 
 
 def page(text: str, paper: str) -> str:
@@ -45,18 +47,10 @@ def page(text: str, paper: str) -> str:
         if cell["cell_type"] == "markdown":
             cell["source"] = filled(printed("".join(cell["source"]), paper), paper)
     _relate(cells, paper)
+    _fold_asides(cells)
     start = next((i for i, c in enumerate(cells) if "parameters" in chapters.tags(c)), None)
     if start is None:
         return json.dumps(notebook)
-    text, cut, cost = "".join(cells[1]["source"]).partition("\n\nTakes about ")
-    if cut and start == 2:  # what it costs, and the commands
-        cells[1]["source"] = text
-        cells.insert(
-            2,
-            cells[1]
-            | {"id": f"{cells[1].get('id', paper)}-cost", "source": f"{cut.strip()} {cost}"},
-        )
-        start += 1
     while start > 2 and cells[start - 1]["cell_type"] == "markdown":  # how to run it
         start -= 1
     end = next((i for i, c in enumerate(cells) if i > start and _is_heading(c)), len(cells))
@@ -161,6 +155,33 @@ def _relate(cells: list[dict], paper: str) -> None:
         if sources:
             links = f"## See also\n\n```{{related}} {paper}\n```\n\n"
             cell["source"] = before + links + sources + after
+
+
+def _fold_asides(cells: list[dict]) -> None:
+    """Fold each section marked as an aside, up to the next heading.
+
+    The mark is a line `<!-- aside -->` below the heading, which a front end does not show.
+    """
+    inside = False
+    for cell in cells:
+        if cell["cell_type"] != "markdown":
+            continue
+        parts = re.split(r"^(?=#{2,3} )", "".join(cell["source"]), flags=re.MULTILINE)
+        for place, part in enumerate(parts):
+            marked = ASIDE.match(part)
+            if marked:
+                part = (
+                    f'<details class="fold aside"><summary>{html.escape(marked[1])}</summary>'
+                    f"\n\n{part[marked.end() :]}"
+                )
+            if inside and (marked or part.startswith("##")):
+                part = f"</details>\n\n{part}"
+                inside = False
+            inside = inside or bool(marked)
+            parts[place] = part
+        cell["source"] = "".join(parts)
+    if inside:
+        raise ValueError("an aside is not followed by a heading")
 
 
 def _fold(cell: dict) -> None:
