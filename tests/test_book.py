@@ -748,6 +748,13 @@ def test_a_badge_of_a_claim_that_was_not_run_leaves_its_bounds_to_the_table(stat
     assert open_.endswith(' <a href="#claim-C1">details of C1</a></div>')
 
 
+def test_numbers_of_a_table_are_set_as_in_prose():
+    table = "| a-1 | b 2% |\n| --- | ---: |\n| -632 | 87% | -inf | inf | 1,000 |"
+    assert pages.NUMBER.sub(pages._typeset, table) == (
+        "| a-1 | b 2% |\n| --- | ---: |\n| −632 | 87 % | −∞ | ∞ | 1,000 |"
+    )
+
+
 def test_an_aside_is_folded_up_to_the_next_heading():
     cells = [
         prose("## A\n\n### Why a < b\n<!-- aside -->\n\nFirst."), code("## no heading"),

@@ -33,6 +33,7 @@ OPENING = "opening"  # tag of the cell whose output opens the page
 RUN_IT = "run-it"  # of what stands in the fold of that name; set here
 BADGE = '<div class="claim-badge'
 TABLE = '<table class="claims">'
+NUMBER = re.compile(r"(?<=\| )(-?)(\d[\d,.]*|inf)(%?)(?= \|)")  # alone in a cell of a table
 ASIDE = re.compile(r"### (.+)\n+<!-- aside -->\n")
 
 
@@ -43,6 +44,9 @@ def page(text: str, paper: str) -> str:
     for cell in chapters.code_cells(notebook):
         _fold(cell)
         _drop_residue(cell)
+        for output in cell["outputs"]:
+            if table := output.get("data", {}).get("text/markdown"):
+                output["data"]["text/markdown"] = NUMBER.sub(_typeset, "".join(table))
     for cell in cells:
         if cell["cell_type"] == "markdown":
             cell["source"] = filled(printed("".join(cell["source"]), paper), paper)
@@ -217,6 +221,12 @@ def _drop_residue(cell: dict) -> None:
             and not output.get("metadata")
         )
     ]
+
+
+def _typeset(number: re.Match) -> str:
+    """A number as the prose has it: a minus sign, a space before %, ∞."""
+    minus, digits, percent = number.groups()
+    return "−" * bool(minus) + ("∞" if digits == "inf" else digits) + " %" * bool(percent)
 
 
 def _opening(cells: list[dict], paper: str) -> list[dict]:
