@@ -245,10 +245,7 @@ def test_preset_files_say_what_the_presets_say(chapter):
 
 # answers that no run stands behind: one needs images of the reader's own, the others are recorded
 # runs of the chapter or change nothing that the answer states
-UNKEPT = {
-    ("masked_kd", "6"), ("signal_propagation", "6"), ("snip", "5"), ("sparse_inr", "2"),
-    ("sparse_inr", "3"),
-}  # fmt: skip
+UNKEPT = {("masked_kd", "6"), ("sparse_inr", "2"), ("sparse_inr", "3")}
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
