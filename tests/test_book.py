@@ -631,7 +631,7 @@ def test_a_claims_table_is_made_from_what_the_run_recorded(stated):
 
     value = claims.Reported("R", 2.0, "Table 1", "read")
     for second, expected in [
-        (value, "R: 2<br>R: 2<br>all (Table 1)"), (replace(value, at="Fig. 2"), "R: 2 (Table 1)<br>R: 2 (Fig. 2)"),
+        (value, "R: 2<br>R: 2<br>all from Table 1"), (replace(value, at="Fig. 2"), "R: 2 (Table 1)<br>R: 2 (Fig. 2)"),
     ]:  # fmt: skip
         stated["C1"] = replace(stated["C1"], reported=(value, second))
         made = pages.derive({"cells": cells}, "a")["cells"][0]["outputs"][0]["data"]["text/html"]
@@ -1251,12 +1251,16 @@ def test_a_row_that_misses_its_aim_is_shown_so_and_older_rows_are_read():
     assert chart[0].against == "a (timm 1.0)"
     assert "half of the turns lie between 0.3 and 0.45" in chart[0].words
     html = render("comparisons.html", comparisons=chart, curves=[])
-    assert html.count("misses at most 0.5") == html.count("misses at least 1.8") == 1
+    for aim in ("at most 0.5", "at least 1.8"):
+        assert html.count(f"misses its aim: {aim}") == 1
     assert "a small net" in html
     assert html.count('class="aim missed"') == 2
     assert "aim: below 1" in html
-    label = performance._tally(chart)
-    assert label == "4, 2 miss their aim"
+    rows = [met, missed, old, runs_a_second]
+    assert performance._tally(rows) == "4, 2 miss their aim"
+    assert [performance._row(row)[3] for row in rows] == [
+        "at most 0.5; limit 0.25", "at most 0.5 (missed)", "below 1", "at least 1.8 (missed)",
+    ]  # fmt: skip
 
 
 def test_a_curve_of_time_against_size_rises_to_the_right():
@@ -1351,6 +1355,13 @@ def test_arguments_in_a_docstring_become_a_list():
         "Do it.", "", "- ``seed``: first seed,", "  above 0.", "- ``x``, ``y``: (n, 2).",
         "", r"Returns \|x\| \* y.",
     ]  # fmt: skip
+
+
+def test_code_and_directives_in_a_docstring_stay_as_they_are():
+    text = [
+        "Of your own::", "", "    f(*args)", "", "    g_ = 1", "", "Then a * b.", ".. attribute:: c_",
+    ]  # fmt: skip
+    assert tidy_docstring(text) == [*text[:6], r"Then a \* b.", text[7]]
 
 
 def test_signs_inside_backticks_and_examples_stay_as_they_are():

@@ -72,7 +72,7 @@ def _module(file: Path) -> str:
 
 def _table(init: Path) -> str:
     """Each name that a package exports, linked, with the first line of its docstring."""
-    rows = ["| Name | |", "|---|---|"]
+    rows = ["| Name | What it is |", "|---|---|"]
     origins = {name: place for _, names in _imports(init) for name, place in names.items()}
     for name in _exported(init):
         place = origins.get(name, f"{_dotted(init)}.{name}")

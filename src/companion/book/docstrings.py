@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 
 def tidy_docstring(lines: list[str]) -> list[str]:
     """House docstrings as reStructuredText.
 
-    Signs that would be markup (``*``, ``|``, a closing ``_``) are escaped outside backticks,
-    and lines such as ``seed: what it is``, with what is indented below them, become entries of
-    a list.
+    Signs that would be markup (``*``, ``|``, a closing ``_``) are escaped outside of backticks,
+    code and directives, and lines such as ``seed: what it is``, with what is indented below them,
+    become entries of a list.
     """
     out: list[str] = []
     inside = False  # of an entry
+    literal = math.inf  # how far lines of a literal block are indented, at least
     for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if line.strip() and indent < literal:
+            literal = math.inf
         text = _escape(line)
-        if line.lstrip().startswith(">>>") or (out and out[-1].lstrip().startswith(">>>")):
+        after_prompt = out and out[-1].lstrip().startswith(">>>")
+        if indent >= literal or after_prompt or line.lstrip().startswith((">>>", ".. ")):
             out.append(line)
         elif entry := re.match(r"((?:\w+)(?:, \w+)*):\s+(\S.*)", text):
             if out and out[-1] and not inside:
@@ -31,6 +37,8 @@ def tidy_docstring(lines: list[str]) -> list[str]:
                 out.append("")
             inside = inside and not line.strip()
             out.append(text)
+        if line.endswith("::"):
+            literal = indent + 1
     return out
 
 

@@ -146,7 +146,7 @@ def _source_once(values: list[str]) -> list[str]:
     source = values[0][values[0].rfind(" (") :]
     if source.count("(") != source.count(")") or not all(v.endswith(source) for v in values):
         return values
-    return [*(value.removesuffix(source) for value in values), f"all{source}"]
+    return [*(value.removesuffix(source) for value in values), f"all from {source[2:-1]}"]
 
 
 def _relate(cells: list[dict], paper: str) -> None:

@@ -166,7 +166,8 @@ def gpu_note(stem: str, runs: list[Run]) -> list:
     if not jobs:
         return []
     needs = sorted({name for job in jobs for name in job.data})
-    data = f"it needs the data sets {', '.join(needs)}" if needs else "it needs no data"
+    sets = "data set" if len(needs) == 1 else "data sets"
+    data = f"it needs the {sets} {', '.join(needs)}" if needs else "it needs no data"
     cost = shown_time(sum(job.seconds for job in jobs))
     said = paragraph(
         "No run on a GPU is recorded yet. This makes one: about ", cost,

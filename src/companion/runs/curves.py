@@ -205,6 +205,8 @@ def _lines(ax, curves: dict[str, Points], colours: list[str]) -> None:
         ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     if not numeric:
         ax.set_xticks(range(len(places)), places)
+    elif all(float(at).is_integer() for at in places):
+        ax.locator_params("x", integer=True)
 
 
 def _number(text: str) -> float | str:

@@ -127,7 +127,7 @@ JOBS: tuple[Job, ...] = (
         {"profile": "paper"}, data=("mnist",),
     ),
     Job(
-        "signal_propagation-paper", "Tables 1 and 4 on MNIST: dense networks, five seeds",
+        "signal_propagation-paper", "Tables 1 and 4 on MNIST: fully connected networks, five seeds",
         900, 2, "signal_propagation", {"profile": "paper"}, data=("mnist",),
     ),
     Job(

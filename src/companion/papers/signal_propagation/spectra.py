@@ -99,7 +99,7 @@ def jacobian(
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     with evaluation_mode(model), full_precision():
 
-        def total(part: Tensor) -> Tensor:  # (K,)
+        def total(part: Tensor) -> Tensor:  # (outputs,)
             return functional_call(model, state, (part,)).flatten(1).sum(0)
 
         parts = [
