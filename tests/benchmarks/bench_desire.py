@@ -173,3 +173,24 @@ def test_pictures_once_a_batch(windows, compare):
         "a training step, each raster encoded once", step, "a raster for every scene", each_scene, rounds=6,
         aim=1.0, agreement="equal to rounding", note="4 rasters, 32 scenes",
     )  # fmt: skip
+
+
+def test_growth_with_the_agents(grow):
+    torch.manual_seed(0)
+    ranker = de.RankRefine(STEPS, social=True)
+    weights = list(ranker.parameters())
+
+    def make(agents):
+        g = generator()
+        paths = 2 * torch.randn((agents // 4, 4, 8, STEPS, 2), generator=g)
+        last, h_x = (torch.randn((agents // 4, 4, size), generator=g) for size in (2, 48))
+
+        def work():
+            scores, delta = ranker(paths, last, h_x)
+            return torch.autograd.grad(scores.sum() + delta.sum(), weights)
+
+        return work
+
+    grow(
+        "gradient of the ranker with neighbours, 8 samples", "agents", [16, 32, 64, 128, 256], make
+    )

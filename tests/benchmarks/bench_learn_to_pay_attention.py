@@ -166,3 +166,13 @@ def test_fast_gradient_sign_against_torchattacks(compare):
         agreement="the same images to rounding",
         note="both are one forward and one backward pass",
     )
+
+
+def test_growth_with_the_images(grow):
+    model = network("att", arch="vgg", levels=(2, 3), in_channels=3).train()
+
+    def make(count):
+        x, y = images(count, 3, 32), torch.arange(count) % 10
+        return lambda: slopes(model, x, y)
+
+    grow("gradient of VGG-att2", "images", [2, 4, 8, 16, 32], make)

@@ -145,3 +145,18 @@ def test_isometry_to_the_same_residual(name, compare):
         reason="a step is cheaper, but more of them are needed near the end",
         note=f"{steps} steps against {taken} calls, {setting}",
     )
+
+
+def test_growth_with_the_width(grow):
+    x = torch.randn((64, 784), generator=generator())
+
+    def make(width):
+        model = mlp(784, [width] * 6, 10, activation="tanh")
+        return lambda: jacobian(model, x)
+
+    grow(
+        "Jacobians of 64 examples, six tanh layers",
+        "units a layer",
+        [64, 128, 256, 512, 1024],
+        make,
+    )

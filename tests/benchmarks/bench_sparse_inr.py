@@ -129,3 +129,11 @@ def test_frequency_in_the_weights_instead_of_the_activations(width, compare):
         rounds=50,
         aim=1.0,
     )
+
+
+def test_growth_with_the_tasks(grow):
+    def make(tasks):
+        given = setting(64, 625, tasks)
+        return lambda: slopes_batched(*given)
+
+    grow("second-order MAML, width 64, 625 points", "tasks", [2, 4, 8, 16, 32], make)

@@ -15,6 +15,7 @@ from functools import cache
 from itertools import pairwise
 
 import nbformat
+import numpy as np
 import psutil
 import pytest
 
@@ -182,16 +183,42 @@ def crowd(address, count):
             process.wait(20)
 
 
-def test_a_hundred_workers(
-    benchmark, add_row, conclude, dask_processes, out, figures, monkeypatch
-):
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Runs that wait, in the place of a chapter's; that chapter's path."""
+    monkeypatch.setattr(rooms, "carry_out", stand_in)
+    # where scheduler and workers find it
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    return chapters.find("snip")
+
+
+def test_growth_with_the_workers(benchmark, rows, growth, dask_processes, stand_ins, out):
+    """As many runs a worker, so that the line would be level if handing out cost nothing."""
     from distributed import Client
 
-    monkeypatch.setattr(rooms, "carry_out", stand_in)
-    monkeypatch.setenv(
-        "PYTHONPATH", os.path.dirname(__file__)
-    )  # where scheduler and workers find it
-    path = chapters.find("snip")
+    each, sizes, seconds = 5, [1, 2, 5, 10, 25, 50, 100], []
+    for workers in sizes:
+        runs = [Point(stand_ins.stem, {"seed": n, "lr": 1.0}) for n in range(each * workers)]
+        with dask_processes(0) as address, crowd(address, workers):
+            with Client(address, set_as_default=False) as client:
+                client.wait_for_workers(workers, timeout=120)
+            start = time.perf_counter()
+            done(sweep(stand_ins, runs, out / str(workers), scheduler=address, show=False))
+            seconds.append(time.perf_counter() - start)
+    benchmark.pedantic(lambda: None, rounds=1)
+    exponent = float(np.polyfit(np.log(sizes[-3:]), np.log(seconds[-3:]), 1)[0])
+    what = f"{each} stand-in runs of 1 s for each worker, by the clock"
+    growth.append({
+        "what": what, "of": "workers", "unit": "seconds", "sizes": sizes, "seconds": seconds,
+        "exponent": exponent,
+    })  # fmt: skip
+    print(f"\n{what}: workers^{exponent:.2f}", dict(zip(sizes, seconds, strict=True)))
+
+
+def test_a_hundred_workers(benchmark, add_row, conclude, dask_processes, out, figures, stand_ins):
+    from distributed import Client
+
+    path = stand_ins
     start = time.perf_counter()
     runs = expand(
         path, {"seed": list(range(STAND_INS // 100)), "weight_decay": [n / 1e5 for n in range(100)]},

@@ -141,9 +141,11 @@ class Curve:
 
 
 def curves(growth: list[dict], unit: str = "CPU-seconds") -> list[Curve]:
-    """The measured curves of a chapter."""
-    found, short = [], unit.replace("seconds", "s")
+    """The measured curves of a chapter. unit: of those that do not say theirs."""
+    found, usual = [], unit
     for one in growth:
+        unit = one.get("unit", usual)
+        short = unit.replace("seconds", "s")
         x, y = (Axis.over(one[key], log=True) for key in ("sizes", "seconds"))
         pairs = list(zip(one["sizes"], one["seconds"], strict=True))
         words = "; ".join(f"{number(n)}: {number(s)} {short}" for n, s in pairs)
