@@ -46,7 +46,7 @@ where: str = ""  # a file that counts the runs
 """
 CHECK = """\
 from companion.notebook import check_parameters
-settings = check_parameters(globals(), x=(0, 9), mode=["ok", "raise", "die", "kill", "sleep", "claim"])
+settings = check_parameters(globals(), x=(0, 9), mode=["ok", "raise", "die", "kill", "sleep", "claim", "where"])
 """
 BODY = """\
 import os, signal, time
@@ -63,6 +63,8 @@ if mode == "kill" and x == 2:
     os.kill(os.getppid(), signal.SIGKILL)  # the worker
 if mode == "sleep" and x == 2:
     time.sleep(600)
+if mode == "where":
+    record("toy.worker", os.getppid())
 record("toy.double", 2 * x)
 record("toy.threads", os.environ["OMP_NUM_THREADS"])
 record("toy.gpu", os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
@@ -274,6 +276,19 @@ def test_a_sweep_ends_with_a_table_and_a_page(toy, tmp_path):
 def test_every_worker_sees_one_gpu(toy, tmp_path):
     rows = go(toy, tmp_path / "out", {"x": [1, 3, 4, 5]}, workers=0, gpus=2)
     assert {run.values["toy.gpu"] for run in rows} == {"0", "1"}
+
+
+def test_the_first_runs_go_to_all_workers(toy, tmp_path, dask_processes):
+    """Also where the scheduler has learned that runs take no time, and so moves none."""
+    from distributed import Client
+
+    with dask_processes(3) as address:
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(3, timeout=120)
+            client.gather([client.submit(int, n, key=f"run-{n:016x}") for n in range(30)])
+        grid, fixed = {"seed": list(range(6))}, {"mode": "where"}
+        rows = go(toy, tmp_path / "out", grid, fixed, scheduler=address)
+    assert len({run.values["toy.worker"] for run in rows}) == 3
 
 
 def test_threads_are_pinned_in_the_kernel(toy, tmp_path, scheduler):

@@ -90,6 +90,7 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
 
     # a task and not scattered data: that would be lost with the worker that holds it
     shared = client.submit(str, source, key=f"source-{orders[0].fingerprint}", pure=False)
+    _spread(client, shared)
     futures = {
         client.submit(
             carry_out, order, shared, key=f"run-{order.point.id}", pure=False, priority=-place
@@ -133,6 +134,16 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
                         yield result
                 if gone:
                     raise gone
+
+
+def _spread(client, shared) -> None:
+    """Give every worker that is there a copy of what all runs need.
+
+    The scheduler hands the first runs, two a worker, to those that hold it already, and where runs
+    took no time so far it does not move them on. Where it cannot be spread now, runs fetch it.
+    """
+    with contextlib.suppress(OSError, TimeoutError):
+        client.sync(client._replicate, [shared], callback_timeout=cluster.CONNECT_S)
 
 
 class _Watch:
