@@ -748,6 +748,18 @@ def test_a_badge_of_a_claim_that_was_not_run_leaves_its_bounds_to_the_table(stat
     assert open_.endswith(' <a href="#claim-C1">details of C1</a></div>')
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("0.47 % outside", "just outside"), ("5 % inside", "5 % inside"),
+        ("99 % inside", "99 % inside"), ("1,080 % inside", "far inside"),
+    ],
+)  # fmt: skip
+def test_a_margin_whose_number_says_little_is_in_words(said, shown):
+    text = pages.MARGIN.sub(pages._in_words, f"reproduced; {said} the bound</i>")
+    assert text == f"reproduced; {shown} the bound</i>"
+
+
 def test_numbers_of_a_table_are_set_as_in_prose():
     table = "| a-1 | b 2% |\n| --- | ---: |\n| -632 | 87% | -inf | inf | 1,000 |"
     assert pages.NUMBER.sub(pages._typeset, table) == (

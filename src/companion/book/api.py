@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from companion.book import runs
@@ -77,7 +79,7 @@ def _table(init: Path) -> str:
     for name in _exported(init):
         place = origins.get(name, f"{_dotted(init)}.{name}")
         *module, original = place.split(".")
-        what = _summary(LIBRARY.parent.joinpath(*module), original)
+        what = _summary(LIBRARY.parent.joinpath(*module), original) or _constant(place)
         rows.append(f"| {{py:obj}}`{name} <{place}>` | {what} |")
     return "\n".join(rows)
 
@@ -101,6 +103,15 @@ def _exported(init: Path) -> list[str]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return ast.literal_eval(node.value)
     return []
+
+
+def _constant(place: str) -> str:
+    """The names that a constant holds, or has something for; "" for any other constant."""
+    module, _, name = place.rpartition(".")
+    value = getattr(importlib.import_module(module), name)
+    if not isinstance(value, tuple | Mapping) or not all(isinstance(one, str) for one in value):
+        return ""
+    return "For each of " * isinstance(value, Mapping) + ", ".join(f"`{one}`" for one in value)
 
 
 def _summary(module: Path, name: str) -> str:

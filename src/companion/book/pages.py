@@ -33,6 +33,7 @@ OPENING = "opening"  # tag of the cell whose output opens the page
 RUN_IT = "run-it"  # of what stands in the fold of that name; set here
 BADGE = '<div class="claim-badge'
 TABLE = '<table class="claims">'
+MARGIN = re.compile(r"([\d,.]+) % (inside|outside) the bound")
 NUMBER = re.compile(r"(?<=\| )(-?)(\d[\d,.]*|inf)(%?)(?= \|)")  # alone in a cell of a table
 ASIDE = re.compile(r"### (.+)\n+<!-- aside -->\n")
 
@@ -91,7 +92,7 @@ def derive(notebook: dict, paper: str) -> dict:
                 assert found is not None  # a badge begins with its claim
                 id = found[1]
                 if id in stated and id in run.claims:
-                    shown = Badge(stated[id], run.claims[id])._repr_html_()
+                    shown = MARGIN.sub(_in_words, Badge(stated[id], run.claims[id])._repr_html_())
                     if run.claims[id].outcome == NOT_RUN:  # its bounds are in the table
                         shown = re.sub(r" <small>.*</small>", "", shown, flags=re.DOTALL)
                     link = f' <a href="#claim-{id}">details of {id}</a></div>'
@@ -130,13 +131,20 @@ def _table(stated: Mapping[str, Claim], verdicts: list[Verdict], paper: str) -> 
             "says": says,
             "paper": _source_once([str(value) for value in stated[verdict.id].reported]),
             "ours": ours.split("\n"),
-            "verdict": outcome,
+            "verdict": MARGIN.sub(_in_words, outcome),
             "css": css(verdict.outcome),
         }
         for verdict in verdicts
         for _, says, _, ours, outcome in [table_row(stated[verdict.id], verdict)]
     ]
     return render("claims.html", rows=rows, paper=paper)
+
+
+def _in_words(margin: re.Match) -> str:
+    """A margin whose number says little in words: next to the bound, or farther than its scale."""
+    share = float(margin[1].replace(",", ""))
+    near = "just" if share < 0.5 else "far" if share >= 100 else ""
+    return f"{near} {margin[2]} the bound" if near else margin[0]
 
 
 def _source_once(values: list[str]) -> list[str]:
