@@ -657,6 +657,11 @@ def test_what_was_fetched_before_the_scheduler_went_is_stored(monkeypatch):
     class Client:
         loop = None
 
+        _replicate = None
+
+        def sync(self, function, *args, **options):
+            raise OSError("connection lost")  # which ends nothing yet
+
         def submit(self, function, *args, key, **options):
             return Future(int(key[-1], 16))
 

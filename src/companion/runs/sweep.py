@@ -142,7 +142,9 @@ def _spread(client, shared) -> None:
     The scheduler hands the first runs, two a worker, to those that hold it already, and where runs
     took no time so far it does not move them on. Where it cannot be spread now, runs fetch it.
     """
-    with contextlib.suppress(OSError, TimeoutError):
+    from distributed.client import FutureCancelledError
+
+    with contextlib.suppress(OSError, TimeoutError, FutureCancelledError):
         client.sync(client._replicate, [shared], callback_timeout=cluster.CONNECT_S)
 
 
