@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gc
 import html.parser
 import itertools
 import json
@@ -109,8 +110,10 @@ def toy(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch):
-    """A machine that does much else may take long to start a worker."""
+    """A machine that does much else may take long to start a worker; no client of an earlier
+    test is collected while another one starts, as `cluster.connected` sees to in a sweep."""
     monkeypatch.setattr(cluster, "CONNECT_S", 60)
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

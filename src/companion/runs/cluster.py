@@ -56,6 +56,7 @@ def connected(scheduler: str, tls, workers: int, threads: int, gpus: int | None)
 
     With it, the workers of the local cluster, or None.
     """
+    import gc
     import logging
 
     import dask
@@ -68,6 +69,9 @@ def connected(scheduler: str, tls, workers: int, threads: int, gpus: int | None)
     for name in ("distributed", "distributed.nanny", "distributed.scheduler"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
+    # Dask's client stops its loop when it is collected, and waits for ever if that happens while
+    # another one starts: those of earlier sweeps go now
+    gc.collect()
     if not scheduler:
         with local.local_cluster(_environments(workers, threads, gpus)) as both:
             yield both
