@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,13 +91,12 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
 
     # a task and not scattered data: that would be lost with the worker that holds it
     shared = client.submit(str, source, key=f"source-{orders[0].fingerprint}", pure=False)
-    _spread(client, shared)
-    futures = {
-        client.submit(
-            carry_out, order, shared, key=f"run-{order.point.id}", pure=False, priority=-place
-        ): order
-        for place, order in enumerate(orders)  # in their order, also where no worker is there yet
-    }
+    # at once, and under a name of their own: the scheduler gives a few tasks, and those of a name
+    # that took no time so far, to the worker that holds the source
+    name = f"run_{uuid.uuid4().hex}"
+    keys = [f"{name}-{order.point.id}" for order in orders]
+    runs = client.map(carry_out, orders, key=keys, pure=False, source=shared)
+    futures = dict(zip(runs, orders, strict=True))
     arriving = as_completed(futures, loop=client.loop)
     watch = _Watch(client, crew)
 
@@ -134,18 +134,6 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
                         yield result
                 if gone:
                     raise gone
-
-
-def _spread(client, shared) -> None:
-    """Give every worker that is there a copy of what all runs need.
-
-    The scheduler hands the first runs, two a worker, to those that hold it already, and where runs
-    took no time so far it does not move them on. Where it cannot be spread now, runs fetch it.
-    """
-    from distributed.client import FutureCancelledError
-
-    with contextlib.suppress(OSError, TimeoutError, FutureCancelledError):
-        client.sync(client._replicate, [shared], callback_timeout=cluster.CONNECT_S)
 
 
 class _Watch:
