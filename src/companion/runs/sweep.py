@@ -91,8 +91,11 @@ def _results(client, crew, orders: list[Order], source: str) -> Iterator[Result]
 
     # a task and not scattered data: that would be lost with the worker that holds it
     shared = client.submit(str, source, key=f"source-{orders[0].fingerprint}", pure=False)
-    # at once, and under a name of their own: the scheduler gives a few tasks, and those of a name
-    # that took no time so far, to the worker that holds the source
+    # The scheduler gives a few tasks, two a worker, to those that hold the source, and leaves them
+    # there if tasks of that name took no time so far. So all have a copy, which it may drop, the
+    # name is new, and the tasks come at once.
+    with contextlib.suppress(OSError, TimeoutError, FutureCancelledError):
+        client.replicate([shared], callback_timeout=cluster.CONNECT_S)
     name = f"run_{uuid.uuid4().hex}"
     keys = [f"{name}-{order.point.id}" for order in orders]
     runs = client.map(carry_out, orders, key=keys, pure=False, source=shared)
