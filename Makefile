@@ -70,7 +70,7 @@ checks: $(STAMP)
 	  $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
 	  --nbval-cell-timeout 600 -n $(JOBS) --dist loadfile notebooks
 	$(BIN)/companion build
-	$(BIN)/pytest tests/book
+	$(BIN)/pytest tests/book -n $(JOBS) --dist worksteal
 
 test-data: $(STAMP)
 	@[ -d "$(COMPANION_DATA)" ] || { echo "set COMPANION_DATA to the folder of the data sets"; exit 2; }

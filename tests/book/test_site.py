@@ -17,6 +17,7 @@ import pytest
 
 from companion.book.building import ROOT, BuildError, content_hash
 from companion.book.printed import find_browser, print_book, print_page
+from companion.runs.chapters import stems
 
 bs4 = pytest.importorskip("bs4", reason="comes with the book's dependencies")
 
@@ -66,14 +67,13 @@ def anchors(page) -> set[str]:
     }
 
 
-def broken_links(name: str, pages: dict, files: set[str]) -> list[str]:
+def broken_links(name: str, page, known: dict[str, set[str]], files: set[str]) -> list[str]:
     """Links of a page to a file or an anchor that the site does not have.
 
-    pages: parsed pages by name. files: names of all files.
+    known: the anchors of every page, by its name. files: names of all files.
     """
     broken = []
-    known: dict[str, set[str]] = {}
-    for tag in pages[name].find_all("a", href=True):
+    for tag in page.find_all("a", href=True):
         parts = urlsplit(tag["href"])
         if parts.scheme or parts.netloc:
             continue
@@ -83,8 +83,6 @@ def broken_links(name: str, pages: dict, files: set[str]) -> list[str]:
         else:
             target = posixpath.normpath(posixpath.join(posixpath.dirname(name), path))
             target = target if path else name
-        if target in pages and target not in known:
-            known[target] = anchors(pages[target])
         lost = parts.fragment and unquote(parts.fragment) not in known.get(target, ())
         if target not in files or lost:
             broken.append(tag["href"])
@@ -130,7 +128,9 @@ def test_no_stylesheet_loads_anything_over_the_network():
 
 
 def test_internal_links_and_anchors_resolve(site, files):
-    assert {name: bad for name in site if (bad := broken_links(name, site, files))} == {}
+    known = {name: anchors(page) for name, page in site.items()}
+    found = {name: broken_links(name, page, known, files) for name, page in site.items()}
+    assert {name: bad for name, bad in found.items() if bad} == {}
 
 
 def test_every_image_has_alternative_text(site):
@@ -252,7 +252,7 @@ def test_checks_of_a_page_find_planted_faults():
         "http://a/b.css",
     }
     assert images_without_text(page) == ["b.png"]
-    assert broken_links("book/p.html", {"book/p.html": page}, {"book/p.html"}) == [
+    assert broken_links("book/p.html", page, {"book/p.html": anchors(page)}, {"book/p.html"}) == [
         "#gone",
         "no.html",
     ]
@@ -521,15 +521,17 @@ def test_no_page_complains_in_the_console(site, browser):
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", PHONE)])
-def test_axe_finds_nothing_serious(site, browser, theme, width, monkeypatch):
+@pytest.mark.parametrize("page", [*(f"notebooks/{stem}.html" for stem in stems()), "other pages"])
+def test_axe_finds_nothing_serious(site, browser, page, theme, width, monkeypatch):
     monkeypatch.setattr(browser, "patience", 120)  # a page of many names takes long
     axe = pytest.importorskip("axe_core_python", reason="comes with the test dependencies")
     script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
     browser.resize(width)
     wrong = {}
     # of the pages that one template makes from docstrings, and that take minutes, the smallest
-    made = [name for name in shown_pages(site) if name.startswith(("book/api/", "genindex"))]
-    for name in set(shown_pages(site)) - set(made) | {"book/api/snip.html"}:
+    made = ("book/api/", "genindex", "notebooks/")
+    others = [name for name in shown_pages(site) if not name.startswith(made)]
+    for name in [*others, "book/api/snip.html"] if page == "other pages" else [page]:
         browser.open(url(name), theme)
         browser.evaluate(script)
         browser.evaluate(
