@@ -11,7 +11,7 @@ from companion.book import api
 from companion.files import ROOT
 from companion.notebook.claims import papers
 
-PAGES = [*papers(), "shared"]
+PAGES = [*papers(), "common"]
 
 
 def documented(page: str) -> list[str]:

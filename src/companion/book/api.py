@@ -23,8 +23,8 @@ INTERNAL = {"companion", "companion.__main__", "companion.checks"}
 
 
 def page(name: str) -> str:
-    """The page `book/api/<name>` as MyST: of a paper, or "shared"."""
-    return _shared() if name == "shared" else _paper(name)
+    """The page `book/api/<name>` as MyST: of a paper, or "common", which stands before them."""
+    return _common() if name == "common" else _paper(name)
 
 
 def _paper(paper: str) -> str:
@@ -43,7 +43,7 @@ def _paper(paper: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _shared() -> str:
+def _common() -> str:
     parts = ["# API: what the chapters share"]
     for heading, names in SHARED.items():
         parts.append(f"## {heading}")
