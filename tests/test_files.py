@@ -18,6 +18,7 @@ import torch
 
 from companion.files import BusyError, locked, scratch, sweep_up, to_json, write_whole
 from companion.runs.processes import python_path
+from companion.runs.scratch import scratch as run_scratch
 
 
 def test_a_file_is_written_whole_in_new_folders(tmp_path):
@@ -179,6 +180,47 @@ def test_what_a_process_holds_stays_until_it_is_killed(held):
     with locked(out / ".lock", "busy"):
         pass
     assert not (out / ".lock").exists()
+
+
+def test_a_scratch_folder_that_another_sweeps_up_before_it_is_held_is_made_again(
+    tmp_path, monkeypatch
+):
+    make, made = tempfile.mkdtemp, []
+
+    def swept_up(**where):
+        made.append(make(**where))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", swept_up)
+    with run_scratch(str(tmp_path)) as folder:
+        assert folder == Path(made[1])
+        assert folder.is_dir()
+    with pytest.raises(FileNotFoundError), run_scratch(str(tmp_path / "nowhere")):
+        pass
+
+
+def test_many_have_a_scratch_folder_each(tmp_path):
+    wrong = []
+
+    def work():
+        for _ in range(100):
+            try:
+                with run_scratch(str(tmp_path)) as folder:
+                    (folder / "file").write_text("mine")
+                    time.sleep(0)
+                    assert (folder / "file").read_text() == "mine"
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_of_many_has_the_lock_at_a_time(tmp_path):
