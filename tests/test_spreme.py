@@ -240,20 +240,47 @@ def test_the_search_finds_what_a_double_loop_finds(p):
             least = min((v, s) for s, v in table.items() if len(s) == k)
             assert tuple(columns[state].tolist()) == least[1]
             assert values[state].item() == pytest.approx(least[0], rel=1e-9)
-    alone, _ = spreme.select(spreme.best_subsets(gram, 3, shared=False), p)
+    alone, each = spreme.select(spreme.best_subsets(gram, 3, shared=False), p)
     for e in range(3):
-        for state, (S, _, _) in enumerate(brute_force(A[e : e + 1], y[e : e + 1], 3, 10.0, 1e-4)):
+        twin = brute_force(A[e : e + 1], y[e : e + 1], 3, 10.0, 1e-4)
+        for state, (S, value, _) in enumerate(twin):
             assert alone[e, state].nonzero()[:, 0].tolist() == list(S)
+            assert each[e, state].item() == pytest.approx(value, rel=1e-9)
 
 
-def test_the_search_is_the_same_in_pieces(monkeypatch):
+def test_of_one_environment_the_shared_subset_is_its_own():
+    _, _, gram = random_gram(1, 3, 9, seed=2)
+    own = spreme.best_subsets(gram, 3, shared=False)
+    for (a, b), (c, d) in zip(spreme.best_subsets(gram, 3), own, strict=True):
+        assert torch.equal(a, c[0])
+        assert torch.equal(b, d[0])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_full_fit_that_is_at_hand_is_not_fitted_again(shared, monkeypatch):
+    _, _, gram = random_gram(3, 2, 6, seed=4)
+    stlsq = spreme.stlsq
+    full = spreme.solve(gram, torch.ones_like(gram.c), 1e-6)
+    _, _, path = spreme.group_stlsq(gram, 0.2, 1e-6, shared=shared)
+    solve, fits = stlsq.solve, []
+    monkeypatch.setattr(stlsq, "solve", lambda *given: fits.append(given[1]) or solve(*given))
+    again = stlsq.thresholded(gram, 0.2, 1e-6, shared=shared, full=full)
+    assert len(again) == len(path) > 2  # something was dropped
+    assert all(torch.equal(a, b) for a, b in zip(again, path, strict=True))
+    assert len(fits) == len(path) - 2  # a fit for each round but the first
+    assert not any(kept.all() for kept in fits)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_search_is_the_same_in_pieces(shared, monkeypatch):
     _, _, gram = random_gram(2, 2, 8, seed=5)
     batch = spreme.Gram(
         *(torch.stack([a, 2 * a]) for a in (gram.G, gram.c, gram.q)), gram.samples, 4
     )
-    whole = spreme.best_subsets(batch, 3)
+    whole = spreme.best_subsets(batch, 3, shared=shared)
     monkeypatch.setattr("companion.papers.spreme.l0.CHUNK", 64)
-    for (a, b), (c, d) in zip(whole, spreme.best_subsets(batch, 3), strict=True):
+    pieces = spreme.best_subsets(batch, 3, shared=shared)
+    for (a, b), (c, d) in zip(whole, pieces, strict=True):
         assert torch.equal(a, c)
         assert torch.equal(b, d)
 

@@ -12,7 +12,7 @@ from companion.papers.spreme.derivative import CHUNK, Gram, build_gram
 from companion.papers.spreme.estimator import simulate
 from companion.papers.spreme.l0 import all_subsets, best_subsets, scores, select
 from companion.papers.spreme.library import Library
-from companion.papers.spreme.stlsq import group_stlsq
+from companion.papers.spreme.stlsq import solve, thresholded
 
 
 def exact(support: Tensor, truth: Tensor) -> Tensor:
@@ -73,9 +73,12 @@ def method_rates(
     weak_best, weak_threshold = -1.0, float(thresholds[0])
     gram = build_gram(library, x, t, "weak", window)
     for kind, rows in (("weak", gram), ("savgol", build_gram(library, x, t, "savgol", smoothing))):
+        full = solve(rows, torch.ones_like(rows.c), ridge)
         for threshold in thresholds:
-            alone = group_stlsq(rows, threshold, ridge, shared=False)[1]
-            together = group_stlsq(rows, threshold, ridge)[1]
+            alone, together = (
+                thresholded(rows, threshold, ridge, shared=shared, full=full)[-1]
+                for shared in (False, True)
+            )
             found = {"STLSQ": alone, "vote": majority(alone), "S2": together}
             for name, support in found.items():
                 right = exact(support, truth).double()

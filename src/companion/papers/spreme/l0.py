@@ -112,9 +112,13 @@ def scores(gram: Gram, chosen: Tensor, epsilon: float = 1e-4) -> Tensor:
     Returns:
         Shape (..., E, n, C).
     """
+    return criterion(gram, residuals(gram, chosen), chosen.shape[1], epsilon)
+
+
+def criterion(gram: Gram, rho: Tensor, k: int, epsilon: float) -> Tensor:
+    """`scores` of subsets of k columns from what they leave of the targets, rho (..., E, n, C)."""
     M = effective_samples(gram)[:, None, None]
-    penalty = chosen.shape[1] * M.log()
-    rho = residuals(gram, chosen)  # over q
+    penalty = k * M.log()
     return M * torch.log(rho + epsilon) + penalty  # eq. (7.3)
 
 
@@ -157,8 +161,13 @@ def best_subsets(
             piece = Gram(flat.G[part], flat.c[part], flat.q[part], flat.samples, flat.window)
             best: Tensor | None = None
             for chosen in every.split(some):
-                share = scores(piece, chosen, epsilon)
-                value, place = (share.sum(-3) if shared else share).min(-1)
+                rho = residuals(piece, chosen)
+                if shared:
+                    value, place = criterion(piece, rho, k, epsilon).sum(-3).min(-1)
+                else:  # of one environment the criterion is least where the residual is
+                    least, place = rho.min(-1, keepdim=True)
+                    value = criterion(piece, least, k, epsilon)[..., 0]
+                    place = place[..., 0]
                 which = chosen.to(place.device)[place]
                 if best is None:
                     best, kept = value, which

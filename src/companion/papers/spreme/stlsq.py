@@ -66,12 +66,31 @@ def group_stlsq(
     Raises:
         ValueError: for a threshold or ridge below 0.
     """
+    path = thresholded(gram, threshold, ridge, shared=shared)
+    support = path[-1]
+    return solve(gram, support[..., None, :, :] if shared else support), support, path
+
+
+def thresholded(
+    gram: Gram, threshold: float, ridge: float, *, shared: bool, full: Tensor | None = None
+) -> list[Tensor]:
+    """The supports of `group_stlsq`: all terms, and what is left after every round.
+
+    Args:
+        gram: as `group_stlsq`.
+        threshold: as `group_stlsq`.
+        ridge: as `group_stlsq`.
+        shared: as `group_stlsq`.
+        full: the coefficients of all terms at this ridge, for several thresholds on one problem.
+
+    Raises:
+        ValueError: as `group_stlsq`.
+    """
     at_least(0, threshold=threshold, ridge=ridge)
     support = torch.ones_like(gram.c[..., 0, :, :] if shared else gram.c, dtype=torch.bool)
+    coefficients = solve(gram, torch.ones_like(gram.c), ridge) if full is None else full
     path = [support]
     for _ in range(ROUNDS):
-        wide = support[..., None, :, :] if shared else support
-        coefficients = solve(gram, wide, ridge)
         size = coefficients.abs()
         if shared:  # eq. (7.4)
             size = coefficients.square().mean(-3).sqrt()
@@ -80,5 +99,5 @@ def group_stlsq(
         if torch.equal(kept, support):
             break
         support = kept
-    support = path[-1]
-    return solve(gram, support[..., None, :, :] if shared else support), support, path
+        coefficients = solve(gram, support[..., None, :, :] if shared else support, ridge)
+    return path
