@@ -60,12 +60,15 @@ test: $(STAMP)
 	  $(MAKE) --no-print-directory checks && mkdir -p _build && echo "$$state" > _build/.tested; \
 	fi
 
+# one more than cores: sweeps, kernels and schedulers are waited for
+WORKERS = $(shell expr $(JOBS) + 1)
+
 checks: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	MPLBACKEND=Agg $(BIN)/pytest tests --ignore tests/book -n $(JOBS) --dist loadfile
+	MPLBACKEND=Agg $(BIN)/pytest tests --ignore tests/book -n $(WORKERS) --dist loadfile
 	IPYTHONDIR="$(CURDIR)/_build/ipython" PYTHONPATH="$(CURDIR)/src" PYTHONSTARTUP= \
 	  $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
 	  --nbval-cell-timeout 600 -n $(JOBS) --dist loadfile notebooks
