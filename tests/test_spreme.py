@@ -256,6 +256,21 @@ def test_of_one_environment_the_shared_subset_is_its_own():
         assert torch.equal(b, d[0])
 
 
+@pytest.mark.parametrize("kept", [0, 1, 3, 4, 7, 8])  # of 8: small supports are solved apart
+def test_least_squares_on_a_support_is_that_of_its_columns(kept):
+    A, y, gram = random_gram(3, 2, 8, seed=kept)
+    generator = torch.Generator().manual_seed(kept)
+    support = torch.stack([torch.randperm(8, generator=generator) < kept for _ in range(6)])
+    support = support.reshape(3, 2, 8)
+    support[0, 0, :] = False  # sizes differ
+    found = spreme.solve(gram, support)
+    assert not found[~support].any()
+    for e, state in itertools.product(range(3), range(2)):
+        S = support[e, state]
+        expected = np.linalg.lstsq(A[e][:, S].numpy(), y[e, :, state].numpy(), rcond=None)[0]
+        np.testing.assert_allclose(found[e, state, S].numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_full_fit_that_is_at_hand_is_not_fitted_again(shared, monkeypatch):
     _, _, gram = random_gram(3, 2, 6, seed=4)
@@ -278,7 +293,7 @@ def test_the_search_is_the_same_in_pieces(shared, monkeypatch):
         *(torch.stack([a, 2 * a]) for a in (gram.G, gram.c, gram.q)), gram.samples, 4
     )
     whole = spreme.best_subsets(batch, 3, shared=shared)
-    monkeypatch.setattr("companion.papers.spreme.l0.CHUNK", 64)
+    monkeypatch.setattr("companion.papers.spreme.l0.CACHE", 64)
     pieces = spreme.best_subsets(batch, 3, shared=shared)
     for (a, b), (c, d) in zip(whole, pieces, strict=True):
         assert torch.equal(a, c)

@@ -18,7 +18,7 @@ from companion.papers.spreme.library import Library
 
 METHODS = ("weak", "savgol", "fd")
 ORDER = 3  # of the Savitzky-Golay polynomials
-CHUNK = 2**23  # numbers in the largest intermediate, 64 MB
+CHUNK = 2**21  # numbers in the largest intermediate, 16 MB: larger ones leave the cache
 
 
 def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.ndarray]:

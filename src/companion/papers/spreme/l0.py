@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 from companion.checks import at_least, whole
-from companion.papers.spreme.derivative import CHUNK, Gram
+from companion.papers.spreme.derivative import Gram
 
 MOST = 20_000_000  # subsets of one size that a search may meet
+CACHE = 2**19  # numbers of a piece on the CPU, in arrays of 1 MB
 DEPENDENT = 1e-13  # a column with less than this of itself left adds nothing
 
 
@@ -65,30 +66,38 @@ def residuals(gram: Gram, chosen: Tensor) -> Tensor:
     c = gram.c * inverse[..., None, :] / size[..., None]
     p = scale.shape[-1]
     columns = chosen.to(G.device).T
-    left = torch.ones((), dtype=G.dtype, device=G.device)
-    factor: list[list[Any]] = []  # tensors, and the number 1 in the first corner
+
+    def pick(values: Tensor, places: Tensor) -> Tensor:
+        """values[..., places], which takes several times as long."""
+        return values.gather(-1, places.expand(*values.shape[:-1], -1))
+
+    def less(value: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.addcmul(value, a, b, value=-1)
+
+    one = torch.ones((), dtype=G.dtype, device=G.device)
+    left = one
+    factor: list[list[Tensor]] = []  # rows, without the first diagonal entry, which is 1
     solved: list[Tensor] = []
     for a, column in enumerate(columns):
-        row: list[Any] = []
-        rest: Any = 1.0
-        target = c[..., column]
+        row: list[Tensor] = []
+        rest = one
+        target = pick(c, column)
         for b in range(a):
-            entry = G[..., columns[b] * p + column]
+            entry = pick(G, columns[b] * p + column)
             for m in range(b):
-                entry = entry - row[m] * factor[b][m]
-            entry = entry * factor[b][b]
+                entry = less(entry, row[m], factor[b][m])
+            if b:
+                entry = entry * factor[b][b]
             row.append(entry)
-            rest = rest - entry.square()
-            target = target - entry[..., None, :] * solved[b]
+            rest = less(rest, entry, entry)
+            target = less(target, entry[..., None, :], solved[b])
         if a:
             # the inverse of the diagonal entry; none for a column that depends on others
-            row.append(torch.where(rest > DEPENDENT, rest.clamp_min(DEPENDENT).rsqrt(), 0))
-            target = target * row[-1][..., None, :]
-        else:
-            row.append(1.0)
+            row.append(threshold(rest, DEPENDENT, math.inf).rsqrt())
+            target = target * row[a][..., None, :]
         factor.append(row)
         solved.append(target)
-        left = left - target.square()  # rho(S) / q, column by column
+        left = less(left, target, target)  # rho(S) / q, column by column
     left = left.expand(*gram.q.shape, len(chosen))
     return torch.where(gram.q[..., None] > 0, left.clamp_min(0), 1)
 
@@ -148,13 +157,14 @@ def best_subsets(
         gram.G.reshape(-1, E, p, p), gram.c.reshape(-1, E, n, p), gram.q.reshape(-1, E, n),
         gram.samples, gram.window,
     )  # fmt: skip
+    most = CACHE if flat.G.device.type == "cpu" else 16 * CACHE  # fewer launches
     shape = (*lead, n) if shared else (*lead, E, n)
     found = []
     for k in range(min(max_terms, p) + 1):
         every = all_subsets(p, k)
         # as much of the batch, then of the subsets, as fits
-        cases = max(1, CHUNK // (4 * E * n * len(every)))
-        some = max(1, CHUNK // (4 * E * n * cases))
+        cases = max(1, most // (4 * E * n * len(every)))
+        some = max(1, most // (4 * E * n * cases))
         columns, values = [], []
         for first in range(0, len(flat.q), cases):
             part = slice(first, first + cases)

@@ -25,23 +25,33 @@ def solve(gram: Gram, support: Tensor, ridge: float = 0.0) -> Tensor:
     Returns:
         Coefficients of shape (..., E, n, p), zero off the support.
     """
-    G, c = gram.G, gram.c
-    mean = torch.diagonal(G, dim1=-2, dim2=-1).mean(-2, keepdim=True)
+    G, c = gram.G[..., None, :, :], gram.c
+    square = torch.diagonal(gram.G, dim1=-2, dim2=-1)
+    mean = square.mean(-2, keepdim=True)
     inverse = torch.where(mean > 0, mean.rsqrt(), 0)[..., None, :]  # (..., 1, 1, p)
     keep = support.bool().to(G.dtype) * (gram.q[..., None] > 0)
-    weight = keep * inverse  # (..., E, n, p)
-    system = weight[..., :, None] * G[..., None, :, :] * weight[..., None, :]
+    weight = keep * inverse * (square > 0)[..., None, :]  # (..., E, n, p)
+    within = weight != 0
+    most, p = int(within.sum(-1).max()), weight.shape[-1]
+    few = 2 * most <= p
+    if few:  # a smaller problem: the columns that are in come first
+        first = within.byte().argsort(dim=-1, descending=True, stable=True)[..., :most]
+        weight, c = weight.gather(-1, first), c.gather(-1, first)
+        G = G.expand(*first.shape[:-1], p, p).gather(-2, first[..., None].expand(*first.shape, p))
+        G = G.gather(-1, first[..., None, :].expand(*first.shape, most))
+    system = weight[..., :, None] * G * weight[..., None, :]
     # the diagonal of a column that is out, or always zero, is one: its coefficient is zero
-    idle = ((weight == 0) | (torch.diagonal(G, dim1=-2, dim2=-1) <= 0)[..., None, :]).to(G.dtype)
+    idle = (weight == 0).to(G.dtype)
     system = system + torch.diag_embed(idle + ridge * (1 - idle))
     target = (weight * c)[..., None]
     factor, info = torch.linalg.cholesky_ex(system)
     solution = torch.cholesky_solve(target, factor)
     # dependent columns may pass with a pivot of mere round-off
-    bad = (info != 0) | (torch.diagonal(factor, dim1=-2, dim2=-1).amin(-1) < 1e-6)
+    bad = (info != 0) | (torch.diagonal(factor, dim1=-2, dim2=-1) < 1e-6).any(-1)
     if bad.any():
         solution[bad] = torch.linalg.pinv(system[bad], rtol=1e-13, hermitian=True) @ target[bad]
-    return solution[..., 0] * weight
+    found = solution[..., 0] * weight
+    return torch.zeros_like(gram.c).scatter(-1, first, found) if few else found
 
 
 def group_stlsq(
