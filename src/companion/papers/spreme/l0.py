@@ -71,35 +71,31 @@ def residuals(gram: Gram, chosen: Tensor) -> Tensor:
         """values[..., places], which takes several times as long."""
         return values.gather(-1, places.expand(*values.shape[:-1], -1))
 
-    def less(value: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return torch.addcmul(value, a, b, value=-1)
-
-    one = torch.ones((), dtype=G.dtype, device=G.device)
-    left = one
+    # in place: fresh memory costs more than what is computed in it
+    left = torch.ones((*c.shape[:-1], len(chosen)), dtype=G.dtype, device=G.device)
     factor: list[list[Tensor]] = []  # rows, without the first diagonal entry, which is 1
     solved: list[Tensor] = []
     for a, column in enumerate(columns):
         row: list[Tensor] = []
-        rest = one
+        rest = torch.ones((*G.shape[:-1], len(chosen)), dtype=G.dtype, device=G.device)
         target = pick(c, column)
         for b in range(a):
             entry = pick(G, columns[b] * p + column)
             for m in range(b):
-                entry = less(entry, row[m], factor[b][m])
+                entry.addcmul_(row[m], factor[b][m], value=-1)
             if b:
-                entry = entry * factor[b][b]
+                entry.mul_(factor[b][b])
             row.append(entry)
-            rest = less(rest, entry, entry)
-            target = less(target, entry[..., None, :], solved[b])
+            rest.addcmul_(entry, entry, value=-1)
+            target.addcmul_(entry[..., None, :], solved[b], value=-1)
         if a:
             # the inverse of the diagonal entry; none for a column that depends on others
-            row.append(threshold(rest, DEPENDENT, math.inf).rsqrt())
-            target = target * row[a][..., None, :]
+            row.append(threshold(rest, DEPENDENT, math.inf, inplace=True).rsqrt_())
+            target.mul_(row[a][..., None, :])
         factor.append(row)
         solved.append(target)
-        left = less(left, target, target)  # rho(S) / q, column by column
-    left = left.expand(*gram.q.shape, len(chosen))
-    return torch.where(gram.q[..., None] > 0, left.clamp_min(0), 1)
+        left.addcmul_(target, target, value=-1)  # rho(S) / q, column by column
+    return torch.where(gram.q[..., None] > 0, left.clamp_min_(0), 1)
 
 
 def effective_samples(gram: Gram) -> Tensor:
