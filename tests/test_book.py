@@ -1377,6 +1377,16 @@ def test_code_and_directives_in_a_docstring_stay_as_they_are():
     assert tidy_docstring(text) == [*text[:6], r"Then a \* b.", text[7]]
 
 
+def test_words_between_stars_stay_emphasis_and_products_do_not():
+    text = [
+        "The *sum*, the *whole length*; `a` *not* b.",
+        "a*b*c, x *y* 2*z, f(*args, **rest) * n*",
+    ]
+    assert tidy_docstring(text) == [
+        text[0], r"a\*b\*c, x *y* 2\*z, f(\*args, \*\*rest) \* n\*",
+    ]  # fmt: skip
+
+
 def test_signs_inside_backticks_and_examples_stay_as_they_are():
     text = ["Keep `a*b`, ``c|d`` and name_ here.", "", ">>> f(*args)", "a * b"]
     assert tidy_docstring(text) == [

@@ -270,10 +270,14 @@ def test_a_sweep_ends_with_a_table_and_a_page(toy, tmp_path):
     executed = nbformat.read(out / "runs" / f"{rows[0].name}.ipynb", as_version=4)
     assert executed.cells[2].outputs or executed.cells[3].outputs
 
-    # a second time nothing is repeated, and a larger grid runs only what is new
-    rows = go(toy, out, {"x": [1, 2, 4], "seed": [0, 1, 2]}, {"where": str(count)})
+    # a second time nothing is repeated, and a larger grid runs only what is new,
+    # and that in the order of its values
+    rows = go(toy, out, {"x": [4, 1, 2], "seed": [0, 1, 2]}, {"where": str(count)})
     assert len(rows) == 9
     assert len(lines(count)) == 9
+    new = [run for run in rows if run.given["seed"] == 2]
+    new.sort(key=lambda run: (out / "runs" / f"{run.name}.json").stat().st_mtime_ns)
+    assert [run.given["x"] for run in new] == [4, 1, 2]
 
 
 def test_every_worker_sees_one_gpu(toy, tmp_path):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 
+EMPHASIS = r"(?<![\w*])\*[A-Za-z](?:[\w -]*\w)?\*(?![\w*])"  # words, and no product
+
 
 def tidy_docstring(lines: list[str]) -> list[str]:
     """House docstrings as reStructuredText.
 
     Signs that would be markup (``*``, ``|``, a closing ``_``) are escaped outside of backticks,
-    code and directives, and lines such as ``seed: what it is``, with what is indented below them,
-    become entries of a list.
+    *emphasis*, code and directives, and lines such as ``seed: what it is``, with what is indented
+    below them, become entries of a list.
     """
     out: list[str] = []
     inside = False  # of an entry
@@ -43,8 +45,8 @@ def tidy_docstring(lines: list[str]) -> list[str]:
 
 
 def _escape(line: str) -> str:
-    parts = re.split(r"(``.*?``|`[^`]*`)", line)
+    parts = re.split(rf"(``.*?``|`[^`]*`|{EMPHASIS})", line)
     return "".join(
-        part if part.startswith("`") else re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", part)
-        for part in parts
+        part if i % 2 else re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", part)
+        for i, part in enumerate(parts)
     )
