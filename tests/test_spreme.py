@@ -256,6 +256,59 @@ def test_of_one_environment_the_shared_subset_is_its_own():
         assert torch.equal(b, d[0])
 
 
+@pytest.mark.parametrize("others", [1, 2, 5, 8])
+@pytest.mark.parametrize("size", [1e-7, 1e-3, 1.0])
+def test_a_small_column_is_no_dependent_one_whatever_is_solved_beside_it(others, size):
+    A, y, gram = random_gram(2, 2, 8, seed=3)
+    A[1, :, 0] *= size  # in one environment: the other sets the scale
+    gram = spreme.Gram(A.mT @ A / 40, y.mT @ A / 40, gram.q, gram.samples, 4)
+    support = torch.zeros(2, 8, dtype=torch.bool)
+    support[0, 0], support[1, :others] = True, True
+    found = spreme.solve(gram, support[None])
+    expected = (A[1, :, 0] @ y[1, :, 0]) / A[1, :, 0].square().sum()
+    assert found[1, 0, 0].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_a_column_that_one_environment_lacks_has_exactly_nothing_there():
+    A, y, gram = random_gram(3, 1, 4, seed=1)
+    A[2, :, 1] = 0
+    gram = spreme.Gram(A.mT @ A / 40, y.mT @ A / 40, gram.q, gram.samples, 4)
+    for support in (torch.ones(1, 4), torch.tensor([[0, 1, 0, 0]])):
+        assert spreme.solve(gram, support)[2, 0, 1] == 0
+        assert spreme.solve(gram, support)[:2, 0, 1].all()
+
+
+@pytest.mark.parametrize("kept", [1, 4])  # of 4
+def test_problems_are_spread_over_supports_and_there_may_be_none(kept):
+    _, _, gram = random_gram(2, 1, 4)
+    support = (torch.arange(4) < kept).expand(5, 1, 1, 4)
+    found = spreme.solve(gram, support)
+    assert found.shape == (5, 2, 1, 4)
+    assert torch.equal(found, spreme.solve(gram, support[0]).expand_as(found))
+    none = spreme.Gram(*(a.expand(0, *a.shape) for a in (gram.G, gram.c, gram.q)), gram.samples, 4)
+    assert spreme.solve(none, support[0]).shape == (0, 2, 1, 4)
+
+
+@pytest.mark.parametrize("cache", [1, 64, 2**19])
+def test_of_equal_subsets_the_first_is_chosen_in_pieces_too(cache, monkeypatch):
+    monkeypatch.setattr("companion.papers.spreme.l0.CACHE", cache)
+    A, y, gram = random_gram(2, 1, 3)
+    A = torch.cat([A, A], -1)  # every column twice
+    gram = spreme.Gram(A.mT @ A / 40, y.mT @ A / 40, gram.q, gram.samples, 4)
+    for shared in (True, False):
+        columns = spreme.best_subsets(gram, 1, shared=shared)[1][0]
+        assert (columns < 3).all()
+
+
+def test_values_of_which_a_term_overflows_are_refused():
+    t = np.linspace(0, 1, 30)
+    x = 1e70 * np.exp(-t)[:, None]
+    for method in ("l0", "group_stlsq"):
+        model = spreme.SharedSINDy(spreme.Library(1, 5), method, window=7)
+        with pytest.raises(ValueError, match=r"x: values up to 1e\+70, .* scale the data"):
+            model.fit(x, t)
+
+
 @pytest.mark.parametrize("kept", [0, 1, 3, 4, 7, 8])  # of 8: small supports are solved apart
 def test_least_squares_on_a_support_is_that_of_its_columns(kept):
     A, y, gram = random_gram(3, 2, 8, seed=kept)
@@ -929,6 +982,22 @@ def test_the_methods_rates_are_told_the_best_threshold_and_nothing_else():
     assert more["STLSQ"].mean() >= weak
     wrong, _, _ = spreme.experiment.method_rates(*args[:3], ~true, thresholds=[0.3], **options)
     assert all((rate == 0).all() for rate in wrong.values())
+
+
+def test_each_kind_of_derivative_is_thresholded_by_its_own_fits():
+    x, t, truth = data("lotka", 0.02, 2)
+    true, library = (truth != 0).any(0), spreme.make_library("lotka")
+    options = {"window": 11, "smoothing": 7, "thresholds": [0.3]}
+    rates, _, _ = spreme.experiment.method_rates(library, x, t.numpy(), true, **options)
+
+    def direct(kind, width, shared):
+        gram = spreme.build_gram(library, x, t.numpy(), kind, width)
+        return spreme.exact(spreme.group_stlsq(gram, 0.3, shared=shared)[1], true).double().mean()
+
+    for name, shared in (("STLSQ", False), ("S2", True)):
+        weak, smoothed = direct("weak", 11, shared), direct("savgol", 7, shared)
+        assert rates[name].mean().item() == pytest.approx(smoothed.item())
+        assert smoothed > weak
 
 
 def test_wilsons_interval_is_scipys():

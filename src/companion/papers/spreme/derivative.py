@@ -129,7 +129,7 @@ def build_gram(
         window: as in `operators`.
 
     Raises:
-        ValueError: as `operators`.
+        ValueError: as `operators`, and for values of which a term's square overflows.
     """
     E, R, T, n = x.shape[-4:]
     ragged = not isinstance(times, np.ndarray)
@@ -171,6 +171,11 @@ def build_gram(
         c += y.mT @ A
         q += y.square().sum(-2)
         rounding += (d.abs() @ block.abs()).square().flatten(-3, -2).sum(-2)
+    if not all(sums.isfinite().all() for sums in (G, c, q, rounding)):
+        raise ValueError(
+            f"x: values up to {x.abs().max().item():.3g}, of which some term's square is beyond "
+            "double precision; scale the data"
+        )
     # what round-off alone would leave of a derivative is none
     q = torch.where(q > (1e-13) ** 2 * rounding, q, 0)
     c = torch.where(q[..., None] > 0, c, 0)

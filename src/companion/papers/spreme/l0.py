@@ -77,8 +77,9 @@ def residuals(gram: Gram, chosen: Tensor) -> Tensor:
     solved: list[Tensor] = []
     for a, column in enumerate(columns):
         row: list[Tensor] = []
-        rest = torch.ones((*G.shape[:-1], len(chosen)), dtype=G.dtype, device=G.device)
         target = pick(c, column)
+        if a:
+            rest = torch.ones((*G.shape[:-1], len(chosen)), dtype=G.dtype, device=G.device)
         for b in range(a):
             entry = pick(G, columns[b] * p + column)
             for m in range(b):
@@ -124,6 +125,7 @@ def criterion(gram: Gram, rho: Tensor, k: int, epsilon: float) -> Tensor:
     """`scores` of subsets of k columns from what they leave of the targets, rho (..., E, n, C)."""
     M = effective_samples(gram)[:, None, None]
     penalty = k * M.log()
+    # rho is over q
     return M * torch.log(rho + epsilon) + penalty  # eq. (7.3)
 
 
@@ -168,12 +170,9 @@ def best_subsets(
             best: Tensor | None = None
             for chosen in every.split(some):
                 rho = residuals(piece, chosen)
-                if shared:
-                    value, place = criterion(piece, rho, k, epsilon).sum(-3).min(-1)
-                else:  # of one environment the criterion is least where the residual is
-                    least, place = rho.min(-1, keepdim=True)
-                    value = criterion(piece, least, k, epsilon)[..., 0]
-                    place = place[..., 0]
+                # of one environment the criterion is least where the residual is
+                share = criterion(piece, rho, k, epsilon).sum(-3) if shared else rho
+                value, place = share.min(-1)
                 which = chosen.to(place.device)[place]
                 if best is None:
                     best, kept = value, which
@@ -182,7 +181,9 @@ def best_subsets(
                     best = torch.minimum(value, best)
             assert best is not None  # there is a subset of every size
             columns.append(kept)
-            values.append(best)
+            values.append(
+                best if shared else criterion(piece, best[..., None], k, epsilon)[..., 0]
+            )
         found.append((torch.cat(columns).reshape(*shape, k), torch.cat(values).reshape(shape)))
     return found
 

@@ -32,26 +32,30 @@ def solve(gram: Gram, support: Tensor, ridge: float = 0.0) -> Tensor:
     keep = support.bool().to(G.dtype) * (gram.q[..., None] > 0)
     weight = keep * inverse * (square > 0)[..., None, :]  # (..., E, n, p)
     within = weight != 0
-    most, p = int(within.sum(-1).max()), weight.shape[-1]
+    most, p = int(within.sum(-1).max()) if within.numel() else 0, weight.shape[-1]
     few = 2 * most <= p
     if few:  # a smaller problem: the columns that are in come first
         first = within.byte().argsort(dim=-1, descending=True, stable=True)[..., :most]
-        weight, c = weight.gather(-1, first), c.gather(-1, first)
+        weight, c = weight.gather(-1, first), c.expand_as(weight).gather(-1, first)
         G = G.expand(*first.shape[:-1], p, p).gather(-2, first[..., None].expand(*first.shape, p))
         G = G.gather(-1, first[..., None, :].expand(*first.shape, most))
     system = weight[..., :, None] * G * weight[..., None, :]
     # the diagonal of a column that is out, or always zero, is one: its coefficient is zero
     idle = (weight == 0).to(G.dtype)
     system = system + torch.diag_embed(idle + ridge * (1 - idle))
-    target = (weight * c)[..., None]
+    # by each environment's own columns: a small one is no dependent one
+    size = torch.diagonal(system, dim1=-2, dim2=-1)
+    own = torch.where(size > 0, size.rsqrt(), 0)
+    system = own[..., :, None] * system * own[..., None, :]
+    target = (own * weight * c)[..., None]
     factor, info = torch.linalg.cholesky_ex(system)
     solution = torch.cholesky_solve(target, factor)
     # dependent columns may pass with a pivot of mere round-off
     bad = (info != 0) | (torch.diagonal(factor, dim1=-2, dim2=-1) < 1e-6).any(-1)
     if bad.any():
         solution[bad] = torch.linalg.pinv(system[bad], rtol=1e-13, hermitian=True) @ target[bad]
-    found = solution[..., 0] * weight
-    return torch.zeros_like(gram.c).scatter(-1, first, found) if few else found
+    found = solution[..., 0] * own * weight
+    return found.new_zeros(within.shape).scatter(-1, first, found) if few else found
 
 
 def group_stlsq(
