@@ -355,9 +355,18 @@ def test_recorded_measures_become_a_table():
     assert compare.measures("a", [run("x")]) == []
 
 
-def test_a_stale_run_is_marked_in_every_table(stated):
-    both = [run("stored", verdict("C1")), run("old", verdict("C1"), stale=True)]
-    assert "stale" in cells(tables.runs_table(both))[2][4]
+@pytest.mark.parametrize(("code", "shown"), [("stale", "stale"), ("earlier", "earlier code")])
+def test_a_run_of_other_code_is_marked_wherever_it_stands(stated, code, shown):
+    old = run("old", verdict("C1"), code=code)
+    both = [run("stored", verdict("C1")), old]
+    _, stored, marked = cells(tables.runs_table(both))
+    assert (stored[4], marked[4]) == ("complete", f"complete\n\n{shown}")
+    assert cells(compare.comparison(stated.values(), both))[0][2].endswith(shown)
+    for node in (compare.provenance("snip", old), *compare.provenances("snip", [*both, old])):
+        (pill,) = {n.astext() for n in node[0].findall(nodes.inline) if "verdict" in n["classes"]}
+        assert pill == shown
+    assert "changed since" in compare.provenance("snip", old).astext()
+    assert "changed since" not in compare.provenance("snip", both[0]).astext()
 
 
 @pytest.mark.parametrize(

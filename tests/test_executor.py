@@ -37,6 +37,20 @@ def test_refresh_gives_the_same_bytes_twice_and_refuses_stderr(tmp_path, monkeyp
     assert path.read_bytes() == before
 
 
+def test_refresh_lists_the_code_that_gave_the_same_outputs(tmp_path, monkeypatch):
+    path = tiny_notebook(tmp_path, ["from companion import __version__", "print(2)"])
+    monkeypatch.setattr(fingerprint, "data_files", lambda files: [])
+    refresh(path)
+    first = chapters.read(path)["metadata"]["companion"]["fingerprint"]
+    schema = ROOT / "src" / "companion" / "runs" / "record.schema.json"
+    monkeypatch.setattr(fingerprint, "data_files", lambda files: [schema])  # the library, changed
+    assert fingerprint.standing(path)(first) == "stale"
+    refresh(path)
+    assert fingerprint.standing(path)(first) == "earlier"
+    refresh(path)
+    assert fingerprint.standing(path)(first) == "earlier"
+
+
 def test_outputs_that_were_edited_are_noticed(tmp_path, monkeypatch):
     monkeypatch.delenv("COMPANION_RECORD", raising=False)
     draw = "import matplotlib.pyplot as plt; plt.plot([{}]); plt.show()"

@@ -1,6 +1,7 @@
 """The number that says what a chapter's outputs depend on."""
 
 import inspect
+import json
 import os
 import shutil
 import subprocess
@@ -184,6 +185,76 @@ def test_a_fingerprint_reaches_what_a_chapter_uses_and_not_what_others_use():
         assert not [
             file for file in reached(stem) if file.startswith(("runs/", "book/", "__main"))
         ]
+
+
+# ---------------------------------------------------------------- how earlier code stands
+
+
+@pytest.fixture
+def refreshed(library, tmp_path):
+    """Writes library and notebook, changed or not, with the outputs that a run gave: what
+    `refresh` does, without a kernel. Gives the notebook's path and the code's fingerprint.
+    """
+
+    def write(*change, gave="1", edited=False):
+        path = tmp_path / "tiny.ipynb"
+        before = chapters.read(path) if path.exists() else {"cells": [], "metadata": {}}
+        if edited:
+            before["cells"][0]["outputs"] = []
+        notebook = chapters.read(library(*change))
+        for cell in notebook["cells"]:
+            cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": gave}]
+        stamp = fingerprint.stamp(notebook, path.name, before)
+        notebook["metadata"]["companion"] = stamp
+        path.write_text(json.dumps(notebook))
+        return path, stamp["fingerprint"]
+
+    return write
+
+
+FASTER, FASTER_STILL = ("other.py", "x = 1", "x = 2 - 1"), ("other.py", "x = 1", "x = 3 - 2")
+
+
+def test_code_is_earlier_while_the_library_changes_and_the_outputs_do_not(refreshed):
+    path, first = refreshed()
+    path, second = refreshed(*FASTER)
+    path, third = refreshed(*FASTER_STILL)
+    stands = fingerprint.standing(path)
+    assert [stands(code) for code in (first, second, third)] == ["earlier", "earlier", "current"]
+    assert stands("0" * 64) == stands("") == "stale"
+    assert fingerprint.is_current(path)
+    assert fingerprint.is_untouched(path)
+    path, back = refreshed()
+    assert back == first
+    stands = fingerprint.standing(path)
+    assert [stands(code) for code in (first, second, third)] == ["current", "earlier", "earlier"]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"change": FASTER, "gave": "2"},  # the results moved
+        {"change": (2, "y = 2", "y = 3")},  # a parameter, or what another profile would run
+        {"change": FASTER, "edited": True},  # what is compared with is no run's
+    ],
+)
+def test_code_is_stale_once_cells_or_outputs_change(refreshed, made):
+    _, first = refreshed()
+    path, second = refreshed(*made.pop("change"), **made)
+    assert fingerprint.standing(path)(first) == "stale"
+    path, third = refreshed(*FASTER_STILL)  # even if all is as it was
+    assert fingerprint.standing(path)(first) == "stale"
+    assert fingerprint.standing(path)(third) == "current"
+
+
+def test_until_the_notebook_is_run_again_earlier_code_is_stale(refreshed, library, tmp_path):
+    _, first = refreshed()
+    path, second = refreshed(*FASTER)
+    notebook = path.read_text()
+    library(*FASTER_STILL)
+    path.write_text(notebook)
+    stands = fingerprint.standing(path)
+    assert stands(first) == stands(second) == "stale"
 
 
 # ---------------------------------------------------------------- the memory

@@ -110,7 +110,7 @@ def test_a_record_keeps_parameters_claims_values_figures_and_provenance(tiny):
     (figure,) = stored["figures"]
     assert (folder / figure["file"]).read_bytes().startswith(b"\x89PNG")
     assert not [name for name in os.listdir(folder) if "part" in name]
-    assert records.load_records("tiny")[0].stale is False
+    assert records.load_records("tiny")[0].code == record.CURRENT
 
 
 def test_a_profile_and_a_value_set_by_hand_reach_the_script(tiny):
@@ -278,7 +278,7 @@ def test_a_failed_run_does_not_touch_the_record_of_that_name_nor_its_figures(tin
     after = files(folder)
     assert before.items() <= after.items()
     assert set(after) - set(before) == {"one.part.json", "one-fig-tiny.part.png"}
-    assert records.load_records("tiny")[0].stale is True
+    assert records.load_records("tiny")[0].code == record.STALE
 
     # the next one sweeps up, and figures that the new record lacks go with the old record
     tiny(figure="")

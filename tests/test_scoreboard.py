@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from companion.notebook.checking import LARGEST, NOT_REPRODUCED, NOT_RUN, REPRODUCED, Verdict
 from companion.notebook.claims import parse_claims
-from companion.runs.record import Held, Run, Sweep
+from companion.runs.record import EARLIER, STALE, Held, Run, Sweep
 
 bs4 = pytest.importorskip("bs4", reason="comes with the book's dependencies")
 evidence = pytest.importorskip("companion.book.evidence", reason="needs the book's dependencies")
@@ -219,17 +219,19 @@ def test_the_matrix_has_a_cell_a_run_solid_where_asserted_and_an_address_a_claim
     made = chapter(
         run("stored", REPRODUCED, 2.0),
         sweep(3, 5),
-        run("mnist", NOT_REPRODUCED, 10.0, asserted=False, stale=True),
+        run("mnist", NOT_REPRODUCED, 10.0, asserted=False, code=STALE),
+        run("older", REPRODUCED, 2.0, code=EARLIER),
     )
     strips = {row.claim.id: charts.strips(row) for row in made.rows}
     page = parsed(parts().matrix(made, strips))
     head = [" ".join(th.get_text().split()) for th in page.select(".matrix > thead th")]
-    assert head == ["Claim", "default", "seeds × 5", "mnist (stale)"]
+    assert head == ["Claim", "default", "seeds × 5", "mnist (stale)", "older (earlier code)"]
     first, *_, last = page.select(".matrix > tbody > tr")
     assert [cell["class"] for cell in first.select("td .outcome")] == [
         ["outcome", "holds", "asserted"], ["outcome", "some"], ["outcome", "fails"],
+        ["outcome", "holds", "asserted"],
     ]  # fmt: skip
-    assert [cell.get_text() for cell in last.select("td .outcome")] == ["–"] * 3
+    assert [cell.get_text() for cell in last.select("td .outcome")] == ["–"] * 4
     assert "reproduced in 3 of 5 runs" in first.get_text()
     assert "The error <is> small & positive." in first.get_text()
     assert [tag["id"] for tag in page.select(".claim")] == ["snip-C1", "snip-C2", "snip-C10"]

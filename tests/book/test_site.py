@@ -754,7 +754,7 @@ def test_verdicts_are_legible(browser, theme):
         "[...document.querySelectorAll('.verdict')].map(e => {"
         " const s = getComputedStyle(e); return [e.textContent, s.color, s.backgroundColor] })"
     )
-    assert {"✓ reproduced", "✗ not reproduced", "– not run here", "stale"} <= {
+    assert {"✓ reproduced", "✗ not reproduced", "– not run here", "stale", "earlier code"} <= {
         text for text, *_ in pills
     }
     # 4.5 is what WCAG asks of text of ordinary size

@@ -12,13 +12,14 @@ from typing import Any
 from docutils import nodes
 
 from companion.book import tables
+from companion.book.evidence import SINCE
 from companion.book.fold import folded
 from companion.book.runs import RECORDED, shown_seconds
 from companion.notebook.bounds import number
 from companion.notebook.checking import NOT_RUN, REPRODUCED, SIGNS, Verdict, css
 from companion.notebook.claims import Claim, Quantity, load_claims
 from companion.runs.curves import PLACE, Points
-from companion.runs.record import DONE, Held, Run, Sweep
+from companion.runs.record import CURRENT, DONE, Held, Run, Sweep
 from companion.runs.records import FOLDER
 
 DEFAULT = "default run"
@@ -78,7 +79,7 @@ def comparison(
     head: list = ["Value (bound)"]
     for run in kept:
         under = f"{run.runs} runs" if isinstance(run, Sweep) else _setting(run)
-        head.append([tables.strong(title_of(run)), under, *([_stale()] if run.stale else [])])
+        head.append([tables.strong(title_of(run)), under, *tables.older(run)[1:]])
     rows: list[list] = []
     for claim in claims:
         verdicts = [_verdict(claim, run) for run in kept]
@@ -201,8 +202,7 @@ def provenances(paper: str, runs: list[Run]) -> list[nodes.Element]:
     if len(each) < 2:
         return each
     line: list = [f"Machine, code and command of the {len(runs)} recorded runs"]
-    if any(run.stale for run in runs):
-        line += [" ", _stale()]
+    line += tables.older(*runs)
     return [folded(line, *each)]
 
 
@@ -231,12 +231,9 @@ def provenance(paper: str, run: Run) -> nodes.Element:
         f" – {shown_seconds(run.seconds)} on {at.get('hardware', '')}, {at.get('date', '')}",
     ]
     content: list[nodes.Node] = []
-    if run.stale:
-        line += [" ", _stale()]
-        content.append(tables.paragraph(
-            "Stale: the chapter's code or the library below it has changed since this run. "
-            "The command repeats it."
-        ))  # fmt: skip
+    if run.code != CURRENT:
+        line += tables.older(run)
+        content.append(tables.paragraph(f"{SINCE[run.code]} The command repeats the run."))
     return folded(
         line, *content, tables.table(["Run", run.name], facts, "facts"), classes="provenance"
     )
@@ -396,18 +393,14 @@ def paper_points(paper: str, pattern: str, stored: Run) -> Points:
     }
 
 
-def _stale() -> nodes.inline:
-    return tables.pill("stale", "stale")
-
-
 def _checksum(text: str) -> nodes.literal:
     return nodes.literal(text, text, classes=["checksum"])
 
 
 def _shown_changes(run: Run) -> str:
-    """What is known of changes after the commit; a run that is not stale had this book's code."""
+    """What is known of changes after the commit; a run of current code had this book's."""
     changed = run.provenance.get("changed_since_commit")
-    if changed is not False and not run.stale:
+    if changed is not False and run.code == CURRENT:
         return "the chapter's code and the library below it were those of this book"
     if changed is None:
         return "whether it was changed since is not known"

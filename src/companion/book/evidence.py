@@ -23,7 +23,7 @@ from companion.notebook.checking import (
 )
 from companion.notebook.claims import Claim, Quantity, Reported, load_claims
 from companion.runs import chapters
-from companion.runs.record import DONE, Run, Sweep
+from companion.runs.record import DONE, EARLIER, STALE, Run, Sweep
 from companion.runs.records import load_records
 from companion.runs.store import kept
 
@@ -31,6 +31,12 @@ SOME = "in some runs only"
 STANDINGS = {NOT_REPRODUCED: "fails", SOME: "some", REPRODUCED: "holds", NOT_RUN: "open"}
 LABELS = dict(zip(STANDINGS, ["not reproduced", SOME, "reproduced", "not run"], strict=True))
 SIGNS = {NOT_REPRODUCED: "✗", SOME: "≈", REPRODUCED: "✓", NOT_RUN: "–"}
+OLDER = {EARLIER: "earlier code", STALE: "stale"}
+SINCE = {
+    EARLIER: "The library below the chapter has changed since; the chapter's default run gives the "
+    "same outputs with both.",
+    STALE: "The chapter's code or the library below it has changed since.",
+}
 KINDS = {"paper": "claim of the paper", "control": "our control", "derivation": "derivation"}
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from docutils import nodes
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from companion.book.evidence import KINDS, LABELS, SIGNS, STANDINGS, label, short_name
+from companion.book.evidence import (
+    KINDS,
+    LABELS,
+    OLDER,
+    SIGNS,
+    SINCE,
+    STANDINGS,
+    label,
+    short_name,
+)
 from companion.notebook.checking import NOT_RUN
 
 environment = Environment(
@@ -17,7 +26,7 @@ environment = Environment(
 )
 environment.globals |= {
     "css": STANDINGS, "kinds": KINDS, "label": label, "labels": LABELS, "not_run": NOT_RUN,
-    "name": short_name, "signs": SIGNS,
+    "name": short_name, "older": OLDER, "signs": SIGNS, "since": SINCE,
 }  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from companion.notebook.checking import margin
 from companion.notebook.claims import Claim, load_claims
 from companion.notebook.parameters import PLACES
 from companion.runs import chapters
-from companion.runs.fingerprint import fingerprint
+from companion.runs.fingerprint import standing
 from companion.runs.gpu_jobs import BUDGET, COSTS, jobs_of
-from companion.runs.record import DONE, Run, Sweep
+from companion.runs.record import DONE, STALE, Run, Sweep
 from companion.runs.records import load_records
 from companion.runs.store import kept
 
@@ -45,7 +45,7 @@ def stored_run(stem: str) -> Run:
         seconds=about.get("seconds"),
         fingerprint=about.get("fingerprint", ""),
         provenance={"hardware": "a CPU", "device": "cpu"},
-        stale=about.get("fingerprint") != fingerprint(path),
+        code=standing(path)(about.get("fingerprint", "")),
     )
 
 
@@ -55,10 +55,10 @@ def everything() -> dict[str, object]:
         stem: {
             "claims": {id: _statement(claim) for id, claim in load_claims(stem).items()},
             "runs": [
-                _public(run) | {"stale": run.stale, "margins": _margins(run)}
+                _public(run) | _standing(run) | {"margins": _margins(run)}
                 for run in [stored_run(stem), *load_records(stem)]
             ],
-            "sweeps": [_public(sweep) | {"stale": sweep.stale} for sweep in kept(stem)],
+            "sweeps": [_public(sweep) | _standing(sweep) for sweep in kept(stem)],
         }
         for stem in chapters.stems()
     }
@@ -66,6 +66,10 @@ def everything() -> dict[str, object]:
 
 def _public(kept: Run | Sweep) -> dict[str, object]:
     return {k: v for k, v in kept.as_json().items() if k not in ("values", "figures", "seal")}
+
+
+def _standing(kept: Run | Sweep) -> dict[str, object]:
+    return {"code": kept.code, "stale": kept.code == STALE}
 
 
 def _margins(run: Run) -> dict[str, float]:

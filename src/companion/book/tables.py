@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 
+from companion.book.evidence import OLDER, SINCE
 from companion.book.fold import folded
 from companion.book.runs import (
     gpu_command,
@@ -21,7 +22,7 @@ from companion.notebook.checking import (
 )
 from companion.notebook.claims import Claim
 from companion.runs.gpu_jobs import jobs_of
-from companion.runs.record import DONE, Held, Run, Sweep
+from companion.runs.record import CURRENT, DONE, EARLIER, STALE, Held, Run, Sweep
 
 
 def paragraph(*parts) -> nodes.paragraph:
@@ -54,8 +55,11 @@ def pill(text: str, kind: str) -> nodes.inline:
     return nodes.inline(text, text, classes=["verdict", kind])
 
 
-def _stale() -> nodes.inline:
-    return pill("stale", "stale")
+def older(*kept: Run | Sweep) -> list[nodes.Node]:
+    """A pill, and a space before it, if one of these is of code that has changed since."""
+    codes = {one.code for one in kept}
+    found = next((code for code in (STALE, EARLIER) if code in codes), None)
+    return [nodes.Text(" "), pill(OLDER[found], found)] if found else []
 
 
 def chapter_link(env, text: str, stem: str) -> pending_xref | None:
@@ -105,7 +109,7 @@ def runs_table(runs: list[Run | Sweep]) -> nodes.table:
     """What reproduces each run, and what it costs."""
     rows = []
     for run in runs:
-        state = [_status(run)] + (["the code has changed since", _stale()] if run.stale else [])
+        state = [_status(run), *older(run)[1:]]
         at = run.provenance
         where = [
             at.get("hardware", ""),
@@ -139,8 +143,8 @@ def sweep_nodes(sweep: Sweep, png: bytes, caption: str, alt: str, *, dots: bool 
     at = sweep.provenance
     where = f"{at.get('hardware', 'a machine not known')}, {at.get('date', 'no date')}"
     said: list = [held_sentence(sweep.claims)]
-    if sweep.stale:
-        said = [_stale(), " The chapter's code has changed since this sweep. ", *said]
+    if sweep.code != CURRENT:
+        said = [*older(sweep)[1:], f" {SINCE[sweep.code]} ", *said]
     cost = f"The sweep's command: {shown_seconds(sweep.seconds)} of runs on {where}"
     return [figure, paragraph(*said), folded(cost, shell(sweep.command))]
 

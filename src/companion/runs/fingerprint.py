@@ -9,6 +9,7 @@ import io
 import json
 import sys
 import tokenize
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from companion.files import seal, write_whole
 from companion.notebook.claims import read_claims, what_decides
 from companion.runs.chapters import code_cells, read
+from companion.runs.record import CURRENT, EARLIER, STALE
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -225,8 +227,46 @@ def _imports(source: str, package: str) -> set[str]:
 def is_current(path: Path) -> bool:
     """Whether the stored outputs were made by the code as it is now."""
     notebook = read(path)
-    stored = notebook["metadata"].get("companion", {}).get("fingerprint")
-    return stored == fingerprint_of(notebook, path.name)
+    return _stored(notebook).get("fingerprint") == fingerprint_of(notebook, path.name)
+
+
+def stamp(notebook: dict, name: str, before: dict) -> dict[str, Any]:
+    """What tells whose outputs an executed notebook, read from the file of this name, holds.
+
+    before: the notebook with the outputs that it had until now.
+
+    Code that gave the very same outputs is listed under `alike` by its fingerprint, as long as
+    the cells stay the same: a run made with it, be it on a machine that is not at hand, is not
+    called stale for a change of the library that changes nothing in the default run.
+    """
+    cells = [_look(cell["source"], name, is_cell=True)[0] for cell in code_cells(notebook)]
+    made = {
+        "fingerprint": fingerprint_of(notebook, name),
+        "cells": _sha256(json.dumps(cells)),
+        "outputs": outputs_seal(notebook),
+    }
+    old, alike = _stored(before), set()
+    same = all(made[key] == old.get(key) for key in ("cells", "outputs"))
+    if same and outputs_seal(before) == made["outputs"]:
+        alike = {*old.get("alike", []), old["fingerprint"]} - {made["fingerprint"]}
+    return made | {"alike": sorted(alike)}
+
+
+def standing(path: Path) -> Callable[[str], str]:
+    """How the code of a run, given by its fingerprint, stands to the chapter's as it is now.
+
+    CURRENT: the same; EARLIER: the library has changed since, and the chapter's default run gives
+    the same outputs as it did then; STALE: anything else.
+    """
+    notebook = read(path)
+    now, alike = fingerprint_of(notebook, path.name), set()
+    if _stored(notebook).get("fingerprint") == now:
+        alike = set(_stored(notebook).get("alike", []))
+    return lambda made: CURRENT if made == now else EARLIER if made in alike else STALE
+
+
+def _stored(notebook: dict) -> dict[str, Any]:
+    return notebook["metadata"].get("companion", {})
 
 
 def outputs_seal(notebook: dict) -> str:
@@ -237,4 +277,4 @@ def outputs_seal(notebook: dict) -> str:
 def is_untouched(path: Path) -> bool:
     """Whether the stored outputs are those that `refresh` wrote: nothing stripped or edited."""
     notebook = read(path)
-    return notebook["metadata"].get("companion", {}).get("outputs") == outputs_seal(notebook)
+    return _stored(notebook).get("outputs") == outputs_seal(notebook)

@@ -18,6 +18,7 @@ from companion.notebook.checking import NOT_RUN, REPRODUCED, Verdict, judge
 from companion.notebook.claims import Claim, load_claims, natural, papers
 
 DONE, FAILED, UNFINISHED = "complete", "failed", "unfinished"
+CURRENT, EARLIER, STALE = "current", "earlier", "stale"  # code, see `fingerprint.standing`
 SCHEMA = Path(__file__).with_suffix(".schema.json")
 
 
@@ -28,7 +29,8 @@ class Run:
     paper, name: the chapter's stem, and what the run is called. status: DONE, FAILED or
     UNFINISHED. settings: every parameter's value. claims: its verdicts by id. values: what else
     it recorded. given: by the sweep that it is a row of. figures: file, name, caption and
-    alternative text of each. stale: whether the chapter's code has changed since; not kept.
+    alternative text of each. code: CURRENT, EARLIER or STALE, how the code that made it stands to
+    the chapter's as it is now; not kept.
     """
 
     paper: str
@@ -47,7 +49,7 @@ class Run:
     data: dict[str, str] = field(default_factory=dict)
     figures: list[dict[str, str]] = field(default_factory=list)
     error: str = ""
-    stale: bool = False
+    code: str = CURRENT
 
     @classmethod
     def of_values(cls, paper: str, name: str, values: Mapping[str, Any], **rest) -> Run:
@@ -95,7 +97,7 @@ class Run:
         fields["claims"] = [
             _filled(claim, {"id", "outcome", "asserted"}) for claim in fields["claims"]
         ]
-        del fields["stale"]
+        del fields["code"]
         return _sealed(_filled(fields, {"paper", "name", "status"}))
 
 
@@ -125,7 +127,7 @@ class Sweep:
     claims: dict[str, Held]
     provenance: dict[str, Any]
     table: str  # sha256
-    stale: bool = False
+    code: str = CURRENT
 
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> Sweep:
@@ -140,7 +142,7 @@ class Sweep:
 
     def as_json(self) -> dict[str, Any]:
         fields = asdict(self)
-        del fields["stale"]
+        del fields["code"]
         return _sealed(fields)
 
 

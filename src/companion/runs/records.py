@@ -19,7 +19,7 @@ from companion.files import ROOT, locked, sweep_up, to_json, write_whole
 from companion.notebook.claims import natural
 from companion.runs import chapters, exercises
 from companion.runs.executor import TARGET, as_script
-from companion.runs.fingerprint import fingerprint
+from companion.runs.fingerprint import fingerprint, standing
 from companion.runs.provenance import provenance
 from companion.runs.record import DONE, FAILED, UNFINISHED, Run, load, save
 
@@ -35,7 +35,7 @@ class RecordError(RuntimeError):
 
 
 def load_records(stem: str) -> list[Run]:
-    """The recorded runs of a chapter, oldest first, `stale` where its code has changed since.
+    """The recorded runs of a chapter, oldest first, each with how its code stands.
 
     Raises:
         ValueError: for a record, or a figure of one, that was changed by hand.
@@ -49,7 +49,7 @@ def load_answers(stem: str) -> list[Run]:
 
 
 def _load(folder: Path, stem: str) -> list[Run]:
-    current = fingerprint(chapters.find(stem))
+    code_of = standing(chapters.find(stem))
     runs = []
     for path in folder.glob("*.json"):
         if path.name.endswith(".part.json"):  # of a run that broke off, or goes on
@@ -58,7 +58,7 @@ def _load(folder: Path, stem: str) -> list[Run]:
         for figure in run.figures:
             if sha256(folder / figure["file"]) != figure["sha256"]:
                 raise ValueError(f"{folder / figure['file']}: not as it was written: record again")
-        runs.append(replace(run, stale=run.fingerprint != current))
+        runs.append(replace(run, code=code_of(run.fingerprint)))
     return sorted(runs, key=lambda run: (run.provenance.get("date", ""), run.name))
 
 

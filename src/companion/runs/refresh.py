@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from companion.files import sweep_up, write_whole
-from companion.runs.chapters import code_cells, read
+from companion.runs.chapters import code_cells, parse, read
 from companion.runs.executor import in_kernel, prepared
-from companion.runs.fingerprint import fingerprint, outputs_seal
+from companion.runs.fingerprint import fingerprint, stamp
 
 LIMIT_S = 3600  # for a run with the defaults
 
@@ -53,7 +52,7 @@ async def _refresh(path: Path) -> float:
 
     sweep_up(path.parent)
     stored = read(path)
-    before, stamp = stored["metadata"].get("companion", {}), fingerprint(path)
+    before, code = stored["metadata"].get("companion", {}), fingerprint(path)
     notebook = prepared(stored, {})
     # a last cell asks the kernel for its CPU seconds: wall time would depend on what else runs
     notebook.cells.append(nbformat.v4.new_code_cell("import time; print(time.process_time())"))
@@ -61,9 +60,9 @@ async def _refresh(path: Path) -> float:
     if outcome.error:
         raise RuntimeError(outcome.told)
     seconds = round(float(notebook.cells.pop().outputs[0].text))
-    if fingerprint(path) != stamp:
+    if fingerprint(path) != code:
         raise RuntimeError(f"{path.name}: its code changed while it ran: run it again")
-    if before.get("fingerprint") == stamp:  # the same code: keep the bytes
+    if before.get("fingerprint") == code:  # the same code: keep the bytes
         seconds = before.get("seconds", seconds)
     complaints = [
         f"{path.name}, cell {number} wrote to stderr:\n{output.text}"
@@ -73,16 +72,16 @@ async def _refresh(path: Path) -> float:
     ]
     if complaints:
         raise RuntimeError("\n".join(complaints))
-    write_whole(path, _canonical(notebook, path.stem, stamp, seconds))
+    write_whole(path, _canonical(notebook, path, stored, seconds))
     return seconds
 
 
-def _canonical(notebook, stem: str, stamp: str, seconds: float) -> str:
+def _canonical(notebook, path: Path, before: dict, seconds: float) -> str:
     """The text of an executed notebook: cells numbered, metadata reduced to what is ours."""
     import nbformat
 
     for number, cell in enumerate(notebook.cells):
-        cell.id = f"{stem.replace('_', '-')}-{number:02d}"
+        cell.id = f"{path.stem.replace('_', '-')}-{number:02d}"
         kept = {key: cell.metadata[key] for key in ("tags", "mystnb") if key in cell.metadata}
         cell.metadata = nbformat.from_dict(kept)
     for count, cell in enumerate(code_cells(notebook), 1):
@@ -92,12 +91,11 @@ def _canonical(notebook, stem: str, stamp: str, seconds: float) -> str:
                 output.execution_count = count
     notebook.metadata = nbformat.from_dict(
         {
-            "companion": {"fingerprint": stamp, "seconds": seconds},
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
         }
     )
     notebook.nbformat_minor = 5
-    stored = json.loads(nbformat.writes(notebook))
-    notebook.metadata.companion.outputs = outputs_seal(stored)
+    made = stamp(parse(nbformat.writes(notebook), path.name), path.name, before)
+    notebook.metadata.companion = nbformat.from_dict(made | {"seconds": seconds})
     return nbformat.writes(notebook) + "\n"

@@ -24,7 +24,7 @@ from typing import Any
 from companion.files import BusyError, locked, sweep_up, write_whole
 from companion.notebook.checking import NOT_RUN, REPRODUCED
 from companion.runs import chapters
-from companion.runs.fingerprint import fingerprint
+from companion.runs.fingerprint import standing
 from companion.runs.grid import Point
 from companion.runs.record import DONE, Run, Sweep, held, load, save
 from companion.runs.worker import Result
@@ -264,19 +264,19 @@ def _numbers_in(*nested: Any) -> Iterator[tuple[tuple[str, ...], float]]:
 
 
 def kept(stem: str) -> list[Sweep]:
-    """The kept sweeps of a chapter by name, `stale` where the chapter's code has changed since.
+    """The kept sweeps of a chapter by name, each with how its code stands.
 
     Raises ValueError for a sweep, or its table, that was changed by hand.
     """
     from companion.runs.records import FOLDER, sha256
 
-    current = fingerprint(chapters.find(stem))
+    code_of = standing(chapters.find(stem))
     sweeps = []
     for path in sorted((FOLDER / stem / "sweeps").glob("*.json")):
         sweep = load(path, Sweep)
         if sha256(path.with_suffix(".csv")) != sweep.table:
             raise ValueError(f"{path.with_suffix('.csv')}: not as it was written: sweep again")
-        sweeps.append(replace(sweep, stale=sweep.fingerprint != current))
+        sweeps.append(replace(sweep, code=code_of(sweep.fingerprint)))
     return sweeps
 
 
