@@ -231,16 +231,16 @@ def test_code_is_earlier_while_the_library_changes_and_the_outputs_do_not(refres
 
 
 @pytest.mark.parametrize(
-    "made",
+    ("change", "how"),
     [
-        {"change": FASTER, "gave": "2"},  # the results moved
-        {"change": (2, "y = 2", "y = 3")},  # a parameter, or what another profile would run
-        {"change": FASTER, "edited": True},  # what is compared with is no run's
+        (FASTER, {"gave": "2"}),  # the results moved
+        ((2, "y = 2", "y = 3"), {}),  # a parameter, or what another profile would run
+        (FASTER, {"edited": True}),  # what is compared with is no run's
     ],
 )
-def test_code_is_stale_once_cells_or_outputs_change(refreshed, made):
+def test_code_is_stale_once_cells_or_outputs_change(refreshed, change, how):
     _, first = refreshed()
-    path, second = refreshed(*made.pop("change"), **made)
+    path, _ = refreshed(*change, **how)
     assert fingerprint.standing(path)(first) == "stale"
     path, third = refreshed(*FASTER_STILL)  # even if all is as it was
     assert fingerprint.standing(path)(first) == "stale"
