@@ -13,6 +13,7 @@ from torch import Tensor
 
 from companion.checks import above, whole
 
+FLAT = 1e-24  # variation of log K below which all K are the same
 GAMMAS = tuple(i / 10 for i in range(1, 10))
 
 
@@ -52,7 +53,8 @@ def fit_scaling(
     found = least_squares(residuals, start, xtol=1e-15, ftol=1e-15, gtol=1e-15)
     spread = ((log_k - log_k.mean()) ** 2).sum()
     left = (found.fun**2).sum()
-    r2 = 1.0 - left / spread if spread else float(left < 1e-20)
+    # equal steps differ by rounding, and their fit by what the solver leaves of c1
+    r2 = 1.0 - left / spread if spread > FLAT else float(left < 1e-12)
     c1, c2 = np.exp(found.x)
     return float(c1), float(c2), float(r2)
 
