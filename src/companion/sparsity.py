@@ -93,6 +93,20 @@ def prunable_parameters(
     return weights | {name: p for name, p in named if is_bias(name)}
 
 
+def check_in_one_piece(model: nn.Module) -> None:
+    """Raise ValueError for a layer whose weight is computed from several parameters, as by
+    `weight_norm`: what is done to one of them is not done to the weight.
+    """
+    for path, module in model.named_modules():
+        several = isinstance(module, ParametrizationList) and not module.is_tensor
+        if several or (hasattr(module, "weight_g") and hasattr(module, "weight_v")):
+            layer = path.partition("parametrizations.")[0].rstrip(".")
+            raise ValueError(
+                f"layer {layer!r}: its weight is computed from several parameters, as by "
+                "weight_norm: merge them first (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+
+
 def is_scaling(module: nn.Module) -> bool:
     """Whether a module's weights only multiply channels: a normalisation, PReLU, a layer scale."""
     if isinstance(module, NORMALISATIONS):
@@ -251,7 +265,9 @@ def switch_gradients(
     Raises:
         ValueError: if the loss is no finite scalar.
     """
-    inputs, targets = (t.clone() if t.is_inference() else t for t in batch)
+    inputs, targets = (
+        t.clone() if isinstance(t, Tensor) and t.is_inference() else t for t in batch
+    )
     with full_precision():
         outputs = functional_call(model, {**(buffers or {}), **theta}, (inputs,))
         loss = loss_fn(outputs, targets)

@@ -11,6 +11,7 @@ from torch import nn
 from companion.checks import generators
 from companion.sparsity import (
     NORMALISATIONS,
+    check_in_one_piece,
     is_bias,
     is_scale,
     is_scaling,
@@ -56,8 +57,9 @@ def reset(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
     """Reset what is not drawn; yield (path, module, weight) of what is, in order.
 
     Biases become 0; normalisations the identity, with fresh statistics. Other scales (slopes of
-    PReLU, layer scales) stay as they are.
+    PReLU, layer scales) stay as they are. Raises as `check_in_one_piece`, before anything changes.
     """
+    check_in_one_piece(model)
     for path, module in model.named_modules():
         normalises = isinstance(module, NORMALISATIONS) or tracks_statistics(module)
         if tracks_statistics(module):

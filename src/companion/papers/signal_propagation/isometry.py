@@ -12,6 +12,8 @@ from torch.nn.functional import hardshrink
 from companion.checks import boolean, whole
 from companion.papers.signal_propagation.spectra import (
     by_first_name,
+    check_groups,
+    maps,
     masked_parameters,
     matrices,
     structural_rank,
@@ -28,16 +30,17 @@ CLOSE = 1e-5  # residual per unit and square root of their number at which a lay
 NOTHING = 1e-12
 
 
-def isometry_residual(weight: Tensor, mask: Tensor | None = None) -> float:
+def isometry_residual(weight: Tensor, mask: Tensor | None = None, groups: int = 1) -> float:
     """Frobenius norm of V'V - I, with V the masked weight as (fan-in, out).
 
     Args:
         weight: (out, in, ...), mask: of the same shape. No weights with this mask get below
             `residual_floor`.
+        groups: of a grouped convolution, in which V has a block a group.
 
     Raises:
-        ValueError: for a weight that is no matrix of floating-point numbers, and a mask that does
-            not fit.
+        ValueError: for a weight that is no matrix of floating-point numbers, a mask that does not
+            fit, and groups that do not divide the outputs.
 
     Examples:
         >>> isometry_residual(2 * torch.eye(1))
@@ -52,12 +55,17 @@ def isometry_residual(weight: Tensor, mask: Tensor | None = None) -> float:
     if mask is not None:
         boolean(weight.shape, mask=mask)
         V = V.masked_fill(~mask, 0)  # a product would keep what is not finite
-    G, missing = _gram(V.flatten(1).T[None])  # eq. (2.2)
-    return _residuals(G, missing)[0].item()
+    check_groups(weight, groups)
+    G, missing = _gram(V.flatten(1).unflatten(0, (groups, -1)).mT)  # eq. (2.2)
+    return _residuals(G, missing).norm().item()
 
 
-def residual_floor(mask: Tensor) -> float:
+def residual_floor(mask: Tensor, groups: int = 1) -> float:
     """The least residual that any weights with this mask can have: sqrt(out - structural rank).
+
+    Args:
+        mask: boolean, (out, in, ...).
+        groups: as in `structural_rank`.
 
     Raises:
         ValueError: as `structural_rank`.
@@ -66,7 +74,7 @@ def residual_floor(mask: Tensor) -> float:
         >>> residual_floor(torch.tensor([[True, True], [False, False]]))
         1.0
     """
-    rank = structural_rank(mask)
+    rank = structural_rank(mask, groups)
     return math.sqrt(mask.shape[0] - rank)  # eq. (2.4)
 
 
@@ -117,6 +125,7 @@ def enforce_isometry(
 
     Changes the weights in place: masked entries become 0, biases stay. Frozen layers
     (`requires_grad` False) are repaired like all others, because signals pass through them too.
+    The groups of a grouped convolution are maps of their own, each brought near orthogonality.
     Layers of equal shape are worked on together, in float32 (weights of 16 bits too, which are
     rounded at the end) or float64.
 
@@ -138,8 +147,8 @@ def enforce_isometry(
         of a shape are isometric already, no step is taken.
 
     Raises:
-        ValueError: for bad arguments, masks that do not fit and weights that are not finite or run
-            away.
+        ValueError: for bad arguments, masks that do not fit, weights that are not finite or run
+            away, and those of `weight_norm`, which are no parameter.
 
     References:
         Lee et al. (2020), approximate dynamical isometry.
@@ -161,26 +170,30 @@ def enforce_isometry(
     masks = by_first_name(model, masks)
     values = masked_parameters(model, masks)
     parameters = matrices(model, masks)
-    groups: dict[torch.Size, list[str]] = {}
+    alike: dict[torch.Size, list[str]] = {}
     for name in parameters:
         if not values[name].isfinite().all():
             raise ValueError(f"the weights of {name!r} are not finite")
         values[name] = _at_least_float32(values[name])
-        groups.setdefault(values[name].flatten(1).shape, []).append(name)
+        alike.setdefault(maps(model, name, values[name]).shape[1:], []).append(name)
 
     found: dict[str, list[float]] = {}
-    for names in groups.values():
-        V = torch.stack([values[name].flatten(1).T for name in names])  # (layers, fan-in, out)
-        C = torch.stack(
-            [masks.get(n, torch.ones_like(values[n])).to(V).flatten(1).T for n in names]
+    for names in alike.values():
+        layers = [maps(model, name, values[name]).mT for name in names]
+        V = torch.cat(layers)  # (maps, fan-in, out)
+        C = torch.cat(
+            [maps(model, n, masks.get(n, torch.ones_like(values[n])).to(V)).mT for n in names]
         )
         with full_precision():
             V, history = _descend(V, C, steps, objective, lr, milestones)
         if not history.isfinite().all():
             raise ValueError(f"lr = {lr!r}: the weights of {names[0]!r} ran away; lower it")
-        for i, name in enumerate(names):
-            parameters[name].copy_(V[i].T.view(parameters[name].shape))
-            found[name] = history[:, i].tolist()
+        counts = [len(layer) for layer in layers]
+        parts = zip(names, V.split(counts), history.split(counts, 1), strict=True)
+        for name, one, residuals in parts:
+            parameters[name].copy_(one.mT.reshape(parameters[name].shape))
+            of_layer = residuals[:, 0] if len(one) == 1 else residuals.norm(dim=1)
+            found[name] = of_layer.tolist()
     return {name: found[name] for name in parameters}
 
 
@@ -227,5 +240,6 @@ def rescale_layers(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     values = masked_parameters(model, masks)
     for name, parameter in matrices(model, masks).items():
         value = _at_least_float32(values[name])
-        norm, rank = value.norm(), min(value.flatten(1).shape)
+        matrix = maps(model, name, value)
+        norm, rank = value.norm(), len(matrix) * min(matrix.shape[1:])
         parameter.copy_(value * math.sqrt(rank) / norm if norm > 0 else value)

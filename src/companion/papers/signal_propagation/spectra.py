@@ -8,17 +8,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.func import jacrev
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
-from companion.checks import boolean
+from companion.checks import boolean, whole
 from companion.device import has_float64
 from companion.sparsity import (
     apply_masks,
+    check_in_one_piece,
     check_masks,
     full_precision,
     is_bias,
     mask_report,
     prunable_parameters,
     remove_masks,
+    tracks_statistics,
 )
 from companion.training import evaluation_mode, functional_call
 
@@ -48,11 +52,26 @@ def matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Para
     """The weights of two or more dimensions through which signals pass, trainable or not.
 
     Those of `prunable_parameters`, and what a mask says is one.
+
+    Raises:
+        ValueError: as `check_in_one_piece`.
     """
+    check_in_one_piece(model)
     layers = prunable_parameters(model, biases=False, frozen=True)
     known = dict(model.named_parameters())
     named = layers | {name: known[name] for name in masks if not is_bias(name)}
     return {name: value for name, value in named.items() if value.dim() > 1}
+
+
+def maps(model: nn.Module, name: str, weight: Tensor) -> Tensor:
+    """A layer's weight as the matrices of its maps, (maps, out, in * kernel).
+
+    One map, or one a group of a grouped convolution: their signals never meet.
+    """
+    owner = name.rpartition(".")[0]
+    layer = model.get_submodule(owner.partition("parametrizations.")[0].rstrip("."))
+    groups = layer.groups if isinstance(layer, _ConvNd) else 1
+    return weight.flatten(1).unflatten(0, (groups, -1))
 
 
 def by_first_name(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,6 +96,7 @@ def jacobian(
 
     One backward pass an output, batched over outputs and examples: in inference mode an output
     depends on its own example only, so the sum over the batch has all Jacobians as derivatives.
+    Batch normalisation without running statistics breaks that, and is refused.
 
     Args:
         model: any module that maps inputs to logits; it stays as it is.
@@ -88,12 +108,19 @@ def jacobian(
         (B, K, d) for K outputs and d inputs an example, each flattened if it has several axes.
 
     Raises:
-        ValueError: for no example, masks that do not fit, or a type that is not floating-point.
+        ValueError: for no example, masks that do not fit, a type that is not floating-point, or a
+            model in which examples depend on each other.
     """
     if len(x) == 0:
         raise ValueError("x: no example to take a Jacobian at")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype = {dtype}: expected a floating-point type")
+    for path, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and not tracks_statistics(module):
+            raise ValueError(
+                f"model: {path!r} tracks no statistics and always uses the batch's, so that an "
+                "example has no Jacobian of its own"
+            )
     state = dict(model.named_buffers()) | masked_parameters(model, masks or {})
     dtype = dtype or next((p.dtype for p in model.parameters()), x.dtype)
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
@@ -164,12 +191,13 @@ def _decompose(J: Tensor) -> Tensor:
 def layer_singular_values(
     model: nn.Module, masks: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Singular values of every masked weight, a convolution reshaped to (out, in * kernel).
+    """Singular values of every masked weight, a convolution reshaped to (out, in * kernel), each
+    group of a grouped one for itself.
 
     Frozen layers count; `masks` as in `enforce_isometry`.
 
     Returns:
-        Vectors of length min(out, in * kernel), descending, float64, by parameter name.
+        Vectors of length min(out, in * kernel) a group, descending, float64, by parameter name.
 
     Raises:
         ValueError: for masks that do not fit.
@@ -177,16 +205,25 @@ def layer_singular_values(
     masks = by_first_name(model, masks or {})
     weights = masked_parameters(model, masks)
     return {
-        name: torch.linalg.svdvals(weights[name].flatten(1).cpu().double())
+        name: torch.linalg.svdvals(maps(model, name, weights[name]).cpu().double())
+        .flatten()
+        .sort(descending=True)
+        .values
         for name in matrices(model, masks)
     }
 
 
-def structural_rank(mask: Tensor) -> int:
+def structural_rank(mask: Tensor, groups: int = 1) -> int:
     """Largest rank that weights with this pattern can have; convolutions as (out, in * kernel).
 
+    Args:
+        mask: boolean, (out, in, ...).
+        groups: of a grouped convolution, whose maps from its inputs to its outputs each have a
+            rank, and the layer their sum.
+
     Raises:
-        ValueError: for a mask that is not boolean or has fewer than two dimensions.
+        ValueError: for a mask that is not boolean or has fewer than two dimensions, and groups
+            that do not divide its outputs.
 
     Examples:
         >>> structural_rank(torch.tensor([[True, True], [False, True], [False, False]]))
@@ -195,7 +232,16 @@ def structural_rank(mask: Tensor) -> int:
     boolean(mask=mask)
     if mask.dim() < 2:
         raise ValueError(f"mask: shape {tuple(mask.shape)}, expected at least two dimensions")
-    return mask_report({"": mask})[0].structural_rank
+    check_groups(mask, groups)
+    parts = mask.flatten(1).chunk(groups)
+    return sum(mask_report({"": part})[0].structural_rank for part in parts)
+
+
+def check_groups(weight: Tensor, groups: int) -> None:
+    """Raise ValueError unless a weight's outputs are in so many groups."""
+    whole(1, groups=groups)
+    if len(weight) % groups:
+        raise ValueError(f"groups = {groups}: expected a divisor of the {len(weight)} outputs")
 
 
 def summary(values: Tensor) -> dict[str, float]:
