@@ -573,6 +573,11 @@ def test_a_networks_own_prediction_has_no_gradient_and_is_refused(digits):
     model = orthogonal_mlp(activation="tanh")
     with pytest.raises(sp.NoSignalError, match="kind = 'softmax': the largest score is"):
         sp.connection_scores(model, sp.full_set(digits), "softmax")
+    # whose rounding errors grow with the inputs
+    with pytest.raises(sp.NoSignalError, match="kind = 'softmax': the largest score is"):
+        sp.connection_scores(
+            model, [(255 * digits.train_x[:100], digits.train_y[:100])], "softmax"
+        )
     # detached: with the gradient through the target it is the entropy, which has one
     outputs = model(digits.train_x[:50]).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(sp.scoring_loss("softmax")(outputs, None), outputs)
@@ -779,6 +784,77 @@ def test_every_draw_of_a_comparison_follows_its_seed(monkeypatch):
     assert chosen[0] != chosen[1]
 
 
+@pytest.mark.parametrize(("groups", "out"), [(6, 6), (3, 12), (2, 2)])
+def test_a_grouped_convolution_is_judged_and_repaired_as_its_separate_maps(groups, out):
+    layer = nn.Conv2d(6, out, 3, groups=groups, bias=False).double()
+    mask = torch.rand(layer.weight.shape, generator=seeded()) < 0.3
+    apart = nn.Sequential(
+        *(nn.Conv2d(6 // groups, out // groups, 3, bias=False) for _ in range(groups))
+    ).double()
+    masks = {f"{i}.weight": part for i, part in enumerate(mask.chunk(groups))}
+    for one, part in zip(apart, layer.weight.detach().chunk(groups), strict=True):
+        one.weight.data = part.clone()
+
+    def rooted(values):
+        return math.sqrt(sum(value**2 for value in values))
+
+    spectra = sp.layer_singular_values(apart, masks).values()
+    (found,) = sp.layer_singular_values(layer, {"weight": mask}).values()
+    torch.testing.assert_close(found, torch.cat([*spectra]).sort(descending=True).values)
+    assert sp.residual_floor(mask, groups) == pytest.approx(
+        rooted(map(sp.residual_floor, masks.values()))
+    )
+    history = sp.enforce_isometry(apart, masks).values()
+    (residuals,) = sp.enforce_isometry(layer, {"weight": mask}).values()
+    assert residuals == pytest.approx([rooted(step) for step in zip(*history, strict=True)])
+    assert sp.isometry_residual(layer.weight, mask, groups) == pytest.approx(residuals[-1])
+    for one, part in zip(apart, layer.weight.detach().chunk(groups), strict=True):
+        torch.testing.assert_close(one.weight.detach(), part)
+    layer.weight.data *= 7
+    sp.rescale_layers(layer, {})
+    (values,) = sp.layer_singular_values(layer).values()
+    assert values.square().mean().item() == pytest.approx(1)
+
+
+def test_isometric_depthwise_convolutions_stay_as_they_are():
+    model = nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False, padding_mode="circular")
+    sp.init_weights(model, "orthogonal", generator=seeded())
+    before = model.weight.detach().clone()
+    assert sp.enforce_isometry(model, {})["weight"] == pytest.approx([0.0], abs=1e-5)
+    sp.rescale_layers(model, {})
+    torch.testing.assert_close(model.weight.detach(), before)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: sp.init_weights(model, "orthogonal"),
+        lambda model: sp.enforce_isometry(model, {}),
+        lambda model: sp.rescale_layers(model, {}),
+        sp.layer_singular_values,
+    ],
+)
+@pytest.mark.parametrize("normed", ["parametrizations.weight_norm", "weight_norm"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the older one
+def test_weights_that_are_no_parameter_are_refused_before_anything_changes(use, normed):
+    make = (
+        nn.utils.weight_norm if normed == "weight_norm" else nn.utils.parametrizations.weight_norm
+    )
+    model = nn.Sequential(nn.Linear(4, 4), make(nn.Linear(4, 4)))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="layer '1': its weight is computed from several"):
+        use(model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_network_in_which_examples_depend_on_each_other_has_no_jacobian():
+    norm = nn.BatchNorm1d(16, track_running_stats=False)
+    model = nn.Sequential(nn.Linear(8, 16), norm, nn.Tanh(), nn.Linear(16, 3))
+    with pytest.raises(ValueError, match="model: '1' tracks no statistics"):
+        sp.jacobian_singular_values(model, torch.randn(3, 8, generator=seeded()))
+
+
 def test_more_bad_input_is_named():
     model = nn.Linear(4, 3)
     for call, told in (
@@ -789,6 +865,8 @@ def test_more_bad_input_is_named():
         (lambda: sp.connection_scores(model, []), "batches: no example"),
         (lambda: sp.structural_rank(torch.ones(3, 3)), r"mask: torch\.float32, expected a boolean"),
         (lambda: sp.structural_rank([[True]]), "mask: list, expected a boolean"),
+        (lambda: sp.structural_rank(torch.ones(3, 3).bool(), 2), "groups = 2: expected a divisor of the 3"),
+        (lambda: sp.isometry_residual(torch.eye(3), groups=0), "groups = 0"),
         (lambda: sp.isometry_residual(torch.ones(3)), r"weight: torch\.float32 of shape \(3,\)"),
         (lambda: sp.isometry_residual(torch.eye(3).long()), r"weight: torch\.int64 of shape \(3, 3\)"),
         (lambda: sp.isometry_residual(torch.eye(3), torch.ones(3, 3)), r"mask: torch\.float32"),
