@@ -52,6 +52,13 @@ def test_unknown_and_unfitting_networks_are_refused(digits):
         ValueError, match=r"arch = 'vgg_d': needs images of 32 pixels a side, 'digits' has 8"
     ):
         snip.build_model("vgg_d", digits, seeded())
+    for arch, height, width in (
+        ("vgg_d", 64, 64), ("alexnet_s", 33, 33), ("lenet300", 8, 9), ("lenet5", 28, 32),
+    ):  # fmt: skip
+        x = torch.zeros(4, 1, height, width)
+        oblong = digits.replace(train_x=x, train_y=torch.zeros(4).long())
+        with pytest.raises(ValueError, match=f"is not made for images of {height} by {width} pix"):
+            snip.build_model(arch, oblong, seeded())
 
 
 def test_batches_larger_than_the_set_are_refused_at_once(digits):
@@ -237,10 +244,31 @@ def test_the_validation_error_selects_the_step_that_is_reported(digits, monkeypa
     )  # fmt: skip
     assert len(seen["validation"]) == 20
     assert len(seen["test"]) == 21  # and once at the end
-    best = min(range(20), key=lambda i: (seen["validation"][i], seen["test"][i]))
+    best = seen["validation"].index(min(seen["validation"]))
     assert run.selected_error == seen["test"][best]
     assert run.selected_error > min(seen["test"])
     assert run.error == seen["test"][-1]
+
+
+def test_of_steps_of_equal_validation_error_the_test_error_chooses_none(digits, monkeypatch):
+    errors = iter([5.0, 9.0, 5.0, 7.0, 5.0, 8.0] + [6.0] * 100)  # validation, test, ...
+    monkeypatch.setattr(experiment, "error_rate", lambda *_: next(errors))
+    small = digits.limited(100)
+    (run,) = snip.compare_criteria(
+        "lenet300", small, criteria=["snip"], sparsities=[0.5], seeds=[0], steps=3,
+        validation=opposed(small), dense=False,
+    )  # fmt: skip
+    assert run.selected_error == 9.0
+
+
+def test_what_has_no_mask_is_kept(digits):
+    dense, biased = snip.compare_criteria(
+        "lenet300", digits.limited(100), criteria=["snip"], sparsities=[0.9], seeds=[0], steps=1,
+        prune_biases=False,
+    )  # fmt: skip
+    weights, biases = 64 * 300 + 300 * 100 + 100 * 10, 300 + 100 + 10
+    assert dense.kept == weights + biases
+    assert biased.kept == weights // 10 + biases
 
 
 def test_the_best_step_is_reported_where_the_last_ones_wreck_the_network(digits):

@@ -1157,6 +1157,19 @@ def test_integers_are_ranked_as_integers():
     assert mask.tolist() == [False, True, False]
 
 
+def test_targets_are_what_the_loss_takes():
+    x, y = batch((6,))
+
+    def mixed(outputs, targets):
+        one, other = targets
+        return 0.3 * cross_entropy(outputs, one) + 0.7 * cross_entropy(outputs, other)
+
+    found = connection_gradients(dense_net(), mixed, [(x, (y, y.flip(0)))])
+    parts = [connection_gradients(dense_net(), cross_entropy, [(x, t)]) for t in (y, y.flip(0))]
+    for name, g in found.items():
+        torch.testing.assert_close(g, 0.3 * parts[0][name] + 0.7 * parts[1][name])
+
+
 def test_networks_made_in_inference_mode_can_be_scored():
     x, y = batch((6,))
     expected = connection_gradients(dense_net(), cross_entropy, [(x, y)])

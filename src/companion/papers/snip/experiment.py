@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -97,11 +98,20 @@ def check_sizes(arch: str, data: ImageSet, *, batch_size: int, scoring_examples:
     """
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch = {arch!r}: expected one of {', '.join(ARCHITECTURES)}")
-    size = data.train_x.shape[-1]
+    channels, height, size = data.train_x.shape[1:]
     if size < (least := SMALLEST_IMAGE.get(arch, 32)):
         raise ValueError(
             f"arch = {arch!r}: needs images of {least} pixels a side, {data.name!r} has {size}"
         )
+    try:
+        with torch.device("meta"):  # neither memory nor time
+            model = ARCHITECTURES[arch](channels, size, len(data.classes)).eval()
+            model(torch.empty(1, channels, height, size))
+    except RuntimeError:
+        raise ValueError(
+            f"arch = {arch!r}: is not made for images of {height} by {size} pixels, "
+            f"which {data.name!r} has"
+        ) from None
     _check_count("batch_size", batch_size, data)
     _check_count("prune_batch_size * n_prune_batches", scoring_examples, data)
 
@@ -117,7 +127,7 @@ def build_model(arch: str, data: ImageSet, generator: torch.Generator) -> nn.Mod
     """A network for these images with fresh weights (variance scaling, truncated normal).
 
     Raises:
-        ValueError: for an unknown architecture or images too small for it.
+        ValueError: for an unknown architecture or images of a size that is not for it.
 
     Examples:
         >>> from companion.data.images import load_images
@@ -346,13 +356,19 @@ def _trained(plans: list[_Plan], data, validation, augment, training) -> list[Pr
             plan.sparsity,
             plan.seed,
             error,
-            min(seen)[1] if seen else error,
-            count_kept(plan.masks),
+            min(seen, key=itemgetter(0))[1] if seen else error,  # of equal ones the first
+            _kept(plan),
             tuple(name for name, mask in plan.masks.items() if mask.dim() > 1 and not mask.any()),
             history.diverged,
         )
         for plan, error, seen, history in zip(plans, errors, checks, histories, strict=True)
     ]
+
+
+def _kept(plan: _Plan) -> int:
+    """Weights and biases that are left, those without a mask included."""
+    left = prunable_parameters(plan.model)
+    return count_kept(plan.masks) + sum(left[n].numel() for n in left.keys() - plan.masks.keys())
 
 
 def class_scoring_batch(data: ImageSet, label: int, size: int, generator: torch.Generator):
