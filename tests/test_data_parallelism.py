@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -707,6 +709,30 @@ def test_buffers_stay_and_no_network_sees_anothers():
         torch.testing.assert_close(p, found["batched"][name])
 
 
+def test_parameters_that_the_outputs_do_not_depend_on_stay():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.other = nn.Linear(6, 2).double(), nn.Linear(6, 2).double()
+
+        def forward(self, x):
+            return self.main(x.flatten(1))
+
+    model = Auxiliary()
+    load = _with(model)
+    params = flat(dp.initial_networks(load, [0.0], 2), "params")
+    for way in ("loop", "batched"):
+        trained = dp.train_batched(
+            model, params, None, 0.1, 0.9, load.batches(16), steps=3, way=way
+        ).params
+        moved = {name: not torch.equal(p, params[name]) for name, p in trained.items()}
+        assert moved == {name: name.startswith("main") for name in params}
+    own = dict(model.named_parameters())
+    sharded = dp.train_shard(model, own, [(load.train_x, load.train_y)], dp.Update())
+    assert torch.equal(sharded["other.weight"], own["other.weight"])
+    assert not torch.equal(sharded["main.weight"], own["main.weight"])
+
+
 @pytest.mark.parametrize("way", ["loop", "batched"])
 def test_frozen_parameters_are_neither_drawn_nor_pruned_nor_trained(way):
     model = mlp(6, (8,), 2).double()
@@ -767,6 +793,11 @@ def test_a_store_gives_back_results_of_the_same_network_only(tmp_path, monkeypat
         ({"valid_y": torch.full((60,), 7)}, "valid_y: 7, but the model tells 2 classes apart"),
         ({"valid_y": torch.full((60,), -1)}, "valid_y: -1, expected class indices of at least 0"),
         ({"valid_x": torch.zeros(0, 6), "valid_y": torch.zeros(0)}, "valid_x: no example"),
+        (
+            {"train_x": torch.zeros(120, 6)},
+            "train_x: torch.float32, the model's weights are torch",
+        ),
+        ({"valid_x": torch.zeros(60, 6)}, "valid_x: torch.float32, the model's weights are torch"),
     ],
 )
 def test_data_that_do_not_fit_are_named(options, complaint):
@@ -810,7 +841,7 @@ def test_a_batch_larger_than_the_set_is_refused_before_anything_runs():
 
 def test_a_copy_of_a_workload_has_a_network_of_its_own():
     load = workload()
-    other, given = load.replace(seed=3), mlp(6, (4,), 2)
+    other, given = load.replace(seed=3), mlp(6, (4,), 2).double()
     assert other.seed == 3
     assert other.train_x is load.train_x
     with torch.no_grad():
@@ -867,6 +898,19 @@ def test_fit_recovers_its_constants():
         found = dp.fit_scaling(b, c1 / b + c2)
         # c1 = 0.01 shifts K by a 500th at most: it is found less sharply
         assert found == pytest.approx((c1, c2, 1.0), rel=1e-6)
+
+
+@given(st.integers(1, 10**6), st.integers(3, 11))
+def test_a_flat_curve_is_fitted_perfectly(steps, count):
+    c1, c2, r2 = dp.fit_scaling(2.0 ** np.arange(count), [steps] * count)
+    assert c2 == pytest.approx(steps, rel=1e-5)
+    assert c1 < 1e-4 * steps
+    assert r2 == 1
+
+
+def test_one_step_of_a_hundred_thousand_is_no_flat_curve():
+    _, _, r2 = dp.fit_scaling([1, 2, 4], [100_000, 100_001, 100_000])
+    assert r2 < 0.5  # no falling curve explains it
 
 
 def test_the_law_is_fitted_in_the_logarithm_of_the_steps():

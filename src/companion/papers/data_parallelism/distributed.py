@@ -95,7 +95,7 @@ def train_shard(
         leaves = {name: p.requires_grad_() for name, p in theta.items()}
         outputs = functional_call(model, still | leaves, (x,))
         loss = cross_entropy(outputs, y.long(), reduction="sum")
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         # one message: all gradients and, last, how many examples they are of
         scale = 1.0 if reduction == "sum" else 1.0 / len(y)
         message = torch.cat(
