@@ -6,6 +6,7 @@ import itertools
 import math
 import pickle
 import time
+import types
 import warnings
 import weakref
 
@@ -478,6 +479,27 @@ def test_selection_equals_a_stable_sort_under_many_ties(select, dtype, monkeypat
         for mask, part in zip(masks.values(), expected, strict=True):
             assert torch.equal(mask.flatten(), part)
         assert count_kept(masks) == keep
+
+
+@pytest.mark.parametrize("lucky", [True, False])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(1).standard_normal(50_000).astype(np.float32) ** 3,
+        np.random.default_rng(1).integers(-2, 3, 50_000),
+        np.arange(50_000)[::-1] % 784 * 0.1,  # repeats as the rows of a weight do
+        np.r_[np.zeros(49_990), np.full(10, 1e-40)],
+        np.full(50_000, -0.0),
+    ],
+    ids=["cubes", "few", "rows", "rare", "one"],
+)
+def test_the_kth_largest_is_exact_whatever_the_sample(values, lucky, monkeypatch):
+    if not lucky:  # all of the sample is one number
+        draw = types.SimpleNamespace(integers=lambda total, size: np.zeros(size, int))
+        monkeypatch.setattr(np.random, "default_rng", lambda seed: draw)
+    ranked = np.sort(values)[::-1]
+    for k in (1, 2, 9, 10, 11, 128, 2_500, 25_000, 49_990, 49_999, 50_000):
+        assert sparsity._kth_largest(values, k) == ranked[k - 1]
 
 
 def test_selection_is_fast_in_every_order():

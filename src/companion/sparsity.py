@@ -578,11 +578,32 @@ def _topk_on_cpu(flat: Tensor, keep: int) -> Tensor:
     # NumPy takes a quarter of PyTorch's time, whose kthvalue is quadratic in some orders
     found = flat.detach().cpu()
     values = (found.float() if found.element_size() < 4 else found).numpy()
-    threshold = np.partition(values, -keep)[-keep]  # eq. (1.2)
+    threshold = _kth_largest(values, keep)  # eq. (1.2)
     chosen = values > threshold
     ties = np.flatnonzero(values == threshold)
     chosen[ties[: keep - np.count_nonzero(chosen)]] = True
     return torch.from_numpy(chosen).to(flat.device)
+
+
+def _kth_largest(values: np.ndarray, k: int) -> Any:
+    """The k-th largest number, exactly.
+
+    Two quantiles of a sample nearly always have it between them, and few others: to partition
+    these only takes a third of the time (Floyd and Rivest, 1975).
+    """
+    total, size, beside = len(values), 4096, 128  # four deviations of a median's place
+    if total < 8 * size:
+        return np.partition(values, -k)[-k]
+    sample = np.sort(values[np.random.default_rng(0).integers(total, size=size)])
+    place = round((1 - k / total) * size)
+    low = sample[place - beside] if place >= beside else -np.inf
+    high = sample[place + beside] if place + beside < size else np.inf
+    above = values > high
+    within = values[(values >= low) & ~above]
+    k_within = k - np.count_nonzero(above)
+    if not 0 < k_within <= len(within):
+        return np.partition(values, -k)[-k]
+    return low if low == high else np.partition(within, -k_within)[-k_within]
 
 
 class apply_masks:
