@@ -18,7 +18,6 @@ import torch
 
 from companion.files import BusyError, locked, scratch, sweep_up, to_json, write_whole
 from companion.runs.processes import python_path
-from companion.runs.scratch import scratch as run_scratch
 
 
 def test_a_file_is_written_whole_in_new_folders(tmp_path):
@@ -194,10 +193,10 @@ def test_a_scratch_folder_that_another_sweeps_up_before_it_is_held_is_made_again
         return made[-1]
 
     monkeypatch.setattr(tempfile, "mkdtemp", swept_up)
-    with run_scratch(str(tmp_path)) as folder:
+    with scratch(str(tmp_path)) as folder:
         assert folder == Path(made[1])
         assert folder.is_dir()
-    with pytest.raises(FileNotFoundError), run_scratch(str(tmp_path / "nowhere")):
+    with pytest.raises(FileNotFoundError), scratch(str(tmp_path / "nowhere")):
         pass
 
 
@@ -207,7 +206,7 @@ def test_many_have_a_scratch_folder_each(tmp_path):
     def work():
         for _ in range(100):
             try:
-                with run_scratch(str(tmp_path)) as folder:
+                with scratch(str(tmp_path)) as folder:
                     (folder / "file").write_text("mine")
                     time.sleep(0)
                     assert (folder / "file").read_text() == "mine"

@@ -88,8 +88,10 @@ def scratch(where: str = "") -> Iterator[Path]:
         _remove_unheld(left)
 
     def make() -> tuple[int, str]:
-        folder = tempfile.mkdtemp(prefix="companion-scratch-", dir=where)
-        return os.open(folder, os.O_RDONLY), folder
+        while True:
+            folder = tempfile.mkdtemp(prefix="companion-scratch-", dir=where)
+            with suppress(FileNotFoundError):  # swept up before we had it open
+                return os.open(folder, os.O_RDONLY), folder
 
     with _own(make) as folder:
         yield Path(folder)

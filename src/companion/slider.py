@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import struct
+import warnings
 from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
@@ -85,15 +86,14 @@ def frames(
         name: of what the slider moves, such as "sparsity".
         shown: number of the frame that is shown first, and alone where scripts do not run.
         format: "png", which takes a palette of 256 colours, or "svg", of figures.
-        limit: bytes of all frames together, as they stand in the page.
+        limit: bytes of all frames together, as they stand in the page; more are worth a warning.
 
     Returns:
         An object that displays itself in a notebook. The same frames give the same bytes.
 
     Raises:
         ValueError: for fewer than two frames, labels or texts of another number, an empty or
-            repeated label, an empty text, a frame that there is not, bytes that are no picture,
-            or frames that together are larger than `limit`.
+            repeated label, an empty text, a frame that there is not, and bytes that are no picture.
 
     >>> from matplotlib.figure import Figure
     >>> def square(side):
@@ -126,9 +126,11 @@ def frames(
     ]
     size = sum(len(_address(picture)) for picture in pictures)
     if size > limit:
-        raise ValueError(
-            f"figures: {size:,} bytes together, expected at most {limit:,}: take fewer or "
-            "smaller frames, or another format"
+        # what a long run has found is worth more than a light page
+        warnings.warn(
+            f"figures: {size:,} bytes together, more than {limit:,}: take fewer or smaller frames, "
+            "or another format",
+            stacklevel=2,
         )
     return Frames(pictures, labels, texts, name, shown)
 

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from companion.files import sweep_up, write_whole
+from companion.files import scratch, sweep_up, write_whole
 from companion.notebook.recording import TARGET
 from companion.runs.chapters import code_cells, injected, read, tags
 from companion.runs.processes import PARENT, python_path
-from companion.runs.scratch import scratch
 
 STARTS = 3  # tries to start a kernel: now and then two draw the same port
 # threads of the numerical libraries

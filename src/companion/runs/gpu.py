@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from companion.device import peak_memory, pick_device
-from companion.files import ROOT, locked, sweep_up, to_json, write_whole
+from companion.files import ROOT, locked, scratch, sweep_up, to_json, write_whole
 from companion.runs import chapters
 from companion.runs.fingerprint import fingerprint
 from companion.runs.gpu_jobs import JOBS, Job
 from companion.runs.processes import PARENT, python_path
 from companion.runs.provenance import provenance
-from companion.runs.scratch import scratch
 
 DONE, FAILED, CUT, RUNNING = "done", "failed", "cut off", "running"
 WAITING, NOT_STARTED = "waiting", "not started"

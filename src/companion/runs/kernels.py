@@ -19,8 +19,8 @@ from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
+from companion.files import scratch
 from companion.runs.processes import LIBRARY, PARENT, python_path
-from companion.runs.scratch import scratch
 
 # the working folder comes first otherwise, and another `companion` may lie there
 START = f"""import sys
