@@ -684,6 +684,20 @@ def test_fast_gradient_sign_is_exact_for_a_linear_model():
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("scale", [1, 50, 200, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_attacks_do_not_weaken_as_the_network_grows_certain(scale, dtype):
+    # all logits times a number: no decision changes, nor may the attack
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False))
+    w = torch.tensor([[0.5, 0.5, 1, 1], [2, 0, 0, 0], [0, 2, 0, 0]], dtype=dtype)
+    model[1].weight.data = scale * w
+    x, y = torch.full((1, 1, 2, 2), 0.5, dtype=dtype), torch.tensor([0])
+    # against w_0, towards the mean of w_1 and w_2, which are as likely by symmetry
+    expected = x + 0.1 * ((w[1] + w[2]) / 2 - w[0]).sign().view_as(x)
+    torch.testing.assert_close(att.fgsm(model, x, y, 0.1), expected)
+    torch.testing.assert_close(att.pgd(model, x, y, 0.1), expected)
+
+
 def test_one_gradient_serves_attacks_of_every_size(monkeypatch):
     model, x, y = small("dp"), images(3, 1, 24, 24), torch.arange(3)
     sizes = [0.0, 0.02, 0.1]
@@ -885,6 +899,7 @@ def test_more_that_cannot_be_is_named():
         lambda: att.mask_iou(maps, maps): "masks, truth: dtypes",
         lambda: att.pgd(gap, x, y, 0.1, steps=0): "steps = 0",
         lambda: att.fgsm(gap, x, y, math.nan): "eps = nan",
+        lambda: att.fgsm(small(num_classes=1), x, y, 0.1): "model: one class, expected",
         lambda: fit(steps=-1): "steps = -1",
         lambda: fit(batch_size=9): "batch_size = 9",
         lambda: fit(halve_every=-1): "halve_every = -1",

@@ -6,26 +6,35 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from companion.checks import at_least, images, whole
 from companion.training import check_classes, check_labels, evaluation_mode
 
 
 def _slope(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """A positive multiple, for each image, of the cross-entropy's gradient.
+
+    The cross-entropy is softplus(m), m = log sum of exp z_j over the other classes - z_y. Its
+    own gradient, that of m times 1 - p_y, is lost to rounding where the softmax saturates.
+    """
     # what was made in inference mode cannot be saved for a backward pass: work on copies
     with torch.inference_mode(False), torch.enable_grad():
         x, y = x.detach().clone().requires_grad_(), y.long().clone()
         logits = model(x)
         check_classes(logits, y, name="y")
-        return torch.autograd.grad(cross_entropy(logits, y, reduction="sum"), x)[0]
+        if logits.shape[-1] < 2:
+            raise ValueError("model: one class, expected at least two to tell apart")
+        true = logits.gather(1, y[:, None])[:, 0]
+        others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+        return torch.autograd.grad((others - true).sum(), x)[0]
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
     """Move every pixel by `eps` in the direction that raises the loss; stay in [0, 1].
 
-    The model is in inference mode for it, and its parameters' gradients are left alone. Works
-    inside `torch.no_grad` too.
+    The direction is that of the cross-entropy's gradient, kept where the softmax saturates. The
+    model is in inference mode for it, and its parameters' gradients are left alone. Works inside
+    `torch.no_grad` too.
 
     Args:
         model: a classifier.
@@ -34,7 +43,8 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
         eps: largest move of a pixel, at least 0.
 
     Raises:
-        ValueError: for eps below 0, images that are no batch, and labels that are no class.
+        ValueError: for eps below 0, images that are no batch, labels that are no class, and a
+            model of a single class.
 
     References:
         Goodfellow, Shlens and Szegedy (2015), Explaining and harnessing adversarial examples.
@@ -84,8 +94,7 @@ def pgd(
         step_size: of a pixel; None takes 2.5 eps / steps.
 
     Raises:
-        ValueError: for eps below 0, no steps, images that are no batch, and labels that are no
-            class.
+        ValueError: for no steps, and as `fgsm`.
 
     References:
         Madry et al. (2018), Towards deep learning models resistant to adversarial attacks.
