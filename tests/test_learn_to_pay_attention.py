@@ -900,6 +900,12 @@ def test_more_that_cannot_be_is_named():
         lambda: att.pgd(gap, x, y, 0.1, steps=0): "steps = 0",
         lambda: att.fgsm(gap, x, y, math.nan): "eps = nan",
         lambda: att.fgsm(small(num_classes=1), x, y, 0.1): "model: one class, expected",
+        lambda: att.fgsm(gap, x * 2 - 1.5, y, 0.1): r"x: values from -1\.\d+ to 0\.\d+, expected",
+        lambda: att.fgsm(
+            gap, x / x.max() + 2**-23, y, 0.1
+        ): r"x: values .* to 1\.0000001, expected",
+        lambda: att.pgd(gap, x * math.nan, y, 0.1): "x: values from nan to nan",
+        lambda: att.pgd(gap, (x * 255).byte(), y, 0.1): r"x: torch\.uint8, expected floating",
         lambda: fit(steps=-1): "steps = -1",
         lambda: fit(batch_size=9): "batch_size = 9",
         lambda: fit(halve_every=-1): "halve_every = -1",

@@ -11,6 +11,20 @@ from companion.checks import at_least, images, whole
 from companion.training import check_classes, check_labels, evaluation_mode
 
 
+def _check(x: Tensor, y: Tensor) -> None:
+    """Raise ValueError for what is no batch of images in [0, 1] with a class index each."""
+    images(x=x)
+    check_labels(x, y=y)
+    if not x.is_floating_point():
+        raise ValueError(f"x: {x.dtype}, expected floating-point values in [0, 1]")
+    low, high = (float(end) for end in x.detach().aminmax())
+    if not (low >= 0 and high <= 1):  # NaN, too
+        raise ValueError(
+            f"x: values from {low:.8g} to {high:.8g}, expected [0, 1]: put a normalisation into "
+            "the model"
+        )
+
+
 def _slope(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """A positive multiple, for each image, of the cross-entropy's gradient.
 
@@ -43,8 +57,8 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
         eps: largest move of a pixel, at least 0.
 
     Raises:
-        ValueError: for eps below 0, images that are no batch, labels that are no class, and a
-            model of a single class.
+        ValueError: for eps below 0, what is no batch of images in [0, 1], labels that are no
+            class, and a model of a single class.
 
     References:
         Goodfellow, Shlens and Szegedy (2015), Explaining and harnessing adversarial examples.
@@ -64,8 +78,7 @@ def fgsm_each(model: nn.Module, x: Tensor, y: Tensor, eps: Sequence[float]) -> l
     Raises:
         ValueError: as `fgsm`.
     """
-    images(x=x)
-    check_labels(x, y=y)
+    _check(x, y)
     for one in eps:
         at_least(0, eps=one)
     if not len(eps):
@@ -99,8 +112,7 @@ def pgd(
     References:
         Madry et al. (2018), Towards deep learning models resistant to adversarial attacks.
     """
-    images(x=x)
-    check_labels(x, y=y)
+    _check(x, y)
     at_least(0, eps=eps)
     whole(1, steps=steps)
     size = 2.5 * eps / steps if step_size is None else step_size
