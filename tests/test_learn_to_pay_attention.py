@@ -580,6 +580,24 @@ def test_metrics_on_one_hot_uniform_and_empty_maps():
         att.pointing_game(one_hot(0, 0)[0], BOX)
 
 
+@pytest.mark.parametrize("side", [4, 6, 8, 15])
+@pytest.mark.parametrize("value", [1.0, 0.3, -0.7])
+def test_a_map_without_differences_marks_and_ranks_nothing(side, value):
+    flat = torch.full((1, side, side), value / side**2)
+    for size in ((24, 24), (25, 31)):
+        wide = att.resized(flat, size)
+        assert not wide.any()
+        assert not any(att.binarised(wide, how).any() for how in ("otsu", "mean"))
+    for maps in (flat, flat.double(), flat.bfloat16(), flat > 0):
+        assert not att.binarised(maps, "mean").any()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(576, 10))
+    curves = [
+        att.perturbation_curve(model, images(3, 1, 24, 24), maps.expand(3, -1, -1), "deletion")
+        for maps in (flat, torch.zeros_like(flat))
+    ]
+    assert torch.equal(*curves)
+
+
 def test_pointing_shares_ties_and_energy_ignores_a_shift():
     two = one_hot(5, 9) + one_hot(0, 0)
     assert att.pointing_game(two, BOX).item() == 0.5

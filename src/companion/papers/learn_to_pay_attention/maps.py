@@ -117,13 +117,18 @@ def cam_maps(
 def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Maps (images, h, w) at the size of the images, bilinear, the least value of each at 0.
 
+    A map that is the same everywhere but for rounding is 0 everywhere.
+
     Args:
         maps: (images, h, w).
         size: height and width to resize to.
     """
-    wide = interpolate(maps[:, None].float(), tuple(size), mode="bilinear", align_corners=False)
-    wide = wide[:, 0]
-    return wide - wide.amin((1, 2), keepdim=True)
+    maps = maps.float()
+    wide = interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+    wide = wide - wide.amin((1, 2), keepdim=True)
+    rounding = 8 * torch.finfo(wide.dtype).eps * maps.abs().amax((1, 2), keepdim=True)
+    flat = wide.amax((1, 2), keepdim=True) <= rounding  # what is left of a map without differences
+    return wide.masked_fill(flat, 0.0)
 
 
 def _fit(maps: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,10 +141,7 @@ def _fit(maps: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"truth: dtype {truth.dtype}, expected bool")
     if not maps.isfinite().all():
         raise ValueError("maps: expected finite values")
-    wide = resized(maps, truth.shape[1:]).flatten(1)
-    rounding = 8 * torch.finfo(wide.dtype).eps * maps.flatten(1).abs().amax(1, keepdim=True)
-    flat = wide.amax(1, keepdim=True) <= rounding  # what is left of a map without differences
-    return wide.masked_fill(flat, 0.0), truth.flatten(1)
+    return resized(maps, truth.shape[1:]).flatten(1), truth.flatten(1)
 
 
 def pointing_game(maps: Tensor, truth: Tensor) -> Tensor:
@@ -216,7 +218,10 @@ def binarised(maps: Tensor, how: str = "otsu", *, area: int = 64) -> Tensor:
         flat = maps.flatten(1)
         order = flat.argsort(dim=1, descending=True, stable=True)[:, :area]
         return torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, True).view_as(maps)
-    level = otsu_threshold(maps) if how == "otsu" else maps.mean((1, 2), dtype=_fractional(maps))
+    if how == "otsu":
+        level = otsu_threshold(maps)
+    else:  # rounded, the mean of equal values may lie below them
+        level = maps.mean((1, 2), dtype=_fractional(maps)).maximum(maps.amin((1, 2)))
     return maps > level[:, None, None]
 
 
