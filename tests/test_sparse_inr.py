@@ -373,6 +373,20 @@ def test_two_rounds_from_one_checkpoint_do_not_disturb_each_other():
             assert torch.equal(start.opt_state["state"][number][name], value)
 
 
+def test_a_call_with_adam_s_state_goes_on_at_its_own_rate():
+    start = inr.meta_learn(network(omega_0=10.0), signals(3), 3, outer_lr=1e-2)
+    rates = 1e-2, 1e-4
+    once = [
+        inr.meta_prune(start, signals(3), rounds=1, amount=0.0, round_steps=1, outer_lr=lr)[-1]
+        for lr in rates
+    ]  # all signals each step: their order is nothing
+    for name in start.masks:  # Adam's step is the rate times what its state says
+        moved, less = (net.params[name] - start.params[name] for net in once)
+        torch.testing.assert_close(less, moved / 100)
+        assert moved.any()
+    assert [net.opt_state["param_groups"][0]["lr"] for net in (start, *once)] == [1e-2, *rates]
+
+
 def test_adam_forgets_weights_when_they_are_pruned():
     start = inr.meta_learn(network(omega_0=10.0), signals(7), 3, generator=generator())
     end = inr.meta_prune(

@@ -140,7 +140,8 @@ def meta_train(
         tasks_per_step: signals an outer step.
         generator: draws the signals of every step, without repeating one before all had their
             turn; None: PyTorch's own, so that every call draws others.
-        opt_state: Adam's, from an earlier call, to continue where it stopped.
+        opt_state: Adam's, from an earlier call, to continue where it stopped, at this call's
+            outer_lr.
         first_order: take the inner gradients for constants.
         progress: show a bar; or a bar to move on.
 
@@ -162,6 +163,7 @@ def meta_train(
     if opt_state is not None:
         # the optimiser works on the state that it is given: the caller's must stay as it is
         optimizer.load_state_dict(copy.deepcopy(opt_state))
+        optimizer.param_groups[0]["lr"] = outer_lr  # not the earlier call's
         # what it remembers of pruned weights would decay into subnormal numbers, which are slow
         for name, mask in active.items():
             for value in optimizer.state[theta[name]].values():
