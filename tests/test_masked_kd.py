@@ -894,6 +894,43 @@ def test_counting_agrees_on_timms_model():
     assert mkd.count_macs(model, x) == expected
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", ["torchvision", "cait"])
+def test_counting_is_the_same_without_gradients(kind, frozen):
+    from torchvision.models import VisionTransformer
+
+    if kind == "cait":
+        model = build(kind)
+        expected = mkd.count_macs(model, images(2))
+    else:  # an even number of heads: PyTorch has a fast path for it
+        model = VisionTransformer(32, 8, 2, 4, 64, 128, num_classes=10).eval()
+        expected = mkd.vit_macs(64, 2, patches=16, patch=8, mlp_ratio=2, classes=10)
+    model.requires_grad_(not frozen)
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode():
+            assert mkd.count_macs(model, images(2)) == expected
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_counting_leaves_the_fast_path_as_it_was(before):
+    switch = torch.backends.mha
+    kept = switch.get_fastpath_enabled()
+
+    def broken(_):
+        assert not switch.get_fastpath_enabled()
+        raise ZeroDivisionError
+
+    try:
+        switch.set_fastpath_enabled(before)
+        mkd.count_macs(from_torchvision(), images(1))
+        assert switch.get_fastpath_enabled() is before
+        with pytest.raises(ZeroDivisionError):
+            mkd.count_macs(broken, images(1))
+        assert switch.get_fastpath_enabled() is before
+    finally:
+        switch.set_fastpath_enabled(kept)
+
+
 def test_a_counter_beside_the_fused_kernel_misses_attention():
     from torch.utils.flop_counter import FlopCounterMode
 
