@@ -4,6 +4,7 @@ import builtins
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -1017,6 +1018,18 @@ def test_a_folder_of_pictures_and_any_two_models_are_enough(tmp_path):
     assert labels.tolist() == [0, 0, 1, 1]
     with pytest.raises(ValueError, match="batch_size = 9: there are 8"):
         next(folder.batches(9, generator()))
+
+
+def test_classes_that_one_part_lacks_are_named(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "val" / "cat").rename(tmp_path / "val" / "cow")
+    with pytest.raises(
+        ValueError, match=r"data_root = .*: \['cat'\] in train/ only, \['cow'\] in"
+    ):
+        experiment.Folder(tmp_path)
+    shutil.rmtree(tmp_path / "val" / "cow")
+    with pytest.raises(ValueError, match=r"\['cat'\] in train/ only, \[\] in val/ only"):
+        experiment.Folder(tmp_path)
 
 
 def test_a_folder_without_pictures_says_what_is_expected(tmp_path):

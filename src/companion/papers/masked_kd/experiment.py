@@ -86,6 +86,7 @@ class Folder:
 
     Raises:
         MissingDataError: for a folder without them.
+        ValueError: for classes in one of train/ and val/ only.
     """
 
     def __init__(
@@ -118,6 +119,13 @@ class Folder:
                     "images a class"
                 ) from error
         self.classes = self.sets["train"].classes
+        # each part numbers the classes that it has: two lists would give one class two numbers
+        train, val = (set(images.classes) for images in self.sets.values())
+        if train != val:
+            raise ValueError(
+                f"data_root = {str(folder)!r}: {sorted(train - val)[:5]} in train/ only, "
+                f"{sorted(val - train)[:5]} in val/ only, expected the same classes in both"
+            )
         self.device = torch.device(device)
         self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
 
