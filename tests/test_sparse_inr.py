@@ -698,6 +698,17 @@ def test_pruning_while_fitting_keeps_each_signal_s_own_largest_weights():
         kept = torch.cat([once.masks[n][i].flatten() for n in names])
         assert flat[kept].min() >= flat[~kept].max()
     assert any(not torch.equal(result.masks[n][0], result.masks[n][1]) for n in names)
+    # the weights of all signals added up are the size of no network
+    assert inr.count_params({n: m[1] for n, m in result.masks.items()}) == 30
+    biases = {n: m for n, m in result.masks.items() if n not in names}
+    for call in (
+        lambda: inr.count_params(result.masks),
+        lambda: inr.count_params(result.masks, params=result.params),
+        lambda: inr.bits_per_pixel(result.masks, 36),
+        lambda: inr.count_params({n: m[1] for n, m in result.masks.items()} | biases, biases=True),
+    ):
+        with pytest.raises(ValueError, match=r"masks: .* has shape \(3, .* of several signals"):
+            call()
 
 
 # ---------------------------------------------------------------- size, fairly

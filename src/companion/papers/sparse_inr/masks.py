@@ -63,14 +63,21 @@ def count_params(masks: Masks, biases: bool = False, *, params: Params | None = 
             leave out cannot be noticed.
 
     Raises:
-        ValueError: for masks that do not fit; without params for layers that do not follow on each
-            other by their numbers and sizes, and for a bias that counts but has no mask.
+        ValueError: for masks that do not fit, or of several signals (`FitResult.masks`); without
+            params for layers that do not follow on each other by their numbers and sizes, and for
+            a bias that counts but has no mask.
 
     Examples:
         >>> count_params({"0.weight": torch.tensor([[True, False]]), "0.bias": torch.tensor([True])})
         1
     """
     masks = _all_layers(masks, params, biases)
+    for name, mask in masks.items():
+        if mask.dim() > (1 if is_bias(name) else 2):
+            raise ValueError(
+                f"masks: {name!r} has shape {tuple(mask.shape)}, of several signals; give the "
+                "masks of one"
+            )
     return sum(int(m.count_nonzero()) for name, m in masks.items() if biases or not is_bias(name))
 
 
