@@ -620,11 +620,39 @@ def test_hard_distillation_is_cross_entropy_to_the_teachers_answer():
     torch.testing.assert_close(loss, cross_entropy(z, t.argmax(1)))
 
 
-def test_labels_may_be_mixed():
+def test_labels_may_be_mixed_and_of_any_integer_type():
     z, t = (torch.randn(4, 3, generator=generator(i)) for i in (1, 2))
     y = torch.tensor([0, 1, 2, 0])
-    mixed = nn.functional.one_hot(y, 3).float()
-    torch.testing.assert_close(mkd.distillation_loss(z, t, y), mkd.distillation_loss(z, t, mixed))
+    mixed, loss = nn.functional.one_hot(y, 3).float(), mkd.distillation_loss(z, t, y)
+    torch.testing.assert_close(loss, mkd.distillation_loss(z, t, mixed))
+    for kind in (torch.int32, torch.uint8):
+        assert torch.equal(mkd.distillation_loss(z, t, y.to(kind)), loss)
+    # of unlabelled images, where no label counts
+    assert mkd.distillation_loss(z, t, y - 9, 1.0) == mkd.distillation_loss(z, t, alpha=1.0)
+
+
+LABELS = {
+    "negative": (torch.tensor([-100, 1, 2]), "y: class -100, expected 0 to 4"),
+    "all negative": (torch.full((3,), -1), "y: class -1, expected 0 to 4"),
+    "too large": (torch.tensor([0, 5, 1]), "y: class 5, expected 0 to 4"),
+    "fractions": (torch.zeros(3), r"y: torch\.float32, expected integer class indices"),
+    "bool": (torch.zeros(3).bool(), r"y: torch\.bool, expected integer class indices"),
+    "one-hot": (torch.eye(5).long()[:3], r"y: torch\.int64, expected floating-point"),
+    "too few": (torch.zeros(2).long(), r"y: shape \(2,\), expected \(3,\) class indices"),
+}
+
+
+@pytest.mark.parametrize(("y", "told"), LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("kind", ["ours", "distilled"])
+def test_labels_of_no_class_are_named(kind, y, told):
+    student = build(kind).train()
+    if kind == "distilled":
+        student.set_distilled_training(True)
+    with (
+        mkd.MaskedDistiller(student, ours(), 4) as distiller,
+        pytest.raises(ValueError, match=told),
+    ):
+        distiller(images(), y)
 
 
 @pytest.mark.parametrize(
@@ -1285,12 +1313,6 @@ def test_more_that_does_not_fit_is_named():
             lambda: mkd.mask_quality(
                 model, ours(), x, 4, truth=torch.ones(2, 16, 16).bool()
             ): r"truth: shape \(2, 16, 16\)",
-            lambda: mkd.distillation_loss(
-                torch.zeros(2, 5), torch.zeros(2, 5), y + 4
-            ): "y: class 5",
-            lambda: mkd.distillation_loss(
-                torch.zeros(2, 5), torch.zeros(2, 5), y[:1]
-            ): r"y: shape \(1,\)",
             lambda: mkd.ViT.of("XL"): "size = 'XL': expected one of 'Ti', 'S', 'B', 'L'",
             lambda: mkd.ViT.of("Ti", 100): "patch = 16: expected a divisor of image_size = 100",
         }.items():

@@ -46,7 +46,7 @@ def distillation_loss(
     Args:
         z, t: logits of student and teacher, (B, K).
         y: class indices (B,) or probabilities (B, K) as mixup makes them; needed unless alpha
-            is 1.
+            is 1, where they are not looked at.
         alpha: weight of the teacher, 0 to 1.
         tau: temperature, above 0.
         kind: "soft", tau² KL(teacher || student) averaged over the batch; "hard", cross-entropy
@@ -72,10 +72,8 @@ def distillation_loss(
             f"student logits {tuple(z.shape)} and teacher logits {tuple(t.shape)} differ: both "
             "models must have the same classes"
         )
-    if y is None and alpha < 1:
-        raise ValueError(f"y: labels are needed with alpha = {alpha!r}")
-    if y is not None:
-        _check_labels(y, z)
+    if alpha < 1:
+        y = _labels(y, z, alpha)
     z, t = z.float(), t.float()
     if kind == "hard":
         taught = cross_entropy(z, t.argmax(1))
@@ -92,16 +90,33 @@ def distillation_loss(
     return (1 - alpha) * labelled + alpha * taught
 
 
-def _check_labels(y: Tensor, z: Tensor) -> None:
-    """Raise ValueError unless there is a class, or probabilities of all, for each output."""
+def _labels(y: Tensor | None, z: Tensor, alpha: float) -> Tensor:
+    """Labels as `cross_entropy` takes them.
+
+    Raises:
+        ValueError: unless there is a class, or probabilities of all, for each output.
+    """
+    if y is None:
+        raise ValueError(f"y: labels are needed with alpha = {alpha!r}")
     if y.shape not in (z.shape, z.shape[:1]):
         raise ValueError(
             f"y: shape {tuple(y.shape)}, expected {tuple(z.shape[:1])} class indices or "
             f"{tuple(z.shape)} probabilities"
         )
-    # a GPU would have to be waited for
-    if y.dim() == 1 and y.device.type == "cpu" and len(y) and int(y.max()) >= z.shape[1]:
-        raise ValueError(f"y: class {int(y.max())}, expected 0 to {z.shape[1] - 1}")
+    if y.dim() > 1:
+        if not y.is_floating_point():
+            raise ValueError(f"y: {y.dtype}, expected floating-point probabilities")
+        return y
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(f"y: {y.dtype}, expected integer class indices")
+    y = y.long()
+    if y.device.type == "cpu" and len(y):  # a GPU would have to be waited for
+        low, high = (int(end) for end in y.aminmax())
+        if low < 0 or high >= z.shape[1]:
+            raise ValueError(
+                f"y: class {low if low < 0 else high}, expected 0 to {z.shape[1] - 1}"
+            )
+    return y
 
 
 @dataclass(eq=False)
@@ -273,8 +288,7 @@ class MaskedDistiller:
         loss = self.alpha * distillation_loss(taught, answers, None, 1, self.tau, self.kind)
         if self.alpha == 1:
             return loss
-        if labels is None:
-            raise ValueError(f"y: labels are needed with alpha = {self.alpha!r}")
+        labels = _labels(labels, own, self.alpha)
         return loss + (1 - self.alpha) * cross_entropy(own.float(), labels)
 
     def select(self, images: Tensor, teacher_images: Tensor) -> Tensor:
