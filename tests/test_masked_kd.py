@@ -832,6 +832,10 @@ def test_the_guard_masks_only_while_the_masked_teacher_agrees():
     [
         ({"selector": "best"}, "selector = 'best': expected one of 'full', 'student'"),
         ({"warmup": -1}, "warmup = -1: expected a whole number, at least 0"),
+        (
+            {"selector": "full", "guard": mkd.CollapseGuard(images())},
+            "guard: expected None with selector = 'full'",
+        ),
         ({"alpha": -0.1}, "alpha = -0.1: expected 0 to 1"),
         ({"teacher": nn.Linear(2, 2)}, "Linear has no known place to drop tokens"),
         ({"student": nn.Linear(2, 2)}, "Linear has no known attention blocks"),

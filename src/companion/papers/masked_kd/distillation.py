@@ -179,7 +179,7 @@ class MaskedDistiller:
             the teacher's own attention, which costs a whole forward pass of it; "saliency", by
             the student's gradients; "full" for no mask.
         warmup: first steps without a mask.
-        guard: a `CollapseGuard`, for as many as are needed.
+        guard: a `CollapseGuard`, for as many as are needed; None with "full".
         layer: block of the student whose attention counts.
         amp: dtype of autocast, such as torch.bfloat16; None for none. Scores stay in float32.
         generator: CPU generator for "random".
@@ -220,6 +220,8 @@ class MaskedDistiller:
         generator: torch.Generator | None = None,
     ) -> None:
         one_of(SELECTORS, selector=selector)
+        if selector == "full" and guard is not None:
+            raise ValueError("guard: expected None with selector = 'full', which masks nothing")
         whole(0, warmup=warmup)
         generators(generator=generator)
         check_keep(keep, patch_count(teacher))
