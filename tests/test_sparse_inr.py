@@ -672,6 +672,7 @@ def test_psnr_is_averaged_over_pictures_and_not_over_errors():
     assert mean_psnr(result) == pytest.approx(result.psnr[:, -1].mean().item())
     assert inr.psnr(0.01) == pytest.approx(20.0)
     assert inr.psnr(0.0) == math.inf
+    assert math.isnan(inr.psnr(math.nan))
 
 
 def test_rendering_gives_the_error_that_the_fit_reports():

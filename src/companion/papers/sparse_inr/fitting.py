@@ -64,7 +64,7 @@ def psnr(mse: Tensor | float) -> Tensor | float:
     """
     if isinstance(mse, Tensor):
         return -10 * torch.log10(mse)
-    return -10 * math.log10(mse) if mse > 0 else math.inf
+    return math.inf if mse <= 0 else -10 * math.log10(mse)  # of NaN: NaN, as of a tensor
 
 
 def fit(
