@@ -193,7 +193,7 @@ def _normed(norm: nn.Module | None, x: Tensor) -> Tensor:
 
 
 def gradient_saliency(model: nn.Module, images: Tensor) -> Tensor:
-    """Gradient times input of the largest logit, absolute, summed over each patch; (B, N).
+    """Gradient times input of the largest logit, absolute, averaged over each patch; (B, N).
 
     Scores for any classifier that cuts images into patches, with a CLS token or without; costs
     a forward and a backward pass of it. Parameters get no gradient.
