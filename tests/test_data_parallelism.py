@@ -797,7 +797,6 @@ def test_a_store_gives_back_results_of_the_same_network_only(tmp_path, monkeypat
             {"train_x": torch.zeros(120, 6)},
             "train_x: torch.float32, the model's weights are torch",
         ),
-        ({"valid_x": torch.zeros(60, 6)}, "valid_x: torch.float32, the model's weights are torch"),
     ],
 )
 def test_data_that_do_not_fit_are_named(options, complaint):

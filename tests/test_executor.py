@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,20 +38,6 @@ def test_refresh_gives_the_same_bytes_twice_and_refuses_stderr(tmp_path, monkeyp
     assert path.read_bytes() == before
 
 
-def test_refresh_lists_the_code_that_gave_the_same_outputs(tmp_path, monkeypatch):
-    path = tiny_notebook(tmp_path, ["from companion import __version__", "print(2)"])
-    monkeypatch.setattr(fingerprint, "data_files", lambda files: [])
-    refresh(path)
-    first = chapters.read(path)["metadata"]["companion"]["fingerprint"]
-    schema = ROOT / "src" / "companion" / "runs" / "record.schema.json"
-    monkeypatch.setattr(fingerprint, "data_files", lambda files: [schema])  # the library, changed
-    assert fingerprint.standing(path)(first) == "stale"
-    refresh(path)
-    assert fingerprint.standing(path)(first) == "earlier"
-    refresh(path)
-    assert fingerprint.standing(path)(first) == "earlier"
-
-
 def test_outputs_that_were_edited_are_noticed(tmp_path, monkeypatch):
     monkeypatch.delenv("COMPANION_RECORD", raising=False)
     draw = "import matplotlib.pyplot as plt; plt.plot([{}]); plt.show()"
@@ -78,6 +65,45 @@ def test_outputs_that_were_edited_are_noticed(tmp_path, monkeypatch):
     assert edited(swap)
     assert edited(old='"0.25"', new='"0.24"')
     assert edited(old="3 %\\n", new="2 %\\n")
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_code_that_gives_the_same_is_told_from_code_that_does_not(tmp_path):
+    root, package = tmp_path / "project", tmp_path / "project" / "src" / "companion"
+    shutil.copytree(LIBRARY, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "given.py").write_text("NUMBER = 1 + 1\n")
+    (root / "notebooks").mkdir()
+    cells = [
+        "from companion.given import NUMBER", "NUMBER", "import time; time.time_ns()",
+        "from IPython.display import Markdown\nfrom pathlib import Path\nimport companion.given\n"
+        "Markdown(f'```python\\n{Path(companion.given.__file__).read_text()}```')",
+    ]  # fmt: skip
+    path = tiny_notebook(root / "notebooks", cells)
+    git(root, "init")
+    git(root, "add", ".")
+    git(root, "commit", "-m", "one")
+
+    def against(commit, number):
+        (package / "given.py").write_text(f"NUMBER = {number}\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "companion", "refresh", str(path), "--against", commit],
+            env=os.environ | {"PYTHONPATH": str(package.parent)}, capture_output=True, text=True,
+        )  # fmt: skip
+        last = (done.stdout + done.stderr).splitlines()[-1]
+        return last, chapters.read(path)["metadata"]["companion"]["alike"]
+
+    said, alike = against("HEAD", "3 - 1")
+    assert said == "tiny.ipynb with the library of HEAD: the same results"
+    assert len(alike) == 1
+    said, other = against("HEAD", "3")
+    assert said == "tiny.ipynb with the library of HEAD: other results in code cells 2"
+    assert other == []
+    assert "against = 'HEAD~7': expected a commit" in against("HEAD~7", "3")[0]
 
 
 @pytest.fixture

@@ -159,6 +159,11 @@ def _parser() -> argparse.ArgumentParser:
         "notebooks", nargs="*", help="these, changed or not; default: all that changed"
     )
     add.add_argument("--jobs", type=int, default=2, help="how many at once")
+    add.add_argument(
+        "--against",
+        metavar="COMMIT",
+        help="also run them with that commit's library, and say where results differ",
+    )
 
     add = commands.add_parser("build", help="build the book strictly into _build/html")
     add.set_defaults(command=_build)
@@ -544,8 +549,32 @@ def _refresh(options: argparse.Namespace) -> None:
             print(f"{head}: {outcome:.0f} s", flush=True)
 
     refresh_all(waiting, max(1, options.jobs), tell)
+    if options.against and waiting:
+        failures += _compare([p for p in waiting if p.name not in failures], options)
     if failures:
         raise RuntimeError(f"{', '.join(failures)} failed")
+
+
+def _compare(paths: list[Path], options: argparse.Namespace) -> list[str]:
+    """Compare refreshed notebooks with an earlier commit's; the names of those that failed."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from companion.runs.alike import judge, tree_of
+
+    def told(path: Path) -> str:
+        try:
+            differ = judge(path, tree)
+        except (ValueError, RuntimeError) as error:
+            failed.append(path.name)
+            return str(error)
+        cells = ", ".join(map(str, differ))
+        return f"other results in code cells {cells}" if differ else "the same results"
+
+    failed: list[str] = []
+    with tree_of(options.against) as tree, ThreadPoolExecutor(max(1, options.jobs)) as pool:
+        for path, outcome in zip(paths, pool.map(told, paths), strict=True):
+            print(f"{path.name} with the library of {options.against}: {outcome}", flush=True)
+    return failed
 
 
 def _build(options: argparse.Namespace) -> int:

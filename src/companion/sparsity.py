@@ -578,14 +578,14 @@ def _topk_on_cpu(flat: Tensor, keep: int) -> Tensor:
     # NumPy takes a quarter of PyTorch's time, whose kthvalue is quadratic in some orders
     found = flat.detach().cpu()
     values = (found.float() if found.element_size() < 4 else found).numpy()
-    threshold = _kth_largest(values, keep)  # eq. (1.2)
+    threshold = kth_largest(values, keep)  # eq. (1.2)
     chosen = values > threshold
     ties = np.flatnonzero(values == threshold)
     chosen[ties[: keep - np.count_nonzero(chosen)]] = True
     return torch.from_numpy(chosen).to(flat.device)
 
 
-def _kth_largest(values: np.ndarray, k: int) -> Any:
+def kth_largest(values: np.ndarray, k: int) -> Any:
     """The k-th largest number, exactly.
 
     Two quantiles of a sample nearly always have it between them, and few others: to partition

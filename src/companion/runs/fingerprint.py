@@ -233,30 +233,19 @@ def is_current(path: Path) -> bool:
 def stamp(notebook: dict, name: str, before: dict) -> dict[str, Any]:
     """What tells whose outputs an executed notebook, read from the file of this name, holds.
 
-    before: the notebook with the outputs that it had until now.
-
-    Code that gave the very same outputs is listed under `alike` by its fingerprint, as long as
-    the cells stay the same: a run made with it, be it on a machine that is not at hand, is not
-    called stale for a change of the library that changes nothing in the default run.
+    before: the notebook as it was stored until now. Code with the same results, which `alike.judge`
+      finds, is listed under `alike` as long as the code stays the same.
     """
-    cells = [_look(cell["source"], name, is_cell=True)[0] for cell in code_cells(notebook)]
-    made = {
-        "fingerprint": fingerprint_of(notebook, name),
-        "cells": _sha256(json.dumps(cells)),
-        "outputs": outputs_seal(notebook),
-    }
-    old, alike = _stored(before), set()
-    same = all(made[key] == old.get(key) for key in ("cells", "outputs"))
-    if same and outputs_seal(before) == made["outputs"]:
-        alike = {*old.get("alike", []), old["fingerprint"]} - {made["fingerprint"]}
-    return made | {"alike": sorted(alike)}
+    code, old = fingerprint_of(notebook, name), _stored(before)
+    alike = old.get("alike", []) if old.get("fingerprint") == code else []
+    return {"fingerprint": code, "outputs": outputs_seal(notebook), "alike": alike}
 
 
 def standing(path: Path) -> Callable[[str], str]:
     """How the code of a run, given by its fingerprint, stands to the chapter's as it is now.
 
-    CURRENT: the same; EARLIER: the library has changed since, and the chapter's default run gives
-    the same outputs as it did then; STALE: anything else.
+    CURRENT: the same; EARLIER: only the library has changed since, and the chapter's default run
+    gave the same results with both (`alike.judge`); STALE: anything else.
     """
     notebook = read(path)
     now, alike = fingerprint_of(notebook, path.name), set()

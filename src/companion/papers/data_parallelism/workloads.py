@@ -107,11 +107,10 @@ class Workload:
                 raise ValueError(f"{part}_x: no example")
             check_labels(x, **{f"{part}_y": y})
             object.__setattr__(self, f"{part}_y", y.long())
-        kinds = {p.dtype for p in self.model.parameters()}
-        for name, x in (("train_x", self.train_x), ("valid_x", self.valid_x)):
-            if x.is_floating_point() and kinds and x.dtype not in kinds:
-                weights = ", ".join(sorted(map(str, kinds)))
-                raise ValueError(f"{name}: {x.dtype}, the model's weights are {weights}")
+        x, kinds = self.train_x, {p.dtype for p in self.model.parameters()}
+        if x.is_floating_point() and kinds and x.dtype not in kinds:
+            weights = ", ".join(sorted(map(str, kinds)))
+            raise ValueError(f"train_x: {x.dtype}, the model's weights are {weights}")
         outputs = _outputs_of_one_mode(self.model, self.train_x[:PROBES])
         check_classes(outputs, self.train_y, name="train_y")
         check_classes(outputs, self.valid_y, name="valid_y")
