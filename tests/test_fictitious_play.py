@@ -163,6 +163,18 @@ def test_both_forms_agree(radius):
     assert (maps[0] - maps[1]).abs().max() < 1e-12
 
 
+def test_both_forms_have_one_gradient_beside_a_building_as_wide_as_a_step():
+    kernel, reward, terminal = random_mdp(2, 7, 7, 5, radius=1, seed=6)
+    reward[..., 2:5, 2:5] = -math.inf  # from its middle there is nowhere to go
+    kernel.requires_grad_()
+    slopes = []
+    for form in ("convolution", "logsumexp"):
+        values = fp.soft_value_iteration(kernel, reward, terminal, form=form)
+        slopes += torch.autograd.grad(values[0, :, 0, 0].sum(), kernel)
+    assert values[0, :, 3, 3].isneginf().all()
+    assert (slopes[0] - slopes[1]).abs().max() < 1e-10
+
+
 @pytest.mark.parametrize("form", ["convolution", "logsumexp"])
 def test_mass_is_conserved_and_stays_on_the_grid(form):
     kernel, reward, terminal = random_mdp(4, 6, 5, 8, 2, seed=4)
@@ -571,6 +583,13 @@ def test_infeasible_paths_are_counted_and_do_not_change_the_fit(social):
         assert clean.weights.speed == pytest.approx(dirty.weights.speed, rel=1e-6)
     with pytest.raises(ValueError, match="none of 6 paths"):
         fp.MaxEntIOC(**rules).fit(crowd, bad[3])
+
+
+def test_a_fit_whose_loss_is_no_number_is_refused():
+    crowd, paths, _ = fp.scenes.self_play(1, TRUE, n_samples=1, horizon=3)
+    log_map = torch.full(crowd.grid.shape, math.nan, dtype=F64)
+    with pytest.raises(ValueError, match="crowd: its paths have a loss of nan"):
+        fp.MaxEntIOC(social="none").fit(dataclasses.replace(crowd, log_map=log_map), paths)
 
 
 def test_others_where_they_were_seen_are_learnt_from_their_own_sample():

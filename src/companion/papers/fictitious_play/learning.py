@@ -200,7 +200,8 @@ class MaxEntIOC:
             The weights, and how they came about.
 
         Raises:
-            ValueError: for other shapes and if no path is feasible.
+            ValueError: for other shapes, if no path is feasible, and where the loss or its slope
+                is not finite.
         """
         paths = cells if cells.ndim == 4 else cells[None]
         if paths.ndim != 4 or paths.shape[1] < 2 or tuple(paths.shape[2:]) != (len(crowd), 2):
@@ -277,4 +278,9 @@ class MaxEntIOC:
         found = minimize(
             loss, theta, jac=True, method="L-BFGS-B", bounds=used, options={"maxiter": self.iterations}
         )  # fmt: skip
+        if not np.isfinite([found.fun, *found.jac]).all():
+            raise ValueError(
+                f"crowd: its paths have a loss of {found.fun:g} nats a step, with the slope "
+                f"{found.jac.tolist()}; expected finite numbers (in {seen.dtype})"
+            )
         return found.x, float(found.fun)

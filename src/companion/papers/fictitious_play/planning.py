@@ -7,6 +7,7 @@ values are in nats.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -151,7 +152,10 @@ def _backup_by_logsumexp(log_kernel: Tensor, q: Tensor) -> Tensor:
     radius, (height, width) = log_kernel.shape[-1] // 2, q.shape[-2:]
     padded = pad(q, (radius,) * 4, value=-torch.inf)
     each = [k + padded[:, i : i + height, j : j + width] for i, j, k in _offsets(log_kernel)]
-    return torch.stack(each).logsumexp(0)
+    with torch.no_grad():
+        shut = functools.reduce(torch.maximum, each).isneginf()
+    each[0] = each[0].masked_fill(shut, 0)  # logsumexp has no gradient where all is -inf
+    return torch.stack(each).logsumexp(0).masked_fill(shut, -torch.inf)
 
 
 def _forward_by_logsumexp(log_kernel: Tensor, q: Tensor, value: Tensor, now: Tensor) -> Tensor:
