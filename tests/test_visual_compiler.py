@@ -1199,6 +1199,18 @@ def test_equal_heads_are_one_head(scene):
         assert varying.variation() > 0
 
 
+def test_heads_are_kept_alike_where_their_regions_touch(scene):
+    model = vc.SpatiallyVaryingFCN(vc.make_trunk(4), 12, 1, scene.regions(12))  # 4 rows of 3
+    rows = [(3 * i + j, 3 * i + j + 1) for i in range(4) for j in range(2)]
+    columns = [(i, i + 3) for i in range(9)]
+    heads = torch.randn(23, 12)
+    with torch.no_grad():
+        model.out.weight.copy_(heads[..., None, None])
+    gaps = [(heads[:, a] - heads[:, b]).square().sum() for a, b in rows + columns]
+    assert model.variation().item() == pytest.approx(sum(gaps).item(), rel=1e-5)
+    assert "neighbours" not in model.state_dict()  # networks of before can be loaded
+
+
 def test_a_head_speaks_in_its_own_region_only(scene):
     masks = scene.regions(3)
     model = vc.SpatiallyVaryingFCN(vc.make_trunk(), 3, 8, masks).eval()
@@ -1216,6 +1228,8 @@ def test_masks_that_are_no_partition_are_refused():
         vc.SpatiallyVaryingFCN(vc.make_trunk(), 2, 8, torch.ones(2, 30, 40))
     with pytest.raises(ValueError, match="n_regions"):
         vc.SpatiallyVaryingFCN(vc.make_trunk(), 2, 8)
+    with pytest.raises(ValueError, match=r"masks: shape \(2, 1200\)"):
+        vc.SpatiallyVaryingFCN(vc.make_trunk(), 2, 8, torch.full((2, 1200), 0.5))
 
 
 def test_training_lowers_the_loss_and_repeats_itself(small, scene):

@@ -82,6 +82,7 @@ class SpatiallyVaryingFCN(nn.Module):
     """
 
     masks: Tensor | None
+    neighbours: Tensor  # (2, pairs), the regions whose cells touch
 
     def __init__(
         self, trunk: nn.Module, n_regions: int, head_width: int, masks: Tensor | None = None
@@ -93,6 +94,9 @@ class SpatiallyVaryingFCN(nn.Module):
         if masks is None and n_regions != 1:
             raise ValueError(f"n_regions = {n_regions!r}: expected masks, or 1")
         if masks is not None:
+            if masks.ndim != 3:
+                shape = tuple(masks.shape)
+                raise ValueError(f"masks: shape {shape}, expected (n_regions, H/4, W/4)")
             if len(masks) != n_regions:
                 raise ValueError(f"masks: {len(masks)} of them for n_regions = {n_regions}")
             if (masks.sum(0) - 1).abs().max() > 1e-4:
@@ -108,6 +112,8 @@ class SpatiallyVaryingFCN(nn.Module):
             self.bias[:, MASK] = -2.0
             self.bias[:, SIZE] = 3.0
         self.register_buffer("masks", masks)
+        pairs = torch.zeros(2, 0, dtype=torch.long) if masks is None else _neighbours(masks)
+        self.register_buffer("neighbours", pairs, persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
         # a strip of less than a cell at the right or the bottom has no say
@@ -124,9 +130,22 @@ class SpatiallyVaryingFCN(nn.Module):
         return self.out(features * masks) + bias
 
     def variation(self) -> Tensor:
-        """Squared difference of the heads of neighbouring regions, summed: 0 if all agree."""
+        """Squared difference of the heads of neighbouring regions, summed: 0 if all agree.
+
+        Neighbours are two regions that have the highest masks of cells side by side.
+        """
         heads = self.out.weight[:, :, 0, 0].view(CHANNELS, self.n_regions, self.head_width)
-        return (heads[:, 1:] - heads[:, :-1]).square().sum()
+        one, other = (heads.index_select(1, part) for part in self.neighbours)
+        return (other - one).square().sum()
+
+
+def _neighbours(masks: Tensor) -> Tensor:
+    """(2, pairs): each two regions with cells side by side or one above the other, once."""
+    owner = masks.argmax(0)
+    beside = torch.stack([owner[:, :-1].flatten(), owner[:, 1:].flatten()])
+    below = torch.stack([owner[:-1].flatten(), owner[1:].flatten()])
+    pairs = torch.cat([beside, below], 1).sort(0).values
+    return pairs[:, pairs[0] < pairs[1]].unique(dim=1).contiguous()
 
 
 def losses(output: Tensor, target: dict[str, Tensor]) -> dict[str, Tensor]:
