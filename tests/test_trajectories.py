@@ -576,6 +576,16 @@ def test_windows_can_be_picked_and_joined():
         join_windows([])
 
 
+def test_places_of_who_is_not_there_are_zero_whatever_was_given():
+    windows = join_windows([cut_windows(straight()), cut_windows(straight(agents=5))])
+    names, absent = ("past", "future"), ~windows.mask[..., None, None]
+    padded = {name: getattr(windows, name).masked_fill(absent, torch.nan) for name in names}
+    again = dataclasses.replace(windows, **padded)
+    for name in names:
+        assert torch.equal(getattr(again, name), getattr(windows, name))
+        assert getattr(windows[:], name).data_ptr() == getattr(windows, name).data_ptr()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

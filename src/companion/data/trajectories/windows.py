@@ -19,7 +19,7 @@ from companion.device import has_float64
 class TrajectoryWindows:
     """Pieces of tracks, cut into what is seen and what is to be forecast.
 
-    Positions are zero where the mask is False.
+    Positions are zero where the mask is False: whatever is given there is dropped.
 
     Args:
         past: float32 tensor of shape (scenes, agents, obs_len, 2), in `unit` from the scene's
@@ -63,6 +63,11 @@ class TrajectoryWindows:
                     f"{name} {tuple(value.shape)}: expected (scenes, agents, steps, 2) for "
                     f"a mask {tuple(self.mask.shape)}"
                 )
+            absent = ~self.mask
+            # filling never waits for a GPU, a look would
+            if value.device.type != "cpu" or value[absent].any():
+                value = value.masked_fill(absent[..., None, None], 0)
+                object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.past)
