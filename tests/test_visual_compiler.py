@@ -892,6 +892,9 @@ def test_an_upright_occluder_hides_who_is_farther_than_its_foot(bank):
     assert far < 0.2
 
 
+POST = vc.Occluder(((60, 20), (100, 20), (100, 110), (60, 110)), (80, 110))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -901,11 +904,22 @@ def test_an_upright_occluder_hides_who_is_farther_than_its_foot(bank):
         ({"walkable": []}, "walkable"),
         ({"walkable": [[(500, 5), (501, 5), (500, 6)]]}, "none of it is seen"),
         ({"min_height": 500.0}, "none of it is seen"),
+        ({"sun": (0.0, 0.0, 0.0)}, r"sun = \(0.0, 0.0, 0.0\)"),
+        ({"sun": (0.5, math.nan, 0.7)}, r"sun = \(0.5, nan, 0.7\)"),
+        ({"sun": (0.6, 0.8)}, r"sun = \(0.6, 0.8\)"),
+        ({"occluders": (POST, dataclasses.replace(POST, foot=(80, 10)))}, r"occluders\[1\]"),
     ],
 )
 def test_a_scene_that_cannot_be_is_refused(scene, change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(scene, **change)
+
+
+@pytest.mark.parametrize("length", [1e-3, 1.0, 7.0])
+def test_the_length_of_the_sun_does_not_matter(scene, length):
+    one = dataclasses.replace(scene, sun=(0.6 * length, 0.0, 0.8 * length))
+    assert one.sun == pytest.approx((0.6, 0.0, 0.8))
+    assert dataclasses.replace(one).sun is one.sun  # a unit vector stays as it is
 
 
 # ---------------------------------------------------------------- labels

@@ -63,14 +63,15 @@ class Scene:
         camera: of an image of this size.
         walkable: polygons of (x, y) in metres.
         boxes, occluders: what stands there.
-        sun: unit vector to the light, if known.
+        sun: direction to the light, if known; it is made a unit vector.
         min_height: people who would be lower than this many pixels are not placed.
         name: for titles.
 
     Raises:
         ValueError: for a background that is no floating-point tensor with values in [0, 1], where
-            calibration and picture do not fit, for a polygon that is none, and where no walkable
-            ground is seen.
+            calibration and picture do not fit, for a polygon that is none, a sun without a
+            direction, an occluder whose foot is not on the ground, and where no walkable ground
+            is seen.
     """
 
     background: Tensor
@@ -109,6 +110,19 @@ class Scene:
             ground = torch.tensor([[*corner, 0.0] for corner in polygon], dtype=torch.float64)
             if (self.camera.project(ground)[1] <= 0).all():
                 raise ValueError(f"walkable: the polygon {polygon!r} lies behind the camera")
+        if self.sun is not None:
+            length = math.hypot(*self.sun)
+            if len(self.sun) != 3 or not 0 < length < math.inf:
+                raise ValueError(f"sun = {self.sun!r}: expected x, y, z, finite and not all 0")
+            if abs(length - 1) > 1e-6:
+                object.__setattr__(self, "sun", _unit(*self.sun))
+        for k, occluder in enumerate(self.occluders):
+            foot = torch.tensor(occluder.foot, dtype=torch.float64)
+            if not self.camera.backproject_ground(foot).isfinite().all():
+                raise ValueError(
+                    f"occluders[{k}]: foot = {occluder.foot!r}, where no ground is seen; expected "
+                    "a pixel below the horizon"
+                )
         if not self.walkable_mask.any():
             raise ValueError(
                 "walkable: none of it is seen, or no person there would be at least "
