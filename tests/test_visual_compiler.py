@@ -163,6 +163,10 @@ def test_a_camera_comes_back_from_its_homography():
     down = level(math.pi / 2)
     with pytest.raises(ValueError, match="straight down"):
         vc.Camera.from_homography(ground_homography(down), 160, 120)
+    for pitch in (0.0, PITCH, 1.5):
+        mirrored = ground_homography(level(pitch)) * torch.tensor([1.0, -1, 1]).double()
+        with pytest.raises(ValueError, match="left-handed"):
+            vc.Camera.from_homography(mirrored, 160, 120)
 
 
 def test_a_quaternion_is_the_rotation_it_stands_for():

@@ -458,15 +458,19 @@ class Camera:
     def from_homography(cls, H: Tensor, width: int, height: int) -> Camera:
         """The camera of a ground homography, with square pixels and a central principal point.
 
+        The picture's lower edge must show ground.
+
         Args:
-            H: (3, 3), ground (X, Y, 1) in metres to pixels (u, v, 1). With H ~ K [r1 r2 t] and
+            H: (3, 3), ground (X, Y, 1) in metres to pixels (u, v, 1); seen from above, Y is a
+                quarter turn to the left of X. With H ~ K [r1 r2 t] and
                 r1, r2 orthonormal, two equations are linear in 1/f²; they are solved by least
                 squares.
             width, height: of the image, pixels.
 
         Raises:
             ValueError: where they have no solution: a camera that looks straight down, or a
-                matrix that is no view of a plane.
+                matrix that is no view of a plane; and where the camera would see the ground in
+                the upper part of its picture only, or not at all: axes of a map with Y down.
         """
         H = torch.as_tensor(H, dtype=torch.float64)
         if H.shape != (3, 3) or not H.isfinite().all() or torch.linalg.matrix_rank(H) < 3:
@@ -493,7 +497,14 @@ class Camera:
         flip = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
         found.append((found[0][0] @ flip, -found[0][1]))
         R, t = max(found, key=lambda pose: float((-pose[0].T @ pose[1])[2]))
-        return cls(K, R, t, width, height)
+        camera = cls(K, R, t, width, height)
+        # with Y the other way round, the same pixels would be ground behind the camera
+        if camera.backproject_ground(K.new_tensor([width / 2, height])).isnan().any():
+            raise ValueError(
+                f"H = {H.tolist()}: no ground is seen at the picture's lower edge; its ground axes "
+                "are left-handed (negate one or swap them), or the picture is upside down"
+            )
+        return camera
 
 
 def _real(name: str, values: Tensor, columns: int) -> Tensor:
