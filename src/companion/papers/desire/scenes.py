@@ -158,7 +158,8 @@ def load_sdd(
         obs_len: steps seen, at least 1.
         pred_len: steps to predict, at least 0.
         dt_s: seconds to a step, a multiple of 1/30 s.
-        start_every_s: seconds between the starts of two windows, above 0.
+        start_every_s: seconds between the starts of two windows, above 0; rounded to whole
+            steps, at least one.
         phase: the video's frame at which the clock starts, below the frames of a step.
         min_agents: least agents of a window.
         cells: of the image of the ground, along a side.
