@@ -2067,6 +2067,31 @@ def test_walkable_ground_is_polygons_and_no_mask():
         dataclasses.replace(scene, walkable=torch.ones(4, 4, dtype=torch.bool))
 
 
+def _search(name, images, scene):
+    if name == "detect":
+        return vc.detect(vc.SpatiallyVaryingFCN(vc.make_trunk(4), 1, 4), images)
+    return {
+        "hog_detect": lambda: baselines.hog_detect(images, enlarge=2.0),
+        "subtract_background": lambda: baselines.subtract_background(images, scene),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", ["detect", "hog_detect", "subtract_background"])
+def test_every_detector_refuses_what_is_no_picture(scene, name):
+    picture = scene.background[None]
+    cases = {
+        r"images: shape \(3, 120, 160\)": scene.background,
+        "images: 1 channels": picture[:, :1],
+        r"images: values from .*, expected \[0, 1\], or uint8": 255 * picture,
+        "images: values from .* to 1.1": picture + 1.1 - picture.max(),
+    }
+    if name == "subtract_background":
+        cases[r"images: \(60, 160\) pixels, but the scene has \(120, 160\)"] = picture[:, :, :60]
+    for message, images in cases.items():
+        with pytest.raises(ValueError, match=message):
+            _search(name, images, scene)
+
+
 def test_detection_leaves_the_mode_and_refuses_what_is_no_picture():
     model = vc.SpatiallyVaryingFCN(vc.make_trunk(4), 1, 4).train()
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

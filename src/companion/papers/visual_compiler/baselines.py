@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from companion.checks import above, whole
-from companion.checks import images as check_images
-from companion.papers.visual_compiler.network import Detections, suppress
+from companion.papers.visual_compiler.network import Detections, check_pictures, suppress
 from companion.papers.visual_compiler.scene import Scene
 from companion.progress import Progress, progress_bar
 
@@ -51,14 +50,14 @@ def hog_detect(
             width; None: the images' own.
 
     Raises:
-        ValueError: for what is no batch of images, images below the window, and numbers out of
-            range.
+        ValueError: for what is no batch of colour images in [0, 1] or uint8, images below the
+            window, and numbers out of range.
         ImportError: without OpenCV, or where it has no HOG detector.
 
     References:
         Dalal and Triggs (2005), Histograms of oriented gradients for human detection.
     """
-    check_images(images=images)
+    check_pictures(images)
     above(0, enlarge=enlarge)
     height, width = images.shape[2:]
     if round(width * enlarge) < WINDOW[0] or round(height * enlarge) < WINDOW[1]:
@@ -116,10 +115,19 @@ def subtract_background(
         scene: whose background it is.
         threshold: difference of the strongest channel that counts.
         smallest: pixels of a piece.
+
+    Raises:
+        ValueError: for what is no batch of colour images in [0, 1] or uint8 of the scene's size.
     """
     import cv2
 
+    check_pictures(images, empty=True)
     background = scene.background.cpu()
+    if images.shape[1:] != background.shape:
+        raise ValueError(
+            f"images: {tuple(images.shape[2:])} pixels, but the scene has "
+            f"{tuple(background.shape[1:])}"
+        )
     speck = np.ones(OPEN, np.uint8)
     found = []
     for picture in images:

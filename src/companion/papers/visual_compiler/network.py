@@ -436,6 +436,23 @@ def suppress(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
     return nms(boxes, scores, overlap)
 
 
+def check_pictures(images: Tensor, *, empty: bool = False) -> None:
+    """Raise ValueError for what is no batch of colour images in [0, 1] or uint8.
+
+    empty: whether a batch without images will do.
+    """
+    check_images(images=images, empty=empty)
+    if images.shape[1] != 3:
+        raise ValueError(f"images: {images.shape[1]} channels, expected 3")
+    if (
+        images.numel()
+        and images.dtype != torch.uint8
+        and not 0 <= images.min() <= images.max() <= 1
+    ):
+        low, high = images.min().item(), images.max().item()
+        raise ValueError(f"images: values from {low:g} to {high:g}, expected [0, 1], or uint8")
+
+
 @torch.no_grad()
 def detect(
     model: nn.Module,
@@ -460,17 +477,8 @@ def detect(
     Raises:
         ValueError: for what is no batch of colour images in [0, 1] or uint8.
     """
-    check_images(images=images, empty=True)
-    if images.shape[1] != 3:
-        raise ValueError(f"images: {images.shape[1]} channels, expected 3")
+    check_pictures(images, empty=True)
     whole(1, batch_size=batch_size)
-    if (
-        images.numel()
-        and images.dtype != torch.uint8
-        and not 0 <= images.min() <= images.max() <= 1
-    ):
-        low, high = images.min().item(), images.max().item()
-        raise ValueError(f"images: values from {low:g} to {high:g}, expected [0, 1], or uint8")
     like = next(model.parameters())
     found: list[Detections] = []
     with (
