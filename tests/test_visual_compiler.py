@@ -1840,6 +1840,20 @@ def test_the_truth_scores_full_marks(renders, scene):
     assert result["ground_error"] < 0.6  # a box's lower edge is a foot, not the middle of both
 
 
+@pytest.mark.parametrize(("shift", "threshold", "expected"), [(0.0, 1.1, 1), (200.0, None, 0)])
+def test_joints_are_measured_though_no_box_is_a_hit(renders, shift, threshold, expected):
+    coco = vc.to_coco(renders)
+    by = torch.tensor([shift, shift, 0])
+    found = [
+        vc.Detections(people.boxes + shift, people.scores, people.keypoints + by)
+        for people in perfect(renders, coco)
+    ]
+    result = vc.evaluate(found, coco, threshold=threshold)
+    assert result["true_positives"] == 0
+    assert math.isnan(result["PCK"])
+    assert result["keypoint_AP"] == pytest.approx(expected, abs=1e-3)
+
+
 def test_nothing_found_scores_nothing(renders):
     coco = vc.to_coco(renders)
     nothing = [vc.Detections(torch.zeros(0, 4), torch.zeros(0)) for _ in coco["images"]]

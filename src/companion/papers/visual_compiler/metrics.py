@@ -379,7 +379,8 @@ def evaluate(
     out["PCK"] = float(np.mean(near)) if near else math.nan
     out["mask_IoU"] = float(np.mean(overlaps)) if overlaps else math.nan
     out["ground_error"] = float(np.nanmedian(metres)) if metres else math.nan
-    has_joints = bool(near) and all(p.keypoints is not None for p in predictions)
+    marked = any(entry.get("keypoints") for entry in coco["annotations"])
+    has_joints = marked and all(people.keypoints is not None for people in predictions)
     out["keypoint_AP"] = (
         coco_metrics(predictions, coco, "keypoints")["AP"] if has_joints else math.nan
     )
