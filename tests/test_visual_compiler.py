@@ -1187,6 +1187,10 @@ def test_coco_reads_back(renders, scene, tmp_path):
     again = COCO(str(tmp_path / "annotations.json"))
     assert len(again.getImgIds()) == 12
     assert again.dataset["info"]["camera"]["t"] == scene.camera.t.tolist()
+    camera = dataclasses.replace(scene.camera, lens=cameras.Brown(k1=-0.1))
+    bent = vc.to_coco(renders, scene=dataclasses.replace(scene, camera=camera))
+    assert "lens" not in coco["info"]["camera"]
+    assert bent["info"]["camera"]["lens"].startswith("Brown(k1=-0.1,")
     for p, entry in enumerate(again.loadAnns(again.getAnnIds())):
         mask = rle.decode(entry["segmentation"])
         image = entry["image_id"]

@@ -269,7 +269,7 @@ def to_coco(
 
     People who show too little are `iscrowd`, which evaluations leave out. Beyond COCO every
     person has `visible_fraction`, `ground` (metres) and `stature` (metres), and the data set
-    has the camera if a scene is given.
+    has the camera if a scene is given: `K`, `R`, `t`, and `lens` in words if it has one.
 
     Args:
         renders: images with exact labels.
@@ -305,6 +305,8 @@ def to_coco(
     if scene is not None:
         camera = scene.camera
         out["info"]["camera"] = {name: getattr(camera, name).tolist() for name in ("K", "R", "t")}
+        if camera.lens is not None:
+            out["info"]["camera"]["lens"] = repr(camera.lens)
     out["info"] |= dict(info or {})
     return out
 
