@@ -1322,6 +1322,13 @@ def test_sizes_that_do_not_divide_by_the_stride(bank, width, height):
         mask.person_mask(0, height + 4, width)
 
 
+@pytest.mark.parametrize("steps", range(1, 7))
+def test_training_may_take_any_few_steps(small, steps):
+    model = vc.SpatiallyVaryingFCN(vc.make_trunk(2), 1, 1)
+    options = {"batch_size": 1, "lr": 1e-3, "generator": torch.Generator()}
+    assert len(vc.train(model, small, steps=steps, **options)) == steps
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -253,8 +253,10 @@ def train_together(
         # torch's overloads lack memory_format
         model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
+        # a warm-up of just one step would divide by zero
+        warm = 0.25 if steps == 4 else min(0.2, 10 / steps + 0.1)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, lr, total_steps=steps + 1, pct_start=min(0.2, 10 / steps + 0.1)
+            optimiser, lr, total_steps=steps + 1, pct_start=warm
         )
         runs.append((model, optimiser, schedule, []))
     order = shuffled_batches(len(data), batch_size, generator)
