@@ -1406,6 +1406,8 @@ def test_masks_of_another_size_than_the_pictures_are_refused(small, scene):
     model = vc.SpatiallyVaryingFCN(vc.make_trunk(4), 2, 4, wide)
     with pytest.raises(ValueError, match=r"masks: \(37, 50\) cells"):
         vc.train(model, small, steps=1, batch_size=2, lr=1e-3, generator=torch.Generator())
+    with pytest.raises(ValueError, match=r"images: \(30, 40\) cells .* masks have \(37, 50\)"):
+        vc.detect(model, small.images[:1])
 
 
 def test_an_exported_network_computes_the_same(scene, tmp_path):

@@ -116,9 +116,18 @@ class SpatiallyVaryingFCN(nn.Module):
         self.register_buffer("neighbours", pairs, persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
+        """Maps (b, 23, H/4, W/4) of images (b, 3, H, W) in [0, 1].
+
+        Raises:
+            ValueError: for images of another size than the masks'.
+        """
         # a strip of less than a cell at the right or the bottom has no say
-        """Maps (b, 23, H/4, W/4) of images (b, 3, H, W) in [0, 1]."""
         height, width = (size // STRIDE for size in pictures.shape[2:])
+        if self.masks is not None and self.masks.shape[1:] != (height, width):
+            raise ValueError(
+                f"images: {(height, width)} cells of {STRIDE} pixels, but the masks have "
+                f"{tuple(self.masks.shape[1:])}"
+            )
         # eq. (10.4), σ(V_r * φ)
         features = torch.relu(self.hidden(self.trunk(pictures - 0.5)))
         features = features[..., :height, :width]
@@ -477,7 +486,8 @@ def detect(
         An entry an image, the people best first.
 
     Raises:
-        ValueError: for what is no batch of colour images in [0, 1] or uint8.
+        ValueError: for what is no batch of colour images in [0, 1] or uint8, and images of
+            another size than the model's masks.
     """
     check_pictures(images, empty=True)
     whole(1, batch_size=batch_size)
