@@ -14,7 +14,7 @@ from tiny import outputs, tiny_notebook, wait
 
 from companion.__main__ import main
 from companion.files import ROOT
-from companion.runs import chapters, executor, fingerprint
+from companion.runs import alike, chapters, executor, fingerprint
 from companion.runs.processes import LIBRARY
 from companion.runs.refresh import refresh
 
@@ -72,38 +72,68 @@ def git(folder, *arguments):
     subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
 
 
+GIVEN = """\
+NUMBER = {0}
+
+
+def listed():
+    return {0}
+"""
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 def test_code_that_gives_the_same_is_told_from_code_that_does_not(tmp_path):
     root, package = tmp_path / "project", tmp_path / "project" / "src" / "companion"
     shutil.copytree(LIBRARY, package, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "given.py").write_text("NUMBER = 1 + 1\n")
+    (package / "given.py").write_text(GIVEN.format("1 + 1"))
     (root / "notebooks").mkdir()
     cells = [
-        "from companion.given import NUMBER", "NUMBER", "import time; time.time_ns()",
-        "from IPython.display import Markdown\nfrom pathlib import Path\nimport companion.given\n"
-        "Markdown(f'```python\\n{Path(companion.given.__file__).read_text()}```')",
+        "from companion.given import NUMBER", "import time; print(NUMBER, 'in', time.time_ns())",
+        "from companion.figures import show_source\nimport companion.given\n"
+        "show_source(companion.given.listed)",
     ]  # fmt: skip
     path = tiny_notebook(root / "notebooks", cells)
     git(root, "init")
     git(root, "add", ".")
     git(root, "commit", "-m", "one")
 
-    def against(commit, number):
-        (package / "given.py").write_text(f"NUMBER = {number}\n")
+    def against(commit, number, *names):
+        (package / "given.py").write_text(GIVEN.format(number))
         done = subprocess.run(
-            [sys.executable, "-m", "companion", "refresh", str(path), "--against", commit],
+            [sys.executable, "-m", "companion", "refresh", *names, f"--against={commit}"],
             env=os.environ | {"PYTHONPATH": str(package.parent)}, capture_output=True, text=True,
         )  # fmt: skip
         last = (done.stdout + done.stderr).splitlines()[-1]
-        return last, chapters.read(path)["metadata"]["companion"]["alike"]
+        return last, chapters.read(path)["metadata"].get("companion", {}).get("alike")
 
-    said, alike = against("HEAD", "3 - 1")
+    before = path.read_bytes()
+    for commit in ("HEAD~7", f"--output={path}", ""):
+        assert f"against = {commit!r}: expected a commit" in against(commit, "2", path)[0]
+    assert path.read_bytes() == before  # nothing was run, nothing written
+    said, alike = against("HEAD", "3 - 1", path)
     assert said == "tiny.ipynb with the library of HEAD: the same results"
     assert len(alike) == 1
-    said, other = against("HEAD", "3")
+    assert "against: expected the names of notebooks" in against("HEAD", "3 - 1")[0]
+    # the time beside it hides nothing
+    said, alike = against("HEAD", "3", path)
     assert said == "tiny.ipynb with the library of HEAD: other results in code cells 2"
-    assert other == []
-    assert "against = 'HEAD~7': expected a commit" in against("HEAD~7", "3")[0]
+    assert alike == []
+    tiny_notebook(path.parent, [*cells, "1"])
+    assert "the cells of tiny.ipynb have changed" in against("HEAD", "2", path)[0]
+
+
+def test_a_notebook_that_changed_while_it_was_compared_is_not_marked(tmp_path):
+    path = tiny_notebook(tmp_path, ["1"])
+    refresh(path)
+    compared = chapters.read(path)
+    alike._note(path, compared, {"0" * 64}, differ=False)
+    assert fingerprint.standing(path)("0" * 64) == "earlier"
+    alike._note(path, compared, {"0" * 64}, differ=True)
+    assert fingerprint.standing(path)("0" * 64) == "stale"
+    tiny_notebook(tmp_path, ["2"])
+    refresh(path)
+    with pytest.raises(RuntimeError, match=r"tiny\.ipynb changed while it was compared"):
+        alike._note(path, compared, {"0" * 64}, differ=False)
 
 
 @pytest.fixture

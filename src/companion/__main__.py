@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -521,6 +521,17 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _refresh(options: argparse.Namespace) -> None:
+    with ExitStack() as stack:
+        tree = None
+        if options.against is not None:
+            from companion.runs.alike import tree_of
+
+            tree = stack.enter_context(tree_of(options.against))
+        _refreshed(options, tree)
+
+
+def _refreshed(options: argparse.Namespace, tree: Path | None) -> None:
+    """Rerun notebooks; compare them with an earlier commit's files, if there are any."""
     from companion.files import check_writable
     from companion.runs import chapters
     from companion.runs.fingerprint import is_current
@@ -532,6 +543,11 @@ def _refresh(options: argparse.Namespace) -> None:
         every = [chapters.find(stem) for stem in chapters.stems()]
         waiting = [path for path in every if not is_current(path)]
         print(f"{len(every) - len(waiting)} notebooks are current, {len(waiting)} to run")
+    jobs = max(1, options.jobs)
+    if tree:
+        from companion.runs import alike
+
+        alike.check(waiting, tree)
     for path in waiting:
         check_writable(path.parent)
         chapters.write_preset_files(path)
@@ -548,33 +564,14 @@ def _refresh(options: argparse.Namespace) -> None:
         else:
             print(f"{head}: {outcome:.0f} s", flush=True)
 
-    refresh_all(waiting, max(1, options.jobs), tell)
-    if options.against and waiting:
-        failures += _compare([p for p in waiting if p.name not in failures], options)
+    refresh_all(waiting, jobs, tell)
     if failures:
         raise RuntimeError(f"{', '.join(failures)} failed")
-
-
-def _compare(paths: list[Path], options: argparse.Namespace) -> list[str]:
-    """Compare refreshed notebooks with an earlier commit's; the names of those that failed."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from companion.runs.alike import judge, tree_of
-
-    def told(path: Path) -> str:
-        try:
-            differ = judge(path, tree)
-        except (ValueError, RuntimeError) as error:
-            failed.append(path.name)
-            return str(error)
-        cells = ", ".join(map(str, differ))
-        return f"other results in code cells {cells}" if differ else "the same results"
-
-    failed: list[str] = []
-    with tree_of(options.against) as tree, ThreadPoolExecutor(max(1, options.jobs)) as pool:
-        for path, outcome in zip(paths, pool.map(told, paths), strict=True):
-            print(f"{path.name} with the library of {options.against}: {outcome}", flush=True)
-    return failed
+    if tree:
+        for path, differ in alike.compare(waiting, tree, jobs):
+            cells = ", ".join(map(str, differ))
+            found = f"other results in code cells {cells}" if differ else "the same results"
+            print(f"{path.name} with the library of {options.against}: {found}", flush=True)
 
 
 def _build(options: argparse.Namespace) -> int:

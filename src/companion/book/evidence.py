@@ -34,7 +34,7 @@ SIGNS = {NOT_REPRODUCED: "✗", SOME: "≈", REPRODUCED: "✓", NOT_RUN: "–"}
 OLDER = {EARLIER: "earlier code", STALE: "stale"}
 SINCE = {
     EARLIER: "The library below the chapter has changed since; the chapter's default run gives the "
-    "same results with both.",
+    "same results with both; what this run did besides was not tried again.",
     STALE: "The chapter's code or the library below it has changed since.",
 }
 KINDS = {"paper": "claim of the paper", "control": "our control", "derivation": "derivation"}

@@ -26,7 +26,7 @@ from typing import Any
 from companion.book.runs import stored_run
 from companion.runs import chapters
 from companion.runs.exercises import answers
-from companion.runs.record import STALE, Held, Run
+from companion.runs.record import CURRENT, Held, Run
 from companion.runs.records import FOLDER, load_answers, load_records
 from companion.runs.store import kept
 
@@ -71,7 +71,7 @@ def printed(text: str, paper: str) -> str:
         if run.values.get("code") != answer.said:
             raise ValueError(f"{paper}: the code of exercise {label} has changed: {run.command}")
         lines = "\n".join(run.values["printed"])
-        since = ", before the chapter's code changed" if run.code == STALE else ""
+        since = ", before the chapter's code changed" if run.code != CURRENT else ""
         text = text.replace(block, f"{block}\n\nIt prints{since}:\n\n```text\n{lines}\n```")
     return text
 

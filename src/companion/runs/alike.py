@@ -10,13 +10,24 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from companion.files import ROOT, scratch, write_whole
-from companion.runs.chapters import code_cells, read
+from companion.runs.chapters import code_cells, parse, read
+from companion.runs.processes import PARENT
+from companion.runs.refresh import executed_all
+
+# the earlier library may be older than its own way to end with its parent
+CHILD = """\
+import contextlib, runpy
+with contextlib.suppress(ImportError):
+    from companion.runs.processes import end_with_parent
+    end_with_parent()
+runpy.run_module("companion", run_name="__main__", alter_sys=True)
+"""
 
 
 @contextmanager
@@ -25,77 +36,135 @@ def tree_of(commit: str) -> Iterator[Path]:
 
     Raises ValueError for what is no commit here.
     """
+
+    def git(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+
+    try:
+        found = git("rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}")
+    except FileNotFoundError:
+        raise ValueError(f"against = {commit!r}: needs git, which is not here") from None
+    if found.returncode:
+        raise ValueError(f"against = {commit!r}: expected a commit of this checkout")
     with scratch() as folder:
-        archive = folder / "tree.tar"
-        git = ["git", "-C", str(ROOT), "archive", "--output", str(archive), commit, "--"]
-        done = subprocess.run(git, capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"against = {commit!r}: expected a commit: {done.stderr.strip()}")
-        with tarfile.open(archive) as files:
-            files.extractall(folder / "tree", filter="data")
-        yield folder / "tree"
+        archive, tree = folder / "tree.tar", folder / "tree"
+        git("archive", "--output", str(archive), found.stdout.strip())
+        safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        try:
+            with tarfile.open(archive) as files:
+                files.extractall(tree, **safely)
+        except (OSError, tarfile.TarError) as error:
+            raise ValueError(f"against = {commit!r}: cannot be unpacked: {error}") from error
+        yield tree
 
 
-def judge(path: Path, tree: Path) -> list[int]:
+def check(paths: Sequence[Path], tree: Path) -> None:
+    """Raise ValueError unless these chapters can be compared with those of the tree."""
+    if not paths:
+        raise ValueError("against: expected the names of notebooks to compare")
+    for path in paths:
+        if not path.is_relative_to(ROOT) or not (tree / path.relative_to(ROOT)).is_file():
+            raise ValueError(f"against: {path.name} is not there in the earlier commit")
+        if _sources(read(path)) != _sources(read(tree / path.relative_to(ROOT))):
+            raise ValueError(
+                f"against: the cells of {path.name} have changed since, not only the library"
+            )
+
+
+def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path, list[int]]]:
     """The code cells, counted from 1, whose results differ from those of an earlier tree.
 
-    path: a chapter that was refreshed just now. Where all are the same, the earlier code, and what
-    was like it, is listed in the notebook, and runs made with it are not called stale
-    (`fingerprint.standing`). A cell whose results differ between two runs of the earlier code, as
-    those that tell the time do, does not count.
+    paths: chapters that were refreshed just now. Where all results are the same, the earlier code,
+    and what was like it, is listed in the notebook, and runs made with it are not called stale
+    (`fingerprint.standing`); where some differ, it is listed no more. A value that differs between
+    two runs of the earlier code and between two of today's, such as a time, does not count.
 
-    Raises ValueError for a chapter that the tree lacks or whose cells are others, RuntimeError if
-    it does not run.
+    Raises RuntimeError for chapters that do not run.
     """
-    new, earlier = read(path), tree / path.relative_to(ROOT)
-    if not earlier.is_file():
-        raise ValueError(f"{path.name}: not there in the earlier commit")
-    stored = read(earlier)["metadata"].get("companion", {})
-    first = _rerun(earlier, tree)
-    if [c["source"] for c in code_cells(first)] != [c["source"] for c in code_cells(new)]:
-        raise ValueError(f"{path.name}: its cells have changed, not only the library below them")
-    differ = _differing(first, new)
-    if differ:
-        differ -= _differing(first, _rerun(earlier, tree))
-    if not differ:
-        made = first["metadata"]["companion"]["fingerprint"]
-        before = stored.get("alike", []) if stored.get("fingerprint") == made else []
-        _list(path, {made, *before})
-    return sorted(differ)
+    news = {path: read(path) for path in paths}
+    stored = {path: _about(read(tree / path.relative_to(ROOT))) for path in paths}
+    olds = _rerun(paths, tree, jobs)
+    differ = {path: _differing(olds[path], news[path]) for path in paths}
+    if doubtful := [path for path in paths if differ[path]]:
+        again = _rerun(doubtful, tree, jobs)
+        today = executed_all(doubtful, jobs)
+        for path in doubtful:
+            noise = _differing(olds[path], again[path])
+            noise &= _differing(news[path], parse(today[path], path.name))
+            differ[path] -= noise
+    for path in paths:
+        code, old = _about(olds[path])["fingerprint"], stored[path]
+        like = {code, *(old.get("alike", []) if old.get("fingerprint") == code else [])}
+        _note(path, news[path], like, bool(differ[path]))
+        yield path, sorted({cell for cell, *_ in differ[path]})
 
 
-def _rerun(notebook: Path, tree: Path) -> dict:
-    """The notebook, run and stored by the tree's own library."""
+def _rerun(paths: Sequence[Path], tree: Path, jobs: int) -> dict[Path, dict]:
+    """The notebooks, run and stored by the tree's own library."""
+    places = {path: tree / path.relative_to(ROOT) for path in paths}
+    around = filter(None, [str(tree / "src"), os.environ.get("PYTHONPATH")])
     done = subprocess.run(
-        [sys.executable, "-m", "companion", "refresh", str(notebook)],
+        [sys.executable, "-c", CHILD, "refresh", *map(str, places.values()), "--jobs", str(jobs)],
         cwd=tree,
-        env=os.environ | {"PYTHONPATH": str(tree / "src")},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(around), PARENT: str(os.getpid())},
         capture_output=True,
         text=True,
+        start_new_session=True,
     )
     if done.returncode:
-        raise RuntimeError(f"{notebook.name} does not run with the earlier code:\n{done.stderr}")
-    return read(notebook)
+        raise RuntimeError(f"with the earlier library:\n{done.stderr}")
+    return {path: read(place) for path, place in places.items()}
 
 
-def _differing(one: dict, other: dict) -> set[int]:
-    pairs = zip(code_cells(one), code_cells(other), strict=True)
-    return {n for n, (a, b) in enumerate(pairs, 1) if _results(a) != _results(b)}
+def _about(notebook: dict) -> dict[str, Any]:
+    return notebook["metadata"].get("companion", {})
 
 
-def _results(cell: dict) -> list[Any]:
-    """Outputs of a cell but for listings, which show the library's code and not what it gives."""
-
-    def lists(output: dict) -> bool:
-        return "".join(output.get("data", {}).get("text/markdown", "")).startswith("```python")
-
-    return [output for output in cell["outputs"] if not lists(output)]
+def _sources(notebook: dict) -> list[str]:
+    return [cell["source"] for cell in code_cells(notebook)]
 
 
-def _list(path: Path, codes: set[str]) -> None:
+def _differing(one: dict, other: dict) -> set[tuple]:
+    """The values in which two notebooks of the same cells differ: cell and road to each."""
+    first, second = dict(_values(one)), dict(_values(other))
+    return {
+        road
+        for road in first.keys() | second.keys()
+        if road not in first or road not in second or first[road] != second[road]
+    }
+
+
+def _values(notebook: dict) -> Iterator[tuple[tuple, Any]]:
+    """All that the outputs hold, texts word by word; but for listings of the library's source."""
+    for number, cell in enumerate(code_cells(notebook), 1):
+        lists = "show_source(" in cell["source"]
+        for place, output in enumerate(cell["outputs"]):
+            text = "".join(output.get("data", {}).get("text/markdown", ""))
+            if not (lists and text.startswith("```python")):
+                yield from _leaves((number, place), output)
+
+
+def _leaves(road: tuple, value: Any) -> Iterator[tuple[tuple, Any]]:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        value = "".join(value)  # as notebooks store a text
+    if isinstance(value, str):
+        yield from (((*road, place), word) for place, word in enumerate(value.split()))
+    elif isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in items:
+            yield from _leaves((*road, key), part)
+    else:
+        yield road, value
+
+
+def _note(path: Path, compared: dict, codes: set[str], differ: bool) -> None:
+    """List codes in a notebook as alike, or take them out."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
-    about = notebook.metadata.companion
-    about.alike = sorted({*about.get("alike", []), *codes} - {about.fingerprint})
+    about, was = notebook.metadata.companion, _about(compared)
+    if (about.fingerprint, about.outputs) != (was["fingerprint"], was["outputs"]):
+        raise RuntimeError(f"{path.name} changed while it was compared: run it again")
+    listed = set(about.get("alike", []))
+    about.alike = sorted((listed - codes if differ else listed | codes) - {about.fingerprint})
     write_whole(path, nbformat.writes(notebook) + "\n")
