@@ -1,6 +1,7 @@
 """Shared sparse regression against brute force, pysindy, closed forms and invariances."""
 
 import itertools
+import math
 import subprocess
 import sys
 import warnings
@@ -700,6 +701,30 @@ def test_a_simulation_goes_as_far_as_its_data_or_as_it_is_told():
     assert torch.allclose(given.simulate(x[0], t, limit=1e6), x, rtol=0.03)
     with pytest.raises(ValueError, match="limit = -1"):
         given.simulate(x[0], t, limit=-1)
+
+
+def test_a_simulation_far_apart_has_the_steps_of_its_data():
+    t = torch.linspace(0, 2, 41)  # float32: its steps are rounded
+    x = torch.exp(-t.double())[:, None]
+    library = spreme.Library(1, 1)
+    model = spreme.SharedSINDy(library, max_terms=1).fit([x, x[:9]], t, [0, 0])
+    assert model.step_ == pytest.approx(0.05)
+    assert torch.equal(
+        model.simulate(x[0], t), spreme.simulate(library, model.coef_[0], x[:1], t)[0][0]
+    )
+    given = spreme.SharedSINDy.from_coefficients(library, [[0.0, -1.0]], step=0.05)
+    for exact in (model, model.adapt(x, t), given):
+        fine = exact.simulate([1.0], 0.05 * np.arange(401), flag=True)[0]
+        for asked in ([0.0, 20.0], [0.0, 7.0, 20.0]):
+            states, gone = exact.simulate([1.0], asked, flag=True)
+            assert not gone
+            assert states[-1].item() == pytest.approx(fine[-1].item(), rel=1e-6)
+        assert fine[-1].item() == pytest.approx(math.exp(20 * exact.coef_[0, 0, 1]), rel=1e-5)
+    assert given.simulate([1.0], [0.0, -2.0])[-1].item() == pytest.approx(math.e**2, rel=1e-6)
+    for start in (spreme.SharedSINDy.from_coefficients, spreme.simulate):
+        more = () if start == spreme.SharedSINDy.from_coefficients else ([[1.0]], [0.0, 1.0])
+        with pytest.raises(ValueError, match="step = 0: expected"):
+            start(library, [[0.0, -1.0]], *more, step=0)
 
 
 def test_a_simulation_takes_coefficients_of_any_precision():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -59,6 +60,7 @@ class SharedSINDy(BaseEstimator):
         n_features_in_: the number of states n.
         limit_: beyond which a state of a simulation counts as diverged: 1e4, or a hundred times
             the largest state of the data where that is more.
+        step_: time between two samples of the data, their median; None where it is not known.
 
     References:
         Park et al. (2023), arXiv 2302.05942; S2 and S3 are simpler ways to the same support.
@@ -75,6 +77,7 @@ class SharedSINDy(BaseEstimator):
     support_: Tensor
     path_: list[Any] | LoopResult
     criterion_: Tensor | None
+    step_: float | None
 
     def __init__(
         self,
@@ -149,6 +152,7 @@ class SharedSINDy(BaseEstimator):
         self.n_features_in_ = self.library_.n
         self.environments_ = labels
         self.limit_ = max(LIMIT, 100 * x.abs().max().item())
+        self.step_ = _step(times)
         self.feature_names_ = self.library_.get_feature_names()
         if self.method == "mask":
             return self._fit_mask(x, times, progress)
@@ -209,19 +213,27 @@ class SharedSINDy(BaseEstimator):
         model.coef_ = solve(gram, self.support_[..., None, :, :].to(x.device))
         model.environments_ = [0]
         model.limit_ = max(self.limit_, 100 * x.abs().max().item())
+        model.step_ = max(self.step_ or 0, _step(times))
         return model
 
     @classmethod
-    def from_coefficients(cls, library: Library, coefficients: Tensor | ArrayLike) -> SharedSINDy:
+    def from_coefficients(
+        cls, library: Library, coefficients: Tensor | ArrayLike, *, step: float | None = None
+    ) -> SharedSINDy:
         """Make a fitted model of given coefficients.
 
         Args:
             library: the terms.
             coefficients: shape (n, p) or (E, n, p), as pysindy has them.
+            step: time between two samples of the data that they describe, above 0, which
+                `simulate` divides by 4. Without one it divides any time by 4, however long: ask
+                for times that are close together.
 
         Raises:
-            ValueError: for another shape, or numbers that are not finite.
+            ValueError: for another shape, numbers that are not finite, or a step out of range.
         """
+        if step is not None:
+            above(0, step=step)
         coefficients = as_float("coefficients", coefficients)
         if coefficients.ndim == 2:
             coefficients = coefficients[None]
@@ -237,7 +249,7 @@ class SharedSINDy(BaseEstimator):
         model.path_, model.criterion_ = [], None
         model.environments_ = list(range(len(coefficients)))
         model.library_, model.n_features_in_ = library, library.n
-        model.limit_ = LIMIT
+        model.limit_, model.step_ = LIMIT, step
         model.feature_names_ = library.get_feature_names()
         return model
 
@@ -302,6 +314,9 @@ class SharedSINDy(BaseEstimator):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Follow the model of one environment.
 
+        With four steps of Runge and Kutta's rule between two times, and with proportionally more
+        where those are further apart than the samples of the data.
+
         Args:
             x0: initial states of shape (R, n), or one of shape (n,). NumPy or torch.
             t: times of shape (T,), the first that of x0. NumPy or torch.
@@ -323,7 +338,9 @@ class SharedSINDy(BaseEstimator):
         x0 = self._states("x0", x0)
         alone = x0.ndim == 1
         start = x0[None] if alone else x0
-        states, diverged = simulate(self.library_, coefficients, start, t, limit=limit)
+        states, diverged = simulate(
+            self.library_, coefficients, start, t, limit=limit, step=self.step_
+        )
         if alone:
             states, diverged = states.squeeze(-3), diverged.squeeze(-1)
         if flag:
@@ -527,6 +544,12 @@ def _times(given, T: int, *, longer: bool = False) -> np.ndarray:
     return _unrounded(t[:T], str(getattr(given, "dtype", "")).removeprefix("torch."))
 
 
+def _step(times: np.ndarray | list) -> float:
+    """Median time between two samples, of times as `arrange` gives them."""
+    each = [part for line in times for part in line] if isinstance(times, list) else [times]
+    return float(np.median(np.concatenate([np.diff(t) for t in each if t is not None])))
+
+
 def _unrounded(t: np.ndarray, dtype: str) -> np.ndarray:
     """Times in lower precision, such as of torch.linspace: what that made of equal steps is equal."""
     if dtype not in ("float16", "float32") or not (
@@ -562,6 +585,7 @@ def simulate(
     *,
     substeps: int = 4,
     limit: float = LIMIT,
+    step: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Follow many models at once with Runge and Kutta's classical rule.
 
@@ -574,15 +598,19 @@ def simulate(
         t: times of shape (T,).
         substeps: steps of the rule between two times, at least 1.
         limit: size of a state, above 0.
+        step: time, above 0, for which that many are enough: times further apart have as many for
+            each step or part of one. None: any time.
 
     Returns:
         States of shape (..., R, T, n), float64, and a boolean (..., R), whether one went beyond.
 
     Raises:
         ValueError: for other shapes, no times or some that are not finite, no substeps, and a
-            limit out of range.
+            limit or step out of range.
     """
     above(0, limit=limit)
+    if step is not None:
+        above(0, step=step)
     coefficients = as_float("coefficients", coefficients)
     t = times_of(t)
     x0 = as_float("x0", x0).to(coefficients.device)
@@ -598,14 +626,16 @@ def simulate(
     x = x0.expand(*lead, *x0.shape[-2:]).clone()
     gone = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
     path = [x]
-    for step in np.diff(t) / substeps:
-        new = x
-        for _ in range(substeps):
+    for dt in np.diff(t):
+        # a tenth more than a step is one still: times may be rounded
+        count = substeps * (max(1, math.ceil(abs(dt) / step - 0.1)) if step else 1)
+        h, new = dt / count, x
+        for _ in range(count):
             k1 = values(new) @ weights
-            k2 = values(new + step / 2 * k1) @ weights
-            k3 = values(new + step / 2 * k2) @ weights
-            k4 = values(new + step * k3) @ weights
-            new = new + step / 6 * (k1 + 2 * (k2 + k3) + k4)
+            k2 = values(new + h / 2 * k1) @ weights
+            k3 = values(new + h / 2 * k2) @ weights
+            k4 = values(new + h * k3) @ weights
+            new = new + h / 6 * (k1 + 2 * (k2 + k3) + k4)
         gone = gone | ~(new.abs() < limit).all(-1)  # NaN is not below the limit
         x = torch.where(gone[..., None], x, new)
         path.append(x)
