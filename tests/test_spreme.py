@@ -928,6 +928,13 @@ def test_equations_are_written_and_compared():
     assert second.missing == (x,)
     assert second.extra == (sympy.Integer(1),)
     assert not second.exact
+    plain = [e.xreplace({s: sympy.Symbol(s.name) for s in (x, y)}) for e in told]
+    for ours, theirs in ((told, plain), (plain, told), (told, told)):
+        assert all(
+            state.exact and not any(state.errors.values())
+            for state in spreme.compare(ours, theirs)
+        )
+    assert all(state.exact for state in spreme.compare([0, x], [0, sympy.Symbol("x")]))
 
 
 # ---------------------------------------------------------------- real plates

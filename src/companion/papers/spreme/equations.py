@@ -73,15 +73,18 @@ def compare(found: Sequence[sympy.Expr], truth: Sequence[sympy.Expr]) -> list[Co
 
     Args:
         found: one expression a state, with numbers as coefficients.
-        truth: likewise.
+        truth: likewise. Symbols of one name are the same, whatever sympy assumes of them.
 
     >>> x = sympy.Symbol("x")
     >>> (state,) = compare([2.2 * x + x**2], [2.0 * x])
     >>> state.exact, state.extra, round(state.errors[x], 3)
     (False, (x**2,), 0.1)
     """
+    ours_by_name = {s.name: s for e in found for s in sympy.sympify(e).free_symbols}
     out = []
     for ours, theirs in zip(found, truth, strict=True):
+        theirs = sympy.sympify(theirs)
+        theirs = theirs.xreplace({s: ours_by_name.get(s.name, s) for s in theirs.free_symbols})
         a, b = (sympy.expand(e).as_coefficients_dict() for e in (ours, theirs))
         a, b = ({k: float(v) for k, v in d.items() if v != 0} for d in (a, b))
         errors = {term: abs(a[term] / b[term] - 1) for term in a if term in b}
