@@ -673,6 +673,24 @@ def test_a_picture_with_an_absurd_header_is_named(tmp_path, pixels):
         load_image_folder(tmp_path)
 
 
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_of_grey_in_16_bits_the_upper_8_are_read(tmp_path, ending):
+    grey = np.arange(0, 2**16, 257, dtype=np.uint16).reshape(16, 16)  # 0 to 65535
+    (tmp_path / "a").mkdir()
+    Image.fromarray(grey).save(tmp_path / "a" / f"1.{ending}")
+    images, _, _ = load_image_folder(tmp_path, channels=1)
+    assert torch.equal(images.flatten(), torch.arange(256) / 255)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_grey_of_any_range_is_refused(tmp_path, mode):
+    path = tmp_path / "1.tif"
+    Image.new(mode, (2, 2), 3).save(path)
+    assert open_picture(path).mode == mode
+    with pytest.raises(CorruptDataError, match=f"mode {mode}, expected 8 or 16 bits a channel"):
+        open_picture(path, "RGB")
+
+
 @pytest.mark.parametrize("options", [{"channels": 2}, {"size": 0}])
 def test_a_folder_is_not_read_with_options_that_cannot_be(options, tmp_path):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -95,9 +95,10 @@ def read_table(
 def open_picture(path: Path | str, mode: str = "", *, get: str = "") -> Image:
     """A picture file, decoded whole.
 
-    mode: Pillow's, to convert to; "" leaves it. get: a sentence that says how to come by it.
-    Raises MissingDataError, or CorruptDataError for what cannot be decoded or claims more pixels
-    than Pillow holds to be safe.
+    mode: Pillow's, to convert to, of 16 bits the upper 8; "" leaves it. get: a sentence that says
+    how to come by it.
+    Raises MissingDataError, or CorruptDataError for what cannot be decoded or converted, or claims
+    more pixels than Pillow holds to be safe.
     """
     from PIL import Image
 
@@ -108,6 +109,19 @@ def open_picture(path: Path | str, mode: str = "", *, get: str = "") -> Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 picture.load()
-                return picture.convert(mode) if mode else picture
+                return _of_8_bits(picture).convert(mode) if mode else picture
     except Exception as error:  # each of Pillow's decoders has exceptions of its own
         raise CorruptDataError(f"{path} cannot be decoded: {error}") from error
+
+
+def _of_8_bits(picture: Image) -> Image:
+    """The picture; of grey in 16 bits, which Pillow's conversions clip at 255, the upper 8."""
+    from PIL import Image
+
+    if picture.mode.startswith("I;16") or (
+        picture.mode == "I" and picture.format in ("PNG", "PPM")
+    ):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):  # of any range
+        raise ValueError(f"Pillow's mode {picture.mode}, expected 8 or 16 bits a channel")
+    return picture

@@ -74,12 +74,12 @@ def ground_picture(tracks: Tracks, extent: float, cells: int) -> tuple[Tensor, T
     low, high = tracks.position.amin(0), tracks.position.amax(0)
     middle = (low + high) / 2
     fine = cells * PATCH_CELLS
-    opened = open_picture(tracks.picture)
+    opened = open_picture(tracks.picture, "RGB")
     # one averaged pixel is about one point of the fine grid
     width, height = opened.size
     across = tracks.pixels(middle + torch.tensor([[extent / 2, 0], [-extent / 2, 0]]))
     shrink = max(1, int((across[0] - across[1]).norm() / fine))
-    small = opened.convert("RGB").resize((max(1, width // shrink), max(1, height // shrink)))
+    small = opened.resize((max(1, width // shrink), max(1, height // shrink)))
     image = torch.from_numpy(np.array(small)).movedim(2, 0).float() / 255
     at = ((torch.arange(fine) + 0.5) / fine - 0.5) * extent
     y, x = torch.meshgrid(at.double(), at.double(), indexing="ij")
