@@ -104,6 +104,7 @@ def test_a_clock_or_unit_that_cannot_be_is_refused(tmp_path):
         ({"fps": 25, "unit": "cm"}, "unit = 'cm': expected 'm' or 'px'"),
         ({"fps": 25, "columns": {"time": "t"}}, "expected names for frame, id, x, y"),
         ({"fps": 25, "metres_per_pixel": -1}, "metres_per_pixel = -1"),
+        ({"fps": 25, "metres_per_pixel": 0.05}, "metres_per_pixel = 0.05: belongs to unit = 'px'"),
     ):
         with pytest.raises(ValueError, match=message):
             read_tracks(path, **arguments)

@@ -147,9 +147,12 @@ def test_pixels_become_metres_only_by_a_scale(tmp_path):
     torch.testing.assert_close(metres.pixels(metres.position), tracks.position)
     assert tracks.in_metres(0.5).position[0].tolist() == [10, 20]
     bare = Tracks("bare", tracks.step, tracks.agent, tracks.position, 0.4, unit="px")
-    for scale in (None, 0.0, float("nan")):
+    for scale in (None, 0.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="metres_per_pixel"):
             bare.in_metres(scale)
+    assert metres.in_metres() is metres
+    with pytest.raises(ValueError, match=r"metres_per_pixel = 0\.5: sdd/gates/8 is in metres"):
+        metres.in_metres(0.5)
     with pytest.raises(ValueError, match="no map from px to a picture"):
         bare.pixels(bare.position)
 

@@ -71,6 +71,8 @@ def read_tracks(
         raise ValueError(f"unit = {unit!r}: expected 'm' or 'px'")
     if metres_per_pixel is not None:
         above(0, metres_per_pixel=metres_per_pixel)
+        if unit == "m":
+            raise ValueError(f"metres_per_pixel = {metres_per_pixel!r}: belongs to unit = 'px'")
     frames = whole_multiple(
         fps * dt_s, "dt_s", dt_s, f"a whole number of frames, of which fps = {fps:g} make a second"
     )

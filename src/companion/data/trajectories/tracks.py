@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.checks import above
 from companion.data.files import Row
 from companion.data.root import CorruptDataError
 
@@ -115,16 +116,22 @@ class Tracks:
             metres_per_pixel: metres that one pixel covers; None takes the set's own estimate.
 
         Raises:
-            ValueError: if the scene is in pixels and there is no scale.
+            ValueError: if the scene is in pixels and there is no scale; for a scale of one that is
+                in metres; and for a scale that is not finite and above 0.
         """
         if self.unit == "m":
+            if metres_per_pixel is not None:
+                raise ValueError(
+                    f"metres_per_pixel = {metres_per_pixel!r}: {self.name} is in metres already"
+                )
             return self
         scale = self.metres_per_pixel if metres_per_pixel is None else metres_per_pixel
-        if scale is None or not scale > 0:
+        if scale is None:
             raise ValueError(
                 f"metres_per_pixel = {scale!r}: {self.name} is in pixels and has no scale of "
                 "its own; give the metres that one pixel covers"
             )
+        above(0, metres_per_pixel=scale)
         back = torch.diag(torch.tensor([1 / scale, 1 / scale, 1.0], dtype=torch.float64))
         return dataclasses.replace(
             self,
