@@ -341,6 +341,8 @@ def test_errors_are_of_examples_with_one_label_each():
         error_rate(net(), x, y[:, None])
     with pytest.raises(ValueError, match="inputs: no example"):
         error_rate(net(), x[:0], y[:0])
+    with pytest.raises(ValueError, match="targets: 2, but the model tells 1 classes apart"):
+        error_rate(nn.Identity(), x[:, :1], y)  # of one logit the largest is the first
     with pytest.raises(ValueError, match="inputs: no example"):
         predict(net(), x[:0])
     with pytest.raises(ValueError, match="batch_size = 0"):

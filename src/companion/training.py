@@ -247,6 +247,7 @@ def error_rate(
     """
     check_labels(inputs, targets=targets)
     outputs = predict(model, inputs, batch_size=batch_size)
+    check_classes(outputs, targets)
     right = (outputs.argmax(1) == targets) & outputs.isfinite().all(1)
     return 100.0 * (1.0 - int(right.sum()) / len(right))
 
