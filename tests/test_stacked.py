@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -152,7 +153,8 @@ def test_what_cannot_be_stacked_trains_one_by_one_with_the_same_numbers(make):
     torch.manual_seed(3)
     twins, expected = alone(models, masks, [4, 5], x, y, **HARD)
     torch.manual_seed(3)
-    histories = train_together(models, x, y, seeds=[4, 5], masks=masks, **HARD)
+    once = HARD | {"milestones": iter(HARD["milestones"])}
+    histories = train_together(models, x, y, seeds=[4, 5], masks=masks, **once)
     assert [h.loss for h in histories] == [h.loss for h in expected]
     for model, twin in zip(models, twins, strict=True):
         for p, q in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
@@ -268,6 +270,20 @@ def hooked():
     return model
 
 
+def listened(to):
+    """A network whose backward pass somebody watches: of a parameter, or of a module."""
+    model = mlp(12, (5,), 10)
+    if to == "parameter":
+        model[1].weight.register_hook(lambda g: g)
+    elif to == "gradient":
+        model[1].weight.register_post_accumulate_grad_hook(lambda _: None)
+    elif to == "module":
+        model[1].register_full_backward_hook(lambda *_: None)
+    else:
+        model[1].register_full_backward_pre_hook(lambda *_: None)
+    return model
+
+
 class Chain(nn.Sequential):
     """A chain that computes something else."""
 
@@ -294,6 +310,7 @@ class Chain(nn.Sequential):
         (frozen, (12,)),
         (shared, (5,)),
         (hooked, (12,)),
+        *((partial(listened, to), (12,)) for to in ("parameter", "gradient", "module", "before")),
     ],
 )  # fmt: skip
 def test_what_is_no_plain_chain_is_not_stacked(make, shape):
@@ -356,6 +373,10 @@ def test_what_does_not_fit_is_named():
         train_together(models, x, y, seeds=[1, 2], steps=-1)
     with pytest.raises(ValueError, match="on_divergence = 'go on'"):
         train_together(models, x, y, seeds=[1, 2], steps=1, on_divergence="go on")
+    for name in ("progress", "mixed", "stpes"):
+        for augment in (None, lambda batch, _: batch):
+            with pytest.raises(ValueError, match=f"{name} = 1: expected options among steps"):
+                train_together(models, x, y, seeds=[1, 2], augment=augment, **{name: 1})
 
 
 # ---------------------------------------------------------------- what only CUDA does

@@ -35,6 +35,11 @@ Plan = TypeVar("Plan")
 
 ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Identity)
 POOLING = (nn.MaxPool2d, nn.AvgPool2d)
+# What `train_together` takes of the options of `train`, as they are.
+OPTIONS = (
+    "steps", "batch_size", "lr", "momentum", "weight_decay", "nesterov", "milestones", "gamma",
+    "on_divergence",
+)  # fmt: skip
 # Of weights, gradients, velocities and masks on a CPU: more networks at once gain nothing.
 CACHE_BYTES = 20e6
 # Of those and of what the backward pass needs, on a GPU.
@@ -96,10 +101,14 @@ def stackable(model: nn.Module, inputs: Tensor) -> bool:
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Whether no parameter is shared and no module has a hook."""
+    """Whether no parameter is shared and no module or parameter has a hook."""
     named = list(model.named_parameters(remove_duplicate=False))
-    return len(named) == len(list(model.parameters())) and not any(
-        m._forward_hooks or m._forward_pre_hooks for m in model.modules()
+    if len(named) > len(list(model.parameters())):
+        return False
+    modules = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    tensors = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return not any(getattr(m, name) for m in model.modules() for name in modules) and not any(
+        getattr(p, name) for _, p in named for name in tensors
     )
 
 
@@ -274,11 +283,17 @@ def train_together(
         augment: function (batch, generator) -> batch; None: none.
         monitor: called with a model's position. The other arguments are those of `train`.
         monitor_every: steps between two calls of `monitor`; 0: never.
-        training: options of `train`.
+        training: other options of `train`, but `generator`, `mixed` and `progress`.
 
     Raises:
-        ValueError: as `train` does, and for seeds or masks that are not one a model.
+        ValueError: as `train` does, for other options, and for seeds or masks that are not one a
+            model.
     """
+    for name, value in training.items():
+        if name not in OPTIONS:
+            raise ValueError(f"{name} = {value!r}: expected options among {', '.join(OPTIONS)}")
+    if "milestones" in training:  # an iterator would serve one network
+        training["milestones"] = tuple(training["milestones"])
     masks = [{}] * len(models) if masks is None else masks
     for name, given in (("seeds", seeds), ("masks", masks)):
         if len(given) != len(models):
