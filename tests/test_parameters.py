@@ -108,6 +108,17 @@ def test_a_number_that_is_not_finite_raises(value):
     assert problems(cell=cell).endswith("expected a finite number")
 
 
+@pytest.mark.parametrize("cell", ["epochs: int = 60 * 5\n", "epochs: int\nepochs = 300\n"])
+@pytest.mark.parametrize("given", ["epochs = 2\n", ""])
+def test_a_default_is_a_literal_or_nobody_could_tell_what_is_changed(cell, given):
+    assert problems(given, cell).startswith("epochs: its default must be a literal")
+
+
+def test_a_default_counts_however_it_is_spaced():
+    settings = run("epochs = 2\n", "epochs:int=300\n")["settings"]
+    assert (settings.defaults, settings.changed) == ({"epochs": 300}, {"epochs"})
+
+
 def test_an_int_is_taken_for_a_float_and_becomes_one():
     space = run("rate = 1\n")
     assert type(space["rate"]) is float

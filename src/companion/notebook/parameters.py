@@ -67,7 +67,7 @@ def check_parameters(
 
     Args:
         space: the notebook's `globals()`. Its annotated assignments (``name: type = value``) are
-            the parameters; the resolved values are written back to it.
+            the parameters, their defaults literals; the resolved values are written back to it.
         profiles: presets by name, each with what it changes; the first changes nothing. A value
             that papermill set (or a cell that begins with ``# Parameters``) wins over a
             profile's; one that was edited in the parameters cell does not, as nobody can tell
@@ -92,7 +92,14 @@ def check_parameters(
         for name in sorted((rules.keys() | set(may_be_empty)) - types.keys())
     ]
 
-    stated = values | _stated(cells)
+    stated = _stated(cells)
+    if any(cells):  # else nobody can tell a default from what was set
+        problems += [
+            f"{name}: its default must be a literal, such as 300 and not 60 * 5"
+            for name in values
+            if name not in stated
+        ]
+    stated = values | stated
     defaults = {name: stated[name] for name in values}
     profile = str(values.get("profile", ""))
     if profiles and profile not in profiles:
@@ -220,7 +227,7 @@ def literals(source: str) -> dict[str, Any]:
 def _annotated(source: str) -> dict[str, ast.expr]:
     """What a cell's annotated assignments give, by name. Nodes: a list that is shared may change."""
     try:
-        body = ast.parse(source).body if ": " in source else []
+        body = ast.parse(source).body if ":" in source else []
     except SyntaxError:  # a cell with a magic
         body = []
     return {
