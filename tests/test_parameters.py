@@ -712,6 +712,17 @@ def test_no_text_makes_a_rule_for_paths_raise(what, tmp_path, monkeypatch):
     check()
 
 
+def test_a_path_is_used_where_it_was_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    space = run("data_root = '~/x.txt'\ndataset = '~'\n", data_root="new file")
+    assert space["data_root"] == str(tmp_path / "x.txt")
+    assert space["dataset"] == "~"  # no path
+    assert space["settings"].values["data_root"] == "~/x.txt"
+    assert run("data_root = './a/../b'\n", data_root="new folder")["data_root"] == "./a/../b"
+    path = chapters.find("visual_compiler")  # another machine has another home
+    assert chapters.validate(path, {"out_dir": "~/x"})["out_dir"] == "~/x"
+
+
 def test_the_working_folder_is_a_folder(tmp_path, monkeypatch):
     """Its name has no parts."""
     monkeypatch.chdir(tmp_path)

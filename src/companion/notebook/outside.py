@@ -63,3 +63,4 @@ OUTSIDE: dict[str, Callable[[str], str | None]] = {
     "new folder": _path("a folder that can be written", _writable_folder),
     "timm model": _timm_model,
 }
+PATHS = [rule for rule in OUTSIDE if rule != "timm model"]  # ~ is the home folder

@@ -12,6 +12,7 @@ import difflib
 import functools
 import keyword
 import math
+import os
 import re
 import typing
 from collections.abc import Collection, Iterable
@@ -19,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from companion.notebook.outside import OUTSIDE
+from companion.notebook.outside import OUTSIDE, PATHS
 
 # Parameters that change where a run happens, not what it computes.
 PLACES = frozenset({"device", "data_root"})
@@ -67,7 +68,8 @@ def check_parameters(
 
     Args:
         space: the notebook's `globals()`. Its annotated assignments (``name: type = value``) are
-            the parameters, their defaults literals; the resolved values are written back to it.
+            the parameters, their defaults literals; the resolved values are written back to it, a
+            path's ~ as the home folder, while `Settings` have it as it was given.
         profiles: presets by name, each with what it changes; the first changes nothing. A value
             that papermill set (or a cell that begins with ``# Parameters``) wins over a
             profile's; one that was edited in the parameters cell does not, as nobody can tell
@@ -126,6 +128,8 @@ def check_parameters(
         raise ParameterError("; ".join(problems[:20]) + more)
     for name, value in values.items():  # an int given for a float is one
         values[name] = space[name] = float(value) if types[name] is float else value
+        if here and rules.get(name) in PATHS and isinstance(value, str):  # as it was checked
+            space[name] = os.path.expanduser(value)
     settings = Settings(values, defaults, profile)
     print(_summary(settings, stated))
     return settings
