@@ -1033,6 +1033,26 @@ def test_a_claim_that_was_not_measured_does_not_count():
     assert held([row]) == {}
 
 
+def test_whole_numbers_stay_whole_where_a_run_lacks_one_and_may_be_long(toy, tmp_path):
+    rows = [fake({"x": x, "text": "a"}, v=x) for x in (1, 2, 3)]
+    rows[0].values.update(some=2**53 + 1, long=2**70, other=2**70, flag=True)
+    rows[1].values.update(some=1_000_000_007, long=7, part=7)
+    rows[2].values.update(long=0.5, part=0.5)
+    store.write_table(rows, tmp_path)
+    frame = pandas.read_parquet(tmp_path / "table.parquet")
+    assert frame["some"].tolist()[:2] == [2**53 + 1, 1_000_000_007]
+    assert frame["long"].tolist() == [str(2**70), "7", "0.5"]
+    assert frame["other"][0] == str(2**70)
+    for file in (tmp_path / "table.csv", store.keep("all", toy, rows, "", tmp_path)):
+        with file.open(encoding="utf-8", newline="") as lines:
+            table = list(csv.DictReader(lines))
+        assert [row["some"] for row in table] == [str(2**53 + 1), "1000000007", ""]
+        assert [row["long"] for row in table][:2] == [str(2**70), "7"]
+        assert [row["other"] for row in table] == [str(2**70), "", ""]
+        assert [float(row["part"] or "nan") for row in table][1:] == [7, 0.5]
+        assert [row["flag"] for row in table] == ["True", "", ""]
+
+
 def test_mixed_values_become_text_in_the_table():
     rows = [fake({"x": 1, "m": "a"}, v=1), fake({"x": [1], "m": 2}, v=2.5)]
     frame = store.table(rows)

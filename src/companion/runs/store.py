@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,10 +234,22 @@ def _named(lines: list[dict[tuple[str, ...], object]]) -> list[dict[str, Any]]:
 
 def _csv(lines: list[dict[str, Any]], **options) -> str:
     """The lines as CSV whose text no spreadsheet takes for a formula."""
+    safe = [{_defused(name): _defused(cell) for name, cell in line.items()} for line in lines]
+    return _frame(safe).to_csv(index=False, **options)
+
+
+def _frame(lines: Sequence[Mapping[Any, Any]]):
+    """A data frame of the lines; whole numbers stay whole where some line has none."""
     import pandas
 
-    safe = [{_defused(name): _defused(cell) for name, cell in line.items()} for line in lines]
-    return pandas.DataFrame(safe).to_csv(index=False, **options)
+    frame = pandas.DataFrame(lines)
+    for name in frame.columns:
+        cells = [line.get(name) for line in lines]
+        given = [cell for cell in cells if not _missing(cell)]
+        if 0 < len(given) < len(cells) and all(type(c) is int and _is_short(c) for c in given):
+            whole = [None if _missing(cell) else cell for cell in cells]
+            frame[name] = pandas.array(whole, dtype="Int64")
+    return frame
 
 
 def _defused(cell: object) -> object:
@@ -294,18 +306,18 @@ def write_table(runs: list[Run], out: Path) -> None:
 def table(runs: list[Run]):
     """One row a run as a data frame: status, parameters, where it ran, recorded values, claims.
 
-    Lists and mappings become JSON text. `seconds` and `ran_on` tell how long the run took, and
+    Lists and mappings become JSON text, and whole numbers of more than 64 bits text as well. `seconds` and `ran_on` tell how long the run took, and
     where. A claim gives a column `C1` (whether it was reproduced; none where it was not measured)
     and one for each quantity, `C1.error`. A parameter's column has its name; where another
     column would have the same one, it says what it is: `recorded x`, `claim C1`, `run seconds`.
     """
-    import pandas
-
-    frame = pandas.DataFrame(_lines(runs))
-    # a column of one kind: parquet takes no mixture
+    frame = _frame(_lines(runs))
+    # a column of one kind: parquet takes no mixture, and no whole number of more than 64 bits
     for name in frame.columns:
-        kinds = {type(value) for value in frame[name] if not _missing(value)}
-        if len(kinds) > 1 and not kinds <= {int, float}:
+        given = frame[name].dropna().tolist()
+        kinds = {type(value) for value in given}
+        mixed = len(kinds) > 1 and not kinds <= {int, float}
+        if mixed or not all(_is_short(value) for value in given if type(value) is int):
             frame[name] = [None if _missing(v) else str(v) for v in frame[name]]
     return frame
 
@@ -333,3 +345,8 @@ def _scalar(value: object) -> object:
 
 def _missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and value != value)
+
+
+def _is_short(number: int) -> bool:
+    """Whether 64 bits hold it."""
+    return -(2**63) <= number < 2**63
