@@ -282,6 +282,25 @@ def test_a_kernel_is_met_in_a_folder_of_its_own_where_the_name_of_a_socket_fits(
     assert "".join(outputs(chapters.read(folder / "out.ipynb"))[-1]["text"]) == f"{transport}\n"
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        "",
+        "atexit.register(lambda: print('bye: bye', file=sys.stderr))",
+        "atexit.register(lambda: 1 / 0)",
+        "Thread(target=lambda: (time.sleep(0.3), 1 / 0)).start()",
+    ],
+    ids=["nothing", "a line", "a traceback", "another thread's"],
+)
+def test_the_error_is_that_of_the_cell_whatever_is_said_later(tmp_path, last):
+    code = "import atexit, sys, time\nfrom threading import Thread\nfrom companion.notebook import ClaimError\n"  # fmt: skip
+    raises = "try:\n    {}['a']\nfinally:\n    raise ClaimError('C1 did not hold')"
+    path = tiny_notebook(tmp_path, [code + last, raises])
+    outcome = executor.as_script(path, {}, tmp_path / "run.json")
+    assert outcome.error.endswith(".ClaimError: C1 did not hold")
+    assert outcome.missed
+
+
 def test_a_chapter_that_settles_no_claim_is_an_error(tmp_path):
     code = ["profile: str = 'quick'  # preset", "def Claims(paper): return paper", "claims = Claims('x')"]  # fmt: skip
     path = tiny_notebook(tmp_path, code)

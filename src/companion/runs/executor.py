@@ -166,8 +166,22 @@ def as_script(path: Path, given: dict[str, Any], target: Path, after: str = "") 
     if not process.returncode:
         kept = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
         return _finished(code_cells(read(path)), kept.get("values", {}))
-    error = (said.splitlines() or [f"exit status {process.returncode}"])[-1]
+    error = _raised(said) or f"exit status {process.returncode}"
     return Outcome(error, said, error.partition(":")[0].endswith(".ClaimError"))
+
+
+def _raised(said: str) -> str:
+    """The line that names the exception which ended a Python, or the last line it said.
+
+    Below its traceback others may say something, and their own tracebacks, too.
+    """
+    lines = said.splitlines()
+    found = lines[-1] if lines else ""
+    for number, line in enumerate(lines):
+        before = lines[number - 1] if number else ""
+        if line.startswith("Traceback (") and not before.startswith(("Exception ", "Error in ")):
+            found = next((line for line in lines[number + 1 :] if line[:1].strip()), found)
+    return found
 
 
 _PRINTED = """# --- what follows the cells
