@@ -455,6 +455,8 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(toy, tmp_path):
     assert second.returncode == 0, told
     assert "4 of 4 runs done" in said
     assert "there before" in told
+    again = f"{len(kept)} of 4 runs were there before and are not run again; if the data"
+    assert again in said
     assert not half.exists()
     assert all(file.read_text() == "not a sweep's" for file in foreign)
     for name, content in kept.items():  # nothing finished was repeated

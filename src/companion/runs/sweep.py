@@ -71,6 +71,11 @@ def sweep(
         source = store.without_outputs(path)
         rows = {run.id: row for run in runs if (row := store.finished(runs_dir, run, stamp))}
         waiting = [run for run in runs if run.id not in rows]
+        if rows and show:
+            print(
+                f"{len(rows)} of {len(runs)} runs were there before and are not run again; "
+                "if the data have changed since, take another --out"
+            )
         if waiting:
             with cluster.connected(scheduler, tls, workers, threads, gpus) as (client, crew):
                 orders = [Order(run, stamp, threads, time_limit_s) for run in waiting]
