@@ -356,17 +356,25 @@ def test_recorded_measures_become_a_table():
 
 
 @pytest.mark.parametrize(("code", "shown"), [("stale", "stale"), ("earlier", "earlier code")])
-def test_a_run_of_other_code_is_marked_wherever_it_stands(stated, code, shown):
+def test_a_run_of_other_code_is_marked_and_in_the_text_if_it_is_stale(stated, code, shown):
+    def pills(node):
+        return {n.astext() for n in node.findall(nodes.inline) if "verdict" in n["classes"]}
+
     old = run("old", verdict("C1"), code=code)
     both = [run("stored", verdict("C1")), old]
     _, stored, marked = cells(tables.runs_table(both))
     assert (stored[4], marked[4]) == ("complete", f"complete\n\n{shown}")
-    assert cells(compare.comparison(stated.values(), both))[0][2].endswith(shown)
-    for node in (compare.provenance("snip", old), *compare.provenances("snip", [*both, old])):
-        (pill,) = {n.astext() for n in node[0].findall(nodes.inline) if "verdict" in n["classes"]}
-        assert pill == shown
-    assert "changed since" in compare.provenance("snip", old).astext()
-    assert "changed since" not in compare.provenance("snip", both[0]).astext()
+    assert pills(compare.provenance("snip", old)[0]) == {shown}
+    assert pills(compare.provenance("snip", both[0])) == set()
+    assert "has changed since" in compare.provenance("snip", old).astext()
+    in_text = {"stale"} if code == "stale" else set()
+    assert ("stale" in cells(compare.comparison(stated.values(), both))[0][2]) == bool(in_text)
+    (group,) = compare.provenances("snip", both)
+    assert pills(group[0]) == in_text
+    kept = replace(sweep("seeds", C1=(3, 3)), code=code)
+    _, told, fold = tables.sweep_nodes(kept, b"", "Caption.", "Text.")
+    assert pills(told) == in_text
+    assert ("default run gives the same results" in fold.astext()) == (code == "earlier")
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_the_matrix_has_a_cell_a_run_solid_where_asserted_and_an_address_a_claim
     strips = {row.claim.id: charts.strips(row) for row in made.rows}
     page = parsed(parts().matrix(made, strips))
     head = [" ".join(th.get_text().split()) for th in page.select(".matrix > thead th")]
-    assert head == ["Claim", "default", "seeds × 5", "mnist (stale)", "older (earlier code)"]
+    assert head == ["Claim", "default", "seeds × 5", "mnist (stale)", "older"]
     first, *_, last = page.select(".matrix > tbody > tr")
     assert [cell["class"] for cell in first.select("td .outcome")] == [
         ["outcome", "holds", "asserted"], ["outcome", "some"], ["outcome", "fails"],

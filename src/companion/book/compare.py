@@ -19,7 +19,7 @@ from companion.notebook.bounds import number
 from companion.notebook.checking import NOT_RUN, REPRODUCED, SIGNS, Verdict, css
 from companion.notebook.claims import Claim, Quantity, load_claims
 from companion.runs.curves import PLACE, Points
-from companion.runs.record import CURRENT, DONE, Held, Run, Sweep
+from companion.runs.record import CURRENT, DONE, STALE, Held, Run, Sweep
 from companion.runs.records import FOLDER
 
 DEFAULT = "default run"
@@ -79,7 +79,7 @@ def comparison(
     head: list = ["Value (bound)"]
     for run in kept:
         under = f"{run.runs} runs" if isinstance(run, Sweep) else _setting(run)
-        head.append([tables.strong(title_of(run)), under, *tables.older(run)[1:]])
+        head.append([tables.strong(title_of(run)), under, *tables.stale(run)])
     rows: list[list] = []
     for claim in claims:
         verdicts = [_verdict(claim, run) for run in kept]
@@ -202,7 +202,7 @@ def provenances(paper: str, runs: list[Run]) -> list[nodes.Element]:
     if len(each) < 2:
         return each
     line: list = [f"Machine, code and command of the {len(runs)} recorded runs"]
-    line += tables.older(*runs)
+    line += [" ", *tables.stale(*runs)]
     return [folded(line, *each)]
 
 
@@ -232,7 +232,7 @@ def provenance(paper: str, run: Run) -> nodes.Element:
     ]
     content: list[nodes.Node] = []
     if run.code != CURRENT:
-        line += tables.older(run)
+        line += [" ", *tables.older(run)]
         content.append(tables.paragraph(f"{SINCE[run.code]} The command repeats the run."))
     return folded(
         line, *content, tables.table(["Run", run.name], facts, "facts"), classes="provenance"
@@ -400,8 +400,9 @@ def _checksum(text: str) -> nodes.literal:
 def _shown_changes(run: Run) -> str:
     """What is known of changes after the commit; a run of current code had this book's."""
     changed = run.provenance.get("changed_since_commit")
-    if changed is not False and run.code == CURRENT:
-        return "the chapter's code and the library below it were those of this book"
+    if changed is not False and run.code != STALE:
+        when = "" if run.code == CURRENT else "an earlier commit of "
+        return f"the chapter's code and the library below it were those of {when}this book"
     if changed is None:
         return "whether it was changed since is not known"
     return "with changes that were not committed" if changed else ""

@@ -133,7 +133,7 @@ class Provenance(SphinxDirective):
                 shown: list[Run | record.Sweep] = [*_runs(stem), *load_answers(stem), *kept(stem)]
                 link = tables.chapter_link(self.env, paper["title"], paper["stem"])
                 line = [link or paper["title"], f" – {len(shown)} runs and sweeps"]
-                line += tables.older(*shown)
+                line += [" ", *tables.stale(*shown)]
                 out += [tables.paragraph(*line), fold.folded("Runs", tables.runs_table(shown))]
         return out
 

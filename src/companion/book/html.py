@@ -8,7 +8,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from companion.book.evidence import (
     KINDS,
     LABELS,
-    OLDER,
     SIGNS,
     SINCE,
     STANDINGS,
@@ -26,7 +25,7 @@ environment = Environment(
 )
 environment.globals |= {
     "css": STANDINGS, "kinds": KINDS, "label": label, "labels": LABELS, "not_run": NOT_RUN,
-    "name": short_name, "older": OLDER, "signs": SIGNS, "since": SINCE,
+    "name": short_name, "signs": SIGNS, "since": SINCE,
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from companion.notebook.checking import (
 )
 from companion.notebook.claims import Claim
 from companion.runs.gpu_jobs import jobs_of
-from companion.runs.record import CURRENT, DONE, EARLIER, STALE, Held, Run, Sweep
+from companion.runs.record import DONE, EARLIER, STALE, Held, Run, Sweep
 
 
 def paragraph(*parts) -> nodes.paragraph:
@@ -55,11 +55,14 @@ def pill(text: str, kind: str) -> nodes.inline:
     return nodes.inline(text, text, classes=["verdict", kind])
 
 
-def older(*kept: Run | Sweep) -> list[nodes.Node]:
-    """A pill, and a space before it, if one of these is of code that has changed since."""
-    codes = {one.code for one in kept}
-    found = next((code for code in (STALE, EARLIER) if code in codes), None)
-    return [nodes.Text(" "), pill(OLDER[found], found)] if found else []
+def older(run: Run | Sweep) -> list[nodes.Node]:
+    """A pill if the code of a run or sweep has changed since."""
+    return [pill(OLDER[run.code], run.code)] if run.code in OLDER else []
+
+
+def stale(*kept: Run | Sweep) -> list[nodes.Node]:
+    """A pill where it would be in the way of reading, if the results may be others now."""
+    return [pill(OLDER[STALE], STALE)] if any(run.code == STALE for run in kept) else []
 
 
 def chapter_link(env, text: str, stem: str) -> pending_xref | None:
@@ -109,7 +112,7 @@ def runs_table(runs: list[Run | Sweep]) -> nodes.table:
     """What reproduces each run, and what it costs."""
     rows = []
     for run in runs:
-        state = [_status(run), *older(run)[1:]]
+        state = [_status(run), *older(run)]
         at = run.provenance
         where = [
             at.get("hardware", ""),
@@ -143,10 +146,11 @@ def sweep_nodes(sweep: Sweep, png: bytes, caption: str, alt: str, *, dots: bool 
     at = sweep.provenance
     where = f"{at.get('hardware', 'a machine not known')}, {at.get('date', 'no date')}"
     said: list = [held_sentence(sweep.claims)]
-    if sweep.code != CURRENT:
-        said = [*older(sweep)[1:], f" {SINCE[sweep.code]} ", *said]
+    if sweep.code == STALE:
+        said = [*stale(sweep), f" {SINCE[STALE]} ", *said]
     cost = f"The sweep's command: {shown_seconds(sweep.seconds)} of runs on {where}"
-    return [figure, paragraph(*said), folded(cost, shell(sweep.command))]
+    since = [paragraph(SINCE[EARLIER])] if sweep.code == EARLIER else []
+    return [figure, paragraph(*said), folded(cost, shell(sweep.command), *since)]
 
 
 def held_sentence(claims: Mapping[str, Held]) -> str:
