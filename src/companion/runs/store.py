@@ -306,10 +306,11 @@ def write_table(runs: list[Run], out: Path) -> None:
 def table(runs: list[Run]):
     """One row a run as a data frame: status, parameters, where it ran, recorded values, claims.
 
-    Lists and mappings become JSON text, and whole numbers of more than 64 bits text as well. `seconds` and `ran_on` tell how long the run took, and
-    where. A claim gives a column `C1` (whether it was reproduced; none where it was not measured)
-    and one for each quantity, `C1.error`. A parameter's column has its name; where another
-    column would have the same one, it says what it is: `recorded x`, `claim C1`, `run seconds`.
+    Lists and mappings become JSON text, and whole numbers of more than 64 bits text as well.
+    `seconds` and `ran_on` tell how long the run took, and where. A claim gives a column `C1`
+    (whether it was reproduced; none where it was not measured) and one for each quantity,
+    `C1.error`. A parameter's column has its name; where another column would have the same one, it
+    says what it is: `recorded x`, `claim C1`, `run seconds`.
     """
     frame = _frame(_lines(runs))
     # a column of one kind: parquet takes no mixture, and no whole number of more than 64 bits
