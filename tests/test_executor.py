@@ -122,6 +122,38 @@ def test_code_that_gives_the_same_is_told_from_code_that_does_not(tmp_path):
     assert "the cells of tiny.ipynb have changed" in against("HEAD", "2", path)[0]
 
 
+@pytest.mark.parametrize(
+    ("olds", "news", "differ", "undecided"),
+    [
+        (["1 a"], ["1 a"], [], False),
+        (["1 a"], ["2 a"], [1], True),  # perhaps a time
+        (["1 a", "1 a"], ["2 a", "2 a"], [1], False),
+        (["1 a", "3 a"], ["2 a", "2 a"], [1], False),  # no noise in today's: it was mended
+        (["1 a", "3 a"], ["2 a", "4 a"], [], False),
+        (["1 a 7", "3 a 7"], ["2 a 8", "4 a 8"], [1], True),  # 7 and 8 may be rounded times
+        (["1 a 7", "3 a 8"], ["2 a 8", "4 a 9"], [], False),
+        (["1 a", "3 a"], ["2", "4"], [1], True),
+        (["1|x", "2|x"], ["3|y", "4|y"], [2], False),  # the time in another cell hides nothing
+    ],
+)
+def test_noise_is_what_differs_between_runs_of_either_code(olds, news, differ, undecided):
+    def notebook(texts):
+        return {
+            "cells": [
+                {
+                    "cell_type": "code",
+                    "source": "",
+                    "outputs": [{"name": "stdout", "text": [text]}],
+                }
+                for text in texts.split("|")
+            ]
+        }
+
+    found, more = alike._differing([*map(notebook, olds)], [*map(notebook, news)])
+    assert sorted({cell for cell, *_ in found}) == differ
+    assert more is undecided
+
+
 def test_a_notebook_that_changed_while_it_was_compared_is_not_marked(tmp_path):
     path = tiny_notebook(tmp_path, ["1"])
     refresh(path)

@@ -20,6 +20,8 @@ from companion.runs.chapters import code_cells, parse, read
 from companion.runs.processes import PARENT
 from companion.runs.refresh import executed_all
 
+ROUNDS = 5  # a rounded time may be the same in some runs by chance
+ABSENT = object()
 # the earlier library may be older than its own way to end with its parent
 CHILD = """\
 import contextlib, runpy
@@ -77,26 +79,29 @@ def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path
     paths: chapters that were refreshed just now. Where all results are the same, the earlier code,
     and what was like it, is listed in the notebook, and runs made with it are not called stale
     (`fingerprint.standing`); where some differ, it is listed no more. A value that differs between
-    two runs of the earlier code and between two of today's, such as a time, does not count.
+    runs of the earlier code and between runs of today's, such as a time, does not count; up to
+    four more runs of each are made to see that.
 
     Raises RuntimeError for chapters that do not run.
     """
-    news = {path: read(path) for path in paths}
+    news = {path: [read(path)] for path in paths}
     stored = {path: _about(read(tree / path.relative_to(ROOT))) for path in paths}
-    olds = _rerun(paths, tree, jobs)
-    differ = {path: _differing(olds[path], news[path]) for path in paths}
-    if doubtful := [path for path in paths if differ[path]]:
-        again = _rerun(doubtful, tree, jobs)
-        today = executed_all(doubtful, jobs)
-        for path in doubtful:
-            noise = _differing(olds[path], again[path])
-            noise &= _differing(news[path], parse(today[path], path.name))
-            differ[path] -= noise
+    olds = {path: [notebook] for path, notebook in _rerun(paths, tree, jobs).items()}
+    for left in reversed(range(ROUNDS)):
+        found = {path: _differing(olds[path], news[path]) for path in paths}
+        doubtful = [path for path, (_, undecided) in found.items() if undecided]
+        if not (left and doubtful):
+            break
+        for path, old in _rerun(doubtful, tree, jobs).items():
+            olds[path].append(old)
+        for path, text in executed_all(doubtful, jobs).items():
+            news[path].append(parse(text, path.name))
     for path in paths:
-        code, old = _about(olds[path])["fingerprint"], stored[path]
+        code, old = _about(olds[path][0])["fingerprint"], stored[path]
         like = {code, *(old.get("alike", []) if old.get("fingerprint") == code else [])}
-        _note(path, news[path], like, bool(differ[path]))
-        yield path, sorted({cell for cell, *_ in differ[path]})
+        differ, _ = found[path]
+        _note(path, news[path][0], like, bool(differ))
+        yield path, sorted({cell for cell, *_ in differ})
 
 
 def _rerun(paths: Sequence[Path], tree: Path, jobs: int) -> dict[Path, dict]:
@@ -124,14 +129,25 @@ def _sources(notebook: dict) -> list[str]:
     return [cell["source"] for cell in code_cells(notebook)]
 
 
-def _differing(one: dict, other: dict) -> set[tuple]:
-    """The values in which two notebooks of the same cells differ: cell and road to each."""
-    first, second = dict(_values(one)), dict(_values(other))
-    return {
+def _differing(olds: Sequence[dict], news: Sequence[dict]) -> tuple[set[tuple], bool]:
+    """Where the first runs of two codes differ, but for what differs between runs of either; and
+    whether more runs may show it all to be such noise.
+    """
+    old, new = ([dict(_values(run)) for run in runs] for runs in (olds, news))
+
+    def seen(runs: list[dict], road: tuple) -> int:
+        return len({run.get(road, ABSENT) for run in runs})
+
+    noisy = {
         road
-        for road in first.keys() | second.keys()
-        if road not in first or road not in second or first[road] != second[road]
+        for road in old[0].keys() | new[0].keys()
+        if 1 not in (seen(old, road), seen(new, road))
     }
+    moved = {road for road in old[0].keys() | new[0].keys() if seen([old[0], new[0]], road) > 1}
+    differ = moved - noisy
+    # a rounded time that has not moved yet stands in a cell in which another has
+    cells = {cell for cell, *_ in noisy}
+    return differ, bool(differ) and (len(olds) == 1 or all(cell in cells for cell, *_ in differ))
 
 
 def _values(notebook: dict) -> Iterator[tuple[tuple, Any]]:
