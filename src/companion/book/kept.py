@@ -26,7 +26,7 @@ from typing import Any
 from companion.book.runs import stored_run
 from companion.runs import chapters
 from companion.runs.exercises import answers
-from companion.runs.record import CURRENT, Held, Run
+from companion.runs.record import CURRENT, EARLIER, STALE, Held, Run
 from companion.runs.records import FOLDER, load_answers, load_records
 from companion.runs.store import kept
 
@@ -56,6 +56,13 @@ def filled(text: str, paper: str) -> str:
     return text
 
 
+PRINTED = {
+    CURRENT: "",
+    EARLIER: ", with the library of an earlier commit",
+    STALE: ", before the chapter's code changed",
+}
+
+
 def printed(text: str, paper: str) -> str:
     """Prose in which what an answer's code printed stands below it, where a run of it is kept.
 
@@ -71,7 +78,7 @@ def printed(text: str, paper: str) -> str:
         if run.values.get("code") != answer.said:
             raise ValueError(f"{paper}: the code of exercise {label} has changed: {run.command}")
         lines = "\n".join(run.values["printed"])
-        since = ", before the chapter's code changed" if run.code != CURRENT else ""
+        since = PRINTED[run.code]
         text = text.replace(block, f"{block}\n\nIt prints{since}:\n\n```text\n{lines}\n```")
     return text
 
