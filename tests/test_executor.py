@@ -134,6 +134,7 @@ def test_code_that_gives_the_same_is_told_from_code_that_does_not(tmp_path):
         (["1 a 7", "3 a 8"], ["2 a 8", "4 a 9"], [], False),
         (["1 a", "3 a"], ["2", "4"], [1], True),
         (["1|x", "2|x"], ["3|y", "4|y"], [2], False),  # the time in another cell hides nothing
+        (["1 a"], ["1 ;a"], [], False),  # printed in one go and in two
     ],
 )
 def test_noise_is_what_differs_between_runs_of_either_code(olds, news, differ, undecided):
