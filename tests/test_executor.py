@@ -144,7 +144,7 @@ def test_noise_is_what_differs_between_runs_of_either_code(olds, news, differ, u
                 {
                     "cell_type": "code",
                     "source": "",
-                    "outputs": [{"name": "stdout", "text": [text]}],
+                    "outputs": [{"name": "stdout", "text": [part]} for part in text.split(";")],
                 }
                 for text in texts.split("|")
             ]
