@@ -10,15 +10,14 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from companion.files import ROOT, scratch, write_whole
-from companion.runs.chapters import code_cells, parse, read
-from companion.runs.processes import PARENT
-from companion.runs.refresh import executed_all
+from companion.runs.chapters import code_cells, read
+from companion.runs.processes import LIBRARY, PARENT
 
 ROUNDS = 5  # a rounded time may be the same in some runs by chance
 ABSENT = object()
@@ -86,16 +85,19 @@ def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path
     """
     news = {path: [read(path)] for path in paths}
     stored = {path: _about(read(tree / path.relative_to(ROOT))) for path in paths}
-    olds = {path: [notebook] for path, notebook in _rerun(paths, tree, jobs).items()}
+    then = {path: tree / path.relative_to(ROOT) for path in paths}
+    today = {path: tree.parent / "today" / path.name for path in paths}
+    olds = {path: [run] for path, run in _rerun(then, tree / "src", jobs).items()}
     for left in reversed(range(ROUNDS)):
         found = {path: _differing(olds[path], news[path]) for path in paths}
         doubtful = [path for path, (_, undecided) in found.items() if undecided]
         if not (left and doubtful):
             break
-        for path, old in _rerun(doubtful, tree, jobs).items():
-            olds[path].append(old)
-        for path, text in executed_all(doubtful, jobs).items():
-            news[path].append(parse(text, path.name))
+        for path in doubtful:
+            write_whole(today[path], path.read_bytes())
+        for runs, places, library in ((olds, then, tree / "src"), (news, today, LIBRARY.parent)):
+            for path, run in _rerun({p: places[p] for p in doubtful}, library, jobs).items():
+                runs[path].append(run)
     for path in paths:
         code, old = _about(olds[path][0])["fingerprint"], stored[path]
         like = {code, *(old.get("alike", []) if old.get("fingerprint") == code else [])}
@@ -104,20 +106,19 @@ def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path
         yield path, sorted({cell for cell, *_ in differ})
 
 
-def _rerun(paths: Sequence[Path], tree: Path, jobs: int) -> dict[Path, dict]:
-    """The notebooks, run and stored by the tree's own library."""
-    places = {path: tree / path.relative_to(ROOT) for path in paths}
-    around = filter(None, [str(tree / "src"), os.environ.get("PYTHONPATH")])
+def _rerun(places: Mapping[Path, Path], library: Path, jobs: int) -> dict[Path, dict]:
+    """The notebooks that lie at these places, run and stored there by a library."""
+    around = filter(None, [str(library), os.environ.get("PYTHONPATH")])
     done = subprocess.run(
         [sys.executable, "-c", CHILD, "refresh", *map(str, places.values()), "--jobs", str(jobs)],
-        cwd=tree,
+        cwd=next(iter(places.values())).parent,  # `-c` looks there for modules first
         env=os.environ | {"PYTHONPATH": os.pathsep.join(around), PARENT: str(os.getpid())},
         capture_output=True,
         text=True,
         start_new_session=True,
     )
     if done.returncode:
-        raise RuntimeError(f"with the earlier library:\n{done.stderr}")
+        raise RuntimeError(f"with the library in {library}:\n{done.stderr}")
     return {path: read(place) for path, place in places.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from companion.files import sweep_up, write_whole
@@ -31,54 +31,23 @@ def refresh_all(
 
     tell: called as each ends, with its CPU seconds or with what went wrong.
     """
+    gate = asyncio.Semaphore(jobs)
 
     async def one(path: Path) -> None:
-        try:
-            outcome: float | Exception = await _refresh(path)
-        except Exception as error:
-            outcome = error
+        async with gate:
+            try:
+                outcome: float | Exception = await _refresh(path)
+            except Exception as error:
+                outcome = error
         tell(path, outcome)
 
-    _all(one, paths, jobs)
-
-
-def executed_all(paths: Sequence[Path], jobs: int) -> dict[Path, str]:
-    """The texts that `refresh_all` would store; nothing is written.
-
-    Raises RuntimeError as `refresh`.
-    """
-    texts: dict[Path, str] = {}
-
-    async def one(path: Path) -> None:
-        texts[path] = (await _executed(path))[0]
-
-    _all(one, paths, jobs)
-    return texts
-
-
-def _all(one: Callable[[Path], Awaitable[None]], paths: Sequence[Path], jobs: int) -> None:
-    """One after the other, `jobs` at once."""
-
     async def every() -> None:
-        gate = asyncio.Semaphore(jobs)
-
-        async def waiting(path: Path) -> None:
-            async with gate:
-                await one(path)
-
-        await asyncio.gather(*map(waiting, paths))
+        await asyncio.gather(*map(one, paths))
 
     asyncio.run(every())
 
 
 async def _refresh(path: Path) -> float:
-    text, seconds = await _executed(path)
-    write_whole(path, text)
-    return seconds
-
-
-async def _executed(path: Path) -> tuple[str, float]:
-    """A notebook's canonical text after a run, and its CPU seconds."""
     import nbformat
 
     sweep_up(path.parent)
@@ -103,7 +72,8 @@ async def _executed(path: Path) -> tuple[str, float]:
     ]
     if complaints:
         raise RuntimeError("\n".join(complaints))
-    return _canonical(notebook, path, stored, seconds), seconds
+    write_whole(path, _canonical(notebook, path, stored, seconds))
+    return seconds
 
 
 def _canonical(notebook, path: Path, before: dict, seconds: float) -> str:
