@@ -577,9 +577,7 @@ def test_a_networks_own_prediction_has_no_gradient_and_is_refused(digits):
     model = sp.untrained_network("mlp", digits, activation="relu")
     sp.init_weights(model, "he", generator=seeded())
     raw = [(255 * digits.train_x, digits.train_y)]
-    with pytest.raises(
-        sp.NoSignalError, match=r"'softmax': the largest score is [^,]*: this"
-    ):
+    with pytest.raises(sp.NoSignalError, match=r"'softmax': the largest score is [^,]*: this"):
         sp.connection_scores(model, raw, "softmax")
     # detached: with the gradient through the target it is the entropy, which has one
     outputs = model(digits.train_x[:50]).detach().requires_grad_()
