@@ -81,6 +81,28 @@ def listed():
 """
 
 
+def test_a_kernel_that_is_slow_to_end_has_nothing_to_say(tmp_path, capfd):
+    slow = """
+import time
+from ipykernel.iostream import IOPubThread
+from ipykernel.kernelbase import Kernel
+
+def late(self, status, channel, *rest, publish=Kernel._publish_status, sleep=time.sleep):
+    if channel == "control" and status == "idle":
+        sleep(0.5)
+    publish(self, status, channel, *rest)
+
+def close(self, sleep=time.sleep):
+    self.socket.close()
+    sleep(1)
+    self.socket = None
+
+Kernel._publish_status, IOPubThread.close = late, close
+"""
+    refresh(tiny_notebook(tmp_path, [slow]))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 def test_code_that_gives_the_same_is_told_from_code_that_does_not(tmp_path):
     root, package = tmp_path / "project", tmp_path / "project" / "src" / "companion"
@@ -104,6 +126,7 @@ def test_code_that_gives_the_same_is_told_from_code_that_does_not(tmp_path):
             env=os.environ | {"PYTHONPATH": str(package.parent)}, capture_output=True, text=True,
         )  # fmt: skip
         last = (done.stdout + done.stderr).splitlines()[-1]
+        assert "Error" not in done.stderr, done.stderr
         return last, chapters.read(path)["metadata"].get("companion", {}).get("alike")
 
     before = path.read_bytes()

@@ -46,5 +46,16 @@ def serve(library: str) -> None:
         def load_config_file(self, *_, **__) -> None:
             """Reads no configuration, neither the user's nor the machine's."""
 
+        def start(self) -> None:
+            """Ends the control thread before the one that sends what it has to say.
+
+            ipykernel ends them the other way round, and now and then the kernel's last word is
+            a traceback.
+            """
+            super().start()
+            if self.control_thread and self.control_thread.is_alive():
+                self.control_thread.stop()
+                self.control_thread.join()
+
     end_with_parent()
     Server.launch_instance()
