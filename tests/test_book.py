@@ -1091,6 +1091,23 @@ def test_images_that_are_loaded_late_have_their_size(tmp_path):
         assert "".join(map(str, rest)) == others.replace(" />", "/>")
 
 
+@pytest.mark.parametrize(("width", "boxes"), [(assets.WIDE - 1, 0), (assets.WIDE, 1)])
+def test_wide_figures_have_a_box_that_may_scroll(tmp_path, width, boxes):
+    from PIL import Image
+
+    (tmp_path / "_images").mkdir()
+    Image.new("RGB", (width, 20)).save(tmp_path / "_images" / "a.png")
+    page = tmp_path / "a.html"
+    page.write_text(
+        '<figure id="x">\n<img src="_images/a.png" /><figcaption>A</figcaption></figure>'
+    )
+    for _ in range(2):
+        assets.size_images(tmp_path)
+        figure = BeautifulSoup(page.read_text(), "html.parser").figure
+        assert len(figure.select("figure > .figure-box > img")) == boxes
+        assert len(figure("img")) == len(figure("figcaption")) == 1
+
+
 def test_what_is_said_of_chapters_is_of_chapters_that_are_there():
     about, stems = runs.about(), set(chapters.stems())
     assert about.keys() <= {paper["stem"] for paper in runs.papers()}

@@ -2,7 +2,13 @@
 
 import copy
 import itertools
+import subprocess
+import sys
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.func import functional_call, grad, vmap
@@ -100,6 +106,65 @@ def test_stacked_products_against_vmap(batch, compare):
         peers=["torch"],
         agreement="the same gradients to rounding",
     )
+
+
+@contextmanager
+def tensorflow_graph(model, x, y, folder):
+    """A function that takes steps with a TensorFlow graph and returns their CPU seconds; then its
+    weights lie in folder.
+    """
+    given, out = folder / "given.npz", folder / "out.npz"
+    weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    np.savez(given, images=x.numpy(), labels=y.numpy(), **weights)
+    script = Path(__file__).with_name("tensorflow_graph.py")
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(given), str(out), str(LR), str(MOMENTUM)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+    def take(steps):
+        print(steps, file=process.stdin, flush=True)
+        return float(process.stdout.readline())
+
+    try:
+        yield take
+        process.stdin.close()
+        process.wait(60)
+    finally:
+        process.kill()
+        process.stdout.close()
+
+
+@pytest.mark.skipif(not find_spec("tensorflow"), reason="needs TensorFlow")
+@pytest.mark.parametrize(
+    ("batch", "trials", "steps", "rounds"),
+    [(1, 16, 8, 9), (4, 16, 8, 9), (16, 8, 4, 9), (64, 4, 4, 9), (256, 2, 2, 9)],
+)
+def test_a_step_against_a_tensorflow_graph(batch, trials, steps, rounds, compare, tmp_path):
+    model, params, (x, y) = setting(dp.simple_cnn, (1, 28, 28), trials, batch)
+
+    def ours():
+        batches = itertools.repeat((x, y))
+        return dp.train_batched(model, params, None, LR, MOMENTUM, batches, steps=steps)
+
+    with tensorflow_graph(model, x, y, tmp_path) as take:
+        take(steps)
+    theirs, mine = np.load(tmp_path / "out.npz"), ours().params
+    for name, value in model.state_dict().items():
+        assert np.abs(theirs[name] - value.numpy()).max() > 0  # it did train
+        np.testing.assert_allclose(theirs[name], mine[name][-1], rtol=1e-3, atol=1e-5)
+    with tensorflow_graph(model, x, y, tmp_path) as take:
+        take(trials * steps)
+        compare(
+            f"{steps} steps of {trials} x Simple-CNN, batch {batch}",
+            ours,
+            "a TensorFlow graph, as the authors' code has",
+            lambda: take(trials * steps),
+            rounds=rounds,
+            aim=1.2,
+            peers=["tensorflow-cpu"],
+            agreement="the same weights to rounding",
+        )
 
 
 def test_racing_against_running_every_trial_out(compare):

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from companion.book import assets
 from companion.book.building import ROOT, BuildError, content_hash
 from companion.book.printed import find_browser, print_book, print_page
 from companion.runs.chapters import stems
@@ -368,6 +369,18 @@ def test_no_page_scrolls_sideways_or_fetches_anything_in_either_theme(site, brow
         )
         wrong += [f"{name} fetches {address}" for address in remote]
     assert wrong == []
+
+
+def test_wide_figures_are_shrunk_on_no_phone_below_a_readable_size(site, browser):
+    boxes = "[...document.querySelectorAll('.figure-box')]"
+    for name in filter(re.compile("notebooks/").match, shown_pages(site)):
+        browser.resize(PHONE)
+        browser.open(url(name))
+        assert browser.evaluate(f"{boxes}.length") > 0, name
+        least = browser.evaluate(f"Math.min(...{boxes}.map(b => b.scrollWidth))")
+        assert least >= assets.WIDE, name
+        browser.resize(1280)
+        assert browser.evaluate(f"{boxes}.every(b => b.scrollWidth <= b.clientWidth)"), name
 
 
 ROWS = f"[...document.querySelectorAll('table.matrix > tbody > tr')].filter({SHOWN})"

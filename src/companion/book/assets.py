@@ -97,20 +97,34 @@ def with_palette(png: bytes) -> bytes:
 LATE = re.compile(
     r'<img(?=[^>]*\sloading="lazy")(?![^>]*\swidth=)(?=[^>]*\ssrc="([^"]*_images/[^"]+\.png)")'
 )
+FIGURE = re.compile(r'(<figure\b[^>]*>\s*)(<img\b[^>]*\ssrc="([^"]*_images/[^"]+\.png)"[^>]*>)')
+WIDE = 560  # pixels from which a figure's text cannot be read on a phone's width
 
 
 def size_images(site: Path) -> None:
     """Give images that are loaded late their size: nothing moves then when they come, and an
-    address within a page is where a browser looks for it."""
+    address within a page is where a browser looks for it. Wide figures get a box, which scrolls on
+    a narrow screen.
+    """
     for file in site.rglob("*.html"):
 
-        def sized(image: re.Match, folder: Path = file.parent) -> str:
-            head = (folder / unquote(image[1])).read_bytes()[16:24]
-            width, height = struct.unpack(">II", head)
+        def size(address: str, folder: Path = file.parent) -> tuple[int, int]:
+            head = (folder / unquote(address)).read_bytes()[16:24]
+            return struct.unpack(">II", head)
+
+        def sized(image: re.Match, size=size) -> str:
+            width, height = size(image[1])
             return f'<img width="{width}" height="{height}"'
 
+        def boxed(figure: re.Match, size=size) -> str:
+            if size(figure[3])[0] < WIDE:
+                return figure[0]
+            # the theme's class: its script gives what scrolls a tab stop
+            box = '<div class="figure-box pst-scrollable-table-container">'
+            return f"{figure[1]}{box}{figure[2]}</div>"
+
         before = file.read_text(encoding="utf-8")
-        after = LATE.sub(sized, before)
+        after = FIGURE.sub(boxed, LATE.sub(sized, before))
         if after != before:
             file.write_text(after, encoding="utf-8")
 
