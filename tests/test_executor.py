@@ -145,6 +145,22 @@ def test_code_that_gives_the_same_is_told_from_code_that_does_not(tmp_path):
     assert "the cells of tiny.ipynb have changed" in against("HEAD", "2", path)[0]
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_a_repository_around_this_checkout_is_not_asked(tmp_path, monkeypatch):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (tmp_path / "a.txt").touch()
+    git(tmp_path, "init")
+    git(tmp_path, "add", "a.txt")
+    git(tmp_path, "commit", "-m", "one")
+    monkeypatch.setattr(alike, "ROOT", inner)
+    with (
+        pytest.raises(ValueError, match="against = 'HEAD': expected a commit of this checkout"),
+        alike.tree_of("HEAD"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("olds", "news", "differ", "undecided"),
     [

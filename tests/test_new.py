@@ -1,6 +1,10 @@
 """A new chapter from one command: what it writes is whole, whatever it is called."""
 
 import ast
+import os
+import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 
 from companion.notebook.claims import read_claims
 from companion.runs.new import new_paper
+from companion.runs.processes import LIBRARY
 
 BIB = "@misc{old2020,\n  title = {Old},\n  author = {A. B.},\n  year = {2020}\n}\n"
 CONTENTS = """\
@@ -79,6 +84,8 @@ def test_all_that_a_chapter_needs_is_written_and_listed(root):
         ({"paper": "Two Words"}, "paper = 'Two Words': expected a module's name"),
         ({"paper": "class"}, "paper = 'class'"),
         ({"paper": "torch"}, "paper = 'torch'"),
+        ({"paper": "seed"}, "paper = 'seed'"),
+        ({"paper": "common"}, "paper = 'common': book/api/common.md is there already"),
         ({"paper": "a/../b"}, "paper = 'a/../b'"),
         ({"title": 'A """ b'}, "title = "),
         ({"title": "50 % off"}, "title = "),
@@ -91,11 +98,27 @@ def test_all_that_a_chapter_needs_is_written_and_listed(root):
     ],
 )
 def test_what_cannot_be_written_is_refused_and_nothing_changes(root, options, told):
+    (root / "book/api").mkdir()
+    (root / "book/api/common.md").write_text("# API\n")
     before = state(root)
     with pytest.raises(ValueError) as caught:
         new_paper(**({"paper": "toy", "root": root} | options))
     assert str(caught.value).startswith(told)
     assert state(root) == before
+
+
+def test_the_command_writes_a_chapter_and_runs_it(root):
+    library = root / "src" / "companion"
+    shutil.copytree(LIBRARY, library, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "notebooks").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "companion", "new", "toy"], cwd=root, text=True,
+        env=os.environ | {"PYTHONPATH": str(library.parent)}, capture_output=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    notebook = nbformat.read(root / "notebooks/toy.ipynb", as_version=4)
+    assert any(cell.get("outputs") for cell in notebook.cells)
+    assert notebook.metadata.companion.fingerprint
 
 
 def test_a_paper_that_is_there_is_left_alone(root):

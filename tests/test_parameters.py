@@ -210,6 +210,11 @@ def test_a_profile_sets_what_was_not_set_by_hand(capsys):
     )
 
 
+def test_the_defaults_own_value_is_marked_where_the_profile_has_another(capsys):
+    run("profile = 'mnist'\nsteps = 300\n", profiles=PROFILES)
+    assert capsys.readouterr().out.endswith("dataset = 'mnist'\n  steps = 300   (changed)\n")
+
+
 def test_an_explicit_value_overrides_the_profile_and_counts_as_changed(capsys):
     space = run("profile = 'paper'\nsteps = 50\n", profiles=PROFILES)
     assert (space["steps"], space["rate"]) == (50, 0.01)
@@ -753,6 +758,21 @@ def test_half_a_set_that_is_used_whole_is_refused(nothing_starts, capsys, tmp_pa
     for stem in ("snip", "sparse_inr"):
         asked = ["run", stem, "-p", "dataset", "mnist"]
         nothing_starts(capsys, asked, "dataset = 'mnist': in ", "lacks", "(9 of 10008 bytes)")
+
+
+def test_a_set_of_which_only_an_empty_folder_is_there_is_refused(nothing_starts, capsys, tmp_path):
+    (tmp_path / "cifar10" / "train" / "a").mkdir(parents=True)
+    asked = ["-p", "dataset", "cifar10_jpeg", "-p", "data_root", str(tmp_path)]
+    nothing_starts(capsys, ["run", "snip", *asked], "dataset = 'cifar10_jpeg': in ", "lacks")
+
+
+def test_the_home_folder_is_one_wherever_the_shell_leaves_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    line = ["record", "snip", "--name", "x", "--script", "--out=~/records"]
+    assert _parser().parse_args(line).out == tmp_path / "records"
+    assert _parser().parse_args(["run", "snip", "-o", "~nobody-of-this-name/x"]).output == Path(
+        "~nobody-of-this-name/x"
+    )
 
 
 def test_a_folder_without_pictures_is_refused(nothing_starts, capsys, tmp_path):

@@ -169,6 +169,14 @@ def with_exercises(tiny, text=EXERCISES):
     return folder / "exercises"
 
 
+def test_the_command_of_a_notebook_elsewhere_has_its_path(tiny, tmp_path, monkeypatch):
+    folder = tiny()
+    shutil.copy(chapters.find("tiny"), tmp_path / "my run.ipynb")
+    monkeypatch.chdir(tmp_path)
+    result = records.record_run("one", "my run.ipynb", {}, folder)
+    assert result.command == "companion record 'my run.ipynb' --name one"
+
+
 def test_the_runs_of_answers_are_found_and_kept_without_figures(tiny, capsys):
     folder = with_exercises(tiny)
     found = exercises.answers(chapters.find("tiny"))

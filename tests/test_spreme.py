@@ -1200,6 +1200,8 @@ def test_a_plate_without_a_line_of_strains_needs_its_blanks():
     assert plate.wells == ("A1", "A2")
     assert plate.density[1].tolist() == pytest.approx([-0.1, 0.1, 0.3])
     assert parse_table(text, blanks=()).density.shape == (3, 3)
+    with pytest.raises(ValueError, match="blanks = 'B1': expected a list of names of wells"):
+        parse_table(text, blanks="B1")
     with pytest.raises(ValueError, match=r"blanks = \['C9'\]: growth table has no such wells"):
         parse_table(text, blanks=["C9"])
     with pytest.raises(CorruptDataError, match="two wells have one name"):

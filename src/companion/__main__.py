@@ -75,6 +75,14 @@ def _terminable() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def _place(text: str) -> Path:
+    """A path among the options; ~ is the home folder, also where the shell leaves it."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # of nobody
+        return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="companion", description="Papers as notebooks, every claim checked."
@@ -99,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("run", help="run a copy of a chapter with your parameters")
     add.set_defaults(command=_run)
     add.add_argument("notebook", help="stem or path")
-    add.add_argument("-o", "--output", type=Path, help="default: runs/STEM.ipynb")
+    add.add_argument("-o", "--output", type=_place, help="default: runs/STEM.ipynb")
     _add_parameters(add)
 
     add = commands.add_parser(
@@ -112,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     one_of.add_argument(
         "--exercise", metavar="N", help="keep what the answer to exercise N runs, such as 4 or 1b"
     )
-    add.add_argument("--out", type=Path, help="folder; default: book/recorded/STEM")
+    add.add_argument("--out", type=_place, help="folder; default: book/recorded/STEM")
     add.add_argument("--script", action="store_true", help="only print the code cells as a script")
     _add_parameters(add)
 
@@ -124,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a parameter and the list of its values, such as '[0, 1, 2]'; all are combined",
     )  # fmt: skip
     _add_parameters(add)
-    add.add_argument("--out", type=Path, help="folder of the results; default: runs/STEM")
+    add.add_argument("--out", type=_place, help="folder of the results; default: runs/STEM")
     add.add_argument("--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler that is there, such as tcp://10.0.0.1:8786; default: a local cluster")  # fmt: skip
     for name, what in (
         ("ca", "certificates of the authorities that the sweep trusts"),
@@ -141,12 +149,12 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("gpu", help="run what a GPU machine should show, within a budget")
     add.set_defaults(command=_gpu)
     add.add_argument("--budget", default=f"{BUDGET}", metavar="SECONDS", help=f"default: {BUDGET}")
-    add.add_argument("--out", type=Path, default=Path("runs/gpu"), metavar="DIR", help="folder of the results; what is done there is not repeated; default: runs/gpu")  # fmt: skip
+    add.add_argument("--out", type=_place, default=Path("runs/gpu"), metavar="DIR", help="folder of the results; what is done there is not repeated; default: runs/gpu")  # fmt: skip
     add.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these jobs, or those of a chapter, or tiny")  # fmt: skip
     add.add_argument("--device", default="cuda", help="default: cuda; cpu, to try it")
-    add.add_argument("--data", type=Path, metavar="DIR", help="what --prepare made; default: the data root")  # fmt: skip
+    add.add_argument("--data", type=_place, metavar="DIR", help="what --prepare made; default: the data root")  # fmt: skip
     add.add_argument("--list", action="store_true", help="only print the jobs")
-    add.add_argument("--prepare", type=Path, metavar="DIR", help="only pack the data sets that the jobs need, to carry them to a machine without a network")  # fmt: skip
+    add.add_argument("--prepare", type=_place, metavar="DIR", help="only pack the data sets that the jobs need, to carry them to a machine without a network")  # fmt: skip
 
     add = commands.add_parser("data", help="which data sets are there, and where the others go")
     add.set_defaults(command=_data)
@@ -182,7 +190,7 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
         help="a parameter; the value is read as YAML, so lists and true work",
     )  # fmt: skip
     parser.add_argument(
-        "-f", type=Path, metavar="FILE", help="a YAML file of parameters; -p takes precedence"
+        "-f", type=_place, metavar="FILE", help="a YAML file of parameters; -p takes precedence"
     )
 
 
@@ -287,7 +295,7 @@ def _new(options: argparse.Namespace) -> int:
         print(os.path.relpath(path))
     options.notebooks, options.jobs = [options.paper], 1
     print(f"running the example once; then replace it: make notebooks NB={options.paper}")
-    _refresh(options)
+    _refreshed(options, None)
     return 0
 
 
@@ -414,7 +422,13 @@ def _sweep(options: argparse.Namespace) -> int:
         f"the table is {out / 'table.csv'}, the page {out / 'index.html'}"
     )
     if options.keep:
-        asked = ["companion", "sweep", path.stem, "--keep", options.keep]
+        asked = [
+            "companion",
+            "sweep",
+            chapters.called(path, options.notebook),
+            "--keep",
+            options.keep,
+        ]
         asked += [part for name, text in options.g for part in ("-g", name, text)]
         asked += [part for name, text in options.p for part in ("-p", name, text)]
         asked += ["-f", options.f.as_posix()] if options.f else []

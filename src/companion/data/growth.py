@@ -123,6 +123,8 @@ def parse_table(
     if len(set(names.tolist())) < len(names):
         raise CorruptDataError(f"{name}: two wells have one name")
     strains = np.array(rows[1][1:] if named else [""] * len(names))
+    if isinstance(blanks, str):
+        raise ValueError(f"blanks = {blanks!r}: expected a list of names of wells")
     if blanks is None:
         cells = strains != BLANK
         if cells.all():

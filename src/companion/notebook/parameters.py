@@ -189,7 +189,7 @@ def _summary(settings: Settings, stated: dict[str, Any]) -> str:
     lines = [
         f"  {name} = {value!r}" + ("   (changed)" if name in settings.changed else "")
         for name, value in settings.values.items()
-        if name != "profile" and value != stated[name]
+        if name != "profile" and (value != stated[name] or name in settings.changed)
     ]
     return "\n".join([head + ("all values as above" if not lines else "as above, but"), *lines])
 

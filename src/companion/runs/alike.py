@@ -45,11 +45,14 @@ def tree_of(commit: str) -> Iterator[Path]:
         found = git("rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}")
     except FileNotFoundError:
         raise ValueError(f"against = {commit!r}: needs git, which is not here") from None
-    if found.returncode:
+    top = git("rev-parse", "--show-toplevel").stdout.strip()
+    if found.returncode or Path(top).resolve() != ROOT:  # nor of a repository around it
         raise ValueError(f"against = {commit!r}: expected a commit of this checkout")
     with scratch() as folder:
         archive, tree = folder / "tree.tar", folder / "tree"
-        git("archive", "--output", str(archive), found.stdout.strip())
+        packed = git("archive", "--output", str(archive), found.stdout.strip())
+        if packed.returncode:
+            raise ValueError(f"against = {commit!r}: {packed.stderr.strip()}")
         safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         try:
             with tarfile.open(archive) as files:

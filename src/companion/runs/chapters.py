@@ -68,6 +68,11 @@ def find(name: str | os.PathLike) -> Path:
     )
 
 
+def called(path: Path, name: str | os.PathLike) -> str:
+    """What to call a notebook in a command: a chapter by its stem, another as it was called."""
+    return path.stem if path.parent == FOLDER else os.fspath(name)
+
+
 def read(path: Path) -> dict:
     """A notebook as a dictionary, every source a single string.
 
@@ -243,7 +248,8 @@ def _check_place(values: dict[str, Any], usual: object) -> None:
     for source in (sets[family] for family in FAMILIES.get(name, (name,)) if family in sets):
         try:
             # of a set whose files are not known one by one, chapters take what is there
-            source.require(name, place, whole=bool(source.sizes))
+            whole = bool(source.sizes) or source.state(place) == "missing"
+            source.require(name, place, whole=whole)
         except MissingDataError as error:
             said = str(error).removeprefix(f"dataset {name!r} ").removeprefix("is ")
             raise parameters.ParameterError(f"dataset = {name!r}: {said}") from None

@@ -175,11 +175,17 @@ Made from the docstrings when the book is built: see `companion.book.api`.
 # what the cells of the example call something
 TAKEN = frozenset(
     [
+        "check_parameters",
         "claims",
         "companion",
+        "data_root",
+        "dataset",
         "device",
         "means",
+        "pick_device",
         "plt",
+        "profile",
+        "seed",
         "settings",
         "show_source",
         "steps",
@@ -220,8 +226,8 @@ def new_paper(
         raise ValueError(f"arxiv = {arxiv!r}: expected such as 1810.02340")
     year = 2000 + int(arxiv[:2]) if year is None else year
     package, notebook = root / "src/companion/papers" / paper, root / f"notebooks/{paper}.ipynb"
-    test = root / f"tests/test_{paper}.py"
-    for there in (package, notebook, test):
+    test, page = root / f"tests/test_{paper}.py", root / f"book/api/{paper}.md"
+    for there in (package, notebook, test, page):
         if there.exists():
             raise ValueError(f"paper = {paper!r}: {there.relative_to(root)} is there already")
     about = {
@@ -236,7 +242,7 @@ def new_paper(
         package / "claims.yaml": CLAIMS.replace("DATE", today),
         notebook: json.dumps(_notebook(about), indent=1, ensure_ascii=False) + "\n",
         test: TEST.format(**about),
-        root / f"book/api/{paper}.md": API.format(**about),
+        page: API.format(**about),
     }
     for path, more in (
         (root / "book/references.bib", BIBLIOGRAPHY.format(**about)),

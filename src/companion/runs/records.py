@@ -83,7 +83,8 @@ def record_run(name: str, stem: str, given: dict[str, Any], folder: Path | None 
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
         raise ValueError(f"name = {name!r}: expected letters, digits, '-' and '_', 80 at most")
     path = chapters.find(stem)
-    command = " ".join(["companion record", path.stem, "--name", name, *_as_options(given)])
+    asked = shlex.quote(chapters.called(path, stem))
+    command = " ".join(["companion record", asked, "--name", name, *_as_options(given)])
     return _checked(name, path, given, folder or FOLDER / path.stem, command)
 
 
@@ -99,7 +100,7 @@ def record_answer(stem: str, label: str, folder: Path | None = None) -> Run:
     found = exercises.answers(path)
     if label not in found:
         raise ValueError(f"exercise = {label!r}: expected one of {', '.join(found) or 'none'}")
-    command = f"companion record {path.stem} --exercise {label}"
+    command = f"companion record {shlex.quote(chapters.called(path, stem))} --exercise {label}"
     folder = folder or FOLDER / path.stem / EXERCISES
     answer = found[label]
     return _checked(f"exercise-{label}", path, answer.given, folder, command, answer)
