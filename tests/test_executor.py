@@ -38,6 +38,22 @@ def test_refresh_gives_the_same_bytes_twice_and_refuses_stderr(tmp_path, monkeyp
     assert path.read_bytes() == before
 
 
+def test_what_a_kernel_sends_in_pieces_is_stored_in_one(tmp_path):
+    pieces = """
+import sys
+for word in "one", "two":
+    print(word, flush=True)
+    sys.stdout._flush()
+print("three", file=sys.stdout, flush=True)
+"""
+    path = tiny_notebook(tmp_path, [pieces + "display(1)\nprint('four')"])
+    refresh(path)
+    kinds = [(out["output_type"], out.get("text")) for out in outputs(chapters.read(path))]
+    assert kinds == [
+        ("stream", ["one\n", "two\n", "three\n"]), ("display_data", None), ("stream", ["four\n"])
+    ]  # fmt: skip
+
+
 def test_outputs_that_were_edited_are_noticed(tmp_path, monkeypatch):
     monkeypatch.delenv("COMPANION_RECORD", raising=False)
     draw = "import matplotlib.pyplot as plt; plt.plot([{}]); plt.show()"

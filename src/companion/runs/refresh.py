@@ -76,6 +76,17 @@ async def _refresh(path: Path) -> float:
     return seconds
 
 
+def _joined(outputs: Sequence) -> list:
+    """Outputs in which what is printed in one go is one text: a kernel may send it in pieces."""
+    found: list = []
+    for output in outputs:
+        if found and "name" in output and output.get("name") == found[-1].get("name"):
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
+
+
 def _canonical(notebook, path: Path, before: dict, seconds: float) -> str:
     """The text of an executed notebook: cells numbered, metadata reduced to what is ours."""
     import nbformat
@@ -86,6 +97,7 @@ def _canonical(notebook, path: Path, before: dict, seconds: float) -> str:
         cell.metadata = nbformat.from_dict(kept)
     for count, cell in enumerate(code_cells(notebook), 1):
         cell.execution_count = count
+        cell.outputs = _joined(cell.outputs)
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = count
