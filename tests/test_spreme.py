@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,12 @@ import sympy
 import torch
 from scipy.integrate import solve_ivp
 from sklearn.base import clone
+from sympy.parsing.sympy_parser import (
+    implicit_application,
+    implicit_multiplication,
+    parse_expr,
+    standard_transformations,
+)
 
 from companion.data.growth import (
     bundled_header,
@@ -25,6 +32,7 @@ from companion.papers import spreme
 from companion.papers.spreme import mask as loop
 from companion.runs import chapters, executor
 
+IMPLICIT = (*standard_transformations, implicit_multiplication, implicit_application)
 WINDOWS = {name: s.window for name, s in spreme.SYSTEMS.items()}
 
 
@@ -1206,3 +1214,27 @@ def test_a_plate_without_a_line_of_strains_needs_its_blanks():
         parse_table(text, blanks=["C9"])
     with pytest.raises(CorruptDataError, match="two wells have one name"):
         parse_table(text.replace("A2", "A1"), blanks=())
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_page_has_the_systems_of_the_code():
+    cells = chapters.read(chapters.find("spreme"))["cells"]
+    page = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+    rows = re.findall(r"^\| *(\S+) \| (\$\\dot.*\$) \| (\d+) \| (\d+) \|$", page, re.M)
+    assert [row[0] for row in rows] == ["linear", "Lorenz", "Lotka–Volterra", "pendulum"]
+
+    def word(found):  # \\theta, x, p_0: the names of the code
+        return f" {found[1] or found[2] + found[3]} "
+
+    for (_, equations, *counts), (name, system) in zip(rows, spreme.SYSTEMS.items(), strict=True):
+        states, given = (sympy.symbols(names) for names in (system.states, system.parameters))
+        names = {s.name: s for s in (*states, *given)} | {"sin": sympy.sin}
+        plain = re.sub(r"\\([a-z]+)|([a-z])_?(\d?)", word, equations)
+        sides = [side.split("=") for side in re.findall(r"\$(.*?)\$", plain)]
+        assert [left.split() for left, _ in sides] == [["dot", s] for s in system.states]
+        for (_, right), ours in zip(sides, system.rhs(states, given, sympy.sin), strict=True):
+            told = parse_expr(right, names, IMPLICIT)
+            assert sympy.expand(told - ours) == 0, (name, right)
+        assert tuple(map(int, counts)) == (system.n_envs, system.n_traj)
