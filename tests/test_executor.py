@@ -150,15 +150,25 @@ def test_code_that_gives_the_same_is_told_from_code_that_does_not(tmp_path):
         assert f"against = {commit!r}: expected a commit" in against(commit, "2", path)[0]
     assert path.read_bytes() == before  # nothing was run, nothing written
     said, alike = against("HEAD", "3 - 1", path)
-    assert said == "tiny.ipynb with the library of HEAD: the same results"
+    assert said == "tiny.ipynb with the code of HEAD: the same results"
     assert len(alike) == 1
     assert "against: expected the names of notebooks" in against("HEAD", "3 - 1")[0]
     # the time beside it hides nothing
     said, alike = against("HEAD", "3", path)
-    assert said == "tiny.ipynb with the library of HEAD: other results in code cells 2"
+    assert said == "tiny.ipynb with the code of HEAD: other results in code cells 2"
     assert alike == []
-    tiny_notebook(path.parent, [*cells, "1"])
-    assert "the cells of tiny.ipynb have changed" in against("HEAD", "2", path)[0]
+    # where cells changed, what they record counts, not what they show
+    record = "from companion.notebook import record\nrecord('tiny.number', NUMBER)\n'{}'"
+    tiny_notebook(path.parent, [*cells, record.format("shown")])
+    git(root, "add", ".")
+    git(root, "commit", "-m", "two")
+    tiny_notebook(path.parent, [*cells, record.format("shown otherwise")])
+    said, alike = against("HEAD", "4 - 1", path)
+    assert said == "tiny.ipynb with the code of HEAD: the same values, by changed cells"
+    assert len(alike) == 1
+    said, alike = against("HEAD", "4", path)
+    assert said == "tiny.ipynb with the code of HEAD: other values: tiny.number"
+    assert alike == []
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")

@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--against",
         metavar="COMMIT",
-        help="also run them with that commit's library, and say where results differ",
+        help="also run them with that commit's code, and say where results differ",
     )
 
     add = commands.add_parser("build", help="build the book strictly into _build/html")
@@ -582,10 +582,8 @@ def _refreshed(options: argparse.Namespace, tree: Path | None) -> None:
     if failures:
         raise RuntimeError(f"{', '.join(failures)} failed")
     if tree:
-        for path, differ in alike.compare(waiting, tree, jobs):
-            cells = ", ".join(map(str, differ))
-            found = f"other results in code cells {cells}" if differ else "the same results"
-            print(f"{path.name} with the library of {options.against}: {found}", flush=True)
+        for path, told in alike.compare(waiting, tree, jobs):
+            print(f"{path.name} with the code of {options.against}: {told}", flush=True)
 
 
 def _build(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Whether a change of the library changes what a chapter gives: its default run with an earlier
+"""Whether a change of the code changes what a chapter gives: its default run with an earlier
 commit's code and with today's, one after the other on this machine.
 
 Between machines the last digits differ, so that stored outputs alone cannot tell.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from companion.files import ROOT, scratch, write_whole
-from companion.runs.chapters import code_cells, read
+from companion.runs.chapters import code_cells, read, recorded_values
 from companion.runs.processes import LIBRARY, PARENT
 
 ROUNDS = 5  # a rounded time may be the same in some runs by chance
@@ -69,30 +69,31 @@ def check(paths: Sequence[Path], tree: Path) -> None:
     for path in paths:
         if not path.is_relative_to(ROOT) or not (tree / path.relative_to(ROOT)).is_file():
             raise ValueError(f"against: {path.name} is not there in the earlier commit")
-        if _sources(read(path)) != _sources(read(tree / path.relative_to(ROOT))):
-            raise ValueError(
-                f"against: the cells of {path.name} have changed since, not only the library"
-            )
 
 
-def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path, list[int]]]:
-    """The code cells, counted from 1, whose results differ from those of an earlier tree.
+def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path, str]]:
+    """What of chapters differs from an earlier tree: one line each.
 
-    paths: chapters that were refreshed just now. Where all results are the same, the earlier code,
-    and what was like it, is listed in the notebook, and runs made with it are not called stale
-    (`fingerprint.standing`); where some differ, it is listed no more. A value that differs between
-    runs of the earlier code and between runs of today's, such as a time, does not count; up to
-    four more runs of each are made to see that.
+    Where only the library changed, all that the code cells show is compared, and they are named,
+    counted from 1; where cells changed as well, all that they record by name, on which verdicts,
+    prose and records stand.
+
+    paths: chapters that were refreshed just now. Where all is the same, the earlier code, and what
+    was like it, is listed in the notebook, and runs made with it are not called stale
+    (`fingerprint.standing`); where some differs, it is listed no more. A value that differs
+    between runs of the earlier code and between runs of today's, such as a time, does not count;
+    up to four more runs of each are made to see that.
 
     Raises RuntimeError for chapters that do not run.
     """
     news = {path: [read(path)] for path in paths}
-    stored = {path: _about(read(tree / path.relative_to(ROOT))) for path in paths}
+    earlier = {path: read(tree / path.relative_to(ROOT)) for path in paths}
+    moved = {path: _sources(earlier[path]) != _sources(news[path][0]) for path in paths}
     then = {path: tree / path.relative_to(ROOT) for path in paths}
     today = {path: tree.parent / "today" / path.name for path in paths}
     olds = {path: [run] for path, run in _rerun(then, tree / "src", jobs).items()}
     for left in reversed(range(ROUNDS)):
-        found = {path: _differing(olds[path], news[path]) for path in paths}
+        found = {path: _differing(olds[path], news[path], moved[path]) for path in paths}
         doubtful = [path for path, (_, undecided) in found.items() if undecided]
         if not (left and doubtful):
             break
@@ -102,11 +103,16 @@ def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path
             for path, run in _rerun({p: places[p] for p in doubtful}, library, jobs).items():
                 runs[path].append(run)
     for path in paths:
-        code, old = _about(olds[path][0])["fingerprint"], stored[path]
+        code, old = _about(olds[path][0])["fingerprint"], _about(earlier[path])
         like = {code, *(old.get("alike", []) if old.get("fingerprint") == code else [])}
         differ, _ = found[path]
         _note(path, news[path][0], like, bool(differ))
-        yield path, sorted({cell for cell, *_ in differ})
+        names = ", ".join(map(str, sorted({road[0] for road in differ})))
+        if moved[path]:
+            told = f"other values: {names}" if differ else "the same values, by changed cells"
+        else:
+            told = f"other results in code cells {names}" if differ else "the same results"
+        yield path, told
 
 
 def _rerun(places: Mapping[Path, Path], library: Path, jobs: int) -> dict[Path, dict]:
@@ -133,11 +139,14 @@ def _sources(notebook: dict) -> list[str]:
     return [cell["source"] for cell in code_cells(notebook)]
 
 
-def _differing(olds: Sequence[dict], news: Sequence[dict]) -> tuple[set[tuple], bool]:
+def _differing(
+    olds: Sequence[dict], news: Sequence[dict], recorded: bool = False
+) -> tuple[set[tuple], bool]:
     """Where the first runs of two codes differ, but for what differs between runs of either; and
-    whether more runs may show it all to be such noise.
+    whether more runs may show it all to be such noise. recorded: look at recorded values only.
     """
-    old, new = ([dict(_values(run)) for run in runs] for runs in (olds, news))
+    values = _recorded if recorded else _shown
+    old, new = ([dict(values(run)) for run in runs] for runs in (olds, news))
 
     def seen(runs: list[dict], road: tuple) -> int:
         return len({run.get(road, ABSENT) for run in runs})
@@ -149,12 +158,17 @@ def _differing(olds: Sequence[dict], news: Sequence[dict]) -> tuple[set[tuple], 
     }
     moved = {road for road in old[0].keys() | new[0].keys() if seen([old[0], new[0]], road) > 1}
     differ = moved - noisy
-    # a rounded time that has not moved yet stands in a cell in which another has
-    cells = {cell for cell, *_ in noisy}
-    return differ, bool(differ) and (len(olds) == 1 or all(cell in cells for cell, *_ in differ))
+    # a rounded time that has not moved yet stands in a cell, or a table, in which another has
+    places = {place for place, *_ in noisy}
+    return differ, bool(differ) and (len(olds) == 1 or all(p in places for p, *_ in differ))
 
 
-def _values(notebook: dict) -> Iterator[tuple[tuple, Any]]:
+def _recorded(notebook: dict) -> Iterator[tuple[tuple, Any]]:
+    for name, value in recorded_values(notebook).items():
+        yield from _leaves((name,), value)
+
+
+def _shown(notebook: dict) -> Iterator[tuple[tuple, Any]]:
     """All that the outputs hold, texts word by word; but for listings of the library's source."""
     for number, cell in enumerate(code_cells(notebook), 1):
         lists = "show_source(" in cell["source"]

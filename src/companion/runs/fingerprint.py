@@ -233,7 +233,7 @@ def is_current(path: Path) -> bool:
 def stamp(notebook: dict, name: str, before: dict) -> dict[str, Any]:
     """What tells whose outputs an executed notebook, read from the file of this name, holds.
 
-    before: the notebook as it was stored until now. Code with the same results, which `alike.judge`
+    before: the notebook as it was stored until now. Code with the same results, which `alike.compare`
       finds, is listed under `alike` as long as the code stays the same.
     """
     code, old = fingerprint_of(notebook, name), _stored(before)
@@ -245,7 +245,7 @@ def standing(path: Path) -> Callable[[str], str]:
     """How the code of a run, given by its fingerprint, stands to the chapter's as it is now.
 
     CURRENT: the same; EARLIER: only the library has changed since, and the chapter's default run
-    gave the same results with both (`alike.judge`); STALE: anything else.
+    gave the same results with both (`alike.compare`); STALE: anything else.
     """
     notebook = read(path)
     now, alike = fingerprint_of(notebook, path.name), set()
