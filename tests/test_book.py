@@ -12,9 +12,11 @@ import sys
 import time
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from PIL import Image
 
 from companion import book
 from companion.book import assets, pages, performance, runs
@@ -1043,6 +1045,15 @@ def test_a_panel_has_a_line_a_run_in_the_colour_of_its_method(monkeypatch):
     assert [line.get_marker() for line in first.lines].count("D") == 1
     other = next(line for line in first.lines if line.get_label() == "paper")
     assert first.lines[0].get_linestyle() != other.get_linestyle()
+
+
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_the_names_of_many_runs_leave_the_panels_their_width(count):
+    runs = {f"a-recorded-run-{n}": {1.0: [2.0], 2.0: [3.0]} for n in range(count)}
+    with Image.open(io.BytesIO(curves.draw_runs({"SNIP": runs, "b": runs}, "x", "y"))) as picture:
+        wide = np.asarray(picture.convert("L"))[-picture.height // 3 :]
+    inked = (wide < 250).any(0).nonzero()[0]
+    assert wide.shape[1] - inked[-1] < 0.05 * wide.shape[1]
 
 
 def test_drawn_pictures_are_the_same_bytes_every_time():

@@ -149,9 +149,15 @@ def draw_runs(
             ax.set_xlabel(xlabel)
         for ax in axes[:, 0]:
             ax.set_ylabel(ylabel)
-        legend = figure.legend(
-            handles.values(), handles.keys(), loc="outside upper left", ncols=max(1, len(handles))
-        )
+        for columns in range(
+            max(1, len(handles)), 0, -1
+        ):  # as many as are not wider than all else
+            legend = figure.legend(
+                handles.values(), handles.keys(), loc="outside upper left", ncols=columns
+            )
+            if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+                break
+            legend.remove()
         for handle in legend.get_lines():
             handle.set_color("black")  # what tells runs apart is the line, not the method's colour
         return _png(figure)
