@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from docutils import nodes
@@ -16,6 +17,8 @@ from companion.notebook.bounds import number, raised
 from companion.runs.records import load_records
 
 HEAD = ["What", "Against", "Ratio", "Aim", "Note"]
+# an aim of a record that has no number of it
+IN_WORDS = re.compile(r"(?:at most|below|the share of operations,) ([\d.]+)")
 
 
 @dataclass(frozen=True)
@@ -309,7 +312,10 @@ def _tally(rows: list[dict]) -> str:
 
 def _missed(row: dict) -> bool:
     """Whether the ratio, as it is shown, misses its aim."""
-    if (aim := row.get("aim_at")) is None:
+    aim = row.get("aim_at")
+    if aim is None and (words := IN_WORDS.match(row["aim"])):
+        aim = float(words[1])
+    if aim is None:
         return False
     ratio, aim = (float(f"{value:.3g}") for value in (row["ratio"], aim))
     return ratio < aim if row.get("at_least", False) else ratio > aim
