@@ -583,6 +583,20 @@ def test_outputs_that_were_edited_are_not_believed_by_the_list(tmp_path, monkeyp
     assert "outputs edited: make notebooks NB=snip" in capsys.readouterr().out
 
 
+def test_the_list_shows_a_claim_that_is_gone_and_a_notebook_of_ones_own(
+    tmp_path, monkeypatch, capsys
+):
+    text = chapters.find("snip").read_text(encoding="utf-8")
+    (tmp_path / "snip.ipynb").write_text(text.replace('"C11"', '"C99"'))
+    (tmp_path / "mine.ipynb").write_text(text.replace("snip.", "mine."))
+    monkeypatch.setattr(chapters, "FOLDER", tmp_path)
+    assert main(["list"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert told.out.count("reproduced") > 1
+    assert "mine" in told.out
+
+
 def test_other_tools_get_bounds_as_numbers():
     stated = published._statement(load_claims("snip")["C5"])
     assert stated["quantities"]["over_shuffled"]["within"]["quick"] == {

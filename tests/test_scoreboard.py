@@ -63,9 +63,9 @@ def run(name, outcome, error=None, *, asserted=True, profile="quick", **other):
     return Run("snip", name, profile=profile, claims={"C1": verdict}, **other)
 
 
-def sweep(held, of, measured=(), command="companion sweep snip"):
-    found = {"C1": Held(held, of, {"error": list(measured)})}
-    return Sweep("snip", "seeds", command, "", of, 7, found, {}, "")
+def sweep(held, of, measured=(), profile="quick"):
+    found = {"C1": Held(held, of, {"error": list(measured)}, [profile] * of)}
+    return Sweep("snip", "seeds", "companion sweep snip -f mine.yaml", "", of, 7, found, {}, "")
 
 
 def parsed(text):
@@ -174,10 +174,12 @@ def test_ticks_lie_on_the_axis_and_where_their_number_is(numbers):
 def test_a_strip_has_the_bounds_the_paper_and_every_run_with_its_spread(chapter):
     made = chapter(
         run("stored", REPRODUCED, [1.0, 2.0]),
-        sweep(1, 3, [[1.0, 2.0], [4.0, 5.0], 9.5], "companion sweep snip -p profile mnist"),
+        sweep(1, 3, [[1.0, 2.0], [4.0, 5.0], 9.5], "mnist"),
         run("mnist", NOT_REPRODUCED, 10.0, profile="mnist"),
         run("odd", NOT_REPRODUCED, None),
     )
+    quick, swept, mnist = (cell.measured[0].bound for cell in made.rows[0].cells[:3])
+    assert swept == mnist != quick
     (strip,) = charts.strips(made.rows[0])
     at = strip.axis.at
     low, wide = strip.marks[:2]

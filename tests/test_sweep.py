@@ -938,6 +938,9 @@ def test_a_kept_sweep_is_a_small_table_and_counts_of_claims(toy, tmp_path):
         "profiles": [""] * 3,
     }
     assert (about["runs"], about["command"]) == (3, "companion sweep toy")
+    elsewhere = replace(rows[0], provenance={"device": "gpu 0", "hardware": "node7"})
+    store.keep("far", toy, [elsewhere, *rows[1:]], "", tmp_path)
+    assert json.loads((tmp_path / "far.json").read_text())["provenance"]["device"] == "cpu, gpu 0"
     file = store.keep("curves", toy, rows, "", folder, values=["ma*"])
     kept = pandas.read_csv(file)
     assert kept.columns.tolist() == [

@@ -224,7 +224,7 @@ def _not_too_long(option: str, name: str, text: str) -> None:
 def _list(_: argparse.Namespace) -> None:
     from collections import Counter
 
-    from companion.notebook.claims import load_claims
+    from companion.notebook.claims import load_claims, papers
     from companion.runs import chapters
     from companion.runs.fingerprint import is_current, is_untouched
     from companion.runs.record import Run
@@ -234,7 +234,7 @@ def _list(_: argparse.Namespace) -> None:
         notebook = chapters.read(path)
         title = next(line for cell in notebook["cells"] for line in cell["source"].splitlines())
         run = Run.of_values(stem, "stored", chapters.recorded_values(notebook))
-        stated = load_claims(stem)
+        stated = load_claims(stem) if stem in papers() else {}
         marks = "" if is_current(path) else "  (outputs older than the code: make notebooks)"
         if not is_untouched(path):
             marks = f"  (outputs edited: make notebooks NB={stem})"
@@ -245,7 +245,9 @@ def _list(_: argparse.Namespace) -> None:
             ("derivation", "derived"),
         ):
             counts = Counter(
-                verdict.outcome for id, verdict in run.claims.items() if stated[id].kind == kind
+                verdict.outcome
+                for id, verdict in run.claims.items()
+                if id in stated and stated[id].kind == kind
             )
             if counts:
                 told += ": " + ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))

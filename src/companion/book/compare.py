@@ -152,7 +152,7 @@ def _verdict(claim: Claim, run: Run | Sweep) -> nodes.Node | str:
 def _line(claim: Claim, quantity: Quantity, kept: list[Run | Sweep]) -> tuple[str, list[str]]:
     """What a quantity means and each run's value, with the bound where all have the same one."""
     found = [run.claims.get(claim.id) for run in kept]
-    values = [_measured(claim, quantity, one) for one in found]
+    values = [_measured(quantity, one) for one in found]
     bounds = [_bound(quantity, one) for one in found]
     said = {bound for bound in bounds if bound}
     if quantity.is_truth or not said:
@@ -173,11 +173,9 @@ def _bound(quantity: Quantity, found: Verdict | Held | None) -> str:
     return " or ".join(dict.fromkeys(map(quantity.wanted, profiles)))
 
 
-def _measured(claim: Claim, quantity: Quantity, found: Verdict | Held | None) -> str:
+def _measured(quantity: Quantity, found: Verdict | Held | None) -> str:
     """A measured value, or the range of several."""
     value = found.measured.get(quantity.name) if found is not None else None
-    if isinstance(found, Verdict) and found.said and not found.measured:
-        return found.said if quantity is next(iter(claim.quantities.values())) else ""
     if found is None or (isinstance(found, Verdict) and found.outcome == NOT_RUN):
         return ""
     if value is None:

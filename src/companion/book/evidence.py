@@ -54,8 +54,7 @@ class Measured:
 class Cell:
     """A claim under one run.
 
-    lane: "default", "sweep" or "recorded". words: the outcome, and what makes it surprising or not. said: ours in words, of runs that
-    were made before quantities were kept.
+    lane: "default", "sweep" or "recorded". words: the outcome, and what makes it surprising or not.
     """
 
     run: str
@@ -64,7 +63,6 @@ class Cell:
     asserted: bool
     words: str
     measured: tuple[Measured, ...] = ()
-    said: str = ""
 
     @property
     def css(self) -> str:
@@ -164,16 +162,15 @@ def _cell(claim: Claim, run: Run | Sweep) -> Cell:
         if held is None:
             return Cell(*of, NOT_RUN, False, NOT_RUN)
         outcome = {0: NOT_REPRODUCED, held.of: REPRODUCED}.get(held.held, SOME)
-        words, said = f"reproduced in {held.held} of {held.of} runs", ""
+        words = f"reproduced in {held.held} of {held.of} runs"
         by_name = held.measured
-        given = re.search(r"-p profile (\w+)", run.command)
-        asserted, profile = False, given[1] if given else "quick"
+        asserted, profile = False, (held.profiles or ["quick"])[0]
     else:
         found = run.claims.get(claim.id)
         if found is None or found.outcome == NOT_RUN or run.status != DONE:
             words = found.words(claim) if found and run.status == DONE else NOT_RUN
             return Cell(*of, NOT_RUN, False, words)
-        outcome, words, said = found.outcome, found.words(claim), found.said
+        outcome, words = found.outcome, found.words(claim)
         by_name = found.measured
         asserted, profile = found.asserted, found.profile
     measured = []
@@ -183,7 +180,7 @@ def _cell(claim: Claim, run: Run | Sweep) -> Cell:
             shown = quantity.shown([_number(value) for value in values]) if values else "–"
             finite = tuple(v for v in values if _is_number(v))
             measured.append(Measured(quantity, finite, shown, quantity.bound(profile)))
-    return Cell(*of, outcome, asserted, words, tuple(measured), said)
+    return Cell(*of, outcome, asserted, words, tuple(measured))
 
 
 def _flat(value: Any) -> Iterator[Any]:

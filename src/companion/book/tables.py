@@ -15,12 +15,6 @@ from companion.book.runs import (
     shown_seconds,
     shown_time,
 )
-from companion.notebook.checking import (
-    Verdict,
-    css,
-    table_row,
-)
-from companion.notebook.claims import Claim
 from companion.runs.gpu_jobs import jobs_of
 from companion.runs.record import DONE, EARLIER, STALE, Held, Run, Sweep
 
@@ -100,12 +94,6 @@ def _entry(cell) -> nodes.entry:
         if part != ""
     ]
     return nodes.entry("", *blocks)
-
-
-def _claim_row(claim: Claim, verdict: Verdict) -> list:
-    """A claim of one run: each entry on a line of its own, the verdict as a pill."""
-    *cells, told = table_row(claim, verdict)
-    return [*(cell.split("\n") for cell in cells), pill(told, css(verdict.outcome))]
 
 
 def runs_table(runs: list[Run | Sweep]) -> nodes.table:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from companion.files import ROOT, scratch, write_whole
-from companion.runs.chapters import code_cells, read, recorded_values
+from companion.runs.chapters import code_cells, joined, read, recorded_values
 from companion.runs.processes import LIBRARY, PARENT
 
 ROUNDS = 5  # a rounded time may be the same in some runs by chance
@@ -172,23 +172,10 @@ def _shown(notebook: dict) -> Iterator[tuple[tuple, Any]]:
     """All that the outputs hold, texts word by word; but for listings of the library's source."""
     for number, cell in enumerate(code_cells(notebook), 1):
         lists = "show_source(" in cell["source"]
-        for place, output in enumerate(_joined(cell["outputs"])):
+        for place, output in enumerate(joined(cell["outputs"])):
             text = "".join(output.get("data", {}).get("text/markdown", ""))
             if not (lists and text.startswith("```python")):
                 yield from _leaves((number, place), output)
-
-
-def _joined(outputs: Sequence[dict]) -> list[dict]:
-    """Outputs in which what a cell prints is one text: a kernel may send it in pieces."""
-    found: list[dict] = []
-    for output in outputs:
-        name, before = output.get("name"), found[-1] if found else {}
-        if name is not None and name == before.get("name"):
-            text = "".join([*before["text"], *output["text"]])
-            found[-1] = before | {"text": text}
-        else:
-            found.append(output)
-    return found
 
 
 def _leaves(road: tuple, value: Any) -> Iterator[tuple[tuple, Any]]:

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,18 @@ def parse(text: str, name: str) -> dict:
 
 def code_cells(notebook: Mapping[str, Any]) -> list[Any]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def joined(outputs: Iterable) -> list:
+    """Outputs in which what a cell prints is one text: a kernel may send it in pieces."""
+    found: list = []
+    for output in outputs:
+        if found and "name" in output and output["name"] == found[-1].get("name"):
+            text = "".join([*found[-1]["text"], *output["text"]])
+            found[-1] = type(found[-1])(found[-1], text=text)
+        else:
+            found.append(output)
+    return found
 
 
 def tags(cell: dict) -> list[str]:

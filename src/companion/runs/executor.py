@@ -90,7 +90,7 @@ async def in_kernel(
                 try:
                     await execute(notebook, folder, tell, **options)
                     break
-                except (RuntimeError, DeadKernelError):
+                except RuntimeError:  # DeadKernelError is one
                     if not left or any(cell.execution_count for cell in code_cells(notebook)):
                         raise
     except CellExecutionError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from companion.files import sweep_up, write_whole
-from companion.runs.chapters import code_cells, parse, read
+from companion.runs.chapters import code_cells, joined, parse, read
 from companion.runs.executor import in_kernel, prepared
 from companion.runs.fingerprint import fingerprint, stamp
 
@@ -76,17 +76,6 @@ async def _refresh(path: Path) -> float:
     return seconds
 
 
-def _joined(outputs: Sequence) -> list:
-    """Outputs in which what is printed in one go is one text: a kernel may send it in pieces."""
-    found: list = []
-    for output in outputs:
-        if found and "name" in output and output.get("name") == found[-1].get("name"):
-            found[-1].text += output.text
-        else:
-            found.append(output)
-    return found
-
-
 def _canonical(notebook, path: Path, before: dict, seconds: float) -> str:
     """The text of an executed notebook: cells numbered, metadata reduced to what is ours."""
     import nbformat
@@ -97,7 +86,7 @@ def _canonical(notebook, path: Path, before: dict, seconds: float) -> str:
         cell.metadata = nbformat.from_dict(kept)
     for count, cell in enumerate(code_cells(notebook), 1):
         cell.execution_count = count
-        cell.outputs = _joined(cell.outputs)
+        cell.outputs = joined(cell.outputs)
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = count

@@ -155,7 +155,8 @@ def keep(
         runs=len(runs),
         seconds=round(sum(run.seconds or 0 for run in runs)),
         claims=held(runs),
-        provenance=provenance(),
+        provenance=provenance()
+        | {"device": ", ".join(sorted({run.provenance["device"] for run in runs}))},
         table=hashlib.sha256(text.encode()).hexdigest(),
     )
     folder = folder or FOLDER / path.stem / "sweeps"
