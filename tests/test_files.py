@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from companion.files import BusyError, locked, scratch, sweep_up, to_json, write_whole
+from companion.files import BusyError, locked, scratch, sweep_up, to_json, unpack, write_whole
 from companion.runs.processes import python_path
 
 
@@ -319,3 +320,29 @@ def test_json_is_stable_under_noise_in_the_eighth_digit():
 def test_json_refuses_what_it_does_not_know():
     with pytest.raises(TypeError):
         to_json({"a": object()})
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["this Python", "3.11.0 to 3.11.3"])
+def test_an_archive_is_unpacked_into_its_folder_or_refused(tmp_path, monkeypatch, old):
+    if old:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+
+    def packed(*members):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for name, kind in members:
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname, member.size = kind, "..", 0
+                tar.addfile(member)
+        return tmp_path / "a.tar"
+
+    unpack(packed(("b", tarfile.DIRTYPE), ("b/c", tarfile.REGTYPE)), tmp_path / "good")
+    assert (tmp_path / "good" / "b" / "c").is_file()
+    for bad in (
+        ("../out", tarfile.REGTYPE),
+        ("link", tarfile.SYMTYPE),
+        ("pipe", tarfile.FIFOTYPE),
+    ):
+        with pytest.raises(tarfile.TarError):
+            unpack(packed(("b", tarfile.REGTYPE), bad), tmp_path / "bad")
+        assert not (tmp_path / "out").exists()
+        assert not (tmp_path / "bad" / bad[0]).exists()

@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import stat
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -226,3 +227,20 @@ def _plain(value: object) -> object:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar archive; nothing lands outside the folder.
+
+    Raises tarfile.TarError for an archive that is damaged, or has links or names that lead out.
+    """
+    with tarfile.open(archive) as tar:
+        if hasattr(tarfile, "data_filter"):
+            tar.extractall(folder, filter="data")
+            return
+        for member in tar:  # Python before 3.11.4 looks at nothing
+            if not (member.isfile() or member.isdir()):
+                raise tarfile.ReadError(f"{member.name}: neither a file nor a folder")
+            if not (folder / member.name).resolve().is_relative_to(folder.resolve()):
+                raise tarfile.ReadError(f"{member.name}: outside of the folder")
+        tar.extractall(folder)

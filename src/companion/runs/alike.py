@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from companion.files import ROOT, scratch, write_whole
+from companion.files import ROOT, scratch, unpack, write_whole
 from companion.runs.chapters import code_cells, joined, read, recorded_values
 from companion.runs.processes import LIBRARY, PARENT
 
@@ -53,10 +53,8 @@ def tree_of(commit: str) -> Iterator[Path]:
         packed = git("archive", "--output", str(archive), found.stdout.strip())
         if packed.returncode:
             raise ValueError(f"against = {commit!r}: {packed.stderr.strip()}")
-        safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         try:
-            with tarfile.open(archive) as files:
-                files.extractall(tree, **safely)
+            unpack(archive, tree)
         except (OSError, tarfile.TarError) as error:
             raise ValueError(f"against = {commit!r}: cannot be unpacked: {error}") from error
         yield tree

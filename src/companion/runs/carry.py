@@ -13,6 +13,7 @@ from typing import Any
 
 from companion.data.root import CorruptDataError, MissingDataError, verify
 from companion.files import to_json, write_whole
+from companion.files import unpack as extract
 
 LIMIT = 45_000_000  # bytes of all archives
 LIST = "archives.json"
@@ -81,8 +82,7 @@ def unpack(folder: Path, root: Path, ready: Callable[[str], object] = lambda nam
         raise CorruptDataError(f"{folder / LIST}: not as `companion gpu --prepare` wrote it") from None  # fmt: skip
     for name, (archive, sha256) in archives.items():
         verify(archive, sha256)
-        with tarfile.open(archive) as tar:
-            tar.extractall(root, filter="data")
+        extract(archive, root)
         if name in catalogue():
             catalogue()[name].require(name, root)
             ready(name)
