@@ -19,6 +19,8 @@ help:
 	@echo "make notebooks  rerun and store the notebooks that changed   (NB=snip: that one, whatever changed)"
 	@echo "make bench      the benchmarks behind the performance page   (PEERS=1: install all peers first)"
 	@echo "make gpu        what a GPU machine should show, within BUDGET=540 seconds, into OUT=runs/gpu"
+	@echo "make environment  the packages alone, into .venv"
+	@echo "make clean      remove what was built and cached"
 	@echo "make lock       resolve requirements.lock anew from pyproject.toml"
 
 environment: $(STAMP)

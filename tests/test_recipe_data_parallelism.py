@@ -34,7 +34,7 @@ def test_a_strangers_module_and_data_are_searched(tmp_path, monkeypatch):
     assert all(k >= 1 for k in names["steps"])
     assert names["steps"][0] >= names["steps"][-1]
     assert names["c1"] > 0
-    assert "critical batch size 2000" in printed
+    assert "by the bound: bend at B = 1000" in printed
     assert (tmp_path / "search.json").is_file()
     again, _ = run("data_parallelism", **given)  # from the store
     assert again["steps"] == names["steps"]

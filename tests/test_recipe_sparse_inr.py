@@ -24,7 +24,7 @@ def test_pictures_of_any_size_are_stored_and_drawn_again(tmp_path):
     net = names["net"][-1]
     assert len(printed.splitlines()) == 3
     for name, (width, height) in SIZES.items():
-        stored = (tmp_path / name).with_suffix(".inr").read_bytes()
+        stored = (tmp_path / f"{name}.inr").read_bytes()
         image = inr.decode(stored)
         assert image.shape == (3, height, width)
         masks = net.masks

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.ops import box_iou
 
 from companion.data.root import CorruptDataError
@@ -872,6 +874,18 @@ def test_region_masks_add_up_to_one(scene, n):
     assert (masks.sum(0) - 1).abs().max() < 1e-6
     assert masks.min() >= 0
     assert (masks.flatten(1).max(1).values > 0.9).all()
+
+
+def test_the_pages_example_of_a_scene_loads_and_shrinks(tmp_path):
+    cells = chapters.read(chapters.find("visual_compiler"))["cells"]
+    (page,) = (c["source"] for c in cells if c["source"].startswith("## On your own work"))
+    size = tuple(map(int, re.search(r"background of (\d+)×(\d+) pixels", page).groups()))
+    Image.new("RGB", size).save(tmp_path / "background.png")
+    (tmp_path / "scene.json").write_text(re.search(r"```json\n(.*?)```", page, re.S)[1])
+    scene = vc.load_scene(tmp_path)
+    assert scene.camera.centre[2] > 2  # metres above the ground
+    vc.save_scene(scene.resize(1 / 4), tmp_path / "smaller")
+    assert vc.load_scene(tmp_path / "smaller").camera.width == size[0] // 4
 
 
 def test_a_scene_survives_the_disk(scene, tmp_path):

@@ -15,7 +15,7 @@ On your own work::
     c1, c2, r2 = dp.fit_scaling(sizes, steps)
     print(f"K = {c1:.0f} / B + {c2:.0f}, R² = {r2:.2f}; bend at B = {c1 / c2:.0f}")
     bound = dp.scaling_constants(gap, lipschitz, variance, goal)  # Δ, L, β, ε; μ = 1
-    print(f"by the bound: critical batch size {bound.critical_batch:.0f}")
+    print(f"by the bound: bend at B = {bound.c1 / bound.c2:.0f}")
 """
 
 from companion.papers.data_parallelism.distributed import (

@@ -9,13 +9,13 @@ On your own work::
 
     from companion.data.signals import load_pictures, picture_files
     from companion.papers import sparse_inr as inr
-    files = picture_files(folder)
-    tasks = inr.as_targets(load_pictures(files, size=16, channels=3))  # squares
+    tasks = inr.as_targets(load_pictures(picture_files(folder), size=16, channels=3))
     start = inr.meta_learn(inr.siren_params(2, 24, 3, 3, 60.0), tasks, 60)
     net = inr.meta_prune(start, tasks, rounds=1, amount=0.5, round_steps=20)
-    for file in files:
+    for file in picture_files(folder):
         image = load_pictures([file], channels=3)[0]  # in its own size
-        file.with_suffix(".inr").write_bytes(data := inr.encode(net[-1], image, steps=200))
+        stored = file.with_name(f"{file.name}.inr")
+        stored.write_bytes(data := inr.encode(net[-1], image, steps=200))
         print(file, len(data), inr.psnr((inr.decode(data) - image).square().mean().item()))
 """
 

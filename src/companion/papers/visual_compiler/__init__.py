@@ -52,6 +52,7 @@ from companion.papers.visual_compiler.scene import (
     Scene,
     load_scene,
     procedural_scene,
+    save_scene,
 )
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "render_people",
     "render_person",
     "render_scene",
+    "save_scene",
     "to_coco",
     "train",
     "write_coco",
