@@ -789,6 +789,7 @@ def test_a_store_gives_back_results_of_the_same_network_only(tmp_path, monkeypat
             r"train_y: shape \(119,\), expected one",
         ),
         ({"valid_y": torch.zeros(60)}, "valid_y: torch.float32, expected integer class indices"),
+        ({"train_y": np.zeros(120, int)}, "train_y: ndarray, expected a tensor of labels"),
         ({"train_y": torch.full((120,), 2)}, "train_y: 2, but the model tells 2 classes apart"),
         ({"valid_y": torch.full((60,), 7)}, "valid_y: 7, but the model tells 2 classes apart"),
         ({"valid_y": torch.full((60,), -1)}, "valid_y: -1, expected class indices of at least 0"),

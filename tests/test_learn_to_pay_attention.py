@@ -88,6 +88,7 @@ def test_labels_may_be_of_any_integer_type_and_have_to_be_classes():
         (torch.tensor([0, 1, 2, 10]), "y: 10, but the model tells 10 classes apart"),
         (torch.tensor([0, 1, 2, -1]), "y: -1, expected class indices of at least 0"),
         (torch.zeros(4), "y: torch.float32, expected integer class indices"),
+        ([0, 1, 2, 9], "y: list, expected a tensor of labels"),
     ):
         with pytest.raises(ValueError, match=told):
             att.fit(small(), x, wrong, generator=g, **settings)

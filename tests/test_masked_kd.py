@@ -638,6 +638,7 @@ LABELS = {
     "fractions": (torch.zeros(3), r"y: torch\.float32, expected integer class indices"),
     "bool": (torch.zeros(3).bool(), r"y: torch\.bool, expected integer class indices"),
     "one-hot": (torch.eye(5).long()[:3], r"y: torch\.int64, expected floating-point"),
+    "list": ([0, 1, 2], "y: list, expected a tensor of labels"),
     "too few": (torch.zeros(2).long(), r"y: shape \(2,\), expected \(3,\) class indices"),
 }
 
@@ -1271,6 +1272,7 @@ def test_more_that_does_not_fit_is_named():
             lambda: experiment.LabelledImages(
                 x, y[:1], x, y
             ): "train_x, train_y: 2 images and 1 labels",
+            lambda: experiment.LabelledImages(x, y, x, y.numpy()): "test_y: ndarray, expected a",
             lambda: experiment.LabelledImages(x, y, x[:0], y[:0]): "test_x, test_y: 0 images",
             lambda: next(pictures.batches(3, generator())): "batch_size = 3",
             lambda: experiment.train_teacher(

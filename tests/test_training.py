@@ -325,6 +325,8 @@ def test_prediction_does_not_depend_on_the_batch_size_and_restores_every_mode():
         ({"targets": torch.zeros(39).long()}, r"targets: shape \(39,\)"),
         ({"targets": torch.zeros(40, 1).long()}, r"targets: shape \(40, 1\)"),
         ({"targets": torch.zeros(40)}, r"targets: torch\.float32"),
+        ({"targets": [0] * 40}, "targets: list, expected a tensor of labels: torch.tensor"),
+        ({"targets": np.zeros(40, int)}, "targets: ndarray, expected a tensor of labels"),
     ],
 )
 def test_training_names_what_it_is_given_wrongly(options, told):

@@ -53,6 +53,18 @@ def random_source(**values: Any) -> None:
             )
 
 
+def tensor_of_labels(**values: object) -> None:
+    """Raise ValueError for labels that are no tensor, such as a list or a column of a table."""
+    import torch
+
+    for name, labels in values.items():
+        if not isinstance(labels, torch.Tensor):
+            raise ValueError(
+                f"{name}: {type(labels).__name__}, expected a tensor of labels: "
+                f"torch.tensor(numpy.asarray({name}))"
+            )
+
+
 def one_dtype(**tensors: Tensor) -> None:
     """Raise ValueError unless all are of one floating dtype."""
     kinds = {tensor.dtype for tensor in tensors.values()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from companion.checks import generators, whole
+from companion.checks import generators, tensor_of_labels, whole
 from companion.progress import Progress
 
 # Steps between two looks at the loss: a GPU has to be waited for.
@@ -283,6 +283,7 @@ def check_classes(outputs: Tensor, targets: Tensor, *, name: str = "targets") ->
 
 def check_labels(inputs: Tensor, **labels: Tensor) -> None:
     """Raise ValueError unless there is one class index, an integer, for every input."""
+    tensor_of_labels(**labels)
     for name, targets in labels.items():
         if targets.shape != inputs.shape[:1]:
             raise ValueError(

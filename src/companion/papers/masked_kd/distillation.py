@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from companion.checks import generators, one_of, whole
+from companion.checks import generators, one_of, tensor_of_labels, whole
 from companion.checks import images as check_images
 from companion.papers.masked_kd.architecture import (
     UnsupportedModelError,
@@ -98,6 +98,7 @@ def _labels(y: Tensor | None, z: Tensor, alpha: float) -> Tensor:
     """
     if y is None:
         raise ValueError(f"y: labels are needed with alpha = {alpha!r}")
+    tensor_of_labels(y=y)
     if y.shape not in (z.shape, z.shape[:1]):
         raise ValueError(
             f"y: shape {tuple(y.shape)}, expected {tuple(z.shape[:1])} class indices or "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from companion.checks import generators, whole
+from companion.checks import generators, tensor_of_labels, whole
 from companion.checks import images as check_images
 from companion.data.files import open_picture
 from companion.data.root import MissingDataError
@@ -38,7 +38,8 @@ class LabelledImages:
         augment: (batch, generator) -> batch.
 
     Raises:
-        ValueError: for an empty part, or one with a label too many or too few.
+        ValueError: for an empty part, one with a label too many or too few, or labels that are no
+            tensor.
     """
 
     train_x: Tensor
@@ -50,6 +51,7 @@ class LabelledImages:
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             images, labels = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
+            tensor_of_labels(**{f"{part}_y": labels})
             if not 1 <= len(images) == len(labels):
                 raise ValueError(
                     f"{part}_x, {part}_y: {len(images)} images and {len(labels)} labels, "
