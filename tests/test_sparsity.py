@@ -470,6 +470,7 @@ def test_selection_equals_a_stable_sort_under_many_ties(select, dtype, monkeypat
             for i, s in enumerate(shapes)
         }
         scores["0"][0, 0] = -0.0  # ties with 0
+        scores["one"] = torch.ones(1, dtype=dtype)  # scores that are all 0 give no mask
         total = sum(s.numel() for s in scores.values())
         keep = whole(0, total + 1)
         with warnings.catch_warnings():
@@ -548,6 +549,16 @@ def test_scores_that_are_not_finite_raise_and_are_named():
 def test_large_scores_are_finite_though_their_sum_is_not():
     scores = {"w": torch.full((4,), 3e38), "v": torch.tensor([1e300], dtype=torch.float64)}
     assert count_kept(global_topk_mask(scores, keep=2)) == 2
+
+
+def test_scores_that_are_all_zero_give_no_mask():
+    one, (x, y) = nn.Linear(4, 1), batch((4,), classes=1)
+    scores = connection_sensitivity(one, cross_entropy, [(x.float(), y)])
+    with pytest.raises(ValueError, match="scores: all are 0"):
+        global_topk_mask(scores, sparsity=0.5)
+    assert count_kept(global_topk_mask(scores, keep=0)) == 0
+    assert count_kept(global_topk_mask(scores, keep=5)) == 5
+    assert count_kept(global_topk_mask(scores | {"w": torch.tensor([0.1])}, keep=2)) == 2
 
 
 def test_keep_covers_none_to_all_and_nothing_else():

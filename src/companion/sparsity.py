@@ -510,8 +510,8 @@ def global_topk_mask(
         `warn` is off, for callers to whom that is a result).
 
     Raises:
-        ValueError: for scores that are not finite, not real numbers or on several devices, and for
-            a sparsity or count out of range.
+        ValueError: for scores that are not finite, not real numbers, on several devices or all 0
+            (unless none or all are kept), and for a sparsity or count out of range.
 
     References:
         Lee et al. (2019), section 4.1 and Algorithm 1.
@@ -538,6 +538,11 @@ def global_topk_mask(
         keep = kept_count(flat.numel(), sparsity, rounding)
     if not isinstance(keep, Integral) or isinstance(keep, bool) or not 0 <= keep <= flat.numel():
         raise ValueError(f"keep = {keep!r}: expected a count between 0 and {flat.numel()}")
+    # the first tensor settles it nearly always
+    if 0 < keep < flat.numel() and not any(s.any() for s in scores.values()):
+        raise ValueError(
+            "scores: all are 0, no order to prune by: no weight moves the loss (one output only?)"
+        )
 
     chosen = topk_by_index(flat, keep)
     parts = chosen.split([s.numel() for s in scores.values()])
