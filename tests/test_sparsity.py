@@ -1002,6 +1002,14 @@ def test_only_whole_words_of_a_name_make_a_row_a_scale(kind, scales):
     assert (not prunable_parameters(module)) == scales
 
 
+def test_tokens_and_position_tables_are_not_pruned_and_kernels_with_one_output_are():
+    model = nn.ModuleDict({"conv": nn.Conv1d(2, 1, 3, bias=False), "own": nn.Module()})
+    for name, shape in (("cls_token", (1, 1, 4)), ("pos_embed", (1, 5, 4)), ("w", (2, 1, 4))):
+        model.register_parameter(name, nn.Parameter(torch.ones(shape)))
+    model["own"].w = nn.Parameter(torch.ones(1, 5, 4))  # of a module without submodules
+    assert list(prunable_parameters(model)) == ["w", "conv.weight", "own.w"]
+
+
 class Tokens(nn.Module):
     """An embedding whose gradient is sparse, and a layer behind it."""
 

@@ -56,7 +56,8 @@ def prunable_parameters(
     Left out are normalisations of any make, PReLU, and layer scales: modules without submodules
     whose weights all are vectors, such as (channels,) or (channels, 1, 1). A weight of shape
     (1, inputs) is the matrix of a layer with one output, unless its module is called a norm or a
-    scale. Weights come first because ties are broken by this order. A parameter that two modules
+    scale. Left out, too, are the tokens and position tables of a transformer, (1, tokens, width),
+    which belong to a module that has submodules. Weights come first because ties are broken by this order. A parameter that two modules
     share appears once.
 
     Args:
@@ -80,7 +81,7 @@ def prunable_parameters(
         id(parameter)
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if is_scaling(module) or is_scale(module, name)
+        if is_scaling(module) or is_scale(module, name) or is_token(module, name)
     }
     named = [
         (name, parameter)
@@ -128,6 +129,14 @@ def is_scale(module: nn.Module, name: str) -> bool:
     if isinstance(module, ParametrizationList):  # lengths, of which every output has one
         return len(list(module.parameters())) > 1 and name == "original0"
     return parameter.dim() == 0 or "gamma" in name or "scale" in name
+
+
+def is_token(module: nn.Module, name: str) -> bool:
+    """Whether one parameter of a module is a table of tokens or positions, (1, tokens, width)."""
+    parameter = getattr(module, name)
+    if isinstance(module, MATRICES) or not any(True for _ in module.children()):
+        return False
+    return parameter.dim() == 3 and parameter.shape[0] == 1
 
 
 def _is_vector(parameter: Tensor) -> bool:
