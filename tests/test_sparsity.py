@@ -1345,6 +1345,15 @@ def test_tied_weights_are_exported_under_each_name(layout, masked_before):
         assert torch.equal(again.head.weight != 0, kept)
 
 
+@pytest.mark.parametrize("layout", ["dense", "coo", "csr"])
+def test_masks_under_both_names_of_a_tied_weight_add_up(layout):
+    one, other = torch.rand(2, 6, 4, generator=generator()) < 0.5
+    masks = {"embedding.weight": one, "head.weight": other}
+    state = export_weights(_Tied(), masks, layout=layout)
+    for name in masks:
+        assert torch.equal(state[name].to_dense() != 0, one & other), name
+
+
 def test_a_tie_is_not_handed_to_torch_prune_which_would_break_it():
     model = _Tied()
     masks = {"embedding.weight": torch.ones(6, 4, dtype=torch.bool)}

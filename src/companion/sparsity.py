@@ -925,14 +925,16 @@ def export_weights(
         raise ValueError(f"layout = {layout!r}: expected one of {', '.join(LAYOUTS)}")
     check_masks(model, masks)
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    masked: dict[str, Tensor] = {}
     for first, mask in masks.items():
         for name in _names(model, first):
-            value = state[name]
-            value.masked_fill_(~mask.to(value.device), 0)
-            if value.dim() > 1:
-                with warnings.catch_warnings():  # PyTorch calls its rows in order "beta"
-                    warnings.simplefilter("ignore", UserWarning)
-                    state[name] = LAYOUTS[layout](value.flatten(1) if layout == "csr" else value)
+            masked[name] = state[name].masked_fill_(~mask.to(state[name].device), 0)
+    # only now, as each name of a tied weight may bring a mask of its own
+    for name, value in masked.items():
+        if value.dim() > 1:
+            with warnings.catch_warnings():  # PyTorch calls its rows in order "beta"
+                warnings.simplefilter("ignore", UserWarning)
+                state[name] = LAYOUTS[layout](value.flatten(1) if layout == "csr" else value)
     return state
 
 
