@@ -189,6 +189,13 @@ def test_numbers_are_told_as_readers_write_them():
 # ---------------------------------------------------------------- the file
 
 
+@pytest.mark.parametrize(
+    ("value", "told"), [(999.4, "999"), (999.5, "1,000"), (-999.9, "−1,000"), (1000.2, "1,000")]
+)
+def test_a_number_just_below_a_thousand_is_not_written_with_an_exponent(value, told):
+    assert number(value) == told
+
+
 def test_a_file_is_read_in_the_order_of_its_numbers():
     found = parse_claims(text(dict(reversed(STATED.items()))))
     assert list(found) == ["C2", "C10"]

@@ -122,7 +122,7 @@ def number(value: float | bool) -> str:
     if float(value).is_integer() and abs(value) < 1e15:
         text = f"{int(value):,}"
     elif 1e-3 <= abs(value) < 1e6:
-        text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        text = f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
     else:
         digits, power = f"{value:.1e}".split("e")
         text = f"{digits.removesuffix('.0')}·10{raised(int(power))}"
