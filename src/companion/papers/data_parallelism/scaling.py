@@ -41,7 +41,8 @@ def fit_scaling(
         )
     if not (np.isfinite(k).all() and (k > 0).all() and (b > 0).all()):
         raise ValueError(
-            f"steps = {k.tolist()!r}: expected positive numbers; leave out batch sizes without a result"
+            f"steps = {k.tolist()!r}: expected positive numbers; leave out batch sizes without a "
+            "result (goal not reached? raise max_steps or goal_error, or widen the learning rates)"
         )
     log_k = np.log(k)
 
