@@ -137,10 +137,6 @@ class Claim:
             name for name, wanted in (self.needs or {}).items() if not _met(settings, name, wanted)
         ]
 
-    @property
-    def chosen_after_looking(self) -> bool:
-        return not all(settled.before_looking for settled in self.settled)
-
 
 @dataclass(frozen=True)
 class Settled:
