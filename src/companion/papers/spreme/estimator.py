@@ -433,6 +433,7 @@ def as_float(name: str, value: Tensor | ArrayLike) -> Tensor:
         if hasattr(value, "tocsr"):
             raise ValueError(f"{name}: a sparse matrix, expected a dense array")
         value = np.asarray(value)
+        refuse_dates(name, value.dtype)
         if value.dtype.kind not in "biufc":
             try:
                 value = value.astype(np.float64)
@@ -446,6 +447,12 @@ def as_float(name: str, value: Tensor | ArrayLike) -> Tensor:
     if value.dtype != torch.float64 and not has_float64(value.device):
         raise ValueError(f"{name}: MPS has no float64; move the data to the CPU")
     return value.detach().double()
+
+
+def refuse_dates(name: str, dtype: object) -> None:
+    """Raise ValueError for dates and time spans: as floats they count units that nobody chose."""
+    if getattr(dtype, "kind", "") in ("M", "m"):
+        raise ValueError(f"{name}: dates or time spans; expected numbers, such as hours")
 
 
 def arrange(
@@ -568,9 +575,14 @@ def times_of(t: Tensor | ArrayLike) -> np.ndarray:
         ValueError: for what are no numbers.
     """
     try:
-        return np.asarray(t.detach().cpu() if isinstance(t, Tensor) else t, dtype=np.float64)
+        if isinstance(t, Tensor):
+            t = t.detach().cpu()
+        dtype = t.dtype if hasattr(t, "dtype") else np.asarray(t).dtype
+        times = np.asarray(t, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"t: expected a step or times ({error})") from None
+    refuse_dates("t", dtype)
+    return times
 
 
 LIMIT = 1e4  # states beyond this count as diverged, unless told otherwise
