@@ -1130,6 +1130,24 @@ def test_a_training_set_is_the_renders_with_the_labels_of_their_cells(scene, ban
     assert data.first.tolist() == [int((out.image_index < k).sum()) for k in range(7)]
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "supersample", "count"),
+    [(160, 120, 2, 64), (320, 240, 2, 64), (640, 480, 2, 64), (160, 120, 8, 64), (1920, 1080, 2, 9), (1920, 1080, 8, 1)],
+)  # fmt: skip
+def test_fewer_pictures_of_a_large_scene_are_rendered_together(width, height, supersample, count):
+    assert labels.group_size(height, width, supersample) == count
+
+
+def test_groups_of_pictures_are_those_rendered_one_after_the_other(scene, bank, monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    apart = [vc.compile_scene(scene, bank, n, generator=generator) for n in (4, 4, 2)]
+    monkeypatch.setattr(labels, "SAMPLES", 4 * 160 * 120 * 2**2 + 1)
+    data = vc.compile_scene(scene, bank, 10, generator=torch.Generator().manual_seed(3))
+    for name in ("images", "masks", "boxes", "keypoints", "valid"):
+        assert torch.equal(getattr(data, name), torch.cat([getattr(p, name) for p in apart])), name
+    assert data.first.diff().tolist() == [n for p in apart for n in p.first.diff().tolist()]
+
+
 def test_training_weighs_the_parts_of_the_loss_as_the_page_says(small):
     """Centre 1, box 2, joints 0.1, mask 2."""
     torch.manual_seed(0)

@@ -29,7 +29,8 @@ from companion.training import upload
 
 LEAST_SHARE = 0.3  # people who show less of themselves are neither asked for nor punished
 LEAST_PIXELS = 12
-AT_ONCE = 64  # pictures rendered together
+AT_ONCE = 64  # pictures rendered together, at most
+SAMPLES = AT_ONCE * 640 * 480 * 2**2  # of these pictures; the renderer's tensors take 2 GB then
 SKELETON = [
     [16, 14], [14, 12], [17, 15], [15, 13], [12, 13], [6, 12], [7, 13], [6, 7], [6, 8], [7, 9],
     [8, 10], [9, 11], [2, 3], [1, 2], [1, 3], [2, 4], [3, 5],
@@ -185,6 +186,14 @@ def is_valid(renders: Renders) -> Tensor:
     return (renders.visible_fraction >= LEAST_SHARE) & (shown[1:] >= LEAST_PIXELS)
 
 
+def group_size(height: int, width: int, supersample: int) -> int:
+    """Pictures of this size that are rendered together: AT_ONCE, fewer of large ones.
+
+    Random numbers are drawn a group at a time, so it must not depend on the device.
+    """
+    return max(1, min(AT_ONCE, SAMPLES // (height * width * supersample**2)))
+
+
 def compile_scene(
     scenes: Scene | Sequence[Scene],
     bank: BodyBank,
@@ -200,7 +209,8 @@ def compile_scene(
 ) -> TrainingSet:
     """Render n labelled images, spread evenly over the scenes, and keep what training needs.
 
-    They are drawn on `raster.drawing_device` of the device, and kept on the CPU.
+    They are drawn on `raster.drawing_device` of the device, several together, and kept on the
+    CPU.
 
     Args:
         scenes: one, or several whose images have one size.
@@ -229,6 +239,8 @@ def compile_scene(
     if len(sizes) != 1:
         raise ValueError(f"scenes: expected pictures of one size, not {sizes}")
     device = drawing_device(device)
+    *_, height, width = sizes[0]
+    at_once = group_size(height, width, supersample)
     shares = [n // len(scenes) + (k < n % len(scenes)) for k in range(len(scenes))]
     parts: dict[str, list[Tensor]] = {field.name: [] for field in dataclasses.fields(TrainingSet)}
     del parts["images"]
@@ -238,8 +250,8 @@ def compile_scene(
     with progress_bar(progress, n, "rendered images") as bar:
         for scene, share in zip(scenes, shares, strict=True):
             here = scene.to(device)
-            for start in range(0, share, AT_ONCE):
-                count = min(AT_ONCE, share - start)
+            for start in range(0, share, at_once):
+                count = min(at_once, share - start)
                 out = render_scene(
                     here, bank, count, max_people=max_people, supersample=supersample,
                     randomise_light=randomise_light, palette=palette, generator=generator,
