@@ -617,6 +617,10 @@ def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
         (lambda p, m: inr.meta_learn(p, signals(), -3), "steps = -3"),
         (lambda p, m: inr.meta_learn(p, signals(), 1, inner_steps=-1), "inner_steps = -1"),
         (
+            lambda p, m: inr.meta_learn(p, signals(2), 1),
+            "tasks_per_step = 3: expected 1 to 2, the number of tasks",
+        ),
+        (
             lambda p, m: inr.meta_prune(
                 inr.Checkpoint(p, m, 0, {}, ()), signals(), rounds=-1, amount=0.5, round_steps=1
             ),

@@ -137,7 +137,7 @@ def meta_train(
         inner_lr: alpha, of the inner steps.
         inner_steps: of gradient descent, n.
         outer_lr: of Adam.
-        tasks_per_step: signals an outer step.
+        tasks_per_step: signals an outer step, 1 to n.
         generator: draws the signals of every step, without repeating one before all had their
             turn; None: PyTorch's own, so that every call draws others.
         opt_state: Adam's, from an earlier call, to continue where it stopped, at this call's
@@ -149,12 +149,17 @@ def meta_train(
         The trained copy of params, Adam's state, and the loss of every step.
 
     Raises:
-        ValueError: for steps below 0, and masks, tasks or coords that do not fit.
+        ValueError: for steps below 0, more tasks a step than there are, and masks, tasks or
+            coords that do not fit.
         DivergenceError: for a loss that is not finite.
     """
     whole(0, steps=steps, inner_steps=inner_steps)
     theta, omega_0 = checked(params, masks)
     coords, tasks = signals_at(coords, tasks, params)
+    if steps and not 1 <= tasks_per_step <= len(tasks):
+        raise ValueError(
+            f"tasks_per_step = {tasks_per_step!r}: expected 1 to {len(tasks)}, the number of tasks"
+        )
     theta = {
         name: w.detach().clone().requires_grad_() for name, w in apply_mask(theta, masks).items()
     }
