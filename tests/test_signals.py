@@ -110,7 +110,23 @@ def test_files_are_ordered_by_number(tmp_path, ramp):
     for name in ("10.png", "2.png", "1.png"):
         Image.fromarray(ramp).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "._1.png").write_bytes(b"Mac OS X")
     assert [f.name for f in picture_files(tmp_path)] == ["1.png", "2.png", "10.png"]
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp"])
+def test_pictures_of_the_web_are_read(tmp_path, ramp, ending):
+    Image.fromarray(ramp).save(tmp_path / f"1.{ending}", lossless=True)
+    read = load_pictures(picture_files(tmp_path), channels=1)[0]
+    assert torch.allclose(read, to_signal(ramp), atol=1e-6)
+
+
+def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path, ramp):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: the stored picture is to be turned clockwise
+    Image.fromarray(ramp).save(tmp_path / "1.png", exif=turned)
+    assert torch.equal(load_pictures([tmp_path / "1.png"])[0], to_signal(np.rot90(ramp, -1)))
+    assert torch.equal(load_pictures([tmp_path / "1.png"], upright=False)[0], to_signal(ramp))
 
 
 def test_pictures_of_different_sizes_need_a_size(tmp_path, ramp):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,7 +28,12 @@ from companion.data.root import (
     data_root,
 )
 
-PICTURE_FILES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff"})
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PICTURE_FILES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow turns colour into grey
 
 
@@ -198,11 +203,14 @@ def _square(signal: Tensor, size: int) -> Tensor:
     return signal[:, top : top + size, left : left + size].contiguous()
 
 
-def load_pictures(files: Iterable[Path], *, size: int = 0, channels: int = 0) -> Tensor:
+def load_pictures(
+    files: Iterable[Path], *, size: int = 0, channels: int = 0, upright: bool = True
+) -> Tensor:
     """Decode picture files into one stack, (n, channels, height, width).
 
     Args:
         size, channels: as `to_signal`.
+        upright: turn a photograph as its camera was held, where its EXIF data tell.
 
     Raises:
         CorruptDataError: for a file that cannot be decoded.
@@ -211,6 +219,8 @@ def load_pictures(files: Iterable[Path], *, size: int = 0, channels: int = 0) ->
     stack: list[Tensor] = []
     for file in files:
         image = open_picture(file)
+        if upright:
+            image = _upright(image, file)
         try:
             signal = to_signal(image, size=size, channels=channels)
         except ValueError as error:
@@ -223,6 +233,15 @@ def load_pictures(files: Iterable[Path], *, size: int = 0, channels: int = 0) ->
     return torch.stack(stack) if stack else torch.empty(0)
 
 
+def _upright(image: Image, file: Path) -> Image:
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # of whatever kind, as in `open_picture`
+        raise CorruptDataError(f"{file}: its EXIF data cannot be read: {error}") from error
+
+
 def _told(signal: Tensor) -> str:
     channels, height, width = signal.shape
     return f"{height}x{width} pixels in {channels} channel{'s' * (channels > 1)}"
@@ -231,11 +250,17 @@ def _told(signal: Tensor) -> str:
 def picture_files(folder: Path | str) -> list[Path]:
     """Picture files below a folder, in a fixed order: 2.png before 10.png.
 
+    Hidden ones are left out, such as the ._1.jpg that macOS adds.
+
     Raises:
         MissingDataError: if there is none.
     """
     folder = Path(folder)
-    found = [f for f in folder.rglob("*") if f.suffix.lower() in PICTURE_FILES and f.is_file()]
+    found = [
+        f
+        for f in folder.rglob("*")
+        if f.suffix.lower() in PICTURE_FILES and not f.name.startswith(".") and f.is_file()
+    ]
     if not found:
         raise MissingDataError(
             f"{folder}: expected pictures in it ({', '.join(sorted(PICTURE_FILES))})"
@@ -325,6 +350,7 @@ def _folders(train: str, test: str, default_size: int = 0):
                 _in_turn(picture_files(root / folder))[:n],
                 size=size or default_size,
                 channels=channels,
+                upright=False,  # as the official code reads them
             )
             for folder, n in ((train, n_train), (test, n_test))
         )
