@@ -974,6 +974,8 @@ def test_the_bundled_table_comes_from_curveballs_file(real_data):
 def test_a_plate_of_ones_own_is_read_or_refused(tmp_path):
     with pytest.raises(MissingDataError, match="expected a plate's table"):
         load_growth(tmp_path)
+    with pytest.raises(MissingDataError, match=r"^nix\.csv: neither a file nor a folder"):
+        load_growth("nix.csv")
     good = "# mine\nhours,A1,A2\nstrain,yeast,0\n0,0.2,0.1\n1,0.3,0.1\n2.5,0.4,0.1\n"
     (tmp_path / "growth.csv").write_text(good)
     plate = load_growth(tmp_path)
@@ -981,10 +983,13 @@ def test_a_plate_of_ones_own_is_read_or_refused(tmp_path):
     assert np.allclose(plate.density, [[0.1, 0.2, 0.3]])
     for bad, message in {
         good.replace("2.5", "1"): "ascending hours",
-        good.replace("0.3", "?"): "could not convert",
+        good.replace("0.3", "?"): r"table, line 5, A1: could not convert .* '\?'",
+        good.replace("0.4,0.1", "0.4,"): "table, line 6, A2: could not convert .* ''",
+        good.replace("2.5", "OVRFLW"): "table, line 6, hours: could not convert",
         good.replace("yeast", "0"): "expected cultures",
         good.replace("1,0.3,0.1", "1,0.3"): "differ in their number",
-        "well,A1\n": "expected a line",
+        "well,A1\n": 'expected a line "hours" .*; found "well,A1"',
+        "": "found nothing",
     }.items():
         with pytest.raises(CorruptDataError, match=message):
             parse_table(bad)
@@ -1211,6 +1216,8 @@ def test_a_plate_without_a_line_of_strains_needs_its_blanks():
     plate = parse_table(text, blanks=["B1"])
     assert plate.wells == ("A1", "A2")
     assert plate.density[1].tolist() == pytest.approx([-0.1, 0.1, 0.3])
+    spaced = parse_table(text.replace(",", ", "), blanks=["B1"])
+    assert torch.equal(spaced.density, plate.density)
     assert parse_table(text, blanks=()).density.shape == (3, 3)
     with pytest.raises(ValueError, match="blanks = 'B1': expected a list of names of wells"):
         parse_table(text, blanks="B1")
@@ -1218,6 +1225,8 @@ def test_a_plate_without_a_line_of_strains_needs_its_blanks():
         parse_table(text, blanks=["C9"])
     with pytest.raises(CorruptDataError, match="two wells have one name"):
         parse_table(text.replace("A2", "A1"), blanks=())
+    with pytest.raises(CorruptDataError, match=r'"hours,A1,A2", .* found "Time,A1,A2,B1"'):
+        parse_table(text.replace("hours", "Time"), blanks=["B1"])
 
 
 # ---------------------------------------------------------------- the page

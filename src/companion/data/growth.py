@@ -76,8 +76,8 @@ def load_growth(root: str | os.PathLike = "", *, blanks: Sequence[str] | None = 
     path = path if path.is_file() else data_root(root) / BUNDLED
     if not path.is_file():
         raise MissingDataError(
-            f"{path} is not there: expected a plate's table, laid out as the bundled one; "
-            "leave data_root empty for that"
+            f"{root}: neither a file nor a folder with a {BUNDLED}; expected a plate's table, laid "
+            'out as the bundled one, or "" for that one'
         )
     return parse_table(read_text(path), str(path), blanks=blanks)
 
@@ -96,13 +96,21 @@ def parse_table(
         ValueError: for a name in `blanks` that the table lacks.
         CorruptDataError: for what is no such table, or one without blanks or cultures.
     """
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = {
+        number: line
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.startswith("#")
+    }
     try:
-        rows = list(csv.reader(lines))
+        rows = [[entry.strip() for entry in row] for row in csv.reader(lines.values())]
     except csv.Error as error:
         raise CorruptDataError(f"{name}: {error}") from error
     if not rows or rows[0][0] != "hours":
-        raise CorruptDataError(f'{name}: expected a line "hours", a line "strain" and readings')
+        found = f'"{next(iter(lines.values()))[:40]}"' if rows else "nothing"
+        raise CorruptDataError(
+            f'{name}: expected a line "hours" with the wells\' names first, such as "hours,A1,A2", '
+            f"separated by commas; found {found}"
+        )
     named = len(rows) > 1 and rows[1][0] == "strain"
     if not named and blanks is None:
         raise CorruptDataError(
@@ -116,7 +124,7 @@ def parse_table(
     try:
         numbers = np.array(rows[1 + named :], dtype=np.float64)
     except ValueError as error:
-        raise CorruptDataError(f"{name}: {error}") from error
+        raise CorruptDataError(f"{name}{_no_number(rows, list(lines), named)}: {error}") from error
     if not np.isfinite(numbers).all() or not (np.diff(numbers[:, 0]) > 0).all():
         raise CorruptDataError(f"{name}: expected finite readings and ascending hours")
     names = np.array(rows[0][1:])
@@ -146,6 +154,18 @@ def parse_table(
         float(blank),
         hashlib.sha256(text.encode()).hexdigest(),
     )
+
+
+def _no_number(rows: list[list[str]], lines: list[int], named: bool) -> str:
+    """Where the first entry stands that is no number: its line in the file, and its well."""
+    if len(lines) == len(rows):  # no quoted line break
+        for line, row in list(zip(lines, rows, strict=True))[1 + named :]:
+            for well, entry in zip(rows[0], row, strict=True):
+                try:
+                    float(entry)
+                except ValueError:
+                    return f", line {line}, {well}"
+    return ""
 
 
 def table_from_curveball(lines: Iterable[str], header: str = "") -> str:
