@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,7 +221,7 @@ def load_pictures(
     for file in files:
         image = open_picture(file)
         if upright:
-            image = _upright(image, file)
+            image = _upright(image)
         try:
             signal = to_signal(image, size=size, channels=channels)
         except ValueError as error:
@@ -233,13 +234,15 @@ def load_pictures(
     return torch.stack(stack) if stack else torch.empty(0)
 
 
-def _upright(image: Image, file: Path) -> Image:
+def _upright(image: Image) -> Image:
+    """As its EXIF data say; damaged ones, for which Pillow has many exceptions, say nothing."""
     from PIL import ImageOps
 
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # of whatever kind, as in `open_picture`
-        raise CorruptDataError(f"{file}: its EXIF data cannot be read: {error}") from error
+        with warnings.catch_warnings(action="ignore"):
+            return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
 
 
 def _told(signal: Tensor) -> str:
