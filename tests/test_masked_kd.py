@@ -1319,6 +1319,9 @@ def test_more_that_does_not_fit_is_named():
             lambda: mkd.mask_quality(
                 model, ours(), x, 4, truth=torch.ones(2, 16, 16).bool()
             ): r"truth: shape \(2, 16, 16\)",
+            # of as many patches, and of more
+            lambda: mkd.ViT(32)(torch.rand(1, 1, 16, 64)): "images of 16 x 64: expected 32 x 32",
+            lambda: mkd.ViT(64)(torch.rand(1, 1, 64, 96)): "images of 64 x 96: expected 64 x 64",
             lambda: mkd.ViT.of("XL"): "size = 'XL': expected one of 'Ti', 'S', 'B', 'L'",
             lambda: mkd.ViT.of("Ti", 100): "patch = 16: expected a divisor of image_size = 100",
         }.items():

@@ -44,13 +44,17 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, image_size: int, patch: int, channels: int, dim: int) -> None:
         super().__init__()
+        self.img_size = (image_size, image_size)
         self.patch_size = (patch, patch)
         self.grid_size = (image_size // patch, image_size // patch)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.proj = nn.Conv2d(channels, dim, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, dim) of images (B, channels, H, W)."""
+        """Tokens (B, N, dim) of images (B, channels, H, W); ValueError for another H or W."""
+        if x.shape[-2:] != self.img_size:
+            sides, own = (" x ".join(map(str, size)) for size in (x.shape[-2:], self.img_size))
+            raise ValueError(f"images of {sides}: expected {own}, the model's image_size")
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -177,7 +181,7 @@ class ViT(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, channels, image_size, image_size)."""
+        """Logits (B, classes) of images (B, channels, image_size, image_size), no others."""
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
         x = self.blocks(self.patch_drop(x))
