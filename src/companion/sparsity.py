@@ -57,8 +57,8 @@ def prunable_parameters(
     whose weights all are vectors, such as (channels,) or (channels, 1, 1). A weight of shape
     (1, inputs) is the matrix of a layer with one output, unless its module is called a norm or a
     scale. Left out, too, are the tokens and position tables of a transformer, (1, tokens, width),
-    which belong to a module that has submodules. Weights come first because ties are broken by this order. A parameter that two modules
-    share appears once.
+    which belong to a module that has submodules. Weights come first because ties are broken by
+    this order. A parameter that two modules share appears once.
 
     Args:
         model: any module; it stays as it is.
