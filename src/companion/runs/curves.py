@@ -149,9 +149,8 @@ def draw_runs(
             ax.set_xlabel(xlabel)
         for ax in axes[:, 0]:
             ax.set_ylabel(ylabel)
-        for columns in range(
-            max(1, len(handles)), 0, -1
-        ):  # as many as are not wider than all else
+        # as many beside each other as are not wider than the panels
+        for columns in range(max(1, len(handles)), 0, -1):
             legend = figure.legend(
                 handles.values(), handles.keys(), loc="outside upper left", ncols=columns
             )

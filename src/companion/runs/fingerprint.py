@@ -244,8 +244,8 @@ def stamp(notebook: dict, name: str, before: dict) -> dict[str, Any]:
 def standing(path: Path) -> Callable[[str], str]:
     """How the code of a run, given by its fingerprint, stands to the chapter's as it is now.
 
-    CURRENT: the same; EARLIER: only the library has changed since, and the chapter's default run
-    gave the same results with both (`alike.compare`); STALE: anything else.
+    CURRENT: the same; EARLIER: it has changed since, and the chapter's default run gave the
+    same values with both (`alike.compare`); STALE: anything else.
     """
     notebook = read(path)
     now, alike = fingerprint_of(notebook, path.name), set()
