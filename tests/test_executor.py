@@ -171,6 +171,33 @@ def test_code_that_gives_the_same_is_told_from_code_that_does_not(tmp_path):
     assert alike == []
 
 
+VERDICTS = [{"id": "C1", "measured": {"lead": [1.0, 2.0]}}, {"id": "C2", "measured": {}}]
+
+
+@pytest.mark.parametrize(
+    ("today", "differ"),
+    [
+        ({}, set()),
+        ({"tiny.claims": [VERDICTS[0], {"id": "C1b"}, VERDICTS[1]], "tiny.more": 3}, set()),
+        ({"tiny.claims": [VERDICTS[1]]}, {"tiny.claims C1"}),
+        ({"tiny.claims": [VERDICTS[0], VERDICTS[1] | {"outcome": "not run"}]}, {"tiny.claims C2"}),
+        ({"tiny.curve": [1, 2, 3]}, {"tiny.curve"}),
+        ({"tiny.empty": [1]}, {"tiny.empty"}),
+    ],
+)
+def test_what_is_recorded_besides_moves_nothing(today, differ):
+    def notebook(values):
+        outputs = [
+            {"data": {"application/json": value}, "metadata": {"scrapbook": {"name": name}}}
+            for name, value in values.items()
+        ]
+        return {"cells": [{"cell_type": "code", "source": "", "outputs": outputs}]}
+
+    old = {"tiny.claims": VERDICTS, "tiny.curve": [1, 2], "tiny.empty": []}
+    found, _ = alike._differing([notebook(old)], [notebook(old | today)], recorded=True)
+    assert {name for name, *_ in found} == differ
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 def test_a_repository_around_this_checkout_is_not_asked(tmp_path, monkeypatch):
     inner = tmp_path / "inner"

@@ -73,8 +73,8 @@ def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path
     """What of chapters differs from an earlier tree: one line each.
 
     Where only the library changed, all that the code cells show is compared, and they are named,
-    counted from 1; where cells changed as well, all that they record by name, on which verdicts,
-    prose and records stand.
+    counted from 1; where cells or claims changed as well, all that the earlier ones recorded by
+    name, on which verdicts, prose and records stand.
 
     paths: chapters that were refreshed just now. Where all is the same, the earlier code, and what
     was like it, is listed in the notebook, and runs made with it are not called stale
@@ -86,7 +86,11 @@ def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path
     """
     news = {path: [read(path)] for path in paths}
     earlier = {path: read(tree / path.relative_to(ROOT)) for path in paths}
-    moved = {path: _sources(earlier[path]) != _sources(news[path][0]) for path in paths}
+    moved = {
+        path: (_sources(earlier[path]), _claims(tree, path))
+        != (_sources(news[path][0]), _claims(ROOT, path))
+        for path in paths
+    }
     then = {path: tree / path.relative_to(ROOT) for path in paths}
     today = {path: tree.parent / "today" / path.name for path in paths}
     olds = {path: [run] for path, run in _rerun(then, tree / "src", jobs).items()}
@@ -137,6 +141,12 @@ def _sources(notebook: dict) -> list[str]:
     return [cell["source"] for cell in code_cells(notebook)]
 
 
+def _claims(tree: Path, path: Path) -> bytes:
+    """The file of a chapter's claims, of which its cells show the words."""
+    file = tree / "src" / "companion" / "papers" / path.stem / "claims.yaml"
+    return file.read_bytes() if file.is_file() else b""
+
+
 def _differing(
     olds: Sequence[dict], news: Sequence[dict], recorded: bool = False
 ) -> tuple[set[tuple], bool]:
@@ -145,6 +155,9 @@ def _differing(
     """
     values = _recorded if recorded else _shown
     old, new = ([dict(values(run)) for run in runs] for runs in (olds, news))
+    if recorded:  # what is recorded besides, or claimed, moves nothing
+        names = {name for name, *_ in old[0]}
+        new = [{road: part for road, part in run.items() if road[0] in names} for run in new]
 
     def seen(runs: list[dict], road: tuple) -> int:
         return len({run.get(road, ABSENT) for run in runs})
@@ -163,7 +176,11 @@ def _differing(
 
 def _recorded(notebook: dict) -> Iterator[tuple[tuple, Any]]:
     for name, value in recorded_values(notebook).items():
-        yield from _leaves((name,), value)
+        if name.endswith(".claims"):
+            for verdict in value:
+                yield from _leaves((f"{name} {verdict['id']}",), verdict)
+        else:
+            yield from _leaves((name,), value)
 
 
 def _shown(notebook: dict) -> Iterator[tuple[tuple, Any]]:
@@ -180,13 +197,14 @@ def _leaves(road: tuple, value: Any) -> Iterator[tuple[tuple, Any]]:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = "".join(value)  # as notebooks store a text
     if isinstance(value, str):
-        yield from (((*road, place), word) for place, word in enumerate(value.split()))
-    elif isinstance(value, (dict, list)):
+        words = value.split() or [""]
+        yield from (((*road, place), word) for place, word in enumerate(words))
+    elif isinstance(value, (dict, list)) and value:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in items:
             yield from _leaves((*road, key), part)
     else:
-        yield road, value
+        yield road, value if value or isinstance(value, (int, float)) else str(value)
 
 
 def _note(path: Path, compared: dict, codes: set[str], differ: bool) -> None:
