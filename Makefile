@@ -26,8 +26,8 @@ help:
 environment: $(STAMP)
 
 $(UV):
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
-	  "PYTHON=$(PYTHON) is Python %d.%d; this project needs 3.11, 3.12 or 3.13 (make PYTHON=python3.12 ...)" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 14) else \
+	  "PYTHON=$(PYTHON) is Python %d.%d; this project needs 3.11, 3.12, 3.13 or 3.14 (make PYTHON=python3.12 ...)" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8,<1'
 

@@ -134,10 +134,10 @@ def test_every_data_file_of_the_library_is_in_the_fingerprint_of_what_reaches_it
     assert not {name for name in names if name.endswith((".py", ".pyc", ".md", ".part"))}
 
 
-OTHERS = [shutil.which(f"python3.{minor}") for minor in (11, 12, 13)]
+OTHERS = [shutil.which(f"python3.{minor}") for minor in (11, 12, 13, 14)]
 
 
-@pytest.mark.parametrize("python", OTHERS, ids=["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("python", OTHERS, ids=["3.11", "3.12", "3.13", "3.14"])
 def test_the_fingerprint_is_the_same_on_every_python(python):
     code = (
         "from companion.runs.chapters import find, stems\n"

@@ -102,6 +102,22 @@ def test_a_wrong_type_is_named_with_what_is_allowed(given, expected):
     assert problems(given + "\n") == expected
 
 
+@pytest.mark.parametrize("cells", [True, False], ids=["a notebook", "a script"])
+def test_types_are_found_as_python_3_14_keeps_them(cells):
+    sources = [f"{line}\n" for line in CELL.strip().splitlines()]
+    space = {"In": [*sources, "# Parameters\nsteps = 'eight'\n"] if cells else []}
+    for source in sources:
+        exec(compile(source, "cell", "exec", dont_inherit=True), space)
+    types = {name: type(value) for name, value in space.items() if name in CELL}
+    space.pop("__annotations__", None)
+    space |= {"__annotate__": lambda _: {"seed": int} if cells else types, "steps": "eight"}
+    with pytest.raises(ParameterError, match=r"^steps = 'eight': expected int, got str$"):
+        check_parameters(space)
+    space["steps"] = 300
+    settings = check_parameters(space, sizes=(1, 20), names=["a", "b"])
+    assert list(settings.values) == [source.split(":")[0] for source in sources]
+
+
 @pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "-float('inf')"])
 def test_a_number_that_is_not_finite_raises(value):
     cell = f"rate: float = {value}\n"

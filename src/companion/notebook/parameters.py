@@ -84,9 +84,9 @@ def check_parameters(
         ParameterError: naming every bad parameter, its value and what is allowed. What depends
             on several parameters is for `require`, after this.
     """
-    types = declared(space.get("__annotations__", {}))
-    values = {name: space[name] for name in types if name in space}
     cells = space.get("In", [])  # IPython's sources of the cells run so far, or a script's
+    types = declared(_annotations(space, cells))
+    values = {name: space[name] for name in types if name in space}
     given = _set_by_hand(cells)
     problems = unknown(sorted(n for n in given if not n.startswith("PAPERMILL_")), types)
     problems += [
@@ -210,6 +210,18 @@ def _set_by_hand(cells: list[str]) -> set[str]:
     }
 
 
+def _annotations(space: dict[str, Any], cells: list[str]) -> dict[str, Any]:
+    """The annotation of each name that has one."""
+    if "__annotations__" in space:
+        return space["__annotations__"]
+    # from Python 3.14 on, a function gives them, of the code that ran last: in IPython a statement
+    found: dict[str, Any] = {}
+    for source in cells:
+        found |= {name: kind for name, kind, _ in _annotated(source)}
+    annotate = space.get("__annotate__", lambda _: {})
+    return found | annotate(1)  # annotationlib.Format.VALUE
+
+
 def _stated(cells: list[str]) -> dict[str, Any]:
     """The defaults: literals of the annotated assignments, before papermill replaced them."""
     found: dict[str, Any] = {}
@@ -221,25 +233,28 @@ def _stated(cells: list[str]) -> dict[str, Any]:
 def literals(source: str) -> dict[str, Any]:
     """The value of each annotated assignment of a cell that has a literal one."""
     found: dict[str, Any] = {}
-    for name, value in _annotated(source).items():
+    for name, _, value in reversed(_annotated(source)):  # of two, the first is the default
         with suppress(ValueError, TypeError):  # no literal: no parameter
-            found[name] = ast.literal_eval(value)
+            if value is not None:
+                found[name] = ast.literal_eval(value)
     return found
 
 
 @functools.lru_cache(maxsize=64)  # a sweep checks one cell thousands of times
-def _annotated(source: str) -> dict[str, ast.expr]:
-    """What a cell's annotated assignments give, by name. Nodes: a list that is shared may change."""
+def _annotated(source: str) -> list[tuple[str, str, ast.expr | None]]:
+    """Name, annotation and value of a cell's annotated assignments.
+
+    Values are nodes, as a list that is shared may change.
+    """
     try:
         body = ast.parse(source).body if ":" in source else []
     except SyntaxError:  # a cell with a magic
         body = []
-    return {
-        statement.target.id: statement.value
-        for statement in reversed(body)  # of two, the first is the default
+    return [
+        (statement.target.id, ast.unparse(statement.annotation), statement.value)
+        for statement in body
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        if statement.value is not None
-    }
+    ]
 
 
 def _wrong(name: str, value: Any, kind: Any, rule: Any, may_be_empty: bool = False) -> str | None:
