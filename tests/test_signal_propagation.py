@@ -21,7 +21,13 @@ from companion.papers.signal_propagation.isometry import isometry_gradient
 from companion.papers.signal_propagation.networks import resnet
 from companion.papers.signal_propagation.spectra import jacobian, masked_parameters
 from companion.runs import chapters, executor
-from companion.sparsity import mask_overlap, prunable_parameters, random_scores
+from companion.sparsity import (
+    global_topk_mask,
+    magnitude_scores,
+    mask_overlap,
+    prunable_parameters,
+    random_scores,
+)
 
 
 def seeded(seed=0):
@@ -639,6 +645,40 @@ def test_spectra_are_taken_before_and_after_repair(digits):
     assert all(s.after["mean"] > 2 * s.before["mean"] for s in sparse)
     assert next(s for s in sparse if s.criterion == "random").after["mean"] > 0.5
     assert all(s.margin >= -1e-3 for s in found)
+
+
+def grouped_network(activation):
+    # the frozen layer has no mask and, wider than its fan-in, a floor above 0
+    layers = [
+        nn.Conv2d(1, 16, 2, 2),
+        nn.Conv2d(16, 16, 1, groups=4),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    ]
+    layers[0].requires_grad_(False)
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("groups", [None, {"1.weight": 4}])
+def test_the_margin_is_that_of_the_layer_nearest_its_floor(digits, groups):
+    make = grouped_network if groups else lambda a: sp.untrained_network("mlp", digits)
+    found = sp.spectra_by_sparsity(
+        ["linear"], digits, make, sparsities=[0.9], seeds=[0], look_at=digits.train_x[:1], isometry={"steps": 30}
+    )  # fmt: skip
+    model = make("linear")
+    sp.init_weights(model, "orthogonal", generator=seeded())
+    masks = global_topk_mask(magnitude_scores(prunable_parameters(model)), 0.9, warn=False)
+    margins = []
+    for name, residuals in sp.enforce_isometry(model, masks, steps=30).items():
+        mask = masks.get(name, torch.ones_like(model.get_parameter(name), dtype=torch.bool))
+        parts = mask.flatten(1).chunk((groups or {}).get(name, 1))
+        floor = math.hypot(*[sp.residual_floor(part) for part in parts])
+        margins.append(residuals[-1] - floor)
+    assert next(s.margin for s in found if s.criterion == "magnitude") == pytest.approx(
+        min(margins)
+    )
+    assert max(margins) > min(margins) + 0.01
+    assert min(margins) >= -1e-3
 
 
 def test_the_notebook_refuses_bad_parameters_before_it_starts():

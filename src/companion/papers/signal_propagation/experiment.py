@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from companion.papers.signal_propagation.isometry import (
     rescale_layers,
     residual_floor,
 )
-from companion.papers.signal_propagation.spectra import jacobian_singular_values, summary
+from companion.papers.signal_propagation.spectra import jacobian_singular_values, maps, summary
 from companion.progress import Progress
 from companion.sparsity import (
     Loss,
@@ -245,7 +245,7 @@ def spectra_by_sparsity(
                         history = enforce_isometry(model, masks, **(isometry or {}))
                         after = summary(jacobian_singular_values(model, x, masks=masks))
                         margin = min(
-                            residuals[-1] - residual_floor(masks[name])
+                            residuals[-1] - _floor(model, name, masks)
                             for name, residuals in history.items()
                         )
                         model.load_state_dict(start)
@@ -254,6 +254,13 @@ def spectra_by_sparsity(
                     )
                     bar.update()
     return found
+
+
+def _floor(model: nn.Module, name: str, masks: Mapping[str, Tensor]) -> float:
+    """`residual_floor` of a layer as `enforce_isometry` sees it: by groups, dense without a mask."""
+    dense = torch.ones_like(model.get_parameter(name), dtype=torch.bool)
+    mask = masks.get(name, dense)
+    return residual_floor(mask, groups=len(maps(model, name, mask)))
 
 
 # mean singular value by sparsity, of the paper's Fig. 2a (MNIST), read off the figure; "repaired"
