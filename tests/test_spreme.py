@@ -204,9 +204,9 @@ def test_the_products_are_those_of_the_stacked_rows(monkeypatch):
     V, D = (torch.from_numpy(m) for m in spreme.derivative.operators(t.numpy(), "weak", 11))
     A = (V @ library(x)).flatten(-3, -2)
     y = (D @ x).flatten(-3, -2)
-    for chunk in (2**23, 100):  # in one go, and trajectory by trajectory
+    for chunk, times in ((2**23, t.numpy()), (100, t)):  # in one go, and trajectory by trajectory
         monkeypatch.setattr("companion.papers.spreme.derivative.CHUNK", chunk)
-        gram = spreme.build_gram(library, x, t.numpy(), "weak", 11)
+        gram = spreme.build_gram(library, x, times, "weak", 11)
         assert torch.allclose(gram.G, A.mT @ A / A.shape[-2])
         assert torch.allclose(gram.c, y.mT @ A / A.shape[-2])
         assert torch.allclose(gram.q, y.square().mean(-2))
@@ -797,6 +797,8 @@ def test_what_cannot_be_fitted_is_named():
         lambda: spreme.trajectories("duffing"): "system = 'duffing'",
         lambda: spreme.trajectories("lorenz", n_envs=4): "n_envs = 4: lorenz has 1 to 3",
         lambda: spreme.Library(0): "n = 0",
+        lambda: spreme.Library(2.0, 2): "n = 2.0: expected a whole number",
+        lambda: spreme.Library(2, 2.0): "degree = 2.0",
         lambda: spreme.Library(2, names=["x"]): "expected 2 names",
     }.items():
         with pytest.raises(ValueError, match=message):
@@ -1122,6 +1124,17 @@ def test_more_that_no_fit_can_use_is_named():
         lambda: spreme.simulate(
             library, truth[0], x[0, :, 0], [0.0, 1.0], substeps=0
         ): "substeps = 0",
+        lambda: spreme.simulate(
+            library, truth[0, :1], x[0, :, 0], [0.0, 1.0]
+        ): rf"coefficients: shape \(1, {library.p}\), expected \(\.\.\., 2, {library.p}\)",
+        lambda: spreme.simulate(
+            spreme.Library(2, 1), truth, x[0, :, 0], [0.0, 1.0]
+        ): r"coefficients: .* expected \(\.\.\., 2, 3\)",
+        lambda: spreme.build_gram(library, x, t, "foo", 9): "method = 'foo'",
+        lambda: spreme.SharedSINDy(library).fit(
+            x[..., :1, :], 0.1
+        ): "1 samples, expected at least 9",
+        lambda: spreme.SharedSINDy(library, method="mask").fit(x[..., :1, :], 0.1): "at least 7",
         lambda: spreme.SharedSINDy.from_coefficients(library, truth * nan): "finite",
         lambda: spreme.Library(6, 100): "degree = 100",
         lambda: library(torch.rand(3, 5)): r"x: shape \(3, 5\)",
@@ -1141,7 +1154,7 @@ def test_more_that_no_fit_can_use_is_named():
             library, x[None], t.numpy(), truth, window=9, smoothing=7, thresholds=[]
         ): "thresholds = ",
     }.items():
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message), warnings.catch_warnings(action="error"):
             call()
 
 

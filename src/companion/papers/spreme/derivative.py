@@ -42,7 +42,7 @@ def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.n
             steps with "savgol".
     """
     if method not in METHODS:
-        raise ValueError(f"derivative = {method!r}: expected one of {METHODS}")
+        raise ValueError(f"method = {method!r}: expected one of {METHODS}")
     T = len(t)
     odd = isinstance(window, Integral) and window % 2 == 1
     if method != "fd" and not (odd and window >= 5):
@@ -115,16 +115,16 @@ class Gram:
 
 
 def build_gram(
-    library: Library, x: Tensor, times: np.ndarray | list, method: str, window: int
+    library: Library, x: Tensor, times: Tensor | np.ndarray | list, method: str, window: int
 ) -> Gram:
     """Make the least-squares problems in one pass over the data.
 
     Args:
         library: the terms.
         x: float64 tensor of shape (..., E, R, T, n).
-        times: shape (T,) for all trajectories, or for ragged data E lists of R arrays, None where
-            an environment has fewer trajectories; what follows a trajectory's last sample may be
-            any finite number.
+        times: shape (T,) for all trajectories, NumPy or torch, or for ragged data E lists of R
+            arrays, None where an environment has fewer trajectories; what follows a trajectory's
+            last sample may be any finite number.
         method: as in `operators`.
         window: as in `operators`.
 
@@ -132,6 +132,8 @@ def build_gram(
         ValueError: as `operators`, and for values of which a term's square overflows.
     """
     E, R, T, n = x.shape[-4:]
+    if isinstance(times, Tensor):
+        times = times.detach().cpu().numpy()
     ragged = not isinstance(times, np.ndarray)
     if isinstance(times, np.ndarray):
         V, D = operators(times, method, window)

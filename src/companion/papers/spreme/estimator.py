@@ -152,11 +152,11 @@ class SharedSINDy(BaseEstimator):
         self.n_features_in_ = self.library_.n
         self.environments_ = labels
         self.limit_ = max(LIMIT, 100 * x.abs().max().item())
-        self.step_ = _step(times)
         self.feature_names_ = self.library_.get_feature_names()
         if self.method == "mask":
             return self._fit_mask(x, times, progress)
         gram = build_gram(self.library_, x, times, self.derivative, self.window)
+        self.step_ = _step(times)
         if self.method == "l0":
             path = best_subsets(gram, self.max_terms, self.epsilon, shared=self.shared)
             self.path_ = path
@@ -177,8 +177,11 @@ class SharedSINDy(BaseEstimator):
                 "shares its mask"
             )
         steps = np.diff(times)
+        if not len(steps):
+            raise ValueError("x: one sample a trajectory, expected at least 7")
         if np.ptp(steps) > 1e-6 * steps.mean():
             raise ValueError("t: method = 'mask' needs equal steps")
+        self.step_ = _step(times)
         step = float(steps.mean())
         result = learn_mask(self.library_, x, step, self.epochs, self.loop, progress=progress)
         self.path_ = result
@@ -624,6 +627,11 @@ def simulate(
     if step is not None:
         above(0, step=step)
     coefficients = as_float("coefficients", coefficients)
+    if coefficients.shape[-2:] != (library.n, library.p):
+        raise ValueError(
+            f"coefficients: shape {tuple(coefficients.shape)}, "
+            f"expected (..., {library.n}, {library.p})"
+        )
     t = times_of(t)
     x0 = as_float("x0", x0).to(coefficients.device)
     if t.ndim != 1 or not len(t) or not np.isfinite(t).all():

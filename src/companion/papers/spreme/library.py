@@ -12,6 +12,8 @@ import sympy
 import torch
 from torch import Tensor
 
+from companion.checks import whole
+
 MOST = 100_000  # monomials
 
 
@@ -84,10 +86,8 @@ class Library:
     def __init__(
         self, n: int, degree: int = 5, extra: Iterable[Term] = (), names: Sequence[str] = ()
     ) -> None:
-        if n < 1:
-            raise ValueError(f"n = {n}: expected at least one state")
-        if degree < 0:
-            raise ValueError(f"degree = {degree}: expected at least 0")
+        whole(1, n=n)
+        whole(0, degree=degree)
         if math.comb(n + degree, degree) > MOST:
             raise ValueError(
                 f"degree = {degree}: {math.comb(n + degree, degree):,} monomials of {n} states, "
