@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -570,6 +571,7 @@ def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
             r"masks: .* torch\.float32",
         ),
         (lambda p, m: survivor_chain(100, 20, 2), "amount = 20"),
+        (lambda p, m: survivor_chain(100, 0.2, -1), "rounds = -1"),
         (lambda p, m: inr.bits_per_pixel(m, 0), "pixels = 0"),
         (
             lambda p, m: inr.bits_per_pixel({"w": m["layers.0.weight"]}, 9, params=p),
@@ -631,6 +633,9 @@ def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
             "'x.weight'",
         ),
         (lambda p, m: inr.matched_width(0, 2, 1), "n = 0"),
+        (lambda p, m: inr.matched_width(9, 2, 1, multiple=-2), "multiple = -2"),
+        (lambda p, m: inr.matched_width(9, 2, 1, multiple=0), "multiple = 0"),
+        (lambda p, m: inr.matched_width(9, 2, 1, hidden_layers=0), "hidden_layers = 0"),
         (lambda p, m: inr.siren_params(2, 0, 4, 1, 30.0), "hidden_features = 0"),
         (lambda p, m: inr.siren_params(2, 8, -1, 1, 30.0), "hidden_layers = -1"),
         (lambda p, m: inr.siren_params(2, 8, 4, 1, 0.0), "omega_0 = 0.0"),
@@ -892,6 +897,25 @@ def partial_masks(masks):
         {n: m for n, m in weights.items() if not m.all()},
         dict([*masks.items()][::-1]),
     ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "companion-inr-2"}, {"bits": 8}, {"bits": [16]}, {"shapes": {}}, {"shapes": [3]},
+        {"shapes": {"layers.0.weight": [-8, 2]}}, {"image": [5]}, {"image": [5, 0]},
+        {"omega_0": "high"}, {"shapes": None}, {"image": None}, {"omega_0": None},
+    ],
+)  # fmt: skip
+def test_bytes_with_another_head_are_refused(change):
+    params = {n: p.float() for n, p in network(8, 2, omega_0=10.0).items()}
+    net = inr.Checkpoint(params, inr.full_masks(params), 0, {}, ())
+    data = inr.encode(net, torch.zeros(1, 5, 9), steps=0)
+    assert inr.decode(data).shape == (1, 5, 9)
+    line, _, rest = data.partition(b"\n")
+    head = {k: v for k, v in (json.loads(line) | change).items() if v is not None}
+    with pytest.raises(ValueError, match=r"data: \d+ bytes that `encode` did not write"):
+        inr.decode(json.dumps(head).encode() + b"\n" + rest)
 
 
 def test_masks_may_leave_out_what_is_kept_and_come_in_any_order():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import chain
 
 import numpy as np
 import torch
@@ -97,17 +98,22 @@ def _network(data: bytes) -> tuple[Params, tuple[int, int]]:
     line, _, rest = data.partition(b"\n")
     try:
         head = json.loads(line)
-        if head["format"] != FORMAT:
+        height, width = head["image"]
+        shapes, omega_0 = dict(head["shapes"]), torch.tensor(float(head["omega_0"]))
+        number = np.dtype(NUMBERS[head["bits"]])
+        sides = [height, width, *chain(*shapes.values())]
+        whole_sides = all(type(side) is int and side > 0 for side in sides)
+        if head["format"] != FORMAT or not shapes or not whole_sides:
             raise ValueError
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"data: {len(data)} bytes that `encode` did not write") from None
-    sizes = {name: math.prod(shape) for name, shape in head["shapes"].items()}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     total = sum(size for name, size in sizes.items() if not is_bias(name))
     packed = (total + 7) // 8
     if len(rest) < packed:
         raise ValueError(f"data: {len(data)} bytes, some are missing")
     weights = np.unpackbits(np.frombuffer(rest[:packed], np.uint8), count=total).astype(bool)
-    number, stored = np.dtype(NUMBERS[head["bits"]]), rest[packed:]
+    stored = rest[packed:]
     biases = sum(size for name, size in sizes.items() if is_bias(name))
     if len(stored) != (expected := number.itemsize * (int(weights.sum()) + biases)):
         raise ValueError(f"data: {len(stored)} bytes of numbers, expected {expected}")
@@ -118,5 +124,5 @@ def _network(data: bytes) -> tuple[Params, tuple[int, int]]:
             mask, weights = weights[:size], weights[size:]
         flat = np.zeros(size, np.float32)
         flat[mask], values = values[: mask.sum()], values[mask.sum() :]
-        params[name] = torch.from_numpy(flat).view(head["shapes"][name])
-    return params | {"omega_0": torch.tensor(head["omega_0"])}, tuple(head["image"])
+        params[name] = torch.from_numpy(flat).view(shapes[name])
+    return params | {"omega_0": omega_0}, (height, width)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from companion.checks import whole
 from companion.papers.sparse_inr.network import Params, check_masks
 from companion.sparsity import global_topk_mask, is_bias, magnitude_scores, random_scores
 
@@ -137,14 +138,16 @@ def matched_width(
         multiple: of which the width is one.
 
     Raises:
-        ValueError: for a number below 1.
+        ValueError: for what is not a whole number of at least 1.
 
     Examples:
         >>> matched_width(2284, 2, 3)
         28
     """
-    if n < 1:
-        raise ValueError(f"n = {n!r}: expected at least 1 parameter")
+    whole(
+        1, n=n, in_features=in_features, out_features=out_features, hidden_layers=hidden_layers,
+        multiple=multiple,
+    )  # fmt: skip
     width = multiple
     while dense_count(width, in_features, out_features, biases, hidden_layers=hidden_layers) < n:
         width += multiple
@@ -173,13 +176,17 @@ def dense_count(
 
 
 def survivor_chain(n: int, amount: float, rounds: int) -> list[int]:
-    """Weights left after 0, 1, ...
+    """Weights left after 0, 1, ..., `rounds` rounds.
+
+    Each leaves n - floor(amount n), as the official code counts.
 
     Args:
-        rounds: n - floor(amount n), as the official code counts.
+        n: weights at the start.
+        amount: removed in a round, a fraction of what is left, in [0, 1).
+        rounds: at least 0.
 
     Raises:
-        ValueError: for an amount outside [0, 1).
+        ValueError: for an amount or rounds out of range.
 
     Examples:
         >>> survivor_chain(197_888, 0.2, 2)
@@ -187,6 +194,7 @@ def survivor_chain(n: int, amount: float, rounds: int) -> list[int]:
     """
     if not 0 <= amount < 1:
         raise ValueError(f"amount = {amount!r}: expected the fraction removed, in [0, 1)")
+    whole(0, rounds=rounds)
     chain = [n]
     for _ in range(rounds):  # eq. (4.5)
         chain.append(chain[-1] - int(amount * chain[-1]))
