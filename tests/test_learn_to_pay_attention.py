@@ -904,6 +904,17 @@ def test_more_that_cannot_be_is_named():
         lambda: att.GapClassifier(networks.small_trunk(), "level9"): "last = 'level9'",
         lambda: att.ProgressiveAttention(networks.small_trunk(), []): "levels = ",
         lambda: att.ProgressiveAttention(networks.small_trunk(), ["level9"]): "levels = 'level9'",
+        lambda: att.ProgressiveAttention(
+            networks.small_trunk(), ["level2", "level1"]
+        ): r"levels = \['level2', 'level1'\]: expected stages in order, none twice",
+        lambda: att.ProgressiveAttention(
+            networks.small_trunk(), ["level1", "level1"]
+        ): r"levels = .* none twice",
+        lambda: att.attention_maps(
+            att.ProgressiveAttention(networks.small_trunk(), ["level1"]),
+            x,
+            query=torch.rand(4, 48),
+        ): "query: a ProgressiveAttention has no global vector",
         lambda: att.attention_maps(model, x[:0]): r"x: shape \(0, 1, 24, 24\), expected \(images",
         lambda: att.attention_maps(model, x, batch_size=0): "batch_size = 0",
         lambda: att.attention_maps(model, x, query=torch.rand(2, 12)): "query: 2 vectors for 4",
@@ -917,6 +928,7 @@ def test_more_that_cannot_be_is_named():
         lambda: att.pointing_game(maps, maps): "truth: dtype torch.float32, expected bool",
         lambda: att.mask_iou(maps, maps): "masks, truth: dtypes",
         lambda: att.pgd(gap, x, y, 0.1, steps=0): "steps = 0",
+        lambda: att.pgd(gap, x, y, 0.1, step_size=-0.02): "step_size = -0.02",
         lambda: att.fgsm(gap, x, y, math.nan): "eps = nan",
         lambda: att.fgsm(small(num_classes=1), x, y, 0.1): "model: one class, expected",
         lambda: att.fgsm(gap, x * 2 - 1.5, y, 0.1): r"x: values from -1\.\d+ to 0\.\d+, expected",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from companion.checks import at_least, images, whole
+from companion.checks import above, at_least, images, whole
 from companion.training import check_classes, check_labels, evaluation_mode
 
 
@@ -104,10 +104,10 @@ def pgd(
         model, x, y: as `fgsm`.
         eps: largest move of a pixel in all, at least 0.
         steps: at least 1.
-        step_size: of a pixel; None takes 2.5 eps / steps.
+        step_size: of a pixel, above 0; None takes 2.5 eps / steps.
 
     Raises:
-        ValueError: for no steps, and as `fgsm`.
+        ValueError: for no steps or a step size that is not above 0, and as `fgsm`.
 
     References:
         Madry et al. (2018), Towards deep learning models resistant to adversarial attacks.
@@ -115,6 +115,8 @@ def pgd(
     _check(x, y)
     at_least(0, eps=eps)
     whole(1, steps=steps)
+    if step_size is not None:
+        above(0, step_size=step_size)
     size = 2.5 * eps / steps if step_size is None else step_size
     moved = x.detach()
     with evaluation_mode(model):

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from companion.checks import images, one_of, whole
 from companion.papers.learn_to_pay_attention.attention import AttentionClassifier
-from companion.papers.learn_to_pay_attention.networks import GapClassifier
+from companion.papers.learn_to_pay_attention.networks import GapClassifier, ProgressiveAttention
 from companion.training import evaluation_mode
 
 THRESHOLDS = ("otsu", "area", "mean")
@@ -32,8 +32,8 @@ def attention_maps(
     Args:
         model: an `AttentionClassifier` or a `ProgressiveAttention`.
         x: images, (images, channels, height, width).
-        query: global vectors (images, features) to ask with instead of the images' own, see
-            `global_vectors`.
+        query: global vectors (images, features) to ask an `AttentionClassifier` with instead of
+            the images' own, see `global_vectors`.
         batch_size: images at once.
 
     Returns:
@@ -41,14 +41,16 @@ def attention_maps(
         `ProgressiveAttention` do not).
 
     Raises:
-        ValueError: for a model without attention, for what is no batch of images, or other
-            numbers of images and queries.
+        ValueError: for a model without attention, or that takes no query, for what is no batch of
+            images, or other numbers of images and queries.
     """
     _check_images(x, batch_size)
     attend = getattr(model, "attend", None)
     if not callable(attend):
         hint = "; its maps are cam_maps" if isinstance(model, GapClassifier) else ""
         raise ValueError(f"model: a {type(model).__name__} pays no attention{hint}")
+    if query is not None and isinstance(model, ProgressiveAttention):
+        raise ValueError("query: a ProgressiveAttention has no global vector to ask with")
     if query is not None and len(query) != len(x):
         raise ValueError(f"query: {len(query)} vectors for {len(x)} images")
     queries = [None] * len(x) if query is None else query.split(batch_size)

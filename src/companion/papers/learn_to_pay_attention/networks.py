@@ -307,7 +307,7 @@ class ProgressiveAttention(nn.Module):
         dropout: of the head.
 
     Raises:
-        ValueError: for stages that do not exist.
+        ValueError: for stages that do not exist, are not in order or stand there twice.
 
     References:
         Seo et al. (2018), Progressive attention networks for visual attribute prediction.
@@ -323,6 +323,9 @@ class ProgressiveAttention(nn.Module):
             raise ValueError("levels = []: expected the name of at least one stage")
         for level in levels:
             one_of(names, levels=level)
+        places = [names.index(level) for level in levels]
+        if places != sorted(set(places)):
+            raise ValueError(f"levels = {list(levels)!r}: expected stages in order, none twice")
         self.features = trunk[: names.index(levels[-1]) + 1]
         self.gates = nn.ModuleDict()
         for name in levels[:-1]:
