@@ -1014,6 +1014,8 @@ def test_noisy_quadratic_meets_its_goal_in_the_steps_it_says():
         hit = int(np.argmax(moments <= 2 * 0.01))
         assert hit == int(np.ceil(steps))
     assert rate == 0.1
+    for start in (0.0, 0.1, -0.1, 2**0.5 / 10):  # E f is 0.01 at most already
+        assert quadratic_steps(1, 0.01 + 1e-15, 1.0, 1.0, start, 0.1) == (0.0, 0.1)
 
 
 # ---------------------------------------------------------------- several processes
@@ -1234,6 +1236,10 @@ def test_what_no_search_can_use_is_named(tmp_path):
         given = {"batch_sizes": [8], "sparsities": [0.0], "trials": trials}
         return dp.search(load, **given | k)
 
+    def train(**k):
+        params = flat(dp.initial_networks(load, [0.0], 1), "params")
+        return dp.train_batched(load.model, params, None, 0.1, 0.0, load.batches(8), steps=1, **k)
+
     (tmp_path / "broken.json").write_text("{nope")
     (tmp_path / "other.json").write_text("[1]")
     ones = {"a": torch.ones(1, 2)}
@@ -1260,6 +1266,8 @@ def test_what_no_search_can_use_is_named(tmp_path):
         lambda: dp.k_star_interval(np.array([])): "draws, level = 0 numbers",
         lambda: dp.lipschitz_along(ones, ones, lambda p: p, []): "gammas = ",
         lambda: quadratic_steps(1.0, 0.1, 0.0, 1.0, 1.0, 0.5): "curvature = 0.0",
+        lambda: train(decay_factor=torch.tensor(0.1)): "decay_factor alone: expected decay_steps",
+        lambda: train(decay_steps=torch.tensor(5.0)): "decay_steps alone: expected decay_steps",
     }.items():
         with pytest.raises(ValueError, match=message):
             call()

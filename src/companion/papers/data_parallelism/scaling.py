@@ -278,10 +278,16 @@ def quadratic_steps(
         lr_cap: largest step size.
 
     Returns:
-        (steps, best step size), steps as a real number. The exact twin of the tuned bound.
+        (steps, best step size), steps as a real number; where the start meets the goal, none and
+        `lr_cap`. The exact twin of the tuned bound.
+
+    Raises:
+        ValueError: for a batch size, goal, curvature or cap that is not finite and above 0.
     """
     above(0, batch_size=batch_size, goal=goal, curvature=curvature, lr_cap=lr_cap)
     target = 2 * goal / curvature  # of E w^2
+    if start**2 <= target:
+        return 0.0, float(lr_cap)
     rates = np.geomspace(lr_cap * 1e-6, lr_cap, 4001)
     factor = (1 - rates * curvature) ** 2
     limit = rates**2 * variance / batch_size / (1 - factor)

@@ -289,8 +289,9 @@ def train_batched(
             step begins with its buffers: running statistics are not carried on.
         params, masks: (R, ...) a parameter; a masked weight stays at 0, a parameter without a mask
             is kept whole. Nothing passed in changes.
-        lr, momentum, decay_steps, decay_factor: numbers or (R,). With the last two, the learning
-            rate falls linearly to lr * decay_factor within decay_steps and stays there.
+        lr, momentum, decay_steps, decay_factor: numbers or (R,). With the last two, which come
+            together, the learning rate falls linearly to lr * decay_factor within decay_steps and
+            stays there.
         stream: batches (inputs, targets), the same for all rows.
         steps: optimiser steps, at least 0.
         nesterov: use Nesterov's correction.
@@ -301,9 +302,13 @@ def train_batched(
         way, chunk: as `stacked_gradients`.
 
     Raises:
-        ValueError: for masks that do not fit and a number of steps below 0.
+        ValueError: for masks that do not fit, a number of steps below 0, and decay_steps without
+            decay_factor or the other way round.
     """
     whole(0, steps=steps)
+    if (decay_steps is None) != (decay_factor is None):
+        alone = "decay_steps" if decay_factor is None else "decay_factor"
+        raise ValueError(f"{alone} alone: expected decay_steps and decay_factor or none")
     if masks is not None:
         for name, mask in masks.items():
             check_mask(name, mask, params)
