@@ -75,10 +75,18 @@ def test_scoring_batches_are_disjoint_and_not_larger_than_the_set(digits):
     assert len(torch.unique(rows, dim=0)) == len(
         torch.unique(digits.train_x.flatten(1), dim=0)[:300]
     )
-    with pytest.raises(
-        ValueError, match=r"prune_batch_size \* n_prune_batches = 1400: 'digits' has 1347"
-    ):
+    with pytest.raises(ValueError, match=r"^batch_size \* number = 1400: 'digits' has 1347"):
         snip.scoring_batches(digits, 700, seeded(), number=2)
+    for size, number, complaint in ((0, 1, "batch_size = 0"), (10, 0, "number = 0")):
+        with pytest.raises(ValueError, match=f"^{complaint}"):
+            snip.scoring_batches(digits, size, seeded(), number=number)
+    options = {"criteria": ["snip"], "sparsities": [0.9], "seeds": [0], "steps": 1}
+    with pytest.raises(ValueError, match=r"^prune_batch_size \* n_prune_batches = 1400"):
+        snip.compare_criteria(
+            "lenet300", digits, prune_batch_size=700, n_prune_batches=2, **options
+        )
+    with pytest.raises(ValueError, match="n_prune_batches = 0"):
+        snip.compare_criteria("lenet300", digits, n_prune_batches=0, **options)
 
 
 def test_a_class_batch_holds_one_class(digits):
@@ -168,6 +176,11 @@ def test_removal_effects_equal_losses_of_networks_without_the_weight(digits):
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
     assert len(predicted) == len(true) == 30
     assert torch.corrcoef(torch.stack([predicted, true]))[0, 1] > 0.98
+
+    for number in (1, 2, 10):  # thirds that are not whole
+        assert len(snip.removal_effects(model, batch, number, seeded())[0]) == number
+    with pytest.raises(ValueError, match="number = 0"):
+        snip.removal_effects(model, batch, 0, seeded())
 
     # a linear softmax-free toy in which first order is exact up to a known second order
     toy = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)).double()
@@ -350,6 +363,11 @@ def test_a_dense_network_learns_random_labels_by_heart(digits):
     options = {"examples": 150, "steps": 300, "seed": 0, "shuffled": True}
     assert snip.fit_labels("lenet300", digits, sparsity=0.0, **options) > 99
     assert snip.fit_labels("lenet300", digits, sparsity=0.99, **options) < 60
+    few = options | {"examples": 50, "steps": 100}  # less than a batch
+    assert snip.fit_labels("lenet300", digits, sparsity=0.5, **few) > 99
+    for examples in (0, 9999):
+        with pytest.raises(ValueError, match=f"examples = {examples}"):
+            snip.fit_labels("lenet300", digits, sparsity=0.5, **options | {"examples": examples})
 
 
 def test_logit_sum_is_the_derivative_along_a_layer(digits):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from companion.checks import whole
 from companion.data.images import ImageSet
 from companion.models import (
     alexnet,
@@ -150,10 +151,10 @@ def scoring_batches(
         data: labelled images.
         batch_size: examples at a time, at least 1.
         generator: on the CPU.
-        number: of batches.
+        number: of batches, at least 1.
 
     Raises:
-        ValueError: where the set is too small for so many.
+        ValueError: for numbers below 1, and where the set is too small for so many.
 
     Examples:
         >>> from companion.data.images import load_images
@@ -161,7 +162,8 @@ def scoring_batches(
         >>> [tuple(x.shape) for x, _ in batches]
         [(20, 1, 8, 8), (20, 1, 8, 8)]
     """
-    _check_count("prune_batch_size * n_prune_batches", batch_size * number, data)
+    whole(1, batch_size=batch_size, number=number)
+    _check_count("batch_size * number", batch_size * number, data)
     order = torch.randperm(len(data.train_x), generator=generator).to(data.train_x.device)
     chosen = order[: batch_size * number].split(batch_size)
     return [(data.train_x[index], data.train_y[index]) for index in chosen]
@@ -272,7 +274,12 @@ def compare_criteria(
         dense: also train a dense network a seed.
         progress: show a progress bar.
         training: options of `companion.training.train`.
+
+    Raises:
+        ValueError: for scoring batches of no example, or of more than there are.
     """
+    whole(1, prune_batch_size=prune_batch_size, n_prune_batches=n_prune_batches)
+    _check_count("prune_batch_size * n_prune_batches", prune_batch_size * n_prune_batches, data)
     seeds = list(seeds)
     total = len(seeds) * (len(criteria) * len(sparsities) + dense)
 
@@ -446,8 +453,8 @@ def removal_effects(
     """First-order prediction and true change of the loss when single weights are removed.
 
     Weights are drawn at random from those with a nonzero score, a third of them each from the
-    top percent, the top tenth and the rest, so that the rare sensitive ones are seen (fewer where
-    a part has not as many).
+    top percent, the top tenth and the rest (which have one more where thirds are not whole), so
+    that the rare sensitive ones are seen (fewer where a part has not as many).
 
     Both in the mode in which weights are scored: inference, batch normalisation with fresh
     statistics.
@@ -455,12 +462,16 @@ def removal_effects(
     Args:
         model: any module that maps inputs to logits; it stays as it is.
         batch: (inputs, targets).
-        number: weights to remove, one at a time.
+        number: weights to remove, one at a time; at least 1.
         generator: on the CPU.
 
     Returns:
         Two vectors, -g_j and L(w with w_j = 0) - L(w).
+
+    Raises:
+        ValueError: for a number below 1.
     """
+    whole(1, number=number)
     inputs, targets = batch
     gradients = connection_gradients(model, cross_entropy, [batch])
     known = dict(model.named_parameters())
@@ -470,7 +481,10 @@ def removal_effects(
     n = len(ranked)
     strata = (ranked[: n // 100], ranked[n // 100 : n // 10], ranked[n // 10 :])
     chosen = torch.cat(
-        [s[torch.randperm(len(s), generator=generator)[: number // 3]] for s in strata]
+        [
+            s[torch.randperm(len(s), generator=generator)[: (number + i) // 3]]
+            for i, s in enumerate(strata)
+        ]
     )
     true = []
     with torch.no_grad(), full_precision(), scoring_mode(model, "identity") as stand_in:
@@ -538,18 +552,24 @@ def fit_labels(
 ) -> float:
     """Training accuracy in percent on few examples with true or random labels (plain SGD, no decay).
 
-    The mask comes from a batch of 100 of the same examples with the same labels.
+    The mask comes from a batch of 100 of the same examples with the same labels, and so do the
+    steps; of fewer examples, from all of them.
 
     Args:
         arch: name in `ARCHITECTURES`.
         data: labelled images.
         sparsity: fraction removed, in [0, 1); 0 trains the dense network.
-        examples: how many to learn.
+        examples: how many to learn, at least 1.
         steps: optimiser steps, at least 0.
         seed: of all draws.
         shuffled: draw the labels at random.
         lr: learning rate, above 0.
+
+    Raises:
+        ValueError: for no examples or more than there are.
     """
+    whole(1, examples=examples)
+    _check_count("examples", examples, data)
     generator = torch.Generator().manual_seed(seed)
     model = build_model(arch, data, generator)
     chosen = torch.randperm(len(data.train_x), generator=generator)[:examples].to(
@@ -566,5 +586,8 @@ def fit_labels(
             warn=False,
         )
     with apply_masks(model, masks):
-        train(model, x, y, steps=steps, generator=generator, lr=lr, momentum=0.0, on_divergence="stop")  # fmt: skip
+        train(
+            model, x, y, steps=steps, generator=generator, batch_size=min(100, examples), lr=lr,
+            momentum=0.0, on_divergence="stop",
+        )  # fmt: skip
     return 100.0 - error_rate(model, x, y)
