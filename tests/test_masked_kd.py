@@ -554,6 +554,14 @@ def test_a_bar_is_shown_only_where_it_is_asked_for(capsys):
                 assert (what in said) is progress
 
 
+def test_scores_are_ranked_as_precisely_as_they_are_given():
+    scores = 1 + 1e-12 * torch.tensor([[0.0, 3.0, 1.0, 2.0]], dtype=torch.float64)
+    assert mkd.select_tokens(scores, 2).tolist() == [[1, 3]]
+    assert mkd.select_tokens(scores, 2, "bottom").tolist() == [[0, 2]]
+    large = 2**40 + torch.tensor([[0, 3, 1, 2]])
+    assert mkd.select_tokens(large, 2).tolist() == [[1, 3]]
+
+
 def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="finite"):
         mkd.select_tokens(torch.full((1, 4), math.nan), 2)
@@ -568,6 +576,10 @@ def test_resized_scores_keep_their_place():
     assert {(i // 12 // 2, i % 12 // 2) for i in best.tolist()} == {(1, 4)}
     smaller = mkd.resize_scores(scores, (6, 6), (3, 3))
     assert smaller.argmax().item() == 0 * 3 + 2
+    some = torch.rand(2, 36, generator=generator())
+    maps = some.view(2, 1, 6, 6)
+    exact = torch.nn.functional.interpolate(maps, (3, 3), mode="bilinear", antialias=True)
+    assert torch.equal(mkd.resize_scores(some, (6, 6), (3, 3)), exact.flatten(1))
     constant = mkd.resize_scores(torch.full((2, 36), 0.3), (6, 6), (4, 4))
     torch.testing.assert_close(constant, torch.full((2, 16), 0.3))
 

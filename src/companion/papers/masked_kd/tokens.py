@@ -67,7 +67,9 @@ def select_tokens(
         scores = upload(torch.rand((batch, tokens), generator=generator), scores.device)
     elif check and not scores.isfinite().all():
         raise ValueError("scores: expected finite numbers; the student may have diverged")
-    order = scores.float().argsort(dim=1, descending=mode != "bottom", stable=True)
+    # not every device sorts 16 bits; wider numbers would lose their order in float32
+    wide = scores if scores.element_size() >= 4 else scores.float()
+    order = wide.argsort(dim=1, descending=mode != "bottom", stable=True)
     return order[:, :k].sort(1).values
 
 
