@@ -99,7 +99,9 @@ def test_points_off_the_grid_are_told():
     assert grid.holds(grid.to_cell(points)).tolist() == [True, False, False, True]
 
 
-@pytest.mark.parametrize("sides", [(0, 0, 0, 1, 0.5), (0, 1, 2, 1, 0.5), (0, 1, 0, 1, 0.0)])
+@pytest.mark.parametrize(
+    "sides", [(0, 0, 0, 1, 0.5), (0, 1, 2, 1, 0.5), (0, 1, 0, 1, 0.0), (0, 1, 0, 1, math.inf)]
+)
 def test_an_impossible_grid_is_refused(sides):
     with pytest.raises(ValueError, match="expected"):
         fp.Grid(*sides)
@@ -231,9 +233,11 @@ def test_an_infeasible_path_is_counted_and_not_averaged():
     policy, _ = fp.respond(crowd, TRUE.alone(), 2)
     path = crowd.start.repeat(3, 1, 1)
     path[2, 1, 0] += 3
-    found = fp.metrics.likelihood(policy, path)
-    assert (found.paths, found.infeasible) == (2, 1)
-    assert found.nats_per_step == pytest.approx(fp.nll_per_step(policy, path)[0].item())
+    paths = torch.stack([path, crowd.start.repeat(3, 1, 1)])
+    found = fp.metrics.likelihood(policy, paths)
+    assert (found.paths, found.infeasible) == (4, 1)
+    each = fp.nll_per_step(policy, paths)
+    assert found.nats_per_step == pytest.approx((each[0, 0] + each[1].sum()).item() / 3)
 
 
 @pytest.mark.parametrize("depth", [300.0, 900.0])
@@ -469,8 +473,12 @@ def test_choices_of_play_are_checked():
     crowd = crossing_pair()
     with pytest.raises(ValueError, match="update"):
         fp.FictitiousPlay(crowd, TRUE, 5, update="random")
-    with pytest.raises(ValueError, match="iterations"):
-        fp.FictitiousPlay(crowd, TRUE, 5, iterations=-1)
+    for iterations in (-1, 2.5):
+        with pytest.raises(ValueError, match=f"iterations = {iterations}: expected a whole"):
+            fp.FictitiousPlay(crowd, TRUE, 5, iterations=iterations)
+    for horizon in (0, 8.0):
+        with pytest.raises(ValueError, match=f"horizon = {horizon}: expected a whole"):
+            fp.FictitiousPlay(crowd, TRUE, horizon)
     with pytest.raises(ValueError, match="sigmas_m"):
         fp.FictitiousPlay(crowd, TRUE, 5, sigmas_m=(0.5,)).run()
 
@@ -675,6 +683,14 @@ def test_yielding_equilibria_appear_at_a_cost_of_two(cost):
         assert found[1][0] > 0.5 > found[1][1]
 
 
+@pytest.mark.parametrize("above", [1e-15, 1e-12, 1e-9, 0.9e-6, 1.1e-6, 1e-5])
+def test_near_a_cost_of_two_equilibria_leave_one_half_as_a_square_root(above):
+    cost = 2 + above
+    high = give_way.equilibria(cost)[1][0] - 0.5
+    # a relative error of the order of c - 2, and the rounding of p by 1e-16
+    assert high == pytest.approx(math.sqrt(3 * (cost - 2) / 8), rel=1e-5, abs=2e-16)
+
+
 def test_undamped_play_is_stable_below_two_only():
     quiet = give_way.play_give_way(1.5, (0.7, 0.7), 200, average=False)
     assert abs(quiet[-1] - 0.5).max() < 1e-6
@@ -828,6 +844,9 @@ def test_a_filmed_scene_is_cut_into_windows_with_goals_speeds_and_groups(tmp_pat
     assert test.crowd.log_map is train.crowd.log_map or torch.equal(
         test.crowd.log_map, train.crowd.log_map
     )
+    # in the first half, whose tracks alone the map is of, the first person gets half of the way
+    (row, left), (_, right) = train.crowd.grid.to_cell(torch.tensor([[3.0, 0.0], [9.0, 0.0]]))
+    assert train.crowd.log_map[row, left] > train.crowd.log_map[row, right] + 0.5
 
 
 def test_a_filmed_scene_in_pixels_is_refused(tmp_path):

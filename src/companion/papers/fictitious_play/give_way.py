@@ -6,6 +6,8 @@ response to an opponent who goes left with probability p' is p = σ(c (1 - 2p'))
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
@@ -32,8 +34,11 @@ def equilibria(cost: float) -> list[tuple[float, float]]:
     if cost <= 2:
         return [(0.5, 0.5)]
     # just above c = 2 the root leaves 1/2 as sqrt(3 (c - 2) / 8)
-    low = 0.5 + 0.25 * min(1.0, np.sqrt(cost - 2)) * 1e-2
-    high = brentq(lambda p: expit(cost * (2 * p - 1)) - p, low, 1.0, xtol=1e-14)
+    if cost - 2 < 1e-6:  # where rounding hides the sign that brentq looks for
+        high = 0.5 + math.sqrt(3 * (cost - 2) / 8)
+    else:
+        low = 0.5 + 0.25 * min(1.0, np.sqrt(cost - 2)) * 1e-2
+        high = brentq(lambda p: expit(cost * (2 * p - 1)) - p, low, 1.0, xtol=1e-14)
     return [(0.5, 0.5), (high, 1 - high), (1 - high, high)]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from companion.checks import above
 from companion.device import has_float64
 
 MOST_CELLS = 10_000_000
@@ -27,7 +28,7 @@ class Grid:
         cell_m: side of a cell, metres.
 
     Raises:
-        ValueError: for an empty rectangle, a cell that is not positive, or over ten million cells.
+        ValueError: for an empty rectangle, a cell that is not finite and above 0, or over ten million cells.
 
     >>> grid = Grid(-4, 4, -4, 4, 0.4)
     >>> grid.shape
@@ -43,8 +44,7 @@ class Grid:
     cell_m: float
 
     def __post_init__(self) -> None:
-        if not self.cell_m > 0:
-            raise ValueError(f"cell_m = {self.cell_m!r}: expected a length above 0")
+        above(0, cell_m=self.cell_m)
         sides = self.xmax - self.xmin, self.ymax - self.ymin
         if not min(sides) > 0:
             raise ValueError(

@@ -143,10 +143,8 @@ class FictitiousPlay:
     ) -> None:  # fmt: skip
         if update not in UPDATES:
             raise ValueError(f"update = {update!r}: expected one of {UPDATES}")
-        if iterations < 0 or horizon < 1:
-            raise ValueError(
-                f"iterations = {iterations!r}, horizon = {horizon!r}: expected at least 0 and 1"
-            )
+        whole(0, iterations=iterations)
+        whole(1, horizon=horizon)
         at_least(0, tolerance=tolerance)
         self.crowd, self.weights, self.horizon = crowd, weights, horizon
         self.sigmas_m, self.iterations, self.average = tuple(sigmas_m), iterations, average

@@ -252,7 +252,7 @@ def filmed(
 
     Raises:
         ValueError: for a scene that is not in metres or that is too short, for a horizon or
-            radius below 1 and for cells so small that there would be over a million.
+            radius below 1 and for cells so small that there would be over ten million.
     """
     whole(1, horizon=horizon, radius_cells=radius_cells)
     if not 0 < cell_m < math.inf:
