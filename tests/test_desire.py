@@ -450,6 +450,8 @@ def test_the_readings_of_ten_percent():
         found("mean")
     with pytest.raises(ValueError, match="needs the scores"):
         de.oracle_error(samples, truth, mode="min_ranked")
+    with pytest.raises(ValueError, match=r"scores \(\d+,\): expected one a sample, \(\d+,\)"):
+        de.oracle_error(samples, truth, mode="min_ranked", scores=scores[:-1])
 
 
 def test_calibrated_scores_lie_on_the_diagonal():

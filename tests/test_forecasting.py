@@ -60,6 +60,11 @@ def test_a_miss_is_an_end_outside_the_radius_for_all_samples():
     assert miss_rate(samples, truth, radius=1.8) == 1
 
 
+def test_at_the_radius_is_neither_a_miss_nor_a_collision():
+    assert miss_rate(line((2, 0)).view(1, 1, 1, 2), torch.zeros(1, 1, 2)) == 0
+    assert collision_rate(torch.stack([line((0, 0)), line((0.5, 0))]), 0.5) == 0
+
+
 def test_collisions_are_of_the_same_time_and_of_agents_who_are_there():
     crossing = torch.stack([line((-1, 0), (0, 0), (1, 0)), line((0, -1), (0, 0), (0, 1))])
     late = torch.stack([crossing[0], line((0, -2), (0, -1), (0, 0))])
@@ -74,6 +79,8 @@ def test_collisions_are_of_the_same_time_and_of_agents_who_are_there():
 def test_passing_through_between_two_steps_counts_only_when_asked():
     swap = torch.stack([line((-0.5, 0), (0.5, 0)), line((0.5, 0), (-0.5, 0))])
     assert nearest_distance(swap)[0, 1] == 1
+    slow = nearest_distance(swap / 20, between_steps=True)  # a relative step of 0.1
+    assert slow[0, 1] == pytest.approx(0, abs=1e-12)
     assert nearest_distance(swap, between_steps=True)[0, 1] == 0
     assert nearest_distance(swap[:, :1])[0, 1] == 1
 

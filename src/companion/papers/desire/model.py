@@ -542,7 +542,8 @@ def oracle_error(
         Shape (..., steps).
 
     Raises:
-        ValueError: for another mode, a share out of range, or "min_ranked" without scores.
+        ValueError: for another mode, a share out of range, or "min_ranked" without scores or with
+            scores of another shape.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share = {share!r}: expected a fraction above 0, up to 1")
@@ -551,6 +552,10 @@ def oracle_error(
     if mode == "min_ranked":
         if scores is None:
             raise ValueError("scores = None: mode 'min_ranked' needs the scores of the samples")
+        if scores.shape != samples.shape[:-2]:
+            raise ValueError(
+                f"scores {tuple(scores.shape)}: expected one a sample, {tuple(samples.shape[:-2])}"
+            )
         top = (
             scores.topk(count, -1)
             .indices[..., None]
