@@ -113,7 +113,7 @@ def load_images(name: str, root: str | os.PathLike = "") -> ImageSet:
     """Load a data set of `IMAGE_SETS` by name.
 
     Args:
-        root: as `companion.data.data_root`.
+        root: as `companion.data.root.data_root`.
 
     Raises:
         ValueError: for an unknown name.

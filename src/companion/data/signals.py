@@ -87,7 +87,7 @@ def load_signals(
 
     Args:
         name: of `SIGNAL_SETS`.
-        root: as `companion.data.data_root`.
+        root: as `companion.data.root.data_root`.
         n_train, n_test: pictures to learn from and unseen ones.
         size: shorter side resized to it, middle cropped square; 0 takes the set's own size.
         channels: 1 for grey, 3 for colour; 0 takes the set's own.
