@@ -324,6 +324,8 @@ def test_json_refuses_what_it_does_not_know():
 
 @pytest.mark.parametrize("old", [False, True], ids=["this Python", "3.11.0 to 3.11.3"])
 def test_an_archive_is_unpacked_into_its_folder_or_refused(tmp_path, monkeypatch, old):
+    if old and sys.version_info >= (3, 14):
+        pytest.skip("this Python's tarfile cannot do without what those lack")
     if old:
         monkeypatch.delattr(tarfile, "data_filter", raising=False)
 

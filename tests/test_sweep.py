@@ -35,6 +35,7 @@ from companion.runs.record import DONE, FAILED, Held, Run, held
 from companion.runs.report import page, swept
 from companion.runs.store import SweepError
 from companion.runs.sweep import sweep
+from companion.runs.tls import openssl, security
 from companion.runs.worker import Order, carry_out
 
 PARAMETERS = """\
@@ -846,14 +847,57 @@ def test_a_local_sweep_listens_on_loopback_only(toy, tmp_path):
 def test_a_local_sweep_takes_work_from_nobody_else(tls):
     from distributed import Client
 
-    others = local.security(*map(str, tls[1]))
+    others = security(*map(str, tls[1]))
     with local.local_cluster([{}]) as (client, _):
         address = client.scheduler.address
         assert address.startswith("tls://127.0.0.1:")
-        for where, security in ((address, others), (address.replace("tls", "tcp"), None)):
+        for where, shown in ((address, others), (address.replace("tls", "tcp"), None)):
             with pytest.raises(OSError):
-                Client(where, security=security, timeout=2, set_as_default=False)
+                Client(where, security=shown, timeout=2, set_as_default=False)
         assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+
+
+STALE = """
+import socket, ssl, sys, threading
+from companion.runs import tls
+
+*certificate, mended = sys.argv[1:]
+if mended == "mended":
+    tls.dask_setup(None)
+server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+server.load_cert_chain(*certificate)
+client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+near, far = socket.socketpair()
+peers = []
+threading.Thread(target=lambda: peers.append(client.wrap_socket(far))).start()
+healthy = server.wrap_socket(near, server_side=True)
+healthy.setblocking(False)
+openssl = tls.openssl()
+openssl.ERR_new()
+openssl.ERR_set_error(2, 32, None)  # a broken pipe
+try:
+    healthy.recv(1)
+except ssl.SSLWantReadError:
+    print("nothing to read yet")
+except OSError:
+    print("broken")
+"""
+
+
+@pytest.mark.parametrize(
+    ("mended", "said"), [("mended", "nothing to read yet"), ("as it is", "broken")]
+)
+def test_the_error_of_another_connection_breaks_no_healthy_one(tls, mended, said):
+    if not hasattr(openssl(), "ERR_set_error"):
+        pytest.skip("this Python hides its OpenSSL, or has one before 3")
+    done = subprocess.run(
+        [sys.executable, "-c", STALE, str(tls[0][1]), str(tls[0][2]), mended],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    if mended == "as it is" and done.stdout == "nothing to read yet\n":
+        pytest.skip("this Python clears the errors itself")
+    assert (done.stdout, done.returncode) == (f"{said}\n", 0), done.stderr
 
 
 def of_the_book(tls):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from companion.runs import local
 from companion.runs.executor import THREADS
 from companion.runs.store import SweepError
+from companion.runs.tls import security
 
 CONNECT_S = 10  # to find a scheduler, and a worker on it
 
@@ -76,11 +77,11 @@ def connected(scheduler: str, tls, workers: int, threads: int, gpus: int | None)
         with local.local_cluster(_environments(workers, threads, gpus)) as both:
             yield both
         return
-    security = local.security(*(os.fspath(file) for file in tls)) if any(tls) else None
+    encrypted = security(*(os.fspath(file) for file in tls)) if any(tls) else None
     client = None
     try:
         client = local.patiently(
-            Client, scheduler, timeout=CONNECT_S, set_as_default=False, security=security
+            Client, scheduler, timeout=CONNECT_S, set_as_default=False, security=encrypted
         )
         client.wait_for_workers(1, timeout=CONNECT_S)
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:

@@ -23,6 +23,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TypeVar
 
+from companion.runs import tls
+
 T = TypeVar("T")
 
 HOST = "127.0.0.1"
@@ -128,7 +130,7 @@ def local_cluster(environments: Sequence[dict[str, str]]) -> Iterator[tuple[obje
     import dask
     from distributed import Client, Scheduler, SpecCluster
 
-    secret = certificate()
+    secret = tls.certificate()
     if not secret:
         print(
             "companion: there is no openssl that makes a certificate: the sweep's processes talk "
@@ -167,41 +169,12 @@ def _stdin(process: subprocess.Popen[bytes]) -> IO[bytes]:
     return process.stdin
 
 
-def certificate() -> dict[str, str]:
-    """A key and a certificate signed by itself, as PEM; empty where there is no openssl."""
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN=companion-sweep "
-        "-keyout /dev/stdout -out /dev/stdout"
-    )
-    try:
-        made = subprocess.run(command.split(), capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    key, mark, rest = made.stdout.partition("-----BEGIN CERTIFICATE-----")
-    if made.returncode or not mark or "PRIVATE KEY" not in key:
-        return {}
-    return {"key": key, "cert": mark + rest}
-
-
 def _security(secret: dict[str, str]):
     from distributed import Security
 
     if not secret:
         return Security(require_encryption=False)
-    return security(secret["cert"], secret["cert"], secret["key"])
-
-
-def security(ca: str, cert: str, key: str):
-    """Dask's Security for all roles, encryption required, of paths or of PEM texts."""
-    from distributed import Security
-
-    roles = ("client", "scheduler", "worker")
-    return Security(
-        require_encryption=True,
-        tls_ca_file=ca,
-        **{f"tls_{role}_cert": cert for role in roles},
-        **{f"tls_{role}_key": key for role in roles},
-    )
+    return tls.security(secret["cert"], secret["cert"], secret["key"])
 
 
 def gpus() -> tuple[str, ...]:
