@@ -111,7 +111,8 @@ def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path
         _note(path, news[path][0], like, bool(differ))
         names = ", ".join(map(str, sorted({road[0] for road in differ})))
         if moved[path]:
-            told = f"other values: {names}" if differ else "the same values, by changed cells or claims"
+            same = "the same values, by changed cells or claims"
+            told = f"other values: {names}" if differ else same
         else:
             told = f"other results in code cells {names}" if differ else "the same results"
         yield path, told

@@ -28,7 +28,8 @@ class Grid:
         cell_m: side of a cell, metres.
 
     Raises:
-        ValueError: for an empty rectangle, a cell that is not finite and above 0, or over ten million cells.
+        ValueError: for an empty rectangle, a cell that is not finite and above 0, or over ten
+            million cells.
 
     >>> grid = Grid(-4, 4, -4, 4, 0.4)
     >>> grid.shape
