@@ -164,7 +164,7 @@ def test_code_that_gives_the_same_is_told_from_code_that_does_not(tmp_path):
     git(root, "commit", "-m", "two")
     tiny_notebook(path.parent, [*cells, record.format("shown otherwise")])
     said, alike = against("HEAD", "4 - 1", path)
-    assert said == "tiny.ipynb with the code of HEAD: the same values, by changed cells or claims"
+    assert said == "tiny.ipynb with the code of HEAD: the same values, by changed cells"
     assert len(alike) == 1
     said, alike = against("HEAD", "4", path)
     assert said == "tiny.ipynb with the code of HEAD: other values: tiny.number"
@@ -183,6 +183,7 @@ VERDICTS = [{"id": "C1", "measured": {"lead": [1.0, 2.0]}}, {"id": "C2", "measur
         ({"tiny.claims": [VERDICTS[0], VERDICTS[1] | {"outcome": "not run"}]}, {"tiny.claims C2"}),
         ({"tiny.curve": [1, 2, 3]}, {"tiny.curve"}),
         ({"tiny.empty": [1]}, {"tiny.empty"}),
+        ({"own.claims": 4}, {"own.claims"}),
     ],
 )
 def test_what_is_recorded_besides_moves_nothing(today, differ):
@@ -193,9 +194,27 @@ def test_what_is_recorded_besides_moves_nothing(today, differ):
         ]
         return {"cells": [{"cell_type": "code", "source": "", "outputs": outputs}]}
 
-    old = {"tiny.claims": VERDICTS, "tiny.curve": [1, 2], "tiny.empty": []}
-    found, _ = alike._differing([notebook(old)], [notebook(old | today)], recorded=True)
-    assert {name for name, *_ in found} == differ
+    old = {"tiny.claims": VERDICTS, "tiny.curve": [1, 2], "tiny.empty": [], "own.claims": 3}
+    found, _ = alike._differing([notebook(old)], [notebook(old | today)], alike._recorded)
+    assert set(map(alike._place, found)) == differ
+
+
+def test_where_claims_changed_the_cells_that_show_none_are_compared_as_well():
+    def notebook(shown, claim):
+        outputs = [{"name": "stdout", "text": [text]} for text in (shown, claim)]
+        sources = ("print(loss)", "claims.check('C1', loss=loss)")
+        return {
+            "cells": [
+                {"cell_type": "code", "source": source, "outputs": [output]}
+                for source, output in zip(sources, outputs, strict=True)
+            ]
+        }
+
+    for today, differ in ((("1.0", "in other words"), set()), (("1.5", "as before"), {1})):
+        found, _ = alike._differing(
+            [notebook("1.0", "as before")], [notebook(*today)], alike._but_claims
+        )
+        assert set(map(alike._place, found)) == differ
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
@@ -242,7 +261,7 @@ def test_noise_is_what_differs_between_runs_of_either_code(olds, news, differ, u
             ]
         }
 
-    found, more = alike._differing([*map(notebook, olds)], [*map(notebook, news)])
+    found, more = alike._differing([*map(notebook, olds)], [*map(notebook, news)], alike._shown)
     assert sorted({cell for cell, *_ in found}) == differ
     assert more is undecided
 

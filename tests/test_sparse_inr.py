@@ -904,7 +904,7 @@ def partial_masks(masks):
     [
         {"format": "companion-inr-2"}, {"bits": 8}, {"bits": [16]}, {"shapes": {}}, {"shapes": [3]},
         {"shapes": {"layers.0.weight": [-8, 2]}}, {"image": [5]}, {"image": [5, 0]},
-        {"omega_0": "high"}, {"shapes": None}, {"image": None}, {"omega_0": None},
+        {"omega_0": "high"}, {"omega_0": 10**400}, {"shapes": {"a.weight": [2, 2]}}, {"shapes": None}, {"image": None}, {"omega_0": None},
     ],
 )  # fmt: skip
 def test_bytes_with_another_head_are_refused(change):

@@ -30,6 +30,7 @@ from companion.notebook.checking import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Ver
 from companion.notebook.claims import parse_claims
 from companion.runs import chapters, cluster, fingerprint, local, report, store
 from companion.runs import sweep as rooms
+from companion.runs import tls as tls_of_ours
 from companion.runs.grid import Point, expand
 from companion.runs.record import DONE, FAILED, Held, Run, held
 from companion.runs.report import page, swept
@@ -912,6 +913,11 @@ def of_the_book(tls):
     assert worker[worker.index("--tls-ca-file") :] == options
     assert worker[:5] == ["dask", "worker", "tls://sweep:8786", "--nthreads", "1"]
     assert scheduler[:4] == ["dask", "scheduler", "--protocol", "tls"]
+    assert (
+        worker[6:8]
+        == ["--preload-nanny", options[-1]]
+        == ["--preload-nanny", tls_of_ours.__name__]
+    )
     files = {"/tls/cert.pem": str(tls[1]), "/tls/key.pem": str(tls[2])}
     return ["--protocol", "tls", *(files.get(option, option) for option in options)]
 

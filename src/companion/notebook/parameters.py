@@ -14,6 +14,7 @@ import keyword
 import math
 import os
 import re
+import sys
 import typing
 from collections.abc import Collection, Iterable
 from contextlib import suppress
@@ -212,14 +213,17 @@ def _set_by_hand(cells: list[str]) -> set[str]:
 
 def _annotations(space: dict[str, Any], cells: list[str]) -> dict[str, Any]:
     """The annotation of each name that has one."""
-    if "__annotations__" in space:
-        return space["__annotations__"]
-    # from Python 3.14 on, a function gives them, of the code that ran last: in IPython a statement
+    at_hand = space.get("__annotations__", {})
+    if sys.version_info < (3, 14):
+        return at_hand
+    # since then a function gives them, of the code that ran last: in IPython a statement
     found: dict[str, Any] = {}
     for source in cells:
-        found |= {name: kind for name, kind, _ in _annotated(source)}
-    annotate = space.get("__annotate__", lambda _: {})
-    return found | annotate(1)  # annotationlib.Format.VALUE
+        for name, kind, _ in _annotated(source):
+            if name in space:
+                found[name] = eval(kind, space)
+    annotate = space.get("__annotate__")
+    return found | (annotate(1) if annotate else {}) | at_hand  # 1: annotationlib.Format.VALUE
 
 
 def _stated(cells: list[str]) -> dict[str, Any]:

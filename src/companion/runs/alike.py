@@ -10,17 +10,20 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from companion.files import ROOT, scratch, unpack, write_whole
+from companion.notebook.claims import natural
 from companion.runs.chapters import code_cells, joined, read, recorded_values
 from companion.runs.processes import LIBRARY, PARENT
 
+CLAIMS = ".claims"  # ends the name under which `Claims.settle` records the verdicts
 ROUNDS = 5  # a rounded time may be the same in some runs by chance
 ABSENT = object()
+Look = Callable[[dict], Iterator[tuple[tuple, Any]]]
 # the earlier library may be older than its own way to end with its parent
 CHILD = """\
 import contextlib, runpy
@@ -73,8 +76,9 @@ def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path
     """What of chapters differs from an earlier tree: one line each.
 
     Where only the library changed, all that the code cells show is compared, and they are named,
-    counted from 1; where cells or claims changed as well, all that the earlier ones recorded by
-    name, on which verdicts, prose and records stand.
+    counted from 1. Where claims changed as well, cells that show these are left out; where cells
+    did, all are. In their place stands all that the earlier chapter recorded by name, on which
+    verdicts, prose and records stand.
 
     paths: chapters that were refreshed just now. Where all is the same, the earlier code, and what
     was like it, is listed in the notebook, and runs made with it are not called stale
@@ -86,16 +90,17 @@ def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path
     """
     news = {path: [read(path)] for path in paths}
     earlier = {path: read(tree / path.relative_to(ROOT)) for path in paths}
-    moved = {
-        path: (_sources(earlier[path]), _claims(tree, path))
-        != (_sources(news[path][0]), _claims(ROOT, path))
-        for path in paths
-    }
+    looks: dict[Path, Look] = dict.fromkeys(paths, _shown)
+    for path in paths:
+        if _sources(earlier[path]) != _sources(news[path][0]):
+            looks[path] = _recorded
+        elif _claims(tree, path) != _claims(ROOT, path):
+            looks[path] = _but_claims
     then = {path: tree / path.relative_to(ROOT) for path in paths}
     today = {path: tree.parent / "today" / path.name for path in paths}
     olds = {path: [run] for path, run in _rerun(then, tree / "src", jobs).items()}
     for left in reversed(range(ROUNDS)):
-        found = {path: _differing(olds[path], news[path], moved[path]) for path in paths}
+        found = {path: _differing(olds[path], news[path], looks[path]) for path in paths}
         doubtful = [path for path, (_, undecided) in found.items() if undecided]
         if not (left and doubtful):
             break
@@ -109,13 +114,9 @@ def compare(paths: Sequence[Path], tree: Path, jobs: int) -> Iterator[tuple[Path
         like = {code, *(old.get("alike", []) if old.get("fingerprint") == code else [])}
         differ, _ = found[path]
         _note(path, news[path][0], like, bool(differ))
-        names = ", ".join(map(str, sorted({road[0] for road in differ})))
-        if moved[path]:
-            same = "the same values, by changed cells or claims"
-            told = f"other values: {names}" if differ else same
-        else:
-            told = f"other results in code cells {names}" if differ else "the same results"
-        yield path, told
+        same, other = TOLD[looks[path]]
+        names = ", ".join(sorted({str(_place(road)) for road in differ}, key=natural))
+        yield path, f"{other} {names}" if differ else same
 
 
 def _rerun(places: Mapping[Path, Path], library: Path, jobs: int) -> dict[Path, dict]:
@@ -142,23 +143,25 @@ def _sources(notebook: dict) -> list[str]:
     return [cell["source"] for cell in code_cells(notebook)]
 
 
-def _claims(tree: Path, path: Path) -> bytes:
-    """The file of a chapter's claims, of which its cells show the words."""
+def _claims(tree: Path, path: Path) -> Any:
+    """What the file of a chapter's claims says, of which its cells show the words."""
+    import yaml
+
     file = tree / "src" / "companion" / "papers" / path.stem / "claims.yaml"
-    return file.read_bytes() if file.is_file() else b""
+    return yaml.safe_load(file.read_bytes()) if file.is_file() else None
 
 
-def _differing(
-    olds: Sequence[dict], news: Sequence[dict], recorded: bool = False
-) -> tuple[set[tuple], bool]:
+def _differing(olds: Sequence[dict], news: Sequence[dict], look: Look) -> tuple[set[tuple], bool]:
     """Where the first runs of two codes differ, but for what differs between runs of either; and
-    whether more runs may show it all to be such noise. recorded: look at recorded values only.
+    whether more runs may show it all to be such noise. look: what of a run is compared.
     """
-    values = _recorded if recorded else _shown
-    old, new = ([dict(values(run)) for run in runs] for runs in (olds, news))
-    if recorded:  # what is recorded besides, or claimed, moves nothing
-        names = {name for name, *_ in old[0]}
-        new = [{road: part for road, part in run.items() if road[0] in names} for run in new]
+    old, new = ([dict(look(run)) for run in runs] for runs in (olds, news))
+    # what is recorded besides, or claimed, moves nothing
+    there = {_place(road) for road in old[0]}
+    new = [
+        {road: part for road, part in run.items() if type(road[0]) is int or _place(road) in there}
+        for run in new
+    ]
 
     def seen(runs: list[dict], road: tuple) -> int:
         return len({run.get(road, ABSENT) for run in runs})
@@ -175,23 +178,46 @@ def _differing(
     return differ, bool(differ) and (len(olds) == 1 or all(p in places for p, *_ in differ))
 
 
+def _place(road: tuple) -> Any:
+    """The cell, or the name of the value or the claim, that a road leads to."""
+    return " ".join(map(str, road[:2])) if str(road[0]).endswith(CLAIMS) else road[0]
+
+
 def _recorded(notebook: dict) -> Iterator[tuple[tuple, Any]]:
+    """All that the cells record by name, verdicts by the ids of their claims."""
     for name, value in recorded_values(notebook).items():
-        if name.endswith(".claims"):
-            for verdict in value:
-                yield from _leaves((f"{name} {verdict['id']}",), verdict)
-        else:
-            yield from _leaves((name,), value)
+        if name.endswith(CLAIMS):
+            with suppress(TypeError, KeyError):  # somebody's own value of such a name
+                value = {verdict["id"]: verdict for verdict in value}
+        yield from _leaves((name,), value)
 
 
-def _shown(notebook: dict) -> Iterator[tuple[tuple, Any]]:
-    """All that the outputs hold, texts word by word; but for listings of the library's source."""
+def _but_claims(notebook: dict) -> Iterator[tuple[tuple, Any]]:
+    yield from _recorded(notebook)
+    yield from _shown(notebook, without="claims.")
+
+
+def _shown(notebook: dict, without: str = "") -> Iterator[tuple[tuple, Any]]:
+    """All that the outputs hold, texts word by word; but for listings of the library's source.
+
+    without: leave out the outputs of cells with this text.
+    """
     for number, cell in enumerate(code_cells(notebook), 1):
+        if without and without in cell["source"]:
+            continue
         lists = "show_source(" in cell["source"]
         for place, output in enumerate(joined(cell["outputs"])):
             text = "".join(output.get("data", {}).get("text/markdown", ""))
             if not (lists and text.startswith("```python")):
                 yield from _leaves((number, place), output)
+
+
+# by what is compared: what is said of chapters where all is the same, and where some differs
+TOLD: dict[Look, tuple[str, str]] = {
+    _shown: ("the same results", "other results in code cells"),
+    _but_claims: ("the same results, by changed claims", "other results:"),
+    _recorded: ("the same values, by changed cells", "other values:"),
+}
 
 
 def _leaves(road: tuple, value: Any) -> Iterator[tuple[tuple, Any]]:

@@ -13,6 +13,7 @@ import ctypes
 import functools
 import ssl
 import subprocess
+import warnings
 
 
 def security(ca: str, cert: str, key: str):
@@ -57,7 +58,13 @@ def clear_errors_first() -> None:
     """Let this process's TLS connections forget the errors of others before each call."""
     try:
         clear = openssl().ERR_clear_error
-    except (OSError, AttributeError):  # linked into Python, and hidden
+    except (OSError, AttributeError, TypeError):  # linked into Python and hidden, or Windows
+        if ssl.OPENSSL_VERSION_INFO >= (3, 4):
+            warnings.warn(
+                "TLS: this Python's OpenSSL cannot be told to clear its errors, so the sweep's "
+                "connections may break (python/cpython, issue 148594)",
+                stacklevel=2,
+            )
         return
 
     def after(plain):

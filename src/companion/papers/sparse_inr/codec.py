@@ -103,9 +103,10 @@ def _network(data: bytes) -> tuple[Params, tuple[int, int]]:
         number = np.dtype(NUMBERS[head["bits"]])
         sides = [height, width, *chain(*shapes.values())]
         whole_sides = all(type(side) is int and side > 0 for side in sides)
-        if head["format"] != FORMAT or not shapes or not whole_sides:
+        paired = all(name.replace("weight", "bias") in shapes for name in shapes)
+        if head["format"] != FORMAT or not shapes or not whole_sides or not paired:
             raise ValueError
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         raise ValueError(f"data: {len(data)} bytes that `encode` did not write") from None
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     total = sum(size for name, size in sizes.items() if not is_bias(name))
