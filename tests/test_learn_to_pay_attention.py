@@ -882,7 +882,7 @@ def test_the_notebook_runs_with_few_networks_and_without_some_claims(networks, t
     assert "C8 reproduced" in done.stdout
     for id in ("C1", "C1b", "C3"):  # no two numbers of fragments, no first level
         assert f"{id} not run here" in done.stdout
-    assert "1 of 14 claims asserted" in done.stdout
+    assert "1 of 15 claims asserted" in done.stdout
 
 
 def test_more_that_cannot_be_is_named():

@@ -817,7 +817,7 @@ def addresses(processes):
 def test_a_sweep_without_openssl_says_that_it_is_not_encrypted(toy, tmp_path, monkeypatch, capfd):
     go(toy, tmp_path / "with", {"x": [1]})
     assert "encryption" not in capfd.readouterr().err
-    monkeypatch.setattr(local, "certificate", dict)
+    monkeypatch.setattr(tls_of_ours, "certificate", dict)
     assert go(toy, tmp_path / "without", {"x": [1]})[0].status == DONE
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "encryption" in line]
     assert line.startswith("companion: there is no openssl")
