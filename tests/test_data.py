@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from companion.__main__ import main
+from companion.data import images
 from companion.data.catalogue import catalogue
 from companion.data.fetch import fetch
 from companion.data.files import open_picture
@@ -78,6 +79,17 @@ def test_the_split_of_digits_is_a_partition_of_the_original():
     rows = sorted((*x, y) for x, y in zip(ours.int().tolist(), labels.tolist(), strict=False))
     images, targets = load_digits(return_X_y=True)
     assert rows == sorted((*map(int, x), int(y)) for x, y in zip(images, targets, strict=True))
+
+
+def test_digits_are_the_same_wherever_scikit_learn_keeps_them(monkeypatch):
+    monkeypatch.setattr(images, "DIGITS_FILE", "elsewhere.csv.gz")
+    assert load_images("digits").checksum == DIGITS
+
+
+def test_digits_are_read_without_scikit_learns_imports():
+    code = "import sys; from companion.data.images import load_images as load; load('digits'); "
+    code += "assert not {'sklearn', 'pandas', 'scipy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_subset_and_a_copy_keep_everything_else():

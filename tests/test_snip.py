@@ -126,6 +126,10 @@ def test_pixel_maps_count_the_connections_that_leave_each_pixel(digits):
         assert [int(first[:, pixel].sum()) for pixel in range(64)] == maps[
             label
         ].flatten().tolist()
+    several = snip.class_pixel_maps(model, digits, [0.5, 0.9], size=30, generator=seeded(1))
+    assert several.shape == (2, 10, 8, 8)
+    assert torch.equal(several[1], maps)
+    assert several[0].sum() > several[1].sum()
 
 
 def test_maps_that_are_the_class_means_match_and_permuted_ones_do_not(digits):

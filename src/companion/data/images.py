@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -261,15 +262,28 @@ def _scaled(pixels: Tensor) -> Tensor:
     return pixels.contiguous().float() / 255.0
 
 
+DIGITS_FILE = "datasets/data/digits.csv.gz"
+
+
 def _digits(_: Path):
     """scikit-learn's 8x8 digits, 1347 for training and 450 for test, in a fixed shuffle."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
+    images, labels = _scikit_learns_digits()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     x = torch.from_numpy(images).float().view(-1, 1, 8, 8)[order] / 16.0
     y = torch.from_numpy(labels).long()[order]
     return x[:1347], y[:1347], x[1347:], y[1347:], tuple("0123456789")
+
+
+def _scikit_learns_digits() -> tuple[np.ndarray, np.ndarray]:
+    # its file: scikit-learn itself, with SciPy and pandas, takes longer to import than PyTorch
+    package = importlib.util.find_spec("sklearn")
+    file = Path(package.origin if package and package.origin else "").parent / DIGITS_FILE
+    if file.is_file():
+        table = np.loadtxt(file, delimiter=",")
+        return table[:, :-1], table[:, -1]
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)
 
 
 # MNIST: the files' as computed, the archives' as in tensorflow_datasets' url_checksums

@@ -398,32 +398,40 @@ def class_scoring_batch(data: ImageSet, label: int, size: int, generator: torch.
 
 
 def class_pixel_maps(
-    model: nn.Module, data: ImageSet, sparsity: float, *, size: int, generator: torch.Generator
+    model: nn.Module,
+    data: ImageSet,
+    sparsity: float | Sequence[float],
+    *,
+    size: int,
+    generator: torch.Generator,
 ) -> Tensor:
     """How many first-layer connections of each input pixel survive, for every class.
 
-    The network is scored with `size` examples of a single class. Its first weight must be a dense
-    layer's.
+    The network is scored once a class, with `size` examples of it alone. Its first weight must be
+    a dense layer's.
 
     Args:
         model: any module that maps inputs to logits; it stays as it is.
         data: labelled images.
-        sparsity: fraction removed, in [0, 1).
+        sparsity: fraction removed, in [0, 1), or several.
         size: examples a class at most.
         generator: on the CPU.
 
     Returns:
-        (classes, height, width) counts.
+        (classes, height, width) counts, of several sparsities (sparsities, classes, height, width).
     """
+    alone = isinstance(sparsity, float | int)
+    sparsities = [sparsity] if alone else sparsity
     maps = []
     for label in range(len(data.classes)):
         batch = class_scoring_batch(data, label, size, generator)
-        masks = global_topk_mask(
-            connection_sensitivity(model, cross_entropy, batch), sparsity, warn=False
-        )
-        first = next(mask for mask in masks.values() if mask.dim() == 2)  # (units, pixels)
-        maps.append(first.sum(0).view(data.train_x.shape[1:]).sum(0))
-    return torch.stack(maps)
+        scores = connection_sensitivity(model, cross_entropy, batch)
+        for removed in sparsities:
+            masks = global_topk_mask(scores, removed, warn=False)
+            first = next(mask for mask in masks.values() if mask.dim() == 2)  # (units, pixels)
+            maps.append(first.sum(0).view(data.train_x.shape[1:]).sum(0))
+    found = torch.stack(maps).unflatten(0, (-1, len(sparsities))).movedim(1, 0)
+    return found[0] if alone else found
 
 
 def matched_classes(maps: Tensor, data: ImageSet) -> int:
