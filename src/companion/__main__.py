@@ -106,33 +106,37 @@ def _parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("run", help="run a copy of a chapter with your parameters")
     add.set_defaults(command=_run)
-    add.add_argument("notebook", help="stem or path")
-    add.add_argument("-o", "--output", type=_place, help="default: runs/STEM.ipynb")
+    add.add_argument(
+        "notebook", metavar="CHAPTER", help="its name, such as snip, or the path of a notebook"
+    )
+    add.add_argument("-o", "--output", type=_place, help="default: runs/CHAPTER.ipynb")
     _add_parameters(add)
 
     add = commands.add_parser(
         "record", help="run a chapter's code without Jupyter and keep its result"
     )
     add.set_defaults(command=_record)
-    add.add_argument("notebook", help="stem")
+    add.add_argument("notebook", metavar="CHAPTER", help="its name, such as snip")
     one_of = add.add_mutually_exclusive_group(required=True)
     one_of.add_argument("--name", help="name of the record, such as mnist")
     one_of.add_argument(
         "--exercise", metavar="N", help="keep what the answer to exercise N runs, such as 4 or 1b"
     )
-    add.add_argument("--out", type=_place, help="folder; default: book/recorded/STEM")
+    add.add_argument("--out", type=_place, help="folder; default: book/recorded/CHAPTER")
     add.add_argument("--script", action="store_true", help="only print the code cells as a script")
     _add_parameters(add)
 
     add = commands.add_parser("sweep", help="run a chapter over a grid of parameters, on Dask")
     add.set_defaults(command=_sweep)
-    add.add_argument("notebook", help="stem or path")
+    add.add_argument(
+        "notebook", metavar="CHAPTER", help="its name, such as snip, or the path of a notebook"
+    )
     add.add_argument(
         "-g", nargs=2, action="append", default=[], metavar=("NAME", "VALUES"),
         help="a parameter and the list of its values, such as '[0, 1, 2]'; all are combined",
     )  # fmt: skip
     _add_parameters(add)
-    add.add_argument("--out", type=_place, help="folder of the results; default: runs/STEM")
+    add.add_argument("--out", type=_place, help="folder of the results; default: runs/CHAPTER")
     add.add_argument("--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler that is there, such as tcp://10.0.0.1:8786; default: a local cluster")  # fmt: skip
     for name, what in (
         ("ca", "certificates of the authorities that the sweep trusts"),
@@ -140,10 +144,10 @@ def _parser() -> argparse.ArgumentParser:
         ("key", "its key, without a passphrase"),
     ):
         add.add_argument(f"--tls-{name}", default="", metavar="FILE", help=f"for a scheduler at tls://: {what} (PEM)")  # fmt: skip
-    add.add_argument("--workers", default="0", help="how many runs at once on this machine; default: one a GPU, or one a core")  # fmt: skip
+    add.add_argument("--workers", default="0", help="how many runs at once on this machine; default: one per GPU, or one per core")  # fmt: skip
     add.add_argument("--threads", default="1", help="threads of one run; default: 1")
     add.add_argument("--time-limit", default="0", metavar="SECONDS", help="a run that takes longer has failed; default: none")  # fmt: skip
-    add.add_argument("--keep", metavar="NAME", help="keep the table in book/recorded/STEM/sweeps for the book")  # fmt: skip
+    add.add_argument("--keep", metavar="NAME", help="keep the table in book/recorded/CHAPTER/sweeps for the book")  # fmt: skip
     add.add_argument("--values", action="append", default=[], metavar="PATTERN", help="with --keep: also the recorded lists and mappings of such a name")  # fmt: skip
 
     add = commands.add_parser("gpu", help="run what a GPU machine should show, within a budget")
@@ -164,7 +168,10 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("refresh", help="rerun and store the notebooks whose code changed")
     add.set_defaults(command=_refresh)
     add.add_argument(
-        "notebooks", nargs="*", help="these, changed or not; default: all that changed"
+        "notebooks",
+        nargs="*",
+        metavar="CHAPTER",
+        help="these, changed or not; default: all that changed",
     )
     add.add_argument("--jobs", type=int, default=2, help="how many at once")
     add.add_argument(

@@ -9,7 +9,7 @@ values it gives the range, 1.35–1.47.
 A column of a kept sweep is named likewise, of all its runs or of those with a parameter's value:
 ``{kept}`weight-decay snip.error.dense[weight_decay=0]:.2f```; in how many of its runs a claim held,
 and of how many, are ``{kept}`seeds C7.held``` and ``{kept}`seeds C7.of```. The default run is
-``default``. The kept answer to an exercise (`companion record STEM --exercise 4`) is ``exercise-4``;
+``default``. The kept answer to an exercise (`companion record CHAPTER --exercise 4`) is ``exercise-4``;
 of what its code printed, ``printed[2/3]`` is the third number of the second line.
 """
 

@@ -1,7 +1,7 @@
 """What the answers to a chapter's exercises run, as its notebook states it.
 
-An answer runs `companion run STEM -p NAME VALUE ...`, or a block of Python after the chapter's own
-cells. `companion record STEM --exercise 4` keeps the result, so that its numbers are not typed.
+An answer runs `companion run CHAPTER -p NAME VALUE ...`, or a block of Python after the chapter's own
+cells. `companion record CHAPTER --exercise 4` keeps the result, so that its numbers are not typed.
 """
 
 from __future__ import annotations
