@@ -127,7 +127,7 @@ def picture(png: bytes, caption: str, alt: str) -> nodes.figure:
 def sweep_nodes(sweep: Sweep, png: bytes, caption: str, alt: str, *, dots: bool = False) -> list:
     """A kept sweep: its figure, how often its claims held, its command and what it cost.
 
-    dots: the figure has a dot a run or a seed and a bar at their mean; otherwise curves with bands.
+    dots: the figure has one dot per run or seed and a bar at their mean; otherwise curves with bands.
     """
     shown = "Bars: means over" if dots else "Mean and range of"
     figure = picture(png, f"{caption} {shown} {_status(sweep)}.", alt)

@@ -17,7 +17,7 @@ SIGMAS_M = (0.35, 0.9)  # intimate and personal distance
 
 @dataclass(frozen=True)
 class Weights:
-    """What a pedestrian cares about; all in nats a step but for the goal.
+    """What a pedestrian cares about; all in nats per step but for the goal.
 
     Args:
         speed: lambda, per (m/s)² off the preferred speed.

@@ -280,7 +280,7 @@ class MaxEntIOC:
         )  # fmt: skip
         if not np.isfinite([found.fun, *found.jac]).all():
             raise ValueError(
-                f"crowd: its paths have a loss of {found.fun:g} nats a step, with the slope "
+                f"crowd: its paths have a loss of {found.fun:g} nats per step, with the slope "
                 f"{found.jac.tolist()}; expected finite numbers (in {seen.dtype})"
             )
         return found.x, float(found.fun)

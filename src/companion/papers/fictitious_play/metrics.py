@@ -13,7 +13,7 @@ from companion.papers.fictitious_play.planning import Policy
 
 
 def nll_per_step(policy: Policy, cells: Tensor) -> Tensor:
-    """Negative log-likelihood of paths in nats a step, infinite for infeasible ones.
+    """Negative log-likelihood of paths in nats per step, infinite for infeasible ones.
 
     It depends on the size of the cells and on R: compare it on one grid only.
 

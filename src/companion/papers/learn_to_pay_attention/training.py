@@ -48,7 +48,7 @@ def fit(
         steps: of the optimiser.
         lr: learning rate, above 0.
         generator: of the CPU, for the order of the images and the augmentation.
-        batch_size: images a step.
+        batch_size: images per step.
         weight_decay: at least 0.
         recipe: "adamw" with a one-cycle schedule that peaks at `lr`; "sgd" with momentum of
             0.9, as in the official code.

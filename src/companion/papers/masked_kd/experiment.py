@@ -209,7 +209,7 @@ def train_teacher(
         steps: of the optimiser, at least 0.
         generator: of the CPU, for the order of the images.
         lr: peak of the learning rate.
-        batch_size: images a step.
+        batch_size: images per step.
         weight_decay: of AdamW.
         amp: dtype of autocast, such as torch.bfloat16; None for none.
         progress: show a bar; or a bar to move on.

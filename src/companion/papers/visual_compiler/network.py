@@ -199,7 +199,7 @@ def train(
         model: to be trained, in place.
         data: of `compile_scene`.
         steps: of the optimiser, at least 1.
-        batch_size: images a step.
+        batch_size: images per step.
         lr: peak of the learning rate, above 0.
         generator: of the CPU, for the order of the images.
         gamma: weight of `variation`, which keeps neighbouring regions alike.
