@@ -6,6 +6,7 @@ goes through them in two products.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -18,6 +19,7 @@ from companion.papers.spreme.library import Library
 
 METHODS = ("weak", "savgol", "fd")
 ORDER = 3  # of the Savitzky-Golay polynomials
+PAUSE = 10  # usual steps: a row across a longer one is off by a tenth and more
 CHUNK = 2**21  # numbers in the largest intermediate, 16 MB: larger ones leave the cache
 
 
@@ -25,8 +27,9 @@ def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.n
     """Matrices that turn a trajectory into rows of a regression.
 
     "weak": rows V theta(x), targets D x. A row integrates over a window of samples against
-    psi = (1 - u^2)^4, u in [-1, 1]; its target has the derivative moved to psi. Equal and unequal
-    steps (trapezoidal weights) alike. "savgol": rows theta(V x), targets D x, value and derivative
+    psi = (1 - u^2)^4, u in [-1, 1]; its target has the derivative moved to psi, and is scaled so that
+    constants and lines have their slope, on equal and unequal steps (trapezoidal weights) alike. A
+    window across a pause is inexact, and warns. "savgol": rows theta(V x), targets D x, value and derivative
     of a cubic fitted to the window. "fd": V is the identity, D the second-order finite differences.
 
     Args:
@@ -62,6 +65,12 @@ def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.n
         each = {"polyorder": ORDER, "axis": 0, "mode": "interp"}
         value = savgol_filter(np.eye(T), window, **each)
         return value, savgol_filter(np.eye(T), window, deriv=1, delta=steps.mean(), **each)
+    if steps.max() > PAUSE * np.median(steps):
+        warnings.warn(
+            f"t: a step of {steps.max():g} among steps of {np.median(steps):g}; windows across it are "
+            "inexact: give the parts before and after as trajectories of their own",
+            stacklevel=2,
+        )
     V, D = np.zeros((2, T - window + 1, T))
     for k in range(T - window + 1):
         part = slice(k, k + window)
@@ -72,8 +81,10 @@ def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.n
         psi = weights * (1 - u**2) ** 4
         slope = weights * -8 * u * (1 - u**2) ** 3 / half
         norm = np.linalg.norm(psi)
-        # a constant has none, on unequal steps as well
+        # a sum is not the integral: without these a constant has a slope on unequal steps, and a
+        # line another than its own on all
         slope -= psi * (slope.sum() / psi.sum())
+        slope *= -psi.sum() / (slope * (inside - inside.mean())).sum()
         V[k, part] = psi / norm  # eq. (7.2)
         D[k, part] = -slope / norm
     return V, D
