@@ -421,6 +421,26 @@ def test_torchvision_backbones_get_attention_at_named_layers():
     assert isinstance(broad.projections[0], nn.Identity)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (32, 48), (48, 32), (30, 41)])
+def test_maps_with_channels_last_are_refused_and_others_are_not(size):
+    class ChannelsLast(nn.Module):
+        def forward(self, x):
+            return x.permute(0, 2, 3, 1)
+
+    for channels in (3, 8, 192):
+        convolution = nn.Conv2d(1, channels, 4, 4, padding=2)
+        rest = nn.Sequential(nn.Flatten(), nn.LazyLinear(6))
+        example = torch.rand(2, 1, *size)
+        model = att.AttentionClassifier(
+            nn.Sequential(convolution, rest), ["0"], 2, example=example
+        )
+        assert model.attend(example)[1]["0"].shape == convolution(example)[:, 0].shape
+        backbone = nn.Sequential(convolution, ChannelsLast(), nn.Flatten(), nn.LazyLinear(6))
+        if channels == 192:
+            with pytest.raises(ValueError, match=r"'1' puts out \(2, .*, 192\), channels last"):
+                att.AttentionClassifier(backbone, ["1"], 2, example=example)
+
+
 def test_layers_that_cannot_be_attended_to_are_named():
     from torchvision.models import resnet18
 

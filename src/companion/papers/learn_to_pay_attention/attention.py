@@ -222,6 +222,16 @@ def captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
             )
 
 
+def _is_channels_last(shape: Sequence[int], images: Sequence[int]) -> bool:
+    """Whether of a map's sizes the first two, and not the last two, have the images' proportions."""
+    height, width = images[-2:]
+
+    def proportional(rows: int, columns: int) -> bool:  # but for rounding, of a place at most
+        return abs(rows * width - columns * height) <= height + width
+
+    return proportional(shape[1], shape[2]) and not proportional(shape[2], shape[3])
+
+
 class AttentionClassifier(nn.Module):
     """Attach trainable attention to the named layers of any backbone.
 
@@ -242,8 +252,8 @@ class AttentionClassifier(nn.Module):
             image, 3 by 64 by 64.
 
     Raises:
-        ValueError: for a layer that does not exist or puts out no map, and for a backbone that
-            puts out no vectors or cannot take the example.
+        ValueError: for a layer that does not exist, puts out no map or one with its channels last,
+            and for a backbone that puts out no vectors or cannot take the example.
 
     References:
         Jetley et al. (2018), section 3.
@@ -297,6 +307,12 @@ class AttentionClassifier(nn.Module):
                     f"example {tuple(example.shape)}: the backbone cannot take it "
                     f"({str(error).splitlines()[0]}); give images of its size and channels"
                 ) from error
+        for name, part in zip(self.layers, local, strict=True):
+            if _is_channels_last(part.shape, example.shape):
+                raise ValueError(
+                    f"layers: {name!r} puts out {tuple(part.shape)}, channels last: attention needs "
+                    "maps (batch, channels, height, width), as of part.permute(0, 3, 1, 2)"
+                )
         return [part.shape[1] for part in local], g.shape[1]
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
