@@ -298,6 +298,27 @@ def test_every_way_gives_the_same_gradients_for_convolutions(make):
                 torch.testing.assert_close(g[r], theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_networks_are_trained_one_by_one(kind):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.core, self.head = kind(4, 5, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.core(x)[0][:, -1])
+
+    models = [Recurrent().double() for _ in range(3)]
+    x = torch.randn(4, 6, 4, generator=seeded(), dtype=torch.float64)
+    y = torch.arange(4) % 3
+    found = stacked_gradients(models[0], stack(models), x, y)  # a batch that others take at once
+    for r, model in enumerate(models):
+        alone = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+        for g, theirs in zip(found.values(), alone, strict=True):
+            torch.testing.assert_close(g[r], theirs)
+    assert pick_way(models[0], 4, torch.device("cuda")) == "loop"
+
+
 def test_dense_chains_are_batched_and_large_batches_of_images_loop_on_a_cpu():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert pick_way(mlp(64, (64,)), 1024, cpu) == "batched"

@@ -1,6 +1,7 @@
 """MaskedKD: what the student looks at, what the teacher sees, and what it costs."""
 
 import builtins
+import copy
 import json
 import math
 import os
@@ -197,6 +198,26 @@ def test_outputs_and_hooks_are_as_before_after_the_context(kind):
     assert torch.equal(before, after)
     hooks = [m._forward_hooks or m._forward_pre_hooks for m in model.modules()]
     assert not any(hooks)
+
+
+@everywhere
+def test_a_copy_made_inside_the_context_is_a_plain_model(kind, tmp_path):
+    model, x = build(kind).eval(), images()
+    with mkd.cls_attention(model) as attention, torch.no_grad():
+        before = model(x)
+        row = attention.row.clone()
+        average = torch.optim.swa_utils.AveragedModel(model)
+        torch.save(model, tmp_path / "model.pt")
+        loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+        for other in (average, loaded, copy.deepcopy(average)):
+            torch.testing.assert_close(other(x[:1]), before[:1])
+        assert torch.equal(attention.row, row)  # others' passes are not the student's
+        model(x[:1])
+        assert len(attention.row) == 1
+    torch.save(average, tmp_path / "average.pt")
+    with mkd.cls_attention(loaded) as attention, torch.no_grad():
+        loaded(x)
+    assert torch.equal(attention.row, row)
 
 
 def test_hooks_are_gone_even_if_the_block_raises():

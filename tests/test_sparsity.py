@@ -765,6 +765,31 @@ def test_a_copy_of_a_masked_network_keeps_to_the_masks_on_its_own(copied):
     assert alive(model, masks) > 0  # the original is free
 
 
+def masked_chain():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    apply_masks(model, {name: p > 0 for name, p in model.named_parameters() if p.dim() == 2})
+    return model
+
+
+@pytest.mark.parametrize(
+    "copied", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_a_masked_model_can_be_traced_and_without_its_masks_scripted(copied):
+    model = copied(masked_chain())
+    x = torch.randn(4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(model, x)
+    torch.testing.assert_close(traced(x), model(x))
+    remove_masks(model)
+    assert not any(m._forward_pre_hooks or m._load_state_dict_post_hooks for m in model.modules())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(model)
+    torch.testing.assert_close(scripted(x), model(x))
+
+
 @pytest.mark.parametrize("assign", [False, True])
 def test_loading_values_does_not_undo_masks(assign):
     model, (x, y) = dense_net(), batch((6,))

@@ -659,8 +659,9 @@ class apply_masks:
         self._hooks.append(model.register_forward_pre_hook(self._before_forward))
 
     def _before_forward(self, *_: object) -> None:
-        # a compiled graph outlives masks and is shared between models: it must not contain any
-        if not torch.compiler.is_compiling():
+        # a compiled graph outlives masks and is shared between models: it must not contain any; in
+        # a traced or exported one the zeros are constants
+        if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
             for masked in self._masked:
                 if masked in _MASKED:
                     masked.zero()
@@ -681,7 +682,11 @@ class apply_masks:
 
 
 def remove_masks(model: nn.Module) -> None:
-    """Let go of a model that keeps to masks, such as a copy of a masked one."""
+    """Let go of a model that keeps to masks, such as a copy of a masked one; no hook of it stays."""
+    for module in model.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(holder := getattr(hook, "__self__", None), apply_masks):
+                holder.remove()
     own = {id(parameter) for parameter in model.parameters()}
     for masked in list(_MASKED):
         if id(masked.parameter) in own:

@@ -54,6 +54,8 @@ def is_dense(model: nn.Module) -> TypeGuard[nn.Sequential]:
 
 def pick_way(model: nn.Module, batch_size: int, device: torch.device) -> str:
     """The faster of "batched" and "loop" for a training step of many such models."""
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return "loop"  # vmap cannot batch them
     if is_dense(model) or device.type != "cpu" or batch_size < LOOP_FROM:
         return "batched"
     return "loop"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,6 +63,20 @@ class ClsAttention:
         return self.row[..., self.prefix :].mean(1)
 
 
+class _Hook:
+    """A hook that stays with its model: in a copy or a pickle of it, it does nothing."""
+
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any) -> None:
+        if self.call is not None:
+            self.call(*args)
+
+    def __reduce__(self) -> tuple:
+        return _Hook, ()
+
+
 @contextmanager
 def cls_attention(model: nn.Module, layer: int = -1) -> Iterator[ClsAttention]:
     """Read the CLS row of a block's attention from every forward pass inside the block.
@@ -70,7 +84,8 @@ def cls_attention(model: nn.Module, layer: int = -1) -> Iterator[ClsAttention]:
     Works beside fused attention, which returns no weights: a hook takes queries and keys as the
     model computes them, and one softmax row per head is computed from them in float32, before
     dropout and outside autocast. Outputs and gradients of the model stay as they are; the hooks
-    are gone after the block. Every pass forgets the row of the one before.
+    are gone after the block, and a copy or pickle made inside it has idle ones. Every pass forgets
+    the row of the one before.
 
     Args:
         model: a vision transformer of timm (distilled, registers and CaiT included), of
@@ -95,8 +110,8 @@ def cls_attention(model: nn.Module, layer: int = -1) -> Iterator[ClsAttention]:
     module, prefix = attention_module(model, layer)
     found = ClsAttention(prefix)
     hooks = _attach(module, found, type(model).__name__)
-    hooks.append(model.register_forward_pre_hook(found._begin))
-    hooks.append(model.register_forward_hook(found._end, always_call=True))
+    hooks.append(model.register_forward_pre_hook(_Hook(found._begin)))
+    hooks.append(model.register_forward_hook(_Hook(found._end), always_call=True))
     try:
         yield found
     finally:
@@ -116,7 +131,7 @@ def _attach(module: nn.Module, found: ClsAttention, name: str) -> list:
         def from_input(_, args):
             found._fill(_projected_row(module, args[0].detach()))
 
-        return [module.register_forward_pre_hook(from_input)]
+        return [module.register_forward_pre_hook(_Hook(from_input))]
 
     parts: Any = module  # named as timm or torchvision names them
     heads = parts.num_heads
@@ -132,7 +147,7 @@ def _attach(module: nn.Module, found: ClsAttention, name: str) -> list:
             found._fill(cls_row(query, key, module.scale))
 
         hooks = (parts.q, from_query), (parts.k, from_key)
-        return [part.register_forward_hook(hook) for part, hook in hooks]
+        return [part.register_forward_hook(_Hook(hook)) for part, hook in hooks]
 
     qkv = getattr(module, "qkv", None)
     head_dim = getattr(module, "head_dim", None)
@@ -147,7 +162,7 @@ def _attach(module: nn.Module, found: ClsAttention, name: str) -> list:
         key = _normed(getattr(module, "k_norm", None), k).transpose(1, 2)
         found._fill(cls_row(query, key, module.scale))
 
-    return [qkv.register_forward_hook(from_qkv)]
+    return [qkv.register_forward_hook(_Hook(from_qkv))]
 
 
 @torch.no_grad()
