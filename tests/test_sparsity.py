@@ -1032,7 +1032,33 @@ def test_tokens_and_position_tables_are_not_pruned_and_kernels_with_one_output_a
     for name, shape in (("cls_token", (1, 1, 4)), ("pos_embed", (1, 5, 4)), ("w", (2, 1, 4))):
         model.register_parameter(name, nn.Parameter(torch.ones(shape)))
     model["own"].w = nn.Parameter(torch.ones(1, 5, 4))  # of a module without submodules
+    model["own"].relative_position_bias_table = nn.Parameter(torch.ones(9, 4))  # a Swin's
     assert list(prunable_parameters(model)) == ["w", "conv.weight", "own.w"]
+    truncated_variance_scaling_(model)
+    for table in (model.cls_token, model.pos_embed, model["own"].relative_position_bias_table):
+        assert (table == 1).all()
+    assert not (model.w == 1).any()
+
+
+def test_inputs_of_several_tensors_weigh_as_their_targets():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, parts):
+            return self.layer(parts["x"] + parts["z"])
+
+    torch.manual_seed(0)
+    model, x, z, y = Named(), *torch.randn(2, 10, 3), torch.arange(10) % 2
+    batches = [({"x": x[part], "z": z[part]}, y[part]) for part in (slice(9), slice(9, 10))]
+    found = connection_gradients(model, cross_entropy, batches)
+    whole = connection_gradients(model, cross_entropy, [({"x": x, "z": z}, y)])
+    for name, g in found.items():
+        torch.testing.assert_close(g, whole[name])
+    for bad in ((x.numpy(), y), ({"x": x, "z": z}, y.tolist())):
+        with pytest.raises(ValueError, match=r"batches: holds pairs of .*, expected tensors"):
+            connection_gradients(model, cross_entropy, [bad])
 
 
 class Tokens(nn.Module):

@@ -47,6 +47,8 @@ SCALING = re.compile(
     r"([Nn]orm|NORM|[Nn]ormali[sz]ation|[Ss]cale|[Ss]cal(er|ing)|[Gg]ain)(?![a-z])"
 )
 
+RELATIVE = re.compile(r"rel(ative)?_pos")
+
 
 def prunable_parameters(
     model: nn.Module, *, biases: bool = True, frozen: bool = False
@@ -56,8 +58,8 @@ def prunable_parameters(
     Left out are normalisations of any make, PReLU, and layer scales: modules without submodules
     whose weights all are vectors, such as (channels,) or (channels, 1, 1). A weight of shape
     (1, inputs) is the matrix of a layer with one output, unless its module is called a norm or a
-    scale. Left out, too, are the tokens and position tables of a transformer, (1, tokens, width),
-    which belong to a module that has submodules. Weights come first because ties are broken by
+    scale. Left out, too, are a transformer's tables of relative positions, and its tokens and position
+    tables, (1, tokens, width), which belong to a module that has submodules. Weights come first because ties are broken by
     this order. A parameter that two modules share appears once.
 
     Args:
@@ -132,7 +134,11 @@ def is_scale(module: nn.Module, name: str) -> bool:
 
 
 def is_token(module: nn.Module, name: str) -> bool:
-    """Whether one parameter of a module is a table of tokens or positions, (1, tokens, width)."""
+    """Whether one parameter of a module is a table of tokens or positions, (1, tokens, width), or of
+    relative positions, as in `SwinTransformer`.
+    """
+    if RELATIVE.match(name):
+        return True
     parameter = getattr(module, name)
     if isinstance(module, MATRICES) or not any(True for _ in module.children()):
         return False
@@ -213,12 +219,12 @@ def connection_gradients(
         theta = {name: _leaf(parameter) for name, parameter in chosen.items()}
         for inputs, targets in _pairs(batches, theta):
             gradients = switch_gradients(model, loss_fn, theta, (inputs, targets), fixed)
-            count += len(inputs)
+            count += (examples := _examples(inputs, targets))
             for name, g in gradients.items():
                 if reduction == "absolute":
                     g.abs_()
                 # the mean moves by this batch's share of all examples so far
-                mean[name] = mean[name].lerp_(g, len(inputs) / count) if name in mean else g
+                mean[name] = mean[name].lerp_(g, examples / count) if name in mean else g
     if not count:
         raise ValueError("batches: no example to score with")
     if (bad := _not_finite(mean)) is not None:
@@ -238,7 +244,7 @@ def _pairs(batches: Batches, theta: Mapping[str, Tensor]) -> Iterator[tuple[Tens
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise ValueError(f"batches: holds {type(batch).__name__}, expected {expected}")
         inputs, targets = batch
-        if not len(inputs):
+        if not _examples(inputs, targets):
             raise ValueError("batches: an empty batch")
         if isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.dtype not in kinds:
             weights = ", ".join(sorted(map(str, kinds)))
@@ -246,6 +252,15 @@ def _pairs(batches: Batches, theta: Mapping[str, Tensor]) -> Iterator[tuple[Tens
         if isinstance(targets, Tensor) and targets.dtype in (torch.int8, torch.int16, torch.int32):
             targets = targets.long()  # PyTorch's losses take no shorter class indices
         yield inputs, targets
+
+
+def _examples(inputs: object, targets: object) -> int:
+    """How many there are; of inputs that are a mapping or several tensors, the targets tell."""
+    counted = inputs if isinstance(inputs, Tensor) else targets
+    if isinstance(inputs, np.ndarray) or not isinstance(counted, Tensor):
+        kinds = f"{type(inputs).__name__} and {type(targets).__name__}"
+        raise ValueError(f"batches: holds pairs of {kinds}, expected tensors")
+    return len(counted)
 
 
 def _leaf(parameter: Tensor) -> Tensor:
@@ -550,7 +565,8 @@ def global_topk_mask(
     # the first tensor settles it nearly always
     if 0 < keep < flat.numel() and not any(s.any() for s in scores.values()):
         raise ValueError(
-            "scores: all are 0, no order to prune by: no weight moves the loss (one output only?)"
+            "scores: all are 0, no order to prune by: no weight moves the loss (one output "
+            "only, or a last layer of zeros?)"
         )
 
     chosen = topk_by_index(flat, keep)

@@ -15,6 +15,7 @@ from companion.sparsity import (
     is_bias,
     is_scale,
     is_scaling,
+    is_token,
     tracks_statistics,
 )
 
@@ -57,7 +58,7 @@ def reset(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
     """Reset what is not drawn; yield (path, module, weight) of what is, in order.
 
     Biases become 0; normalisations the identity, with fresh statistics. Other scales (slopes of
-    PReLU, layer scales) stay as they are. Raises as `check_in_one_piece`, before anything changes.
+    PReLU, layer scales), tokens and tables of positions stay as they are. Raises as `check_in_one_piece`, before anything changes.
     """
     check_in_one_piece(model)
     for path, module in model.named_modules():
@@ -72,6 +73,8 @@ def reset(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
         if normalises:
             tensors += [(n, b) for n, b in module.named_buffers(recurse=False) if n in AFFINE]
         for name, tensor in tensors:
+            if is_token(module, name):
+                continue
             if is_bias(name):
                 tensor.zero_()
             elif normalises or (is_scaling(module) and RMS in type(module).__name__.lower()):

@@ -30,7 +30,7 @@ def init_weights(
 ) -> None:
     """Draw every weight anew; biases become 0, normalisation layers the identity.
 
-    Slopes (PReLU) and layer scales stay as they are.
+    Slopes (PReLU), layer scales, and a transformer's tokens and position tables stay as they are.
 
     Args:
         model: changed in place.
