@@ -974,6 +974,48 @@ def test_slope_of_a_power_law():
     assert slope([2, 8, 32], [90, 1, 90 / 4]) == pytest.approx(-0.5)
 
 
+def test_an_interval_is_of_one_sparsity_and_a_law_of_two_batch_sizes():
+    with pytest.raises(ValueError, match=r"steps: shape \(2, 3\), expected \(T,\)"):
+        dp.bootstrap_k_star(torch.ones(2, 3), 2, draws=5)
+    with pytest.raises(ValueError, match="expected at least two different ones"):
+        dp.fit_scaling([4, 4, 4], [10, 10, 10])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["sum", "mean_of_means"])
+def test_many_examples_move_a_network_of_16_bits(dtype, reduction):
+    model = nn.Linear(3, 2)
+    x, y = torch.randn(70_001, 3, generator=seeded()), torch.arange(70_001) % 2
+    moved = []
+    for kind in (dtype, torch.float32):
+        params = {name: p.detach().to(kind) for name, p in model.named_parameters()}
+        batches = [(x.to(kind), y)]
+        found = dp.train_shard(
+            model.to(kind), params, batches, dp.Update(lr=1.0), reduction=reduction
+        )
+        moved.append(torch.cat([(found[n] - params[n]).flatten() for n in found]).float())
+        assert {p.dtype for p in found.values()} == {kind}
+    assert moved[1].abs().max() > 0.01
+    torch.testing.assert_close(*moved, rtol=0, atol=0.01)
+
+
+def test_checks_never_come_where_none_are_asked_for_and_streams_that_end_are_named():
+    load = workload()
+    networks = dp.initial_networks(load, SPARSITIES, 1)
+    start = load.model, flat(networks, "params"), flat(networks, "masks"), 0.1, 0.0
+    asked = []
+    found = dp.train_batched(
+        *start, load.batches(8), steps=120, check_every=0,
+        check=lambda step, *_: asked.append(step) or torch.ones(2, dtype=torch.bool),
+    )  # fmt: skip
+    assert (asked, found.steps.tolist()) == ([], [120, 120])
+    few = [next(load.batches(8))] * 2
+    with pytest.raises(ValueError, match="stream: ended after 2 batches, expected 3"):
+        dp.train_batched(*start, few, steps=3)
+    with pytest.raises(ValueError, match="decay_steps = 0: expected above 0"):
+        dp.train_batched(*start, few, steps=1, decay_steps=0, decay_factor=0.1)
+
+
 def test_bootstrap_has_the_distribution_of_a_minimum():
     # P(min of n draws from {10, 20, never, never} = 10) = 1 - (3/4)^n
     steps = torch.tensor([20, -1, 10, -2])

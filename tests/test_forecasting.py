@@ -85,6 +85,14 @@ def test_passing_through_between_two_steps_counts_only_when_asked():
     assert nearest_distance(swap[:, :1])[0, 1] == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_people_who_walk_side_by_side_keep_their_distance_in_every_precision(dtype):
+    steps = torch.arange(5.0)
+    paths = torch.stack([torch.stack([steps, 0 * steps + y], -1) for y in (0.0, 1.0)])
+    found = nearest_distance(paths.to(dtype), between_steps=True)
+    assert found.tolist() == [[math.inf, 1.0], [1.0, math.inf]]
+
+
 def test_nearest_distance_between_steps_agrees_with_a_fine_sampling():
     paths = torch.randn(30, 3, 5, 2, generator=torch.Generator().manual_seed(0)).double()
     share = torch.linspace(0, 1, 400, dtype=torch.float64)[:, None]

@@ -625,6 +625,20 @@ def test_recall_counts_patches_that_hold_a_pixel():
 # --- the loss -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_the_loss_of_float64_is_float64_and_has_its_gradient(kind):
+    torch.manual_seed(0)
+    z, t = torch.randn(2, 3, 4, dtype=torch.float64)
+    y = torch.tensor([0, 1, 3])
+
+    def loss(z):
+        return mkd.distillation_loss(z, t, y, kind=kind, alpha=0.5)
+
+    assert loss(z).dtype == torch.float64
+    assert torch.autograd.gradcheck(loss, z.requires_grad_())
+    assert mkd.distillation_loss(z.half(), t.half(), y, kind=kind).dtype == torch.float32
+
+
 @pytest.mark.parametrize(("tau", "expected"), [(1.0, 0.13081), (2.0, 0.14536)])
 def test_the_loss_of_a_student_that_knows_nothing(tau, expected):
     z, t = torch.zeros(1, 2), torch.tensor([[math.log(3), 0.0]])
@@ -639,7 +653,7 @@ def test_the_loss_is_its_formula_averaged_over_the_batch():
     kl = (p * (p.log() - q)).sum() / 7
     expected = 0.3 * cross_entropy(z, y) + 0.7 * 9 * kl
     loss = mkd.distillation_loss(z, t, y, alpha=0.7, tau=3.0)
-    torch.testing.assert_close(loss, expected.float(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss, expected)
     # a planted fault: averaged over classes as well, the teacher's part shrinks by their number
     shrunk = nn.functional.kl_div(q, p, reduction="none").mean()
     torch.testing.assert_close(5 * shrunk, kl)
@@ -976,6 +990,14 @@ def test_counting_is_the_same_without_gradients(kind, frozen):
     for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
         with mode():
             assert mkd.count_macs(model, images(2)) == expected
+
+
+def test_counting_leaves_statistics_and_the_mode_as_they_were():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5))
+    assert mkd.count_macs(model, images(2)) > 0
+    assert model.training
+    assert not model[1].running_mean.any()
+    assert model[1].num_batches_tracked == 0
 
 
 @pytest.mark.parametrize("before", [False, True])

@@ -941,3 +941,20 @@ def test_masks_may_leave_out_what_is_kept_and_come_in_any_order():
     )
     drawn = inr.as_images(inr.render(fitted.params, inr.pixel_grid(6, 5)), 6, 5)[0].clamp(0, 1)
     assert torch.allclose(inr.decode(data), drawn, atol=1e-6)
+
+
+def test_a_fit_leaves_no_gradient_on_the_images():
+    leaf = signals(1).float().requires_grad_()
+    for targets in (leaf, leaf.square()):
+        inr.fit(network(dtype=torch.float32), {}, targets, 3, 1e-3)
+    assert leaf.grad is None
+
+
+def test_a_network_of_float64_is_fitted_rendered_and_held_out_on_a_float32_grid():
+    params, masks, grid = network(), inr.full_masks(network()), inr.pixel_grid(6, 6)
+    fitted = inr.fit(params, masks, signals(), 2, 1e-3).params
+    assert render(fitted, grid).dtype == torch.float64
+    pictures = torch.rand(2, 1, 5, 5, generator=generator())
+    assert all(v.isfinite().all() for v in held_out_psnr(params, masks, pictures, 1, 1e-3))
+    loss = inr.maml_loss(params, masks, grid, signals(dtype=torch.float32), 1e-3, 1)
+    assert loss.dtype == torch.float64

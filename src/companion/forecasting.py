@@ -196,7 +196,8 @@ def nearest_distance(
     if between_steps and paths.shape[-2] > 1:
         before, step = apart[..., :-1, :], apart.diff(dim=-2)
         # the point of each segment that is nearest to the origin
-        along = -(before * step).sum(-1) / step.square().sum(-1).clamp_min(1e-12)
+        square = step.square().sum(-1)
+        along = -(before * step).sum(-1) / square.where(square > 0, 1)
         nearest = (before + along.clamp(0, 1)[..., None] * step).norm(dim=-1)
         shortest = shortest.minimum(nearest.amin(-1))
     alone = torch.eye(paths.shape[-3], dtype=torch.bool, device=paths.device)

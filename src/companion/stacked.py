@@ -141,8 +141,8 @@ def outputs(model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor
             # every plane is pooled alone: (R, channels, batch, ...) is how they lie
             planes = h.transpose(1, 2)
             h = module(planes.flatten(0, 1)).unflatten(0, planes.shape[:2]).transpose(1, 2)
-        else:
-            h = module(h)
+        else:  # not in place: that may be the caller's images
+            h = h.relu() if isinstance(module, nn.ReLU) else module(h)
     return h
 
 

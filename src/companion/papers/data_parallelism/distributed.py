@@ -98,15 +98,18 @@ def train_shard(
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         # one message: all gradients and, last, how many examples they are of
         scale = 1.0 if reduction == "sum" else 1.0 / len(y)
+        # a sum of 16-bit gradients overflows, and a count of examples is rounded
+        wide = torch.promote_types(gradients[0].dtype, torch.float32)
         message = torch.cat(
-            [scale * g.flatten() for g in gradients] + [gradients[0].new_tensor([scale * len(y)])]
+            [scale * g.flatten().to(wide) for g in gradients]
+            + [gradients[0].new_tensor([scale * len(y)], dtype=wide)]
         )
         if dist.is_initialized():
             dist.all_reduce(message)
         mean = message[:-1] / message[-1]  # eq. (3.6)
         parts = mean.split([g.numel() for g in gradients])
         theta = {
-            name: _moved(p.detach(), g.view_as(p), velocity[name], update)
+            name: _moved(p.detach(), g.view_as(p).to(p.dtype), velocity[name], update)
             for (name, p), g in zip(theta.items(), parts, strict=True)
         }
     return {name: theta[name] if name in theta else still[name] for name in params}

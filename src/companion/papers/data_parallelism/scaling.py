@@ -25,7 +25,7 @@ def fit_scaling(
     Both constants are positive, which the logarithm takes care of.
 
     Raises:
-        ValueError: for fewer than three points or for a batch size without a result.
+        ValueError: for fewer than three points, one batch size only, or one without a result.
 
     References:
         Lee et al. (2021), Proposition 3.1.
@@ -44,6 +44,8 @@ def fit_scaling(
             f"steps = {k.tolist()!r}: expected positive numbers; leave out batch sizes without a "
             "result (goal not reached? raise max_steps or goal_error, or widen the learning rates)"
         )
+    if len(set(b.tolist())) < 2:
+        raise ValueError(f"batch_sizes = {b.tolist()!r}: expected at least two different ones")
     log_k = np.log(k)
 
     def residuals(logs: np.ndarray) -> np.ndarray:
@@ -164,6 +166,10 @@ def bootstrap_k_star(
         ValueError: for a raced search, whose trials are censored, and for no trials.
     """
     steps = torch.as_tensor(steps)
+    if steps.dim() != 1:
+        raise ValueError(
+            f"steps: shape {tuple(steps.shape)}, expected (T,), those of one sparsity"
+        )
     whole(1, trials=trials, draws=draws)
     if not len(steps):
         raise ValueError("steps = []: expected those of at least one trial")

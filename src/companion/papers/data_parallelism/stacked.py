@@ -307,7 +307,10 @@ def train_batched(
         ValueError: for masks that do not fit, a number of steps below 0, and decay_steps without
             decay_factor or the other way round.
     """
-    whole(0, steps=steps)
+    whole(0, steps=steps, check_every=check_every)
+    stream = iter(stream)
+    if decay_steps is not None and not (torch.as_tensor(decay_steps) > 0).all():
+        raise ValueError(f"decay_steps = {decay_steps!r}: expected above 0")
     if (decay_steps is None) != (decay_factor is None):
         alone = "decay_steps" if decay_factor is None else "decay_factor"
         raise ValueError(f"{alone} alone: expected decay_steps and decay_factor or none")
@@ -350,7 +353,10 @@ def train_batched(
         theta, keep, velocity = left(theta), keep and left(keep), velocity and left(velocity)
 
     for step in range(1, steps + 1):
-        x, y = next(stream)
+        try:
+            x, y = next(stream)
+        except StopIteration:
+            raise ValueError(f"stream: ended after {step - 1} batches, expected {steps}") from None
         rate = eta
         if decay:
             span, least = decay
@@ -379,7 +385,7 @@ def train_batched(
         if (lost := _diverged(theta)).any():
             diverged[alive[lost].cpu()] = True
             leave(lost, step)
-        if check is not None and len(alive) and not step % look:
+        if check is not None and check_every and len(alive) and not step % look:
             stop = check(step, theta, alive)
             if stop.any():
                 leave(stop, step)

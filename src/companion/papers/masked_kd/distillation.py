@@ -74,7 +74,7 @@ def distillation_loss(
         )
     if alpha < 1:
         y = _labels(y, z, alpha)
-    z, t = z.float(), t.float()
+    z, t = (v if v.dtype == torch.float64 else v.float() for v in (z, t))
     if kind == "hard":
         taught = cross_entropy(z, t.argmax(1))
     else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from companion.papers.masked_kd.tokens import check_keep
+from companion.training import evaluation_mode
 
 
 def vit_macs(
@@ -82,6 +85,7 @@ def count_macs(model: nn.Module, images: Tensor) -> int:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
+            evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext(),
             counter,
             sdpa_kernel(SDPBackend.MATH),
         ):

@@ -173,7 +173,7 @@ def render(params: Params, coords: Tensor) -> Tensor:
     fixed = {"omega_0": params["omega_0"]}
     theta = {name: w for name, w in params.items() if name != "omega_0"}
     with strict_float32():
-        return vmap(lambda t: siren(t | fixed, coords.to(params["omega_0"].device)))(theta)
+        return vmap(lambda t: siren(t | fixed, coords.to(params["omega_0"])))(theta)
 
 
 def held_out_psnr(
@@ -194,7 +194,7 @@ def held_out_psnr(
     """
     height, width = (side - 1 + side % 2 for side in images.shape[2:])
     images = images[:, :, :height, :width]
-    coords = pixel_grid(height, width).to(images)
+    coords = pixel_grid(height, width).to(params["omega_0"])
     seen = torch.zeros(height, width, dtype=torch.bool)
     seen[::2, ::2] = True
     seen = seen.flatten().to(images.device)

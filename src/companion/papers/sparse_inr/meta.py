@@ -93,6 +93,7 @@ def maml_loss(
     whole(0, inner_steps=inner_steps)
     theta, omega_0 = checked(params, masks)
     check_points(params, coords=coords)
+    coords, targets = coords.to(omega_0), targets.to(omega_0)
 
     def adapted_loss(target: Tensor) -> Tensor:
         fast = theta

@@ -249,7 +249,7 @@ def signals_at(
         raise ValueError(f"coords: {len(coords)} points, but targets has {targets.shape[1]}")
     check_points(params, coords=coords)
     like = params["omega_0"]
-    return coords.to(like), targets.as_subclass(Tensor).to(like)
+    return coords.detach().to(like), targets.as_subclass(Tensor).detach().to(like)
 
 
 def check_points(params: Mapping[str, Tensor], **points: Tensor) -> None:
