@@ -420,8 +420,7 @@ def class_pixel_maps(
     Returns:
         (classes, height, width) counts, of several sparsities (sparsities, classes, height, width).
     """
-    alone = isinstance(sparsity, float | int)
-    sparsities = [sparsity] if alone else sparsity
+    sparsities = [sparsity] if isinstance(sparsity, float | int) else sparsity
     maps = []
     for label in range(len(data.classes)):
         batch = class_scoring_batch(data, label, size, generator)
@@ -431,7 +430,7 @@ def class_pixel_maps(
             first = next(mask for mask in masks.values() if mask.dim() == 2)  # (units, pixels)
             maps.append(first.sum(0).view(data.train_x.shape[1:]).sum(0))
     found = torch.stack(maps).unflatten(0, (-1, len(sparsities))).movedim(1, 0)
-    return found[0] if alone else found
+    return found if sparsities is sparsity else found[0]
 
 
 def matched_classes(maps: Tensor, data: ImageSet) -> int:
