@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from companion.data.root import CorruptDataError, MissingDataError
-from companion.data.trajectories import cut_windows, read_tracks, write_trajnetpp
+from companion.data.trajectories import (
+    cut_windows,
+    join_windows,
+    read_tracks,
+    write_trajnetpp,
+)
 
 
 def table(agents=3, steps=25, frames=10, first=0):
@@ -144,6 +149,46 @@ def test_forecasts_are_written_at_the_frames_of_the_file(tmp_path):
         assert (row["x"], row["y"]) == pytest.approx((x + off, y + off), abs=1e-3)
         scene = next(s for s in scenes if s["id"] == row["scene_id"])
         assert scene["s"] + 70 < row["f"] <= scene["e"] == scene["s"] + 190
+
+
+def frames_and_people(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(line["track"]["f"], line["track"]["p"]) for line in lines if "track" in line}
+
+
+@pytest.mark.parametrize("first", [-7, 0, 1, 3, 1001])
+@pytest.mark.parametrize("phase", [None, 5])
+def test_forecasts_keep_the_frame_numbers_of_any_file(tmp_path, first, phase):
+    rows = [(f, a, 0.1 * f, float(a)) for a in (1, 2) for f in range(first, first + 250)]
+    tracks = read_tracks(write(tmp_path / "t.csv", rows), fps=25, phase=phase)
+    begins = {row[0] for row in rows if (row[0] - (first if phase is None else phase)) % 10 == 0}
+    everything = cut_windows(tracks.between(int(tracks.step.min()), 10**6))
+    for windows in (everything, everything[1:].to("cpu"), join_windows([everything, everything])):
+        write_trajnetpp(tmp_path / "f.ndjson", windows, windows.future[:, :, None])
+        written = frames_and_people(tmp_path / "f.ndjson")
+        assert {f for f, _ in written} <= begins
+        assert max(f for f, _ in written) == max(begins)
+
+
+def test_frames_that_are_given_take_precedence_over_those_of_the_file(tmp_path):
+    windows = cut_windows(read_tracks(write(tmp_path / "t.csv", table(1, first=3)), fps=25))[:1]
+    path, samples = tmp_path / "f.ndjson", windows.future[:, :, None]
+    write_trajnetpp(path, windows, samples, frames_per_step=12, first_frame=2)
+    assert min(frames_and_people(path)) == (2 + 8 * 12, 5)
+    write_trajnetpp(path, windows, samples, frames_per_step=12)
+    assert min(frames_and_people(path)) == (3 + 8 * 12, 5)
+    own = dataclasses.replace(windows, frames_per_step=None, first_frame=None)
+    write_trajnetpp(path, own, samples)
+    assert min(frames_and_people(path)) == (8, 5)
+
+
+def test_windows_of_files_with_other_frames_keep_none_of_them(tmp_path):
+    parts = [
+        cut_windows(read_tracks(write(tmp_path / "t.csv", table(first=first)), fps=25))
+        for first in (0, 3)
+    ]
+    joined = join_windows(parts)
+    assert (joined.frames_per_step, joined.first_frame) == (None, None)
 
 
 def test_what_cannot_be_written_is_named(tmp_path):

@@ -791,3 +791,27 @@ def test_float32_positions_lose_nothing_of_the_map():
     assert torch.equal(
         transform(homography, points.long()), transform(homography, points.long().double())
     )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_step_zero_and_the_frames_of_a_step_are_those_of_the_file(name, tmp_path):
+    frames = FORMATS[name][2]
+    tracks = two_walkers(name, tmp_path)
+    assert (tracks.frames_per_step, tracks.first_frame) == (frames, 0)
+    if not name.startswith("sdd"):  # read on another clock, it is not thinned
+        slow = load_tracks(name, tmp_path, dt_s=0.8)
+        assert (slow.frames_per_step, slow.first_frame) == (2 * frames, 0)
+
+
+def test_a_phase_and_splines_have_the_frames_of_their_files(tmp_path):
+    rows = [f'0 {f} 0 {f + 2} 2 {f} 0 0 0 "Biker"' for f in range(30)]
+    put(tmp_path, "SDD/gates/video8/annotations.txt", "\n".join(rows))
+    tracks = load_tracks("sdd/gates/8", tmp_path, phase=5)
+    assert (tracks.frames_per_step, tracks.first_frame) == (12, 5)
+    put(tmp_path, "UCY/uni_examples/annotation.vsp", SPLINES)
+    splines = load_tracks("uni_examples", tmp_path, dt_s=0.2)
+    assert (splines.frames_per_step, splines.first_frame) == (5, 0)
+    put(tmp_path, "ETH/seq_eth/obsmat.txt", matrix([[780, 1, 1, 0, 2, 0, 0, 0]]))
+    put(tmp_path, "ETH/seq_eth/H.txt", matrix(ROW_FIRST))
+    eth = load_tracks("eth", tmp_path)
+    assert (eth.frames_per_step, eth.first_frame) == (6, 780)

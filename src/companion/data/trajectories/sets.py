@@ -261,6 +261,7 @@ def _load_splines(base: Path, name: str, dt_s: float) -> Tracks:
         number = np.full(len(step), agent)
         tables.append(np.stack([step, number, u + UCY_MIDDLE[0], UCY_MIDDLE[1] - v], 1))
     tracks = make_tracks(name, path, np.concatenate(tables), dt_s=dt_s)
+    tracks = dataclasses.replace(tracks, frames_per_step=frames)
     picture = _existing(path.with_name("reference.png"))
     if (path.with_name("H.txt")).is_file():
         inverse = _homography(path.with_name("H.txt"))
@@ -331,6 +332,8 @@ def _load_sdd(base: Path, name: str, dt_s: float, phase: int) -> Tracks:
     return dataclasses.replace(
         tracks,
         unit="px",
+        frames_per_step=every,
+        first_frame=phase,
         # a label may be of several words
         labels={
             int(float(entries[0])): " ".join(entries[9:]).strip('"')

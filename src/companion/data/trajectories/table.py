@@ -152,8 +152,8 @@ def write_trajnetpp(
     windows: TrajectoryWindows,
     samples: Tensor,
     *,
-    frames_per_step: int = 1,
-    first_frame: int = 0,
+    frames_per_step: int | None = None,
+    first_frame: int | None = None,
 ) -> None:
     """Write forecasts as trajnet++ has them: a line of JSON a scene, and one a position.
 
@@ -165,8 +165,10 @@ def write_trajnetpp(
         windows: the scenes, in metres, as `cut_windows` makes them.
         samples: shape (scenes, agents, samples, steps, 2), in the windows' frame, such as
             `Forecast.samples[-1]`; NaN for an agent who is not forecast.
-        frames_per_step: frames of the tracks' file to a step, at least 1.
-        first_frame: the frame of step 0.
+        frames_per_step: frames to a step, at least 1; None takes those of the tracks' file, and 1
+            for windows of no file.
+        first_frame: the frame of step 0; None takes that of the tracks' file, and 0 for windows
+            of no file.
 
     Raises:
         ValueError: for windows that are not in metres or do not say who was where when, for
@@ -175,6 +177,10 @@ def write_trajnetpp(
     References:
         The format is that of github.com/vita-epfl/trajnetplusplustools.
     """
+    if frames_per_step is None:
+        frames_per_step = 1 if windows.frames_per_step is None else windows.frames_per_step
+    if first_frame is None:
+        first_frame = 0 if windows.first_frame is None else windows.first_frame
     whole(1, frames_per_step=frames_per_step)
     whole(-(2**53), first_frame=first_frame)
     if windows.unit != "m":

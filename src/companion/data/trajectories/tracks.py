@@ -40,6 +40,8 @@ class Tracks:
             that are `repeated`, rows `between_steps` of the clock, and what the set itself calls
             `lost` or withholds (`unknown`).
         checksum: sha256 of the file.
+        frames_per_step: frames of the file to a step; None for tracks of no file.
+        first_frame: the file's frame of step 0, likewise.
 
     >>> step, agent = torch.tensor([0, 1, 1]), torch.tensor([7, 7, 9])
     >>> tracks = Tracks("mine", step, agent, torch.rand(3, 2).double(), dt_s=0.4)
@@ -60,6 +62,8 @@ class Tracks:
     metres_per_pixel: float | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     checksum: str = ""
+    frames_per_step: int | None = None
+    first_frame: int | None = None
 
     @property
     def agents(self) -> Tensor:
@@ -208,7 +212,8 @@ def make_tracks(
             f"{path}: agent {agent[at]} is in frames {frame[at]} and {frame[at + 1]}, expected "
             f"multiples of {frames} frames between (a step of {dt_s:g} s here)"
         )
-    step = (frame - (frame.min() if phase is None else phase)) // frames
+    first = int(frame.min()) if phase is None else phase
+    step = (frame - first) // frames
     return Tracks(
         name=name,
         step=torch.from_numpy(step),
@@ -217,6 +222,8 @@ def make_tracks(
         dt_s=dt_s,
         left_out=left_out,
         checksum=hashlib.sha256(path.read_bytes()).hexdigest(),
+        frames_per_step=frames,
+        first_frame=first,
     )
 
 
@@ -272,4 +279,5 @@ def thinned(tracks: Tracks, dt_s: float) -> Tracks:
     if every == 1:
         return tracks
     kept = tracks.rows(tracks.step % every == 0)
-    return dataclasses.replace(kept, step=kept.step // every, dt_s=dt_s)
+    frames = None if kept.frames_per_step is None else kept.frames_per_step * every
+    return dataclasses.replace(kept, step=kept.step // every, dt_s=dt_s, frames_per_step=frames)

@@ -36,6 +36,8 @@ class TrajectoryWindows:
         start: shape (scenes,), first step of the window.
         unit: "m", "px", or "px/5" (pixels of a video reduced five times).
         left_out: agents of windows that were there for a part of the time only (`partial`).
+        frames_per_step: as of the `Tracks` that they were cut from.
+        first_frame: likewise.
 
     Raises:
         ValueError: for shapes that disagree, and a mask that is not boolean.
@@ -53,6 +55,8 @@ class TrajectoryWindows:
     start: Tensor | None = None
     unit: str = "m"
     left_out: dict[str, int] = field(default_factory=dict)
+    frames_per_step: int | None = None
+    first_frame: int | None = None
 
     def __post_init__(self) -> None:
         boolean(self.past.shape[:2], mask=self.mask)
@@ -211,13 +215,15 @@ def cut_windows(
         start=torch.tensor(starts),
         unit=tracks.unit,
         left_out={"partial": partial},
+        frames_per_step=tracks.frames_per_step,
+        first_frame=tracks.first_frame,
     )
 
 
 def join_windows(parts: Sequence[TrajectoryWindows]) -> TrajectoryWindows:
     """Join several sets of scenes into one, padded to the largest number of agents.
 
-    Rasters are not joined.
+    Rasters are not joined, and parts of files whose frames differ keep none of them.
 
     Raises:
         ValueError: for no parts, or for parts that differ in their numbers of steps, seconds to
@@ -244,6 +250,8 @@ def join_windows(parts: Sequence[TrajectoryWindows]) -> TrajectoryWindows:
         for reason, count in part.left_out.items():
             left_out[reason] = left_out.get(reason, 0) + count
     numbered = all(part.agent is not None for part in parts)
+    clocks = {(part.frames_per_step, part.first_frame) for part in parts}
+    frames_per_step, first_frame = clocks.pop() if len(clocks) == 1 else (None, None)
     starts = [part.start for part in parts if part.start is not None]
     return dataclasses.replace(
         parts[0],
@@ -257,4 +265,6 @@ def join_windows(parts: Sequence[TrajectoryWindows]) -> TrajectoryWindows:
         raster_index=None,
         meters_per_cell=None,
         left_out=left_out,
+        frames_per_step=frames_per_step,
+        first_frame=first_frame,
     )

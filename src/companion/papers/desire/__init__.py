@@ -16,7 +16,7 @@ On your own work::
     model = desire.Desire(sampler, desire.RankRefine(12, social=True))
     desire.train_ranker(model, windows, epochs=2, generator=g, rank_samples="prior")
     samples = model.predict(windows, 20, n_refine=1, generator=g).samples[-1]
-    write_trajnetpp("forecast.ndjson", windows, samples, frames_per_step=10)
+    write_trajnetpp("forecast.ndjson", windows, samples)
 """
 
 from companion.data.trajectories import TrajectoryWindows

@@ -18,7 +18,7 @@ On your own work::
     weights = MaxEntIOC(rounds=2).fit(train.crowd, train.cells).weights
     forecast = FictitiousPlay(test.crowd, weights, horizon=8).run()
     samples = test.by_window(forecast.sample(20, torch.Generator().manual_seed(0)))
-    write_trajnetpp("forecast.ndjson", test.windows, samples, frames_per_step=10)
+    write_trajnetpp("forecast.ndjson", test.windows, samples)
 """
 
 from companion.forecasting import ade, collision_rate, fde, modified_hausdorff
