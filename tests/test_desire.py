@@ -868,3 +868,54 @@ def test_drone_windows_say_their_unit_and_can_begin_at_another_phase(tmp_path):
     both = de.load_sdd(["gates/8"], tmp_path, min_agents=2, **load)
     assert 0 < len(both) < len(windows)
     assert both.mask.all()
+
+
+# ---------------------------------------------------------------- what a model was trained on
+
+
+def trained(windows):
+    model = small_model()
+    de.train_generator(model.generator, windows, epochs=1, generator=generator())
+    de.train_ranker(model, windows, epochs=1, generator=generator(), n_samples=2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [({"frame_dt_s": 0.8}, "steps of 0.8 s in m"), ({"unit": "px"}, "steps of 0.4 s in px")],
+)
+def test_windows_of_another_step_or_unit_are_not_forecast(junction, change, got):
+    windows = junction.windows[:4]
+    other = dataclasses.replace(windows, **change)
+    model = trained(windows)
+    for name in ("generator", "ranker"):
+        assert getattr(model, name).trained_on == (0.4, "m")
+        alone = small_model()  # one trained module is enough
+        getattr(alone, name).trained_on = (0.4, "m")
+        with pytest.raises(ValueError, match=f"^windows: {got}, expected steps of 0.4 s in m"):
+            alone.predict(other, 2, 1, generator=generator())
+    with pytest.raises(ValueError, match="on which the SampleGenerator was trained"):
+        de.train_ranker(model, other, epochs=1, generator=generator())
+    ntsc = dataclasses.replace(windows, frame_dt_s=12 / 29.97)
+    assert model.predict(ntsc, 2, 1, generator=generator()).samples.isfinite().all()
+    small_model().predict(other, 2, 1, generator=generator())  # untrained: nothing to go by
+
+
+def test_a_saved_model_knows_what_it_was_trained_on_and_earlier_ones_load(junction, tmp_path):
+    model = trained(junction.windows[:4])
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    again = small_model(seed=1)
+    again.load_state_dict(state)
+    assert again.generator.trained_on == again.ranker.trained_on == (0.4, "m")
+    earlier = {name: value for name, value in state.items() if "extra" not in name}
+    older = small_model(seed=1)
+    older.load_state_dict(earlier)
+    assert older.generator.trained_on is None
+    first, second = (
+        m.predict(junction.windows, 2, 1, generator=generator()).samples for m in (again, older)
+    )
+    assert torch.equal(first, second)
+    de.train_generator(older.generator, junction.windows, epochs=0, generator=generator())
+    assert older.generator.trained_on is None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.checks import above, one_dtype, random_source, whole
+from companion.papers.desire.trained import OnWindows
 from companion.training import upload
 
 ENCODE_SCALE = 5.0
@@ -134,7 +135,7 @@ class Regressor(nn.Module):
         return path.unflatten(0, past.shape[:-2])
 
 
-class SampleGenerator(nn.Module):
+class SampleGenerator(OnWindows):
     """The first module of DESIRE: futures from a past and a latent variable.
 
     Args:

@@ -145,8 +145,11 @@ class Desire(nn.Module):
             progress: show a bar that counts scenes.
 
         Raises:
-            ValueError: for numbers out of range, no scene, and a seed in place of a generator.
+            ValueError: for numbers out of range, no scene, windows of another time step (by over
+                1 %) or unit than those of the training, and a seed in place of a generator.
         """
+        self.generator.check(windows)
+        self.ranker.check(windows)
         whole(1, batch=batch, n_samples=n_samples)
         whole(0, n_refine=n_refine)
         random_source(generator=generator)
@@ -323,7 +326,7 @@ def train_generator(
     The distance is the mean over samples and steps, in the model's unit.
 
     Args:
-        model: the first module, trained in place.
+        model: the first module, trained in place; it remembers the windows' time step and unit.
         windows: scenes to learn from.
         epochs: at least 0.
         generator: a CPU generator, of batches and draws.
@@ -354,10 +357,13 @@ def train_generator(
         loss = rec + kl_weight * kl  # eq. (9.2)
         return {"loss": loss, "rec": rec, "kl": kl}
 
-    return _descend(
+    trace = _descend(
         model, losses, count=len(past), epochs=epochs, batch=batch, lr=lr,
         generator=generator, device=past.device, what="steps of the generator", progress=progress,
     )  # fmt: skip
+    if epochs:
+        model.trained_on = windows.frame_dt_s, windows.unit
+    return trace
 
 
 def train_regressor(
@@ -423,7 +429,8 @@ def train_ranker(
     """Second stage: the generator is fixed, the ranker learns L_CE + L_reg on its samples.
 
     Args:
-        model: both modules; the ranker is trained in place.
+        model: both modules; the ranker is trained in place and remembers the windows' time step
+            and unit.
         windows: scenes to learn from.
         epochs: at least 0.
         generator: a CPU generator, of batches and draws.
@@ -441,8 +448,8 @@ def train_ranker(
         The trace of loss, ce, entropy (of q) and reg.
 
     Raises:
-        ValueError: for other words, numbers out of range, and for scenes without a raster if the
-            ranker reads one.
+        ValueError: for other words, numbers out of range, windows of another time step or unit
+            than the generator's, and for scenes without a raster if the ranker reads one.
         DivergenceError: for a loss that is not finite.
     """
     choices = {"rank_samples": (rank_samples, ("posterior", "prior"))}
@@ -455,6 +462,7 @@ def train_ranker(
     whole(1, n_samples=n_samples)
     above(0, q_scale=q_scale)
     _present(windows, model.ranker.pred_len)
+    model.generator.check(windows)
     ranker, unit = model.ranker, model.ranker.unit
 
     def losses(index: Tensor) -> dict[str, Tensor]:
@@ -475,10 +483,13 @@ def train_ranker(
         entropy = -(q * q.clamp_min(1e-12).log()).sum(-1)[there].mean()
         return {"loss": ce + reg, "ce": ce, "entropy": entropy, "reg": reg}
 
-    return _descend(
+    trace = _descend(
         ranker, losses, count=len(windows), epochs=epochs, batch=batch, lr=lr,
         generator=generator, device=windows.past.device, what="steps of the ranker", progress=progress,
     )  # fmt: skip
+    if epochs:
+        ranker.trained_on = windows.frame_dt_s, windows.unit
+    return trace
 
 
 def symmetric(windows: TrajectoryWindows, which: int) -> TrajectoryWindows:

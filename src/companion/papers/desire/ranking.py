@@ -16,6 +16,7 @@ from torch.nn.functional import grid_sample
 
 from companion.checks import above, boolean, one_dtype, whole
 from companion.data.trajectories import TrajectoryWindows
+from companion.papers.desire.trained import OnWindows
 
 VELOCITY, SCENE, SOCIAL = 16, 32, 48
 RINGS, WEDGES, R_MIN, R_MAX = 6, 6, 0.5, 4.0
@@ -319,7 +320,7 @@ class SceneContextFusion(nn.Module):
 # ---------------------------------------------------------------- scores and corrections
 
 
-class RankRefine(nn.Module):
+class RankRefine(OnWindows):
     """A GRU that runs along every hypothesis, sums up its rewards and corrects its path.
 
     Args:
