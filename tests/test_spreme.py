@@ -1303,3 +1303,19 @@ def test_the_page_has_the_systems_of_the_code():
             told = parse_expr(right, names, IMPLICIT)
             assert sympy.expand(told - ours) == 0, (name, right)
         assert tuple(map(int, counts)) == (system.n_envs, system.n_traj)
+
+
+def test_read_only_arrays_are_fitted_without_a_warning():
+    x = np.random.default_rng(0).normal(size=(40, 2)).cumsum(0)
+    t = np.arange(40.0)
+    plain = spreme.SharedSINDy(1).fit(x, t)
+    for array in (x, t):
+        array.setflags(write=False)
+    torch.set_warn_always(True)  # PyTorch's warning comes once a process otherwise
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            frozen = spreme.SharedSINDy(1).fit(x, t)
+    finally:
+        torch.set_warn_always(False)
+    assert torch.equal(plain.coef_, frozen.coef_)

@@ -442,7 +442,9 @@ def as_float(name: str, value: Tensor | ArrayLike) -> Tensor:
                 value = value.astype(np.float64)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{name}: expected real numbers ({error})") from None
-        value = torch.as_tensor(np.ascontiguousarray(value))
+        value = np.ascontiguousarray(value)
+        # PyTorch warns of arrays that are read-only, as pandas hands them out
+        value = torch.as_tensor(value if value.flags.writeable else value.copy())
     if value.is_complex():
         raise ValueError(
             f"{name}: dtype {value.dtype}, expected real numbers. Complex data not supported"
