@@ -106,6 +106,10 @@ def test_a_clock_or_unit_that_cannot_be_is_refused(tmp_path):
     for arguments, message in (
         ({"fps": 0}, "fps = 0"),
         ({"fps": 25, "dt_s": 0.41}, "dt_s = 0.41: expected a whole number of frames"),
+        (
+            {"fps": 29.97},
+            r"of which fps = 29\.97 make a second: 12 are dt_s = 12/29\.97$",
+        ),
         ({"fps": 25, "unit": "cm"}, "unit = 'cm': expected 'm' or 'px'"),
         ({"fps": 25, "columns": {"time": "t"}}, "expected names for frame, id, x, y"),
         ({"fps": 25, "metres_per_pixel": -1}, "metres_per_pixel = -1"),
@@ -113,6 +117,8 @@ def test_a_clock_or_unit_that_cannot_be_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             read_tracks(path, **arguments)
+    odd = read_tracks(write(tmp_path / "odd.csv", table(frames=12)), fps=29.97, dt_s=12 / 29.97)
+    assert odd.step.max() == 26
     with pytest.raises(MissingDataError):
         read_tracks(tmp_path / "none.csv", fps=25)
 

@@ -73,8 +73,13 @@ def read_tracks(
         above(0, metres_per_pixel=metres_per_pixel)
         if unit == "m":
             raise ValueError(f"metres_per_pixel = {metres_per_pixel!r}: belongs to unit = 'px'")
+    count = max(1, round(fps * dt_s))
     frames = whole_multiple(
-        fps * dt_s, "dt_s", dt_s, f"a whole number of frames, of which fps = {fps:g} make a second"
+        fps * dt_s,
+        "dt_s",
+        dt_s,
+        f"a whole number of frames, of which fps = {fps!r} make a second: {count} are "
+        f"dt_s = {count}/{fps!r}",
     )
     path = Path(path)
     rows, names = _rows(path, columns or {})
