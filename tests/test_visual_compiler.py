@@ -2109,7 +2109,10 @@ def test_the_notebook_compiles_a_users_scene(scene, renders, tmp_path):
             lambda b: (b * 255).byte(),
             r"background: torch\.uint8, expected a floating-point tensor",
         ),
-        (lambda b: b.numpy(), "background: float32, expected a floating-point tensor"),
+        (
+            lambda b: b.numpy(),
+            r"background: ndarray, expected a tensor: torch.from_numpy\(background\)",
+        ),
     ],
 )
 def test_a_background_is_a_picture_in_zero_to_one(change, said):
@@ -2124,6 +2127,8 @@ def test_walkable_ground_is_polygons_and_no_mask():
     scene = vc.procedural_scene()
     with pytest.raises(ValueError, match="walkable: a tensor, expected polygons"):
         dataclasses.replace(scene, walkable=torch.ones(4, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="walkable: an array, expected polygons"):
+        dataclasses.replace(scene, walkable=np.array(scene.walkable))
 
 
 def _search(name, images, scene):

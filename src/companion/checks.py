@@ -53,6 +53,17 @@ def random_source(**values: Any) -> None:
             )
 
 
+def tensors(**values: object) -> None:
+    """Raise ValueError for what is no tensor, such as an array of NumPy."""
+    import torch
+
+    for name, value in values.items():
+        if not isinstance(value, torch.Tensor):
+            kind = type(value).__name__
+            how = f": torch.from_numpy({name})" if kind == "ndarray" else ""
+            raise ValueError(f"{name}: {kind}, expected a tensor{how}")
+
+
 def tensor_of_labels(**values: object) -> None:
     """Raise ValueError for labels that are no tensor, such as a list or a column of a table."""
     import torch
@@ -84,11 +95,13 @@ def boolean(shape: tuple[int, ...] | None = None, **masks: Tensor) -> None:
 
 
 def images(*, empty: bool = False, **values: object) -> None:
-    """Raise ValueError for what is no batch of images, (images, channels, height, width).
+    """Raise ValueError for what is no batch of images, a tensor (images, channels, height, width).
 
     empty: whether a batch without images will do.
     """
     for name, value in values.items():
+        if hasattr(value, "shape"):
+            tensors(**{name: value})
         shape = tuple(getattr(value, "shape", ()))
         if len(shape) != 4 or (not empty and not shape[0]):
             what = f"shape {shape}" if hasattr(value, "shape") else type(value).__name__

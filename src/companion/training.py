@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from companion.checks import generators, tensor_of_labels, whole
+from companion.checks import generators, tensor_of_labels, tensors, whole
 from companion.progress import Progress
 
 # Steps between two looks at the loss: a GPU has to be waited for.
@@ -218,8 +218,9 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1000) -> Tens
     """Outputs of the model in inference mode, (n, classes).
 
     Raises:
-        ValueError: for no inputs and for a batch_size below 1.
+        ValueError: for no inputs or such as are no tensor, and for a batch_size below 1.
     """
+    tensors(inputs=inputs)
     if len(inputs) == 0:
         raise ValueError("inputs: no example")
     whole(1, batch_size=batch_size)
@@ -270,6 +271,7 @@ def check_training(
     whole(0, steps=steps)
     if not (lr >= 0 and math.isfinite(lr)):
         raise ValueError(f"lr = {lr!r}: expected a finite number of at least 0")
+    tensors(inputs=inputs)
     check_labels(inputs, targets=targets)
     if on_divergence not in ("raise", "stop"):
         raise ValueError(f"on_divergence = {on_divergence!r}: expected 'raise' or 'stop'")

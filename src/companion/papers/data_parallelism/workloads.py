@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from companion import sparsity as pruning
-from companion.checks import one_of, whole
+from companion.checks import one_of, tensors, whole
 from companion.data.images import hold_out, load_images, standardise
 from companion.files import to_json, write_whole
 from companion.models import truncated_variance_scaling_
@@ -103,6 +103,7 @@ class Workload:
             )
         for part in ("train", "valid"):
             x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
+            tensors(**{f"{part}_x": x})
             if not len(x):
                 raise ValueError(f"{part}_x: no example")
             check_labels(x, **{f"{part}_y": y})

@@ -267,8 +267,8 @@ class MaskedDistiller:
             ValueError: for what is no batch of images, images of a size that the teacher does not
                 take, and as `distillation_loss`.
         """
-        check_images(images=images)
         seen = images if teacher_images is None else teacher_images
+        check_images(images=images, teacher_images=seen)
         self._check_resolution(seen)
         if self.guard is not None and self.step % self.guard.every == 0:
             self._look()

@@ -11,7 +11,7 @@ from torch.func import jacrev
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from companion.checks import boolean, whole
+from companion.checks import boolean, tensors, whole
 from companion.device import has_float64
 from companion.sparsity import (
     apply_masks,
@@ -108,9 +108,10 @@ def jacobian(
         (B, K, d) for K outputs and d inputs an example, each flattened if it has several axes.
 
     Raises:
-        ValueError: for no example, masks that do not fit, a type that is not floating-point, or a
-            model in which examples depend on each other.
+        ValueError: for no example, an x that is no tensor, masks that do not fit, a type that is
+            not floating-point, or a model in which examples depend on each other.
     """
+    tensors(x=x)
     if len(x) == 0:
         raise ValueError("x: no example to take a Jacobian at")
     if dtype is not None and not dtype.is_floating_point:

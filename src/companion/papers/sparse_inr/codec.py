@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.checks import tensors
 from companion.papers.sparse_inr.fitting import fit, render
 from companion.papers.sparse_inr.masks import full_masks
 from companion.papers.sparse_inr.meta import Checkpoint
@@ -44,6 +45,7 @@ def encode(
     """
     if bits not in NUMBERS:
         raise ValueError(f"bits = {bits!r}: expected one of {', '.join(map(str, NUMBERS))}")
+    tensors(image=image)
     if image.dim() != 3:
         raise ValueError(f"image: shape {tuple(image.shape)}, expected (channels, height, width)")
     channels, height, width = image.shape

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from companion.checks import whole
+from companion.checks import tensors, whole
 from companion.papers.sparse_inr.masks import (
     Masks,
     active_masks,
@@ -155,6 +155,7 @@ def meta_train(
         DivergenceError: for a loss that is not finite.
     """
     whole(0, steps=steps, inner_steps=inner_steps)
+    tensors(tasks=tasks)
     theta, omega_0 = checked(params, masks)
     coords, tasks = signals_at(coords, tasks, params)
     if steps and not 1 <= tasks_per_step <= len(tasks):

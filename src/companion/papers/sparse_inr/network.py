@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from companion.checks import generators, whole
+from companion.checks import generators, tensors, whole
 from companion.sparsity import check_mask, full_precision
 
 Params = dict[str, Tensor]
@@ -162,6 +162,7 @@ def as_targets(images: Tensor) -> Tensor:
         >>> as_targets(torch.zeros(5, 3, 4, 4)).shape
         torch.Size([5, 16, 3])
     """
+    tensors(images=images)
     if images.dim() != 4:
         raise ValueError(
             f"images: shape {tuple(images.shape)}, expected (pictures, channels, height, width)"
@@ -227,6 +228,7 @@ def signals_at(
         ValueError: for signals of another shape, of integers, or outside [0, 1] (by more than
             resampling overshoots), and for points that do not fit or have to be given.
     """
+    tensors(targets=targets)
     if targets.dim() != 3 or targets.shape[0] < 1 or targets.shape[1] < 1:
         raise ValueError(
             f"targets: shape {tuple(targets.shape)}, expected (pictures, points, channels)"
@@ -243,6 +245,7 @@ def signals_at(
                 f"coords: {targets.shape[1]} points are no square picture; give coords"
             )
         coords = pixel_grid(side, side)
+    tensors(coords=coords)
     if coords.dim() != 2:
         raise ValueError(f"coords: shape {tuple(coords.shape)}, expected (points, in)")
     if len(coords) != targets.shape[1]:

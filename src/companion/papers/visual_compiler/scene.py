@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion.checks import whole
+from companion.checks import tensors, whole
 from companion.data.root import CorruptDataError
 from companion.files import write_whole
 from companion.papers.visual_compiler.camera import Camera
@@ -84,18 +84,22 @@ class Scene:
     name: str = "scene"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.background, Tensor) or not self.background.is_floating_point():
-            what = getattr(self.background, "dtype", type(self.background).__name__)
+        tensors(background=self.background)
+        if not self.background.is_floating_point():
             raise ValueError(
-                f"background: {what}, expected a floating-point tensor in [0, 1]; bytes are / 255"
+                f"background: {self.background.dtype}, expected a floating-point tensor in [0, 1]; "
+                "bytes are / 255"
             )
         if not ((self.background >= 0) & (self.background <= 1)).all():
             raise ValueError(
                 f"background: values from {self.background.min():g} to {self.background.max():g}, "
                 "expected [0, 1]"
             )
-        if isinstance(self.walkable, Tensor):
-            raise ValueError("walkable: a tensor, expected polygons of (x, y) in metres")
+        if hasattr(self.walkable, "shape"):
+            what = "a tensor" if isinstance(self.walkable, Tensor) else "an array"
+            raise ValueError(
+                f"walkable: {what}, expected polygons of (x, y) in metres, a list of each"
+            )
         expected = (3, self.camera.height, self.camera.width)
         if tuple(self.background.shape) != expected:
             raise ValueError(

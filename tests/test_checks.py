@@ -1,0 +1,95 @@
+"""Arrays of NumPy in place of tensors: each function says what it expects, in the same words."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from companion.papers import data_parallelism as dp
+from companion.papers import learn_to_pay_attention as att
+from companion.papers import masked_kd as mkd
+from companion.papers import signal_propagation as sp
+from companion.papers import sparse_inr as inr
+from companion.papers import visual_compiler as vc
+from companion.training import error_rate, predict, train
+
+PICTURES = np.zeros((4, 3, 32, 32), np.float32)
+ROWS = np.zeros((4, 6), np.float32)
+CLASSES = torch.tensor([0, 1, 0, 1])
+
+
+def attention():
+    backbone = torchvision.models.resnet18(num_classes=8)
+    return att.AttentionClassifier(backbone, ["layer3"], 2, "dp")
+
+
+def fit(x):
+    generator = torch.Generator().manual_seed(0)
+    return att.fit(attention(), x, CLASSES, steps=1, lr=1e-3, batch_size=2, generator=generator)
+
+
+def encode(image):
+    start = inr.siren_params(2, 8, 2, 1, 20.0)
+    return inr.encode(inr.Checkpoint(start, inr.full_masks(start), 0, {}, ()), image, steps=0)
+
+
+def meta_learn(tasks):
+    return inr.meta_learn(inr.siren_params(2, 8, 2, 1, 20.0), tasks, 0)
+
+
+def distil(images, teacher_images=None):
+    student, teacher = (mkd.ViT(24, 4, dim=16) for _ in range(2))
+    with mkd.MaskedDistiller(student, teacher, keep=9, alpha=1.0) as distiller:
+        return distiller(images, teacher_images=teacher_images)
+
+
+DIGITS = np.zeros((2, 1, 24, 24), np.float32)
+CALLS = {
+    "train": ("inputs", lambda x: train(nn.Linear(6, 2), x, CLASSES, steps=0, batch_size=2), ROWS),
+    "predict": ("inputs", lambda x: predict(nn.Linear(6, 2), x), ROWS),
+    "error_rate": ("inputs", lambda x: error_rate(nn.Linear(6, 2), x, CLASSES), ROWS),
+    "fit": ("x", fit, PICTURES),
+    "attention_maps": ("x", lambda x: att.attention_maps(attention(), x), PICTURES),
+    "fgsm": ("x", lambda x: att.fgsm(attention(), x, CLASSES, 0.1), PICTURES),
+    "jacobian_singular_values": (
+        "x",
+        lambda x: sp.jacobian_singular_values(nn.Linear(6, 2), x),
+        ROWS,
+    ),
+    "Workload": (
+        "train_x",
+        lambda x: dp.Workload(x, CLASSES, torch.zeros(4, 6), CLASSES, nn.Linear(6, 2)),
+        ROWS,
+    ),
+    "Workload, validation": (
+        "valid_x",
+        lambda x: dp.Workload(torch.zeros(4, 6), CLASSES, x, CLASSES, nn.Linear(6, 2)),
+        ROWS,
+    ),
+    "detect": (
+        "images",
+        lambda x: vc.detect(vc.SpatiallyVaryingFCN(vc.make_trunk(4), 1, 4), x),
+        PICTURES,
+    ),
+    "encode": ("image", encode, np.zeros((1, 8, 8), np.float32)),
+    "meta_learn": ("tasks", meta_learn, np.zeros((2, 16, 1), np.float32)),
+    "as_targets": ("images", inr.as_targets, PICTURES),
+    "MaskedDistiller": ("images", distil, DIGITS),
+    "MaskedDistiller, teacher's": (
+        "teacher_images",
+        lambda x: distil(torch.from_numpy(DIGITS), x),
+        DIGITS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_array_in_place_of_a_tensor_is_named_and_a_tensor_works(name):
+    argument, call, array = CALLS[name]
+    call(torch.from_numpy(array))
+    with pytest.raises(ValueError) as caught:
+        call(array)
+    assert str(caught.value) == (
+        f"{argument}: ndarray, expected a tensor: torch.from_numpy({argument})"
+    )
