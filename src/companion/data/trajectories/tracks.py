@@ -42,6 +42,7 @@ class Tracks:
         checksum: sha256 of the file.
         frames_per_step: frames of the file to a step; None for tracks of no file.
         first_frame: the file's frame of step 0, likewise.
+        filled: bool tensor of shape (rows,), positions that `fill_gaps` interpolated; None before.
 
     >>> step, agent = torch.tensor([0, 1, 1]), torch.tensor([7, 7, 9])
     >>> tracks = Tracks("mine", step, agent, torch.rand(3, 2).double(), dt_s=0.4)
@@ -64,6 +65,7 @@ class Tracks:
     checksum: str = ""
     frames_per_step: int | None = None
     first_frame: int | None = None
+    filled: Tensor | None = None
 
     @property
     def agents(self) -> Tensor:
@@ -91,6 +93,7 @@ class Tracks:
             step=self.step[chosen],
             agent=self.agent[chosen],
             position=self.position[chosen],
+            filled=None if self.filled is None else self.filled[chosen],
         )
 
     def between(self, start: int, stop: int) -> Tracks:
