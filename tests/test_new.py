@@ -116,6 +116,10 @@ def test_the_command_writes_a_chapter_and_runs_it(root):
         env=os.environ | {"PYTHONPATH": str(library.parent)}, capture_output=True,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    listed = {root / line for line in done.stdout.splitlines()}
+    there = list((root / "notebooks/params").iterdir())
+    assert [path.name for path in there] == ["toy-long.yaml"]
+    assert there[0] in listed
     notebook = nbformat.read(root / "notebooks/toy.ipynb", as_version=4)
     assert any(cell.get("outputs") for cell in notebook.cells)
     assert notebook.metadata.companion.fingerprint

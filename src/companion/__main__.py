@@ -300,6 +300,7 @@ def _new(options: argparse.Namespace) -> int:
     chapters.stems()  # only in a checkout
     year = None if options.year is None else _number("year", options.year, int, 1900, 2100)
     written = new_paper(options.paper, options.title, options.authors, options.arxiv, year)
+    written += chapters.write_preset_files(chapters.find(options.paper))
     for path in written:
         print(os.path.relpath(path))
     options.notebooks, options.jobs = [options.paper], 1

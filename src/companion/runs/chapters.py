@@ -157,6 +157,33 @@ def _annotations(source: str) -> dict[str, str]:
     }
 
 
+def misplaced(cells: list[dict], name: object) -> str:
+    """Why a name that a notebook sets is no parameter of it; "" where it sets no such name.
+
+    cells: its code cells. Looked at are the first and those that papermill takes.
+    """
+    for cell in cells:
+        first = cell is cells[0]
+        if not first and "parameters" not in tags(cell):
+            continue
+        with contextlib.suppress(SyntaxError):  # a cell with a magic
+            for statement in ast.parse(cell["source"]).body:
+                targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+                if name not in [getattr(target, "id", None) for target in targets]:
+                    continue
+                if isinstance(statement, ast.Assign):
+                    kind = "int"
+                    with contextlib.suppress(ValueError):
+                        kind = type(ast.literal_eval(statement.value)).__name__
+                    return (
+                        "it is assigned without an annotation, expected "
+                        f"{name}: {kind} = {ast.unparse(statement.value)}"
+                    )
+                if isinstance(statement, ast.AnnAssign) and not first:
+                    return "it is assigned in a later cell, expected in the first cell of code"
+    return ""
+
+
 @functools.lru_cache(maxsize=64)
 def _compiled(source: str, name: str) -> types.CodeType:
     return compile(source, name, "exec", dont_inherit=True)
@@ -194,7 +221,12 @@ def check(
     # of an earlier run's output, too, the cell that checks comes after what was set
     stated = [cell for cell in code_cells(notebook) if "injected-parameters" not in tags(cell)]
     known = _declared(stated, name)
-    problems = parameters.unknown(given, known)
+    problems = []
+    for one in given:
+        if why := one not in known and misplaced(stated, one):
+            problems.append(f"unknown parameter {parameters.told(one)}: {why}")
+        else:
+            problems += parameters.unknown([one], known)
     if len(stated) < 2:
         raise ValueError(f"{name}: expected a cell of parameters and one that checks them")
     space: dict[str, Any] = {"In": [], "__name__": "parameters", "HERE": here}
@@ -281,15 +313,17 @@ def presets(path: Path) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def write_preset_files(path: Path) -> None:
-    """Write each preset but the default one as a YAML file for ``papermill -f``."""
+def write_preset_files(path: Path) -> list[Path]:
+    """Write each preset but the default one as a YAML file for ``papermill -f``; the files."""
     import yaml
 
-    folder = path.parent / "params"
+    folder, written = path.parent / "params", []
     for name, preset in list(presets(path).items())[1:]:
         values = yaml.safe_dump({"profile": name} | preset, sort_keys=False)
         head = f"# preset {name!r} of {path.name}: written by make notebooks, not by hand\n"
-        write_whole(folder / f"{path.stem}-{name.replace('_', '-')}.yaml", head + values)
+        written.append(folder / f"{path.stem}-{name.replace('_', '-')}.yaml")
+        write_whole(written[-1], head + values)
+    return written
 
 
 def injected(given: dict[str, Any]) -> str:

@@ -70,10 +70,13 @@ def expand(
     notebook, known = chapters.read(path), chapters.declared(path)
     for name in combinations[0]:
         if name not in known:
+            if why := chapters.misplaced(chapters.code_cells(notebook), name):
+                raise ValueError(f"{name!r} is no parameter of {path.name}: {why}")
             near = difflib.get_close_matches(name, known, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(
-                f"{name!r} is no parameter of {path.name}{hint}; it has {', '.join(known)}"
+                f"{name!r} is no parameter of {path.name}{hint}; it has "
+                f"{', '.join(known) or 'none'}"
             )
     runs: dict[str, Point] = {}
     with contextlib.redirect_stdout(io.StringIO()):  # each check prints what it settled on
