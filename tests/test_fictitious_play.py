@@ -1041,3 +1041,25 @@ def test_a_scene_in_pixels_or_on_another_clock_is_refused():
     simulated = fp.scenes.circle_crossing(2, horizon=3)
     with pytest.raises(ValueError, match="was not cut from windows"):
         simulated.by_window(simulated.cells[None])
+
+
+@pytest.mark.parametrize(("faster", "cells"), [(1, 4), (100, 400)])
+def test_paths_that_are_too_fast_for_the_grid_are_told_its_reach(faster, cells):
+    grid = fp.Grid(-1, 8 * faster + 3, -1, 3, 0.5)
+    t = torch.arange(5, dtype=F64)
+    # 2 m a step, which is 5 m/s and four cells; in centimetres 400
+    positions = faster * torch.stack([2 * t, 0 * t], 1)[:, None]
+    seen = fp.observe(grid, 0.4, positions, positions[-1], torch.ones(1).double(), torch.zeros(1))
+    with pytest.raises(ValueError) as caught:
+        fp.MaxEntIOC(social="none").fit(seen.crowd, seen.cells)
+    assert str(caught.value) == (
+        "cells: none of 1 paths can be walked on the grid: a step reaches radius_cells = 2 cells "
+        f"of cell_m = 0.5 m in 0.4 s (2.5 m/s), and each path has a step of {cells} cells "
+        f"({5 * faster} m/s) or more: take a larger radius_cells or cell_m, or check the unit and "
+        "the frames per second"
+    )
+    if faster == 1:
+        wider = dataclasses.replace(seen.crowd, radius_cells=4)
+        assert fp.MaxEntIOC(social="none").fit(wider, seen.cells).infeasible == 0
+        with pytest.raises(ValueError, match="leave it, cross what is blocked or do not begin"):
+            fp.MaxEntIOC(social="none").fit(wider, seen.cells + 1)

@@ -60,6 +60,21 @@ def feasible(crowd: Crowd, cells: Tensor) -> Tensor:
     return short & inside & (cells[..., 0, :, :] == crowd.start).all(-1)
 
 
+def _why_not(crowd: Crowd, paths: Tensor) -> str:
+    """Why none of some paths (K, T + 1, N, 2) is feasible, and what to change."""
+    cell_m, reach = crowd.grid.cell_m, crowd.radius_cells
+    least = int(paths.diff(dim=1).abs().amax((1, 3)).min())  # of each path's longest step
+    if least <= reach:
+        return ": they leave it, cross what is blocked or do not begin at crowd.start"
+    cell_mps = cell_m / crowd.dt_s
+    return (
+        f": a step reaches radius_cells = {reach} cells of cell_m = {cell_m:g} m in "
+        f"{crowd.dt_s:g} s ({reach * cell_mps:.3g} m/s), and each path has a step of {least} cells "
+        f"({least * cell_mps:.3g} m/s) or more: take a larger radius_cells or cell_m, or check the "
+        "unit and the frames per second"
+    )
+
+
 def path_features(crowd: Crowd, cells: Tensor, social: Tensor) -> Tensor:
     """Features f(τ) summed over a path.
 
@@ -210,7 +225,10 @@ class MaxEntIOC:
             )
         fine = feasible(crowd, paths)
         if not fine.any():
-            raise ValueError(f"cells: none of {fine.numel()} paths can be walked on the grid")
+            raise ValueError(
+                f"cells: none of {fine.numel()} paths can be walked on the grid"
+                + _why_not(crowd, paths)
+            )
         if self.social == "observed":  # others' places differ from sample to sample
             crowd = crowd.repeat(len(paths))
             paths, fine = paths.transpose(0, 1).flatten(1, 2)[None], fine.flatten()[None]
