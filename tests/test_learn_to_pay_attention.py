@@ -441,6 +441,32 @@ def test_maps_with_channels_last_are_refused_and_others_are_not(size):
                 att.AttentionClassifier(backbone, ["1"], 2, example=example)
 
 
+@pytest.mark.parametrize("match", ["project", "lift"])
+@pytest.mark.parametrize("compat", ["pc", "dp"])
+def test_what_is_added_has_the_backbones_dtype(match, compat):
+    from torchvision.models import resnet18
+
+    backbone = resnet18(num_classes=8).double()
+    model = att.AttentionClassifier(backbone, ["layer2", "layer3"], 3, compat, match=match)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert model(torch.rand(2, 3, 64, 64).double()).dtype == torch.float64
+    # a backbone without weights has no dtype to take
+    bare = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    plain = att.AttentionClassifier(bare, ["0"], 3, compat, match=match)
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+
+
+def test_a_text_in_place_of_a_list_of_layers_is_refused():
+    from torchvision.models import resnet18
+
+    backbone = resnet18(num_classes=8)
+    told = r"layers = 'layer2': expected a list of names, \['layer2'\]"
+    with pytest.raises(ValueError, match=told):
+        att.AttentionClassifier(backbone, "layer2", 3)
+    with pytest.raises(ValueError, match=told), att.attention.captured(backbone, "layer2"):
+        pass
+
+
 def test_layers_that_cannot_be_attended_to_are_named():
     from torchvision.models import resnet18
 

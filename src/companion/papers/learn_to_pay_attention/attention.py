@@ -159,6 +159,11 @@ class AttentionHead(nn.Module):
         return torch.stack(each).logsumexp(0) - math.log(len(each))
 
 
+def _refuse_text(layers: Sequence[str]) -> None:
+    if isinstance(layers, str):  # its letters would be taken for names
+        raise ValueError(f"layers = {layers!r}: expected a list of names, [{layers!r}]")
+
+
 @contextmanager
 def captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Keep what the named modules put out while the model runs inside the block.
@@ -182,6 +187,7 @@ def captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
     >>> found["1"].shape
     torch.Size([2, 4, 6, 6])
     """
+    _refuse_text(layers)
     modules = dict(model.named_modules())
     for name in layers:
         if name not in modules or not name:
@@ -251,6 +257,8 @@ class AttentionClassifier(nn.Module):
         example: images to find the sizes with, run once in inference mode; None: one black
             image, 3 by 64 by 64.
 
+    The layers that are added have the backbone's dtype and device.
+
     Raises:
         ValueError: for a layer that does not exist, puts out no map or one with its channels last,
             and for a backbone that puts out no vectors or cannot take the example.
@@ -282,6 +290,7 @@ class AttentionClassifier(nn.Module):
     ) -> None:
         super().__init__()
         one_of(("project", "lift"), match=match)
+        _refuse_text(layers)
         if not layers or len(set(layers)) < len(layers):
             raise ValueError(f"layers = {list(layers)!r}: expected at least one, none twice")
         self.backbone, self.layers = backbone, tuple(layers)
@@ -296,6 +305,10 @@ class AttentionClassifier(nn.Module):
         )
         self.attention = nn.ModuleList(SpatialAttention(dim, compat, scale) for dim in dims)
         self.head = AttentionHead(dims, num_classes, head, dropout)
+        weights = (p for p in backbone.parameters() if p.is_floating_point())
+        if (like := next(weights, None)) is not None:
+            for added in (self.lifts, self.projections, self.attention, self.head):
+                added.to(like.device, like.dtype)
 
     def _sizes(self, example: Tensor) -> tuple[list[int], int]:
         like = next(self.backbone.parameters(), example)
