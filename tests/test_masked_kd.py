@@ -560,6 +560,28 @@ def test_the_quality_of_a_mask_is_agreement_and_recall():
     assert not any(m._forward_hooks for net in (student, teacher) for m in net.modules())
 
 
+def test_the_truth_lies_on_the_patches_of_a_model_that_fills_images_up():
+    """Images of 30 by 20 pixels are 2 by 2 patches of 16, not patches of 15 by 10."""
+    timm = pytest.importorskip("timm", reason="timm is in the extra `test`")
+    torch.manual_seed(0)
+    student, teacher = (
+        timm.create_model(
+            "vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3, dynamic_img_size=True,
+            dynamic_img_pad=True,
+        ).eval()
+        for _ in range(2)
+    )  # fmt: skip
+    x = torch.rand(2, 3, 30, 20, generator=generator(1))
+    truth = torch.zeros(2, 30, 20, dtype=torch.bool)
+    truth[:, 15, 15] = True  # in the first patch of each image
+    patches = torch.tensor([[True, False, False, False]] * 2)
+    for keep in (1, 2, 3):
+        expected = mkd.mask_quality(student, teacher, x, keep, truth=patches)
+        assert mkd.mask_quality(student, teacher, x, keep, truth=truth) == expected
+    kept = mkd.select_tokens(mkd.student_scores(student, x), 3)
+    assert expected["recall"] == mkd.mask_recall(kept, patches).mean()
+
+
 def test_a_bar_is_shown_only_where_it_is_asked_for(capsys):
     x, y = images(8), torch.zeros(8).long()
     data = experiment.LabelledImages(x, y, x, y)

@@ -123,6 +123,22 @@ def _is_compiled(model: nn.Module, module: nn.Module) -> bool:
     )
 
 
+def patch_sides(model: nn.Module) -> tuple[int, int]:
+    """Height and width of a model's patches, in pixels.
+
+    Raises:
+        UnsupportedModelError: for a model that does not state them.
+    """
+    patch = getattr(getattr(model, "patch_embed", model), "patch_size", None)
+    if patch is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not state the size of its patches: expected "
+            "patch_embed.patch_size (timm) or patch_size (torchvision)"
+        )
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return height, width
+
+
 def token_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """Rows and columns of patches into which a model cuts these images, (B, C, H, W).
 
@@ -130,16 +146,11 @@ def token_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
         UnsupportedModelError: for a model that does not state the side of its patches.
         ValueError: for images that they do not tile.
     """
-    embed = getattr(model, "patch_embed", model)
-    patch = getattr(embed, "patch_size", None)
-    if patch is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not state the size of its patches: expected "
-            "patch_embed.patch_size (timm) or patch_size (torchvision)"
-        )
-    height, width = (patch, patch) if isinstance(patch, int) else patch
+    height, width = patch_sides(model)
     sides = images.shape[-2:]
-    if getattr(embed, "dynamic_img_pad", False):  # timm fills the last ones up
+    if getattr(
+        getattr(model, "patch_embed", model), "dynamic_img_pad", False
+    ):  # timm fills the last ones up
         return -(-sides[0] // height), -(-sides[1] // width)
     if sides[0] % height or sides[1] % width:
         raise ValueError(

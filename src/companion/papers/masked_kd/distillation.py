@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, pad
 
 from companion.checks import generators, one_of, tensor_of_labels, whole
 from companion.checks import images as check_images
@@ -16,6 +16,7 @@ from companion.papers.masked_kd.architecture import (
     UnsupportedModelError,
     drop_point,
     patch_count,
+    patch_sides,
     token_grid,
 )
 from companion.papers.masked_kd.attention import cls_attention, gradient_saliency
@@ -416,7 +417,10 @@ def mask_quality(
                     f"truth: shape {tuple(truth.shape)}, expected masks of the images, "
                     f"{(len(seen), *seen.shape[2:])}, or patches {(len(seen), rows * columns)}"
                 )
-            truth = patch_truth(truth, (seen.shape[2] // rows, seen.shape[3] // columns))
+            height, width = patch_sides(teacher)
+            # timm fills the last patches up below and on the right (dynamic_img_pad)
+            missing = rows * height - seen.shape[2], columns * width - seen.shape[3]
+            truth = patch_truth(pad(truth, (0, missing[1], 0, missing[0])), (height, width))
         if truth.shape != (len(seen), rows * columns):
             raise ValueError(
                 f"truth: shape {tuple(truth.shape)}, expected {(len(seen), rows * columns)} "
