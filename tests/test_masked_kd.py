@@ -897,6 +897,18 @@ def test_the_guard_masks_only_while_the_masked_teacher_agrees():
     assert masked == [False] * 6 + [True] * 3
 
 
+def test_the_guard_shows_a_teacher_of_higher_resolution_its_own_pictures():
+    student = build("ours", 1)
+    torch.manual_seed(3)
+    teacher = mkd.ViT(48, 6, dim=24, depth=1, heads=3, channels=3, classes=5)
+    small, large = images(8), images(8, 48)
+    guard = mkd.CollapseGuard(small, teacher_images=large)
+    with mkd.MaskedDistiller(student, teacher, 20, alpha=1.0, guard=guard) as distiller:
+        distiller(small, teacher_images=large)
+    quality = mkd.mask_quality(student, teacher, small, 20, teacher_images=large)
+    assert guard.log == [(0, quality["agreement"])]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -1202,6 +1214,23 @@ def test_scores_found_once_choose_the_same_patches_in_every_batch():
         once = experiment.predict_masked(teacher, pictures, keep, mode, scores=scores)
         again = experiment.predict_masked(teacher, pictures, keep, mode, student=student)
         assert all(map(torch.equal, once, again))
+
+
+def test_an_output_that_is_not_finite_is_a_mistake():
+    logits = torch.tensor([[math.inf, 0.0], [math.nan, 0.0], [0.0, -math.inf], [2.0, 1.0]])
+    assert logits.argmax(1).tolist() == [0] * 4
+    assert experiment.accuracy(logits, torch.zeros(4).long()) == 0.25
+
+
+def test_the_divergence_is_from_the_teacher_to_the_student():
+    student = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
+    teacher = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
+    got = experiment.metrics(student.log() + 3, torch.tensor([0, 0]), teacher.log() - 1)
+    by_hand = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    by_hand += 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert got["KL"] == pytest.approx(by_hand / 2, rel=1e-5)  # the other way round 0.32, not 0.26
+    assert got["NLL"] == pytest.approx(-(math.log(0.5) + math.log(0.25)) / 2, rel=1e-5)
+    assert got["accuracy"] == 0.5
 
 
 def test_updates_of_all_parameters_together_are_those_of_each_alone():
