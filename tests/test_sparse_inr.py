@@ -517,6 +517,14 @@ def test_lamp_scores_are_their_definition():
     assert min(survivors(inr.magnitude_prune(params, masks, 0.9, "lamp"))) >= 1
 
 
+def test_random_pruning_repeats_with_the_generator_s_seed():
+    params = network()
+    masks = inr.full_masks(params)
+    one, same, other = (inr.random_prune(params, masks, 0.5, generator(s)) for s in (1, 1, 2))
+    assert all(torch.equal(one[n], same[n]) for n in masks)
+    assert not all(torch.equal(one[n], other[n]) for n in masks)
+
+
 def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
     params = inr.siren_params(2, 64, 4, 1, 100.0, generator=generator())
     masks = inr.full_masks(params)
@@ -662,6 +670,14 @@ def test_fitting_many_signals_is_fitting_each(opt):
             assert torch.allclose(together.params[name][i], alone.params[name][0], atol=1e-12)
 
 
+def test_a_fit_starts_from_masked_weights():
+    params, targets = network(omega_0=10.0), signals(2)
+    masks = pruned(params)
+    start = inr.fit(params, masks, targets, 0, 1e-3)
+    for name, mask in masks.items():
+        assert torch.equal(start.params[name], (params[name] * mask).expand(2, *mask.shape))
+
+
 def test_a_fit_with_plain_descent_is_the_inner_loop():
     params, targets = network(omega_0=10.0), signals(3)
     masks, coords = pruned(params), inr.pixel_grid(6, 6).double()
@@ -682,6 +698,15 @@ def test_psnr_is_averaged_over_pictures_and_not_over_errors():
     assert inr.psnr(0.01) == pytest.approx(20.0)
     assert inr.psnr(0.0) == math.inf
     assert math.isnan(inr.psnr(math.nan))
+
+
+def test_the_mean_psnr_is_that_of_the_step_asked_for():
+    params = network()
+    results = [inr.fit(params, {}, signals(n, seed=n), 2, 1e-3) for n in (1, 3)]
+    for step in (0, 1, 2):
+        each = torch.cat([r.psnr[:, step] for r in results])
+        assert mean_psnr(results, step) == pytest.approx(each.mean().item())
+    assert mean_psnr(results) == mean_psnr(results, 2) > mean_psnr(results, 0)
 
 
 def test_rendering_gives_the_error_that_the_fit_reports():
@@ -787,6 +812,17 @@ def test_the_compacted_network_computes_the_same(amount):
     assert torch.allclose(inr.siren(small, coords), inr.siren(params, coords, masks), atol=1e-12)
     numbers = [sum(v.numel() for v in p.values()) for p in (small, params)]
     assert numbers[0] == numbers[1] if amount == 0 else numbers[0] < numbers[1]
+
+
+def test_a_layer_with_nothing_going_on_keeps_a_unit():
+    params = network(6, 3, 2)
+    masks = inr.full_masks(params)
+    masks["layers.2.weight"] = torch.zeros_like(masks["layers.2.weight"])
+    small = inr.compact(params, masks)
+    # what feeds the unit kept for form's sake goes as far as it can
+    assert [len(small[f"layers.{k}.weight"]) for k in range(4)] == [6, 1, 1, 2]
+    coords = inr.pixel_grid(4, 4).double()
+    assert torch.allclose(inr.siren(small, coords), inr.siren(params, coords, masks))
 
 
 def test_held_out_pixels_are_not_fitted():
@@ -916,6 +952,18 @@ def test_bytes_with_another_head_are_refused(change):
     head = {k: v for k, v in (json.loads(line) | change).items() if v is not None}
     with pytest.raises(ValueError, match=r"data: \d+ bytes that `encode` did not write"):
         inr.decode(json.dumps(head).encode() + b"\n" + rest)
+
+
+def test_a_weight_that_16_bits_cannot_hold_is_refused():
+    params = {n: p.float() for n, p in network(8, 2, omega_0=10.0).items()}
+    params["layers.2.bias"] = torch.tensor([1e6])
+    net = inr.Checkpoint(params, inr.full_masks(params), 0, {}, ())
+    with pytest.raises(ValueError, match=r"bits = 16: a weight of 1e\+06 does not fit"):
+        inr.encode(net, torch.zeros(1, 5, 9), steps=0, bits=16)
+    params["layers.2.bias"] = torch.tensor([65504.0])  # the largest that it can
+    inr.encode(net, torch.zeros(1, 5, 9), steps=0, bits=16)
+    params["layers.2.bias"] = torch.tensor([1e6])
+    inr.encode(net, torch.zeros(1, 5, 9), steps=0)
 
 
 def test_masks_may_leave_out_what_is_kept_and_come_in_any_order():
