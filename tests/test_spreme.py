@@ -401,6 +401,41 @@ def test_the_search_is_the_same_in_pieces(shared, monkeypatch):
         assert torch.equal(b, d)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_columns_that_nearly_depend_on_each_other_share_their_coefficient(seed):
+    A, y, _ = random_gram(1, 1, 2, seed=seed)
+    twin = A[..., :1] + 1e-9 * torch.randn(1, 40, 1, generator=generator(9), dtype=torch.float64)
+    A = torch.cat([A, twin], -1)  # a pivot of 1e-9 passes, but is mere round-off in products
+    c, q = y.mT @ A / 40, y.square().mean(1)
+    gram = spreme.Gram(A.mT @ A / 40, c, q, torch.full((1,), 40.0).double(), 4)
+    found = spreme.solve(gram, torch.ones(1, 3, dtype=torch.bool))[0, 0]
+    expected = np.linalg.pinv(A[0].numpy(), rcond=1e-6) @ y[0, :, 0].numpy()
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+    assert torch.isclose(found[0], found[2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", spreme.derivative.METHODS)
+def test_a_derivative_of_mere_round_off_is_none(method):
+    t = np.arange(200) * 1e-3
+    x = torch.stack([torch.full((200,), 0.1), 0.1 + 1e-3 * torch.from_numpy(t)], -1)
+    gram = spreme.build_gram(spreme.Library(2, 1), x.double()[None, None], t, method, 9)
+    assert gram.q[0, 0] == 0
+    assert not gram.c[0, 0].any()
+    assert gram.q[0, 1] > 0  # slow is not still
+
+
+def test_there_are_at_least_three_independent_rows():
+    samples = torch.tensor([5.0, 27.0, 90.0]).double()
+    gram = spreme.Gram(*torch.zeros(3, 3, 1, 1).double().unbind(), samples, 9)
+    assert spreme.l0.effective_samples(gram).tolist() == [3, 3, 10]
+
+
+def test_a_majority_is_more_than_half():
+    have = torch.arange(4)[:, None] < torch.tensor([0, 1, 2, 3, 4])  # (E, terms)
+    vote = spreme.experiment.majority(have[:, None])
+    assert vote.tolist() == [[False, False, False, True, True]]
+
+
 def test_equal_columns_add_nothing_and_break_nothing():
     A, y, gram = random_gram(2, 1, 3)
     A = torch.cat([A, A[..., :1], torch.zeros_like(A[..., :1])], -1)  # a copy, and nothing
@@ -569,6 +604,19 @@ def test_the_score_of_a_batch_is_the_mean_of_its_members():
     assert batch.score(x[0], t) == pytest.approx(same, abs=1e-6)
 
 
+def test_states_that_do_not_move_count_for_nothing_in_a_score():
+    t = torch.arange(0, 2, 0.05).double()
+    moving = torch.exp(-t)[:, None]
+    poor = spreme.SharedSINDy.from_coefficients(spreme.Library(1, 1), [[0.0, -0.5]])
+    alone = poor.score(moving, t)
+    assert 0.7 < alone < 0.8  # half the slope leaves a quarter of the energy
+    both = torch.cat([moving, torch.full_like(moving, 3.0)], -1)
+    wide = spreme.SharedSINDy.from_coefficients(
+        spreme.Library(2, 1), [[0.0, -0.5, 0.0], [0.0, 0.0, 0.0]]
+    )
+    assert wide.score(both, t) == pytest.approx(alone, rel=1e-9)
+
+
 def test_a_score_goes_by_the_labels():
     t = torch.arange(0, 2, 0.05).double()
     parts = {
@@ -693,6 +741,18 @@ def test_a_new_environment_is_learned_in_closed_form():
     batch = spreme.SharedSINDy(model.library, window=11).fit(x.expand(2, -1, -1, -1, -1), t)
     twice = torch.from_numpy(new[0].copy()).expand(2, 34, 2)
     assert torch.allclose(batch.adapt(twice, t).coef_[1], adapted.coef_, rtol=1e-9)
+
+
+def test_a_model_of_a_new_environment_simulates_as_far_and_as_finely_as_its_data_ask():
+    t = torch.arange(0, 4, 0.05, dtype=torch.float64)
+    x = torch.exp(-t)[:, None]
+    model = spreme.SharedSINDy(spreme.Library(1, 1), max_terms=1).fit(x, t)
+    assert (model.step_, model.limit_) == (pytest.approx(0.05), 1e4)
+    coarse, fine = model.adapt(1e3 * x[::4], t[::4]), model.adapt(x[:40], 0.01)
+    assert coarse.step_ == pytest.approx(0.2)
+    assert coarse.limit_ == pytest.approx(1e5)
+    assert (fine.step_, fine.limit_) == (model.step_, model.limit_)
+    assert (model.step_, model.limit_) == (pytest.approx(0.05), 1e4)  # as it was
 
 
 def test_coefficients_go_to_pysindy_and_back():
@@ -1218,6 +1278,14 @@ def test_a_state_of_no_finite_error_is_never_kept(monkeypatch):
     kept = spreme.learn_mask(library, x[0], 0.02, 3, spreme.PUBLISHED["linear"])
     assert kept.epoch == 0
     assert torch.equal(kept.coefficients, loop.first_fits(library, x[0], 0.02, 160))
+
+
+def test_of_equal_errors_the_later_state_is_kept():
+    x, _, _ = data("linear", n_envs=2)
+    still = spreme.LoopSettings(rate=0.0, mask_rate=0.0)
+    kept = spreme.learn_mask(spreme.make_library("linear"), x[0], 0.02, 3, still)
+    assert len(set(kept.validation)) == 1
+    assert kept.epoch == 3
 
 
 def test_a_model_takes_numpy_lists_and_torch_alike():
