@@ -40,7 +40,7 @@ from companion.papers.data_parallelism.stacked import (
     stacked_outputs,
 )
 from companion.papers.data_parallelism.trials import sobol_points
-from companion.papers.data_parallelism.workloads import INFEASIBLE, STOPPED
+from companion.papers.data_parallelism.workloads import INCOMPLETE, INFEASIBLE, STOPPED
 from companion.runs import chapters, executor
 from companion.sparsity import apply_masks, count_kept
 from companion.stacked import stack
@@ -621,6 +621,13 @@ def test_all_trials_diverging_is_infeasible():
     assert found.outcome(0) == "infeasible"
     assert found.k_star(0) is None
     assert found.steps.tolist() == [[INFEASIBLE, INFEASIBLE]]
+
+
+def test_where_some_trials_diverged_and_others_ran_out_the_result_is_incomplete():
+    status = torch.tensor([[INFEASIBLE, INCOMPLETE], [INFEASIBLE, INFEASIBLE]])
+    none = torch.tensor([-1, -1])
+    found = dp.StepsToResult(8, status, status, none, torch.tensor([9, 9]))
+    assert [found.outcome(i) for i in range(2)] == ["incomplete", "infeasible"]
 
 
 def test_among_trials_that_hit_together_the_one_with_fewest_mistakes_wins():
