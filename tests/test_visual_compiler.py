@@ -888,6 +888,16 @@ def test_the_pages_example_of_a_scene_loads_and_shrinks(tmp_path):
     assert vc.load_scene(tmp_path / "smaller").camera.width == size[0] // 4
 
 
+def test_nobody_stands_within_0_3_metres_of_a_box():
+    scene = bare((vc.Box(1.0, 12.0, (2.0, 1.0, 1.0), math.pi / 2),))  # 1 m wide, 2 m deep
+    x, y = scene.camera.backproject_ground(scene.camera.pixel_grid()).unbind(-1)
+    gap = torch.maximum((x - 1).abs() - 0.5, (y - 12).abs() - 1)
+    near, far = (gap > 0) & (gap < 0.299), (gap > 0.301) & (gap < 1)
+    assert min(int(near.sum()), int(far.sum())) > 20
+    assert not scene.walkable_mask[gap < 0.299].any()
+    assert scene.walkable_mask[far].all()
+
+
 def test_a_scene_survives_the_disk(scene, tmp_path):
     scenes.save_scene(scene, tmp_path)
     again = vc.load_scene(tmp_path)
@@ -1929,6 +1939,23 @@ def test_the_classical_detector_gives_boxes_in_the_pictures_own_pixels():
     (people,) = baselines.hog_detect(blank, enlarge=2.0)
     assert people.boxes.shape[1] == 4
     assert len(people) == len(people.scores)
+
+
+def test_the_margin_of_the_detectors_window_is_taken_off(monkeypatch):
+    class Sees:
+        """A detector that finds one window, in the enlarged picture."""
+
+        def setSVMDetector(self, _): ...
+
+        def detectMultiScale(self, frame, **_):
+            assert frame.shape == (320, 256, 3)
+            return np.array([[20, 40, 128, 256]]), np.array([1.0])
+
+    monkeypatch.setattr(cv2, "HOGDescriptor", Sees)
+    (people,) = baselines.hog_detect(torch.full((1, 3, 160, 128), 0.5), enlarge=2.0)
+    # of 128 columns 14 % on each side, of 256 rows an eighth
+    expected = torch.tensor([[20 + 17.92, 40 + 32, 148 - 17.92, 296 - 32]]) / 2
+    assert torch.allclose(people.boxes, expected)
 
 
 def test_background_subtraction_finds_a_lone_person(bank):
