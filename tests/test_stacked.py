@@ -222,6 +222,22 @@ def test_a_monitor_sees_each_network_as_it_is_at_that_step():
             assert check == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_monitor_may_switch_its_network_to_inference():
+    make, shape = NETS["mlp"]
+    x, y = task(shape)
+    models, _ = networks(make, 2)
+    seen = []
+
+    def look(i):
+        seen.append(models[i].training)
+        models[i].eval()
+
+    options = SHORT | {"steps": 4, "milestones": []}
+    train_together(models, x, y, seeds=[1, 2], monitor=look, monitor_every=2, **options)
+    assert seen == [True] * 4
+    assert all(model.training for model in models)  # as `train` leaves one
+
+
 def test_no_steps_only_mask():
     models, masks = networks(NETS["mlp"][0], 3)
     before = copy.deepcopy(models)

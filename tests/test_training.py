@@ -236,6 +236,22 @@ def test_losses_are_kept_for_every_step_and_checks_with_their_step():
     assert history.checks == [(50, 0), (100, 1)]
 
 
+def test_a_monitor_that_switches_to_inference_changes_no_step():
+    x, y = task()
+    ends = []
+    for switches in (False, True):
+        model = nn.Sequential(net(), nn.Dropout(0.5))
+        look = (lambda model=model: model.eval()) if switches else (lambda: None)
+        torch.manual_seed(4)
+        history = train(
+            model, x, y, steps=6, generator=generator(), batch_size=8, lr=0.1,
+            monitor=look, monitor_every=2,
+        )  # fmt: skip
+        assert model.training
+        ends.append(history.loss)
+    assert ends[0] == ends[1]
+
+
 def test_no_steps_leave_the_model_as_it_was_but_masked():
     x, y = task()
     model = net()
