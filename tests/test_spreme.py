@@ -743,6 +743,22 @@ def test_a_new_environment_is_learned_in_closed_form():
     assert torch.allclose(batch.adapt(twice, t).coef_[1], adapted.coef_, rtol=1e-9)
 
 
+def test_data_of_several_environments_are_not_adapted_to():
+    x, t, _ = data("lotka", 0.02, 2)
+    library = spreme.make_library("lotka")
+    model, batch = (spreme.SharedSINDy(library, window=11).fit(part, t) for part in (x[0], x))
+    for one, wrong, told in (
+        (model, x[0], r"\(9, 4, 34, 2\), expected one trajectory \(T, 2\) or several \(R, T, 2\)"),
+        (model, x[0, 0, 0, 0], r"x: shape \(2,\)"),
+        (batch, x, r"expected one trajectory \(2, T, 2\) or several \(2, R, T, 2\)"),
+        (batch, x[0, 0, 0], r"x: shape \(34, 2\), expected one"),
+        (batch, x[0, 0], r"x: shape \(4, 34, 2\), expected one"),  # no batch of two
+    ):
+        with pytest.raises(ValueError, match=told):
+            one.adapt(wrong, t)
+    assert batch.adapt(x[:, 0], t).coef_.shape == (2, 1, 2, 21)
+
+
 def test_a_model_of_a_new_environment_simulates_as_far_and_as_finely_as_its_data_ask():
     t = torch.arange(0, 4, 0.05, dtype=torch.float64)
     x = torch.exp(-t)[:, None]

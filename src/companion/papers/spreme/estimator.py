@@ -208,6 +208,14 @@ class SharedSINDy(BaseEstimator):
             raise ValueError("adapt needs terms that environments share: fit with shared=True")
         lead = self.coef_.shape[:-3]
         x = as_float("x", x)
+        fits = x.ndim - len(lead) in (2, 3)
+        if not fits or any(m not in (1, k) for m, k in zip(x.shape, lead, strict=False)):
+            first = "".join(f"{k}, " for k in lead)
+            n = self.library_.n
+            raise ValueError(
+                f"x: shape {tuple(x.shape)}, expected one trajectory ({first}T, {n}) or several "
+                f"({first}R, T, {n}) of one environment"
+            )
         if x.ndim == len(lead) + 2:
             x = x.unsqueeze(-3)
         x, times, _ = arrange(x.unsqueeze(-4), t, None, self.library_.n)
