@@ -791,6 +791,8 @@ def test_one_person_is_rendered_in_one_call(bank):
         ),
         ({"body": -1}, "placements.body = -1"),
         ({"supersample": 0}, "supersample = 0"),
+        ({"stature": -1.7}, "stature = -1.7: expected a finite number above 0"),
+        ({"stature": math.nan}, "stature = nan"),
     ):
         with pytest.raises(ValueError, match=message):
             vc.render_person(scene, **({"position": (0.0, 9.0)} | given))
@@ -807,6 +809,10 @@ def test_placements_of_any_float_are_the_same_people(bank):
         assert torch.allclose(one.double(), other.double(), atol=1e-5)
     with pytest.raises(ValueError, match=r"yaw: shape \(1,\), expected \(2,\)"):
         dataclasses.replace(people, yaw=torch.zeros(1))
+    with pytest.raises(ValueError, match=r"placements\.stature = -1\.7: expected metres above 0"):
+        vc.render_people(
+            bare(), bank, dataclasses.replace(people, stature=torch.tensor([1.7, -1.7])), noon()
+        )
     with pytest.raises(ValueError, match=r"placements\.image = 0 to 3: expected 0 to 0"):
         vc.render_people(
             bare(), bank, dataclasses.replace(people, image=torch.tensor([0, 3])), noon()
@@ -935,12 +941,45 @@ POST = vc.Occluder(((60, 20), (100, 20), (100, 110), (60, 110)), (80, 110))
         ({"sun": (0.0, 0.0, 0.0)}, r"sun = \(0.0, 0.0, 0.0\)"),
         ({"sun": (0.5, math.nan, 0.7)}, r"sun = \(0.5, nan, 0.7\)"),
         ({"sun": (0.6, 0.8)}, r"sun = \(0.6, 0.8\)"),
+        ({"sun": (0.6, 0.0, -0.8)}, r"sun = \(0.6, 0.0, -0.8\): below the ground"),
+        (
+            {"walkable": [[(-6, 4), (9, math.nan), (0, 30)]]},
+            "walkable: .* expected finite corners",
+        ),
+        (
+            {"walkable": [[(-6, 4), (9, 4), (math.inf, 30)]]},
+            "walkable: .* expected finite corners",
+        ),
         ({"occluders": (POST, dataclasses.replace(POST, foot=(80, 10)))}, r"occluders\[1\]"),
     ],
 )
 def test_a_scene_that_cannot_be_is_refused(scene, change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(scene, **change)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((0.0, 9.0, (1.0, -1.0, 2.0)), r"size = \(1.0, -1.0, 2.0\): expected length, width and"),
+        ((0.0, 9.0, (1.0, math.nan, 2.0)), "size = "),
+        ((0.0, 9.0, (1.0, 1.0, 0.0)), "size = "),
+        ((0.0, 9.0, (1.0, 1.0)), "size = "),
+        ((0.0, math.inf, (1.0, 1.0, 1.0)), "y = inf: expected a finite number"),
+        ((0.0, 9.0, (1.0, 1.0, 1.0), math.nan), "yaw = nan"),
+    ],
+)
+def test_a_box_that_cannot_be_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        vc.Box(*given)
+
+
+@pytest.mark.parametrize("z", [-0.8, 0.0, math.nan])
+def test_light_comes_from_above_the_ground(z):
+    with pytest.raises(ValueError, match=r"sun = .*: expected directions above the ground"):
+        dataclasses.replace(noon(2), sun=torch.tensor([[0.0, 0.0, 1.0], [0.6, 0.0, z]]))
+    with pytest.raises(ValueError, match=r"sun: shape \(3,\), expected \(B, 3\)"):
+        dataclasses.replace(noon(), sun=torch.tensor([0.0, 0.0, 1.0]))
 
 
 @pytest.mark.parametrize("length", [1e-3, 1.0, 7.0])
@@ -1412,6 +1451,7 @@ def test_training_refuses_what_it_cannot_do(small, options, message):
         (lambda scene, bank: baselines.hog_detect(torch.zeros(3, 200, 100)), r"images: shape \(3, 200, 100\)"),
         (lambda scene, bank: vc.detect(torch.nn.Flatten(), torch.zeros(3, 120, 160)), r"images: shape \(3, 120, 160\)"),
         (lambda scene, bank: vc.decode(torch.zeros(1, 5, 30, 40)), r"output: shape \(1, 5, 30, 40\)"),
+        (lambda scene, bank: vc.decode(torch.full((1, 23, 30, 40), math.nan)), "output: NaN in the maps"),
         (lambda scene, bank: vc.compile_scene(scene, bank, 5, generator=0), "generator = 0: expected a torch.Generator"),
         (lambda scene, bank: vc.draw_placements(scene, bank, 5, generator=0), "generator = 0"),
         (lambda scene, bank: vc.draw_light(scene, 5, generator=0), "generator = 0"),
@@ -1893,6 +1933,19 @@ def test_the_truth_scores_full_marks(renders, scene):
     assert result["keypoint_AP"] > 0.999
     assert result["miss_rate"] < 1e-9
     assert result["ground_error"] < 0.6  # a box's lower edge is a foot, not the middle of both
+
+
+def test_detections_that_are_part_of_a_graph_are_measured_as_the_numbers_they_are(renders, scene):
+    coco = vc.to_coco(renders)
+    found = perfect(renders, coco)
+    mask = torch.ones(30, 40)
+    found = [vc.Detections(p.boxes, p.scores, p.keypoints, mask) for p in found]
+    parts = [(p.boxes, p.scores, p.keypoints.float(), p.mask) for p in found]
+    traced = [vc.Detections(*(v.clone().requires_grad_() for v in part)) for part in parts]
+    assert vc.evaluate(traced, coco, camera=scene.camera) == pytest.approx(
+        vc.evaluate(found, coco, camera=scene.camera), nan_ok=True
+    )
+    assert to_results(traced, coco) == to_results(found, coco)
 
 
 @pytest.mark.parametrize(("shift", "threshold", "expected"), [(0.0, 1.1, 1), (200.0, None, 0)])

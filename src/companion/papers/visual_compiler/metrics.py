@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from companion.papers.visual_compiler.camera import Camera
 from companion.papers.visual_compiler.coco import decode_mask, people_of
@@ -182,7 +183,7 @@ def _match(
         if kind == "keypoints":
             ignore = [entry["iscrowd"] or not entry.get("num_keypoints") for entry in here]
         count += len(here) - sum(map(bool, ignore))
-        scores = people.scores.cpu().numpy()
+        scores = _array(people.scores)
         ranks = np.argsort(-scores, kind="stable")[:most]
         similar = alike(people, here, np.array(crowd, dtype=bool))[ranks].tolist()
         ranks, scores = ranks.tolist(), scores.tolist()
@@ -232,8 +233,8 @@ def _check_detections(found: Sequence[Detections], clean: dict) -> None:
     if not found:
         return
     image = np.arange(len(found)).repeat([len(people.boxes) for people in found])
-    scores = torch.cat([people.scores.cpu() for people in found]).numpy()
-    boxes = torch.cat([people.boxes.cpu() for people in found]).numpy()
+    scores = np.concatenate([_array(people.scores) for people in found])
+    boxes = np.concatenate([_array(people.boxes) for people in found])
     if not (fine := np.isfinite(scores)).all():
         k = image[~fine][0]
         raise ValueError(f"predictions[{k}].scores: expected finite numbers, not NaN")
@@ -245,6 +246,11 @@ def _check_detections(found: Sequence[Detections], clean: dict) -> None:
         )
 
 
+def _array(values: Tensor) -> np.ndarray:
+    """Also of a tensor that is part of a graph, such as a network's own boxes."""
+    return values.detach().cpu().numpy()
+
+
 def _as_coco(boxes: np.ndarray) -> np.ndarray:
     """x, y, width and height of x0, y0, x1, y1, in float64, so that COCO's rounding is ours."""
     boxes = boxes.astype(np.float64)
@@ -253,7 +259,7 @@ def _as_coco(boxes: np.ndarray) -> np.ndarray:
 
 def _box_overlap(people: Detections, here: list[dict], crowd: np.ndarray) -> np.ndarray:
     """(k, n): intersection over union; over the detection alone where the person is a crowd."""
-    one = _as_coco(people.boxes.cpu().numpy())[:, None]
+    one = _as_coco(_array(people.boxes))[:, None]
     other = np.array([entry["bbox"] for entry in here], dtype=np.float64).reshape(1, -1, 4)
     low = np.maximum(one[..., :2], other[..., :2])
     high = np.minimum(one[..., :2] + one[..., 2:], other[..., :2] + other[..., 2:])
@@ -268,7 +274,7 @@ def _joint_similarity(people: Detections, here: list[dict], crowd: np.ndarray) -
     """(k, n): COCO's similarity of joints; of those that are off the box where none is marked."""
     if people.keypoints is None:
         raise ValueError("predictions: these detections have no keypoints")
-    found = people.keypoints.cpu().numpy().astype(np.float64)
+    found = _array(people.keypoints).astype(np.float64)
     similar = np.zeros((len(found), len(here)))
     for k, entry in enumerate(here):
         marks = np.array(entry.get("keypoints") or [0.0] * 51, dtype=np.float64).reshape(-1, 3)
@@ -298,10 +304,10 @@ def to_results(found: Sequence[Detections], coco: Mapping) -> list[dict]:
     category = clean["person"]
     results = []
     for entry, people in zip(coco["images"], found, strict=True):
-        boxes = _as_coco(people.boxes.cpu().numpy()).tolist()
+        boxes = _as_coco(_array(people.boxes)).tolist()
         for k, box in enumerate(boxes):
             row = {"image_id": entry["id"], "category_id": category, "bbox": box}
-            row["score"] = float(people.scores[k])
+            row["score"] = people.scores[k].item()
             if people.keypoints is not None:
                 row["keypoints"] = people.keypoints[k].flatten().tolist()
             results.append(row)
@@ -374,7 +380,7 @@ def evaluate(
         if people.mask is not None and truth.get("segmentation"):
             overlaps.append(_mask_iou(people, int(rank), truth, coco["images"][image]))
         if camera is not None and "ground" in truth:
-            place = people[torch.tensor([rank])].ground(camera)[0]
+            place = people[torch.tensor([rank])].ground(camera)[0].detach()
             metres.append(float((place - torch.tensor(truth["ground"])).norm()))
     out["PCK"] = float(np.mean(near)) if near else math.nan
     out["mask_IoU"] = float(np.mean(overlaps)) if overlaps else math.nan

@@ -391,12 +391,14 @@ def decode(
         overlap: greatest intersection over union of two boxes, 0 to 1.
 
     Raises:
-        ValueError: for maps of another shape, and no people.
+        ValueError: for maps of another shape or with NaN, and no people.
     """
     if output.dim() != 4 or output.shape[1] != CHANNELS:
         raise ValueError(f"output: shape {tuple(output.shape)}, expected (b, {CHANNELS}, h, w)")
     whole(1, top=top)
     output = output.detach().float().cpu()
+    if output.isnan().any():  # no cell would be a peak: a street without people
+        raise ValueError("output: NaN in the maps, as of a network whose training diverged")
     heat = output[:, CENTRE].sigmoid()
     peak = heat * (max_pool2d(heat[:, None], 3, 1, 1)[:, 0] == heat)
     found = []

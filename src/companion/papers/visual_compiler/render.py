@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from companion.checks import generators, whole
+from companion.checks import above, generators, whole
 from companion.papers.visual_compiler.bodies import PARTS, BodyBank
 from companion.papers.visual_compiler.raster import NOBODY, rasterise
 from companion.papers.visual_compiler.scene import Scene
@@ -98,6 +98,9 @@ class Light:
         gain: (B, 3), factor a channel.
         noise: (B,), standard deviation.
         level: (B,), brightness of a white wall in full light.
+
+    Raises:
+        ValueError: for a sun of another shape or, on the CPU, one that is not above the ground.
     """
 
     sun: Tensor
@@ -106,6 +109,14 @@ class Light:
     gain: Tensor
     noise: Tensor
     level: Tensor
+
+    def __post_init__(self) -> None:
+        if self.sun.shape != (*self.sun.shape[:1], 3):
+            raise ValueError(f"sun: shape {tuple(self.sun.shape)}, expected (B, 3)")
+        # a GPU would have to be waited for
+        if self.sun.device.type == "cpu" and not (up := self.sun[:, 2] > 0).all():
+            low = self.sun[~up][0].tolist()
+            raise ValueError(f"sun = {low}: expected directions above the ground, z above 0")
 
     def of(self, start: int, stop: int) -> Light:
         """The light of some of the pictures."""
@@ -360,8 +371,8 @@ def render_people(
             neither.
 
     Raises:
-        ValueError: where somebody is out of view or has a body that the bank lacks, and where
-            placements and light differ in their number of images.
+        ValueError: where somebody is out of view, has a body that the bank lacks or a stature that
+            is not positive, and where placements and light differ in their number of images.
         KernelError: where Warp does not work.
 
     References:
@@ -378,6 +389,9 @@ def render_people(
             low, high = (int(value) for value in values.aminmax())
             if low < 0 or high >= limit:
                 raise ValueError(f"placements.{name} = {low} to {high}: expected 0 to {limit - 1}")
+    tall = placements.stature
+    if tall.device.type == "cpu" and not (tall > 0).all():
+        raise ValueError(f"placements.stature = {float(tall.min()):g}: expected metres above 0")
     meshes, joints = pose_people(bank, people)
     uv, depth = camera.project(meshes)
     foot_head = _foot_head(camera, people)
@@ -461,7 +475,7 @@ def render_person(
         scene: what the camera sees without people.
         position: x and y on the ground, metres.
         yaw: heading, radians; at 0 the person faces -y, at pi/2 +x.
-        stature: metres.
+        stature: metres, above 0.
         body: entry of the bank.
         bank: bodies; None: those of this package.
         light: of one image; None: that of the background.
@@ -472,7 +486,7 @@ def render_person(
         One image of one person, with exact labels.
 
     Raises:
-        ValueError: as `render_people`.
+        ValueError: for a stature out of range, and as `render_people`.
 
     >>> from companion.papers.visual_compiler.scene import procedural_scene
     >>> out = render_person(procedural_scene(), (0.0, 7.0), stature=1.8)
@@ -481,6 +495,7 @@ def render_person(
     >>> bool(out.visible_fraction[0] > 0.99)
     True
     """
+    above(0, stature=stature)
     bank = (BodyBank.load() if bank is None else bank).to(scene.device)
     generator = torch.Generator().manual_seed(seed)
     person = Placements(

@@ -33,12 +33,24 @@ class Box:
         x, y: its middle, metres.
         size: length, width, height, metres.
         yaw: radians, of the length from the x axis.
+
+    Raises:
+        ValueError: for a size that is not positive, and numbers that are not finite.
     """
 
     x: float
     y: float
     size: tuple[float, float, float]
     yaw: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y", "yaw"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise ValueError(f"{name} = {value!r}: expected a finite number")
+        if len(self.size) != 3 or not all(0 < side < math.inf for side in self.size):
+            raise ValueError(
+                f"size = {self.size!r}: expected length, width and height in metres, above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ class Scene:
     Raises:
         ValueError: for a background that is no floating-point tensor with values in [0, 1], where
             calibration and picture do not fit, for a polygon that is none, a sun without a
-            direction, an occluder whose foot is not on the ground, and where no walkable ground
+            direction or below the ground, an occluder whose foot is not on the ground, and where no walkable ground
             is seen.
     """
 
@@ -112,12 +124,16 @@ class Scene:
             if len(polygon) < 3:
                 raise ValueError(f"walkable: {polygon!r} is no polygon, it needs three corners")
             ground = torch.tensor([[*corner, 0.0] for corner in polygon], dtype=torch.float64)
+            if not ground.isfinite().all():
+                raise ValueError(f"walkable: {polygon!r}, expected finite corners")
             if (self.camera.project(ground)[1] <= 0).all():
                 raise ValueError(f"walkable: the polygon {polygon!r} lies behind the camera")
         if self.sun is not None:
             length = math.hypot(*self.sun)
             if len(self.sun) != 3 or not 0 < length < math.inf:
                 raise ValueError(f"sun = {self.sun!r}: expected x, y, z, finite and not all 0")
+            if self.sun[2] < 0:
+                raise ValueError(f"sun = {self.sun!r}: below the ground, expected z of at least 0")
             if abs(length - 1) > 1e-6:
                 object.__setattr__(self, "sun", _unit(*self.sun))
         for k, occluder in enumerate(self.occluders):
