@@ -373,6 +373,22 @@ def test_outputs_are_those_of_each_network():
     torch.testing.assert_close(outputs(models[0], stack(models), x), expected)
 
 
+@pytest.mark.parametrize("seeds", [[1, 1], [1, 2]])
+def test_a_first_layer_that_works_in_place_leaves_the_images_alone(seeds):
+    def make():
+        return nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 10))
+
+    x, y = task((1, 8, 8))
+    before = x.clone()
+    models, masks = networks(make, 2)
+    twins, expected = alone(models, masks, seeds, x, y, **SHORT)
+    histories = train_together(models, x, y, seeds=seeds, masks=masks, **SHORT)
+    assert torch.equal(x, before)
+    check_equal(models, histories, twins, expected, rtol=1e-9, atol=1e-12)
+    outputs(models[0], stack(models), x.expand(2, *x.shape))
+    assert torch.equal(x, before)
+
+
 def test_what_does_not_fit_is_named():
     models, masks = networks(NETS["mlp"][0], 2)
     x, y = task((1, 8, 8))
