@@ -137,6 +137,18 @@ def test_standardised_training_images_have_mean_zero_and_deviation_one(per_chann
     torch.testing.assert_close(done.test_x * std + mean, data.test_x)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.7])
+def test_a_channel_that_is_the_same_everywhere_is_shifted_only(value):
+    x = torch.rand((50, 3, 4, 4), generator=generator())
+    x[:, 1] = value
+    data = load_images("digits").replace(train_x=x, test_x=x[:20] + 1)
+    done = standardise(data, per_channel=True)
+    assert done.train_x[:, 1].abs().max() < 1e-6
+    torch.testing.assert_close(done.test_x[:, 1], torch.ones(20, 4, 4))
+    assert done.train_x[:, 0].std().item() == pytest.approx(1, abs=1e-5)
+    assert standardise(data.replace(train_x=x[:, 1:2])).train_x.isfinite().all()
+
+
 # ---------------------------------------------------------------- missing and damaged sets
 
 

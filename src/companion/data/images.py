@@ -145,12 +145,17 @@ def load_images(name: str, root: str | os.PathLike = "") -> ImageSet:
 def standardise(data: ImageSet, *, per_channel: bool = False) -> ImageSet:
     """Shift and scale all pixels by the mean and deviation of the training images.
 
+    What is the same in all training images, such as an unused channel, is shifted only.
+
     Args:
         per_channel: a mean and a deviation for each channel, as is usual for CIFAR.
     """
     dims = (0, 2, 3) if per_channel else (0, 1, 2, 3)
     mean = data.train_x.mean(dims, keepdim=True)
     std = data.train_x.std(dims, keepdim=True)
+    # not by the deviation, which may be mere round-off
+    still = data.train_x.amax(dims, keepdim=True) == data.train_x.amin(dims, keepdim=True)
+    std = torch.where(still, 1, std)
     scaled = {"train_x": (data.train_x - mean) / std, "test_x": (data.test_x - mean) / std}
     return data.replace(**scaled)
 
