@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from companion.data.images import hold_out, load_images, standardise
 from companion.files import ROOT
 from companion.models import mlp, truncated_variance_scaling_
 from companion.papers import data_parallelism as dp
@@ -906,6 +907,34 @@ def test_a_search_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     # other settings are another search
     dp.search(workload(goal_error=0.2), [16], SPARSITIES, TRIALS, **options)
     assert calls[3:] == [16]
+
+
+@pytest.mark.parametrize(("n", "train", "valid"), [(0, 1197, 300), (600, 480, 120), (10, 8, 2)])
+def test_so_many_digits_as_asked_for_are_split_and_none_of_the_test_set(n, train, valid):
+    load = dp.load_workload("digits", train_examples=n)
+    assert (len(load.train_x), len(load.valid_x)) == (train, valid)
+    whole = dp.load_workload("digits")
+    known = torch.cat([whole.train_x, whole.valid_x]).flatten(1)
+    some = torch.cat([load.train_x, load.valid_x]).flatten(1)
+    ours, every = ((x - x.min()) / (x.max() - x.min()) for x in (some, known))  # 0 to 16 again
+    rows = {tuple(row) for row in (16 * every).round().tolist()}
+    assert {tuple(row) for row in (16 * ours).round().tolist()} <= rows
+
+
+@pytest.mark.parametrize("n", [1, 9, 1498])
+def test_a_number_of_digits_that_cannot_be_split_is_refused(n):
+    with pytest.raises(ValueError, match=rf"train_examples = {n}: expected 0, or 10 to 1497, "):
+        dp.load_workload("digits", train_examples=n)
+
+
+def test_elsewhere_a_tenth_of_the_images_asked_for_is_held_out(monkeypatch):
+    digits = load_images("digits")
+    monkeypatch.setattr(workloads, "load_images", lambda *_: digits.replace(name="mnist"))
+    load = dp.load_workload("mnist", train_examples=200)
+    few, (x, y) = hold_out(standardise(digits.limited(200)), 0.1, seed=0)
+    assert torch.equal(load.train_x, few.train_x)
+    assert torch.equal(load.valid_x, x)
+    assert torch.equal(load.valid_y, y)
 
 
 def test_digits_are_split_as_stated_and_mnist_is_halved_for_the_dense_network(real_data):

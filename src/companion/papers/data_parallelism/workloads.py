@@ -168,8 +168,8 @@ def load_workload(
 
     Digits are split 1197 / 300 / 300 into training, validation and test set, elsewhere a tenth
     of the training images is held out for validation; the parts are always the same, whatever
-    the seed. The dense network
-    sees images of more than 20 pixels a side at half their size (averages of 2x2 pixels).
+    the seed. The dense network sees images of more than 20 pixels a side at half their size
+    (averages of 2x2 pixels).
 
     Args:
         dataset: of `companion.data.images.IMAGE_SETS`.
@@ -177,20 +177,31 @@ def load_workload(
         optimizer: of `OPTIMIZERS`.
         data_root: as `companion.data.root.data_root`.
         device: where everything lies.
-        train_examples: take only so many of the training images, before the split; 0: all.
+        train_examples: take only so many of the images that are split into training and
+            validation set, 10 up to all there are, 1497 digits; 0: all.
         options: other fields of `Workload`.
+
+    Raises:
+        ValueError: for an unknown data set, network or optimiser, and numbers out of range.
     """
-    data = load_images(dataset, data_root).limited(train_examples)
+    data = load_images(dataset, data_root)
     if dataset == "digits":
         joined = data.replace(
             train_x=torch.cat([data.train_x, data.test_x]),
             train_y=torch.cat([data.train_y, data.test_y]),
         )
         data, _ = hold_out(joined, 300 / len(joined.train_x), seed=1)
+    whole(0, train_examples=train_examples)
+    if train_examples and not 10 <= train_examples <= len(data.train_x):
+        raise ValueError(
+            f"train_examples = {train_examples!r}: expected 0, or 10 to {len(data.train_x)}, "
+            f"what {dataset!r} has to be split"
+        )
+    fraction = 300 / len(data.train_x) if dataset == "digits" else 0.1
+    data = data.limited(train_examples)
     if model == "mlp" and data.train_x.shape[-1] > 20:
         data = data.replace(train_x=avg_pool2d(data.train_x, 2), test_x=avg_pool2d(data.test_x, 2))
     data = standardise(data, per_channel=dataset.startswith("cifar10"))
-    fraction = 300 / len(data.train_x) if dataset == "digits" else 0.1
     data, (valid_x, valid_y) = hold_out(data, fraction, seed=0)
     network = build_network(model, data.train_x, len(data.classes))
     return Workload(
