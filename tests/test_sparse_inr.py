@@ -499,6 +499,23 @@ def test_by_layer_every_layer_loses_its_share():
     assert survivors(masks) == [n - int(0.3 * n) for n in before]
 
 
+@pytest.mark.parametrize("scope", inr.masks.SCOPES)
+@pytest.mark.parametrize("zeros", [1, 3])
+def test_weights_of_zero_go_by_their_place(scope, zeros):
+    params = network(4, 2)
+    for name in [f"layers.{k}.weight" for k in range(3)][:zeros]:
+        params[name] = torch.zeros_like(params[name])
+    masks = inr.full_masks(params)
+    after = inr.magnitude_prune(params, masks, 0.25, scope)
+    n = inr.count_params(masks)
+    assert inr.count_params(after) == n - n // 4
+    if scope == "layer":
+        assert after["layers.0.weight"].flatten().tolist() == [True] * 6 + [False] * 2
+    elif zeros == 3:
+        flat = torch.cat([m.flatten() for name, m in after.items() if "weight" in name])
+        assert flat.tolist() == [True] * (n - n // 4) + [False] * (n // 4)
+
+
 def test_lamp_scores_are_their_definition():
     params = network(6, 2)
     masks = pruned(params, 0.2)
@@ -787,6 +804,11 @@ def test_what_masks_leave_out_is_counted_or_asked_for():
     ):
         ones = dict(zip(names, (torch.ones(4, 2).bool(), torch.ones(3, 4).bool()), strict=True))
         assert inr.count_params(ones) == 20
+    # numbers with a gap may be those of all layers: the network tells
+    uneven = {f"{k}.weight": torch.ones(2, 2).bool() for k in (0, 2, 3)}
+    with pytest.raises(ValueError, match=r"layers 0, 2, 3 only; .* or params \(if these are all"):
+        inr.count_params(uneven)
+    assert inr.count_params(uneven, params={n: m.float() for n, m in uneven.items()}) == 12
     gap = {n: m for n, m in inr.full_masks(network(7, 2, 3)).items() if "layers.1" not in n}
     gap["layers.2.weight"] = torch.ones(3, 6).bool()
     with pytest.raises(

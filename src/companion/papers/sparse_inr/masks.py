@@ -102,7 +102,7 @@ def _all_layers(masks: Masks, params: Params | None, biases: bool) -> Masks:
         if numbers != [numbers[-1] * i // max(1, len(numbers) - 1) for i in range(len(numbers))]:
             raise ValueError(
                 f"masks: of the layers {', '.join(map(str, numbers))} only; give masks of all "
-                "layers, in order, or params"
+                "layers, in order, or params (if these are all: their numbers do not tell)"
             )
     for name in weights:
         bias = name.removesuffix("weight") + "bias"
@@ -204,6 +204,8 @@ def survivor_chain(n: int, amount: float, rounds: int) -> list[int]:
 def magnitude_prune(params: Params, masks: Masks, amount: float, scope: str = "global") -> Masks:
     """Remove a fraction of the surviving weights, the smallest first; biases stay.
 
+    Of equal weights the last one goes first (order of the masks, then row-major).
+
     Args:
         params: of the network.
         masks: boolean tensors by parameter name.
@@ -257,7 +259,10 @@ def _remove(scores: Params, masks: Masks, amount: float, by_layer: bool = False)
         (_, keep) = survivor_chain(
             sum(int(masks[name].count_nonzero()) for name in group), amount, 1
         )
-        new |= global_topk_mask({name: ranked[name] for name in group}, keep=keep, warn=False)
+        some = {name: ranked[name] for name in group}
+        if not any(s.any() for s in some.values()):  # weights of zero go by their place
+            some = {name: s + 1 for name, s in some.items()}
+        new |= global_topk_mask(some, keep=keep, warn=False)
     return new
 
 
