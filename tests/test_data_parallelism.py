@@ -1113,6 +1113,8 @@ def test_noisy_quadratic_meets_its_goal_in_the_steps_it_says():
         hit = int(np.argmax(moments <= 2 * 0.01))
         assert hit == int(np.ceil(steps))
     assert rate == 0.1
+    # the first step of size 1 forgets the start
+    assert quadratic_steps(100, 0.01, 1.0, 1.0, 1.0, lr_cap=1.0) == (1.0, 1.0)
     for start in (0.0, 0.1, -0.1, 2**0.5 / 10):  # E f is 0.01 at most already
         assert quadratic_steps(1, 0.01 + 1e-15, 1.0, 1.0, start, 0.1) == (0.0, 0.1)
 
@@ -1190,6 +1192,17 @@ def _fails(rank):
 
 def _sleeps(rank):
     time.sleep(60)
+
+
+def test_a_shard_needs_a_parameter_to_train():
+    network, params, batches = setting(torch.float32)
+    network.requires_grad_(False)
+    with pytest.raises(ValueError, match="model: every parameter is frozen, expected one with"):
+        dp.train_shard(network, params, batches, dp.Update())
+    network[-1].bias.requires_grad_()
+    trained = dp.train_shard(network, params, batches, dp.Update())
+    moved = [name for name in params if not torch.equal(trained[name], params[name])]
+    assert moved == [list(params)[-1]]
 
 
 @pytest.mark.parametrize(

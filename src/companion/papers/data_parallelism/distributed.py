@@ -82,7 +82,7 @@ def train_shard(
             small shards too much weight; it is here to be shown wrong.
 
     Raises:
-        ValueError: for an unknown reduction.
+        ValueError: for an unknown reduction, and a model of which every parameter is frozen.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction = {reduction!r}: expected one of {', '.join(REDUCTIONS)}")
@@ -90,6 +90,10 @@ def train_shard(
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     still = {name: b.detach().clone() for name, b in model.named_buffers()}
     still |= {name: theta.pop(name) for name in frozen & theta.keys()}
+    if not theta:
+        raise ValueError(
+            "model: every parameter is frozen, expected one with requires_grad = True"
+        )
     velocity = {name: torch.zeros_like(p) for name, p in theta.items()}
     for x, y in shards:
         leaves = {name: p.requires_grad_() for name, p in theta.items()}

@@ -284,8 +284,8 @@ def quadratic_steps(
         lr_cap: largest step size.
 
     Returns:
-        (steps, best step size), steps as a real number; where the start meets the goal, none and
-        `lr_cap`. The exact twin of the tuned bound.
+        (steps, best step size), steps as a real number, at least 1; where the start meets the
+        goal, none and `lr_cap`. The exact twin of the tuned bound.
 
     Raises:
         ValueError: for a batch size, goal, curvature or cap that is not finite and above 0.
@@ -301,4 +301,4 @@ def quadratic_steps(
         steps = np.log((target - limit) / (start**2 - limit)) / np.log(factor)
     steps = np.where((limit < target) & (factor < 1), steps, np.inf)
     least = int(np.argmin(steps))
-    return float(steps[least]), float(rates[least])
+    return max(1.0, float(steps[least])), float(rates[least])
