@@ -143,6 +143,10 @@ def test_what_does_not_fit_is_named():
         social_force(start, goal[:1], speed, NOBODY, steps=3)
     with pytest.raises(ValueError, match="steps = 0"):
         social_force(start, goal, speed, NOBODY, steps=0)
+    with pytest.raises(ValueError, match=r"steps = 2\.5: expected a whole number, at least 1"):
+        social_force(start, goal, speed, NOBODY, steps=2.5)
+    with pytest.raises(ValueError, match=r"start, waypoints: torch.int64, torch.int64, expected"):
+        social_force(start.long(), goal.long(), speed, NOBODY, steps=3)
     with pytest.raises(ValueError, match="n_agents = 0"):
         simulate_crossing(3, n_agents=0)
 

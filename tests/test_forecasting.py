@@ -198,6 +198,18 @@ def test_measures_of_nothing_are_refused():
             call()
 
 
+def test_positions_of_integers_alone_are_refused():
+    path = torch.tensor([[0, 0], [3, 4]])
+    for call, message in {
+        lambda: ade(path, path): "path, truth: torch.int64, torch.int64, expected floating-point",
+        lambda: min_fde(path[None], path): "path, truth: torch.int64",
+        lambda: collision_rate(path[None], 0.1): "paths: torch.int64, expected floating-point",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert ade(torch.zeros(2, 2), path).item() == 2.5  # one of them may be
+
+
 def test_a_forecast_of_no_steps_is_refused():
     with pytest.raises(ValueError, match="steps = 0"):
         constant_velocity(torch.zeros(3, 2), 0)

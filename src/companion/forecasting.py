@@ -60,7 +60,7 @@ def displacement(path: Tensor, truth: Tensor) -> Tensor:
         Shape (..., steps).
 
     Raises:
-        ValueError: for another number of steps, and for none.
+        ValueError: for another number of steps, for none, and for positions of integers alone.
     """
     if path.ndim < 2 or path.shape[-1] != 2 or path.shape[-2:] != truth.shape[-2:]:
         raise ValueError(
@@ -69,7 +69,15 @@ def displacement(path: Tensor, truth: Tensor) -> Tensor:
         )
     if not path.shape[-2]:
         raise ValueError(f"path {tuple(path.shape)}: expected at least one step")
+    _floating(path=path, truth=truth)
     return (path - truth).norm(dim=-1)
+
+
+def _floating(**positions: Tensor) -> None:
+    """Raise ValueError for positions of integers alone: they have no mean and no norm."""
+    if not any(value.is_floating_point() for value in positions.values()):
+        each = ", ".join(str(value.dtype) for value in positions.values())
+        raise ValueError(f"{', '.join(positions)}: {each}, expected floating-point positions")
 
 
 def ade(path: Tensor, truth: Tensor) -> Tensor:
@@ -185,12 +193,13 @@ def nearest_distance(
         out.
 
     Raises:
-        ValueError: for a mask that is not boolean, and for no step.
+        ValueError: for a mask that is not boolean, for no step, and for integers.
     """
     if paths.ndim < 3 or paths.shape[-1] != 2 or not paths.shape[-2]:
         raise ValueError(
             f"paths {tuple(paths.shape)}: expected (..., agents, steps, 2), at least one step"
         )
+    _floating(paths=paths)
     apart = paths[..., :, None, :, :] - paths[..., None, :, :, :]
     shortest = apart.norm(dim=-1).amin(-1)
     if between_steps and paths.shape[-2] > 1:

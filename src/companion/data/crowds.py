@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from companion.checks import whole
+
 MOST_SUBSTEPS = 1000  # of one step: more is a dt_s in another unit
 LONGEST = 100_000  # steps of the integrator, minutes of computing
 
@@ -55,7 +57,7 @@ def social_force(
         waypoints: shape (..., agents, points, 2), headed for in turn; everybody stops at the last.
         speed: shape (..., agents), preferred, m/s; walkers start with it.
         repulsion: how walkers push each other.
-        steps: how many of dt_s seconds.
+        steps: how many of dt_s seconds, at least 1.
         dt_s: seconds to a step, at most a thousand substeps.
         substep_s: longest of the semi-implicit Euler steps, seconds.
         relaxation_s: time in which a velocity relaxes, seconds.
@@ -65,7 +67,8 @@ def social_force(
         Shape (..., steps + 1, agents, 2), the start first.
 
     Raises:
-        ValueError: for shapes that do not fit, times that are not above 0 and too many substeps.
+        ValueError: for shapes that do not fit, positions of integers, times that are not above 0,
+            a number of steps that is not whole, and too many substeps.
 
     References:
         Helbing and Molnár (1995).
@@ -76,7 +79,12 @@ def social_force(
             f"start, waypoints, speed = {tuple(start.shape)}, {tuple(waypoints.shape)}, "
             f"{tuple(speed.shape)}: expected (..., n, 2), (..., n, points, 2) and (..., n)"
         )
-    times = {"dt_s": dt_s, "substep_s": substep_s, "relaxation_s": relaxation_s, "steps": steps}
+    if not torch.promote_types(start.dtype, waypoints.dtype).is_floating_point:
+        raise ValueError(
+            f"start, waypoints: {start.dtype}, {waypoints.dtype}, expected floating-point metres"
+        )
+    whole(1, steps=steps)
+    times = {"dt_s": dt_s, "substep_s": substep_s, "relaxation_s": relaxation_s}
     for name, value in times.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} = {value!r}: expected a value above 0")
