@@ -834,7 +834,8 @@ class LayerReport:
     """What a mask leaves of one layer.
 
     Attributes:
-        dead_units: outputs without an incoming connection.
+        dead_units: outputs without an incoming connection; of a transposed convolution, whose
+            weights are (in, out, ...) and whose mask does not tell, inputs without an outgoing one.
         structural_rank: largest rank that weights with this pattern can have (the largest matching
             of inputs and outputs); convolutions are reshaped to (out, in * kernel).
     """
