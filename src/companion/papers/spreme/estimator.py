@@ -70,7 +70,7 @@ class SharedSINDy(BaseEstimator):
     >>> model.equations(0, precision=2)
     ["x0' = -1 x0"]
     >>> model.simulate([1.0], [0.0, 1.0])[-1].item()  # about 1 / e
-    0.366...
+    0.367...
     """
 
     coef_: Tensor
