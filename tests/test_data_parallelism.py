@@ -299,15 +299,17 @@ def test_every_way_gives_the_same_gradients_for_convolutions(make):
                 torch.testing.assert_close(g[r], theirs, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.LSTMCell])
 def test_recurrent_networks_are_trained_one_by_one(kind):
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
-            self.core, self.head = kind(4, 5, batch_first=True), nn.Linear(5, 3)
+            options = {} if kind is nn.LSTMCell else {"batch_first": True}
+            self.core, self.head = kind(4, 5, **options), nn.Linear(5, 3)
 
         def forward(self, x):
-            return self.head(self.core(x)[0][:, -1])
+            states = self.core(x[:, 0]) if kind is nn.LSTMCell else self.core(x)
+            return self.head(states[0] if kind is nn.LSTMCell else states[0][:, -1])
 
     models = [Recurrent().double() for _ in range(3)]
     x = torch.randn(4, 6, 4, generator=seeded(), dtype=torch.float64)

@@ -909,6 +909,14 @@ def test_a_saved_model_knows_what_it_was_trained_on_and_earlier_ones_load(juncti
     again = small_model(seed=1)
     again.load_state_dict(state)
     assert again.generator.trained_on == again.ranker.trained_on == (0.4, "m")
+    ranker = {k: v.half() for k, v in again.state_dict().items() if k.startswith("ranker.")}
+    again.load_state_dict(ranker, strict=False)  # a part, and cast
+    assert again.generator.trained_on == again.ranker.trained_on == (0.4, "m")
+    again.generator.trained_on = np.float64(0.4), "m"
+    again.load_state_dict(again.state_dict())
+    assert again.generator.trained_on == (0.4, "m")
+    again.load_state_dict(state)
+    assert again.generator.trained_on == (0.4, "m")
     earlier = {name: value for name, value in state.items() if "extra" not in name}
     older = small_model(seed=1)
     older.load_state_dict(earlier)

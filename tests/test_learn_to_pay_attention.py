@@ -5,6 +5,7 @@ import itertools
 import math
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -422,23 +423,24 @@ def test_torchvision_backbones_get_attention_at_named_layers():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 48), (48, 32), (30, 41)])
-def test_maps_with_channels_last_are_refused_and_others_are_not(size):
+def test_maps_that_seem_to_have_their_channels_last_warn_and_others_do_not(size):
     class ChannelsLast(nn.Module):
         def forward(self, x):
             return x.permute(0, 2, 3, 1)
 
+    example = torch.rand(2, 1, *size)
     for channels in (3, 8, 192):
         convolution = nn.Conv2d(1, channels, 4, 4, padding=2)
-        rest = nn.Sequential(nn.Flatten(), nn.LazyLinear(6))
-        example = torch.rand(2, 1, *size)
-        model = att.AttentionClassifier(
-            nn.Sequential(convolution, rest), ["0"], 2, example=example
-        )
+        backbone = nn.Sequential(convolution, nn.Flatten(), nn.LazyLinear(6))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model = att.AttentionClassifier(backbone, ["0"], 2, example=example)
         assert model.attend(example)[1]["0"].shape == convolution(example)[:, 0].shape
-        backbone = nn.Sequential(convolution, ChannelsLast(), nn.Flatten(), nn.LazyLinear(6))
-        if channels == 192:
-            with pytest.raises(ValueError, match=r"'1' puts out \(2, .*, 192\), channels last"):
-                att.AttentionClassifier(backbone, ["1"], 2, example=example)
+    backbone = nn.Sequential(convolution, ChannelsLast(), nn.Flatten(), nn.LazyLinear(6))
+    with pytest.warns(
+        UserWarning, match=r"'1' puts out \(2, .*, 192\), which looks like channels"
+    ):
+        att.AttentionClassifier(backbone, ["1"], 2, example=example)
 
 
 @pytest.mark.parametrize("match", ["project", "lift"])

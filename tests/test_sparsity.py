@@ -1056,6 +1056,20 @@ def test_inputs_of_several_tensors_weigh_as_their_targets():
     whole = connection_gradients(model, cross_entropy, [({"x": x, "z": z}, y)])
     for name, g in found.items():
         torch.testing.assert_close(g, whole[name])
+    pictures = [{"x": a, "z": b} for a, b in zip(x, z, strict=True)]
+
+    def listed(outputs, targets):
+        return cross_entropy(torch.stack(outputs), torch.stack(targets))
+
+    class Each(Named):
+        def forward(self, parts):
+            return [super(Each, self).forward(part) for part in parts]
+
+    each = Each()
+    each.load_state_dict(model.state_dict())
+    split = [(pictures[:9], list(y[:9])), (pictures[9:], list(y[9:]))]  # as detectors take them
+    for name, g in connection_gradients(each, listed, split).items():
+        torch.testing.assert_close(g, whole[name])
     for bad in ((x.numpy(), y), ({"x": x, "z": z}, y.tolist())):
         with pytest.raises(ValueError, match=r"batches: holds pairs of .*, expected tensors"):
             connection_gradients(model, cross_entropy, [bad])

@@ -208,6 +208,14 @@ def test_a_logistic_curve_is_found_on_unequal_steps_and_after_a_pause():
         assert model.coef_[0, 0].numpy() == pytest.approx([0, 0.5, -0.5, 0], rel=within, abs=1e-9)
 
 
+def test_steps_that_grow_are_no_pause():
+    t = np.geomspace(0.01, 100, 200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        V, D = spreme.derivative.operators(t, "weak", 11)
+    assert np.abs(D @ np.log(t) - V @ (1 / t)).max() < 1e-3 * np.abs(V @ (1 / t)).max()
+
+
 def test_a_window_across_a_pause_warns():
     t = np.arange(60.0)
     spreme.derivative.operators(np.r_[t, 69 + t], "weak", 9)

@@ -374,9 +374,12 @@ def test_outputs_are_those_of_each_network():
 
 
 @pytest.mark.parametrize("seeds", [[1, 1], [1, 2]])
-def test_a_first_layer_that_works_in_place_leaves_the_images_alone(seeds):
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_first_layer_that_works_in_place_leaves_the_images_alone(seeds, wide):
     def make():
-        return nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 10))
+        own = [nn.Conv2d(1, 144, 8), nn.Flatten(), nn.Linear(144, 10)]  # wide: one by one on a CPU
+        rest = own if wide else [nn.Flatten(), nn.Linear(64, 10)]
+        return nn.Sequential(nn.ReLU(inplace=True), *rest)
 
     x, y = task((1, 8, 8))
     before = x.clone()

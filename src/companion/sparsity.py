@@ -58,8 +58,9 @@ def prunable_parameters(
     Left out are normalisations of any make, PReLU, and layer scales: modules without submodules
     whose weights all are vectors, such as (channels,) or (channels, 1, 1). A weight of shape
     (1, inputs) is the matrix of a layer with one output, unless its module is called a norm or a
-    scale. Left out, too, are a transformer's tables of relative positions, and its tokens and position
-    tables, (1, tokens, width), which belong to a module that has submodules. Weights come first because ties are broken by
+    scale. Left out, too, are a transformer's tables of relative positions, and its tokens and
+    position tables, (1, tokens, width), which belong to a module that has submodules. Weights come
+    first because ties are broken by
     this order. A parameter that two modules share appears once.
 
     Args:
@@ -134,8 +135,8 @@ def is_scale(module: nn.Module, name: str) -> bool:
 
 
 def is_token(module: nn.Module, name: str) -> bool:
-    """Whether one parameter of a module is a table of tokens or positions, (1, tokens, width), or of
-    relative positions, as in `SwinTransformer`.
+    """Whether one parameter of a module is a table of tokens or positions, (1, tokens, width), or
+    of relative positions, as in `SwinTransformer`.
     """
     if RELATIVE.match(name):
         return True
@@ -256,6 +257,8 @@ def _pairs(batches: Batches, theta: Mapping[str, Tensor]) -> Iterator[tuple[Tens
 
 def _examples(inputs: object, targets: object) -> int:
     """How many there are; of inputs that are a mapping or several tensors, the targets tell."""
+    if isinstance(inputs, list) and isinstance(targets, list) and len(inputs) == len(targets):
+        return len(inputs)  # a picture and a target each, as detectors take them
     counted = inputs if isinstance(inputs, Tensor) else targets
     if isinstance(inputs, np.ndarray) or not isinstance(counted, Tensor):
         kinds = f"{type(inputs).__name__} and {type(targets).__name__}"
@@ -643,8 +646,8 @@ class apply_masks:
     `torch.optim` step, after `load_state_dict` and before every forward pass of the model, so
     that no momentum, weight decay or stored value revives one. Names of parameters and of the
     `state_dict` stay as they are. A copy of the model (`copy.deepcopy`, pickle) keeps to the masks on its
-    own, until `remove_masks`. A compiled model is masked likewise, whenever it was compiled, but
-    for one thing: entries written by hand stay until the next step, not only until the next pass.
+    own, until `remove_masks`. A compiled or traced model is masked likewise, whenever it was compiled,
+    but for one thing: entries written by hand stay until the next step, not only until the next pass.
 
     Works as a context manager or until `remove` is called; the entries stay zero afterwards.
 
@@ -675,8 +678,8 @@ class apply_masks:
         self._hooks.append(model.register_forward_pre_hook(self._before_forward))
 
     def _before_forward(self, *_: object) -> None:
-        # a compiled graph outlives masks and is shared between models: it must not contain any; in
-        # a traced or exported one the zeros are constants
+        # a compiled graph outlives masks and is shared between models: it must not contain any; a
+        # trace cannot, and its weights are zero there already
         if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
             for masked in self._masked:
                 if masked in _MASKED:
@@ -698,7 +701,7 @@ class apply_masks:
 
 
 def remove_masks(model: nn.Module) -> None:
-    """Let go of a model that keeps to masks, such as a copy of a masked one; no hook of it stays."""
+    """Let go of a model that keeps to masks, such as a copy of a masked one; no hook stays."""
     for module in model.modules():
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(holder := getattr(hook, "__self__", None), apply_masks):

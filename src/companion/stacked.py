@@ -121,10 +121,13 @@ def outputs(model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor
     """
     if _one_after_another(model, x.device):
         each = zip(*(p.unbind() for p in params.values()), strict=True)
+        images = list(x)
+        if any(getattr(module, "inplace", False) for module in model.modules()):
+            images = [b.clone() for b in images]  # they may be the caller's
         return torch.stack(
             [
                 functional_call(model, dict(zip(params, row, strict=True)), (laid_out(model, b),))
-                for row, b in zip(each, x, strict=True)
+                for row, b in zip(each, images, strict=True)
             ]
         )
     h = x

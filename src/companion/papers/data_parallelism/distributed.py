@@ -12,6 +12,7 @@ Over several GPUs or machines:
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import os
 import sys
@@ -103,7 +104,7 @@ def train_shard(
         # one message: all gradients and, last, how many examples they are of
         scale = 1.0 if reduction == "sum" else 1.0 / len(y)
         # a sum of 16-bit gradients overflows, and a count of examples is rounded
-        wide = torch.promote_types(gradients[0].dtype, torch.float32)
+        wide = functools.reduce(torch.promote_types, (g.dtype for g in gradients), torch.float32)
         message = torch.cat(
             [scale * g.flatten().to(wide) for g in gradients]
             + [gradients[0].new_tensor([scale * len(y)], dtype=wide)]

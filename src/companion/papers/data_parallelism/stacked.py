@@ -54,7 +54,7 @@ def is_dense(model: nn.Module) -> TypeGuard[nn.Sequential]:
 
 def pick_way(model: nn.Module, batch_size: int, device: torch.device) -> str:
     """The faster of "batched" and "loop" for a training step of many such models."""
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+    if any(isinstance(module, (nn.RNNBase, nn.RNNCellBase)) for module in model.modules()):
         return "loop"  # vmap cannot batch them
     if is_dense(model) or device.type != "cpu" or batch_size < LOOP_FROM:
         return "batched"

@@ -362,7 +362,7 @@ def train_generator(
         generator=generator, device=past.device, what="steps of the generator", progress=progress,
     )  # fmt: skip
     if epochs:
-        model.trained_on = windows.frame_dt_s, windows.unit
+        model.trained_on = float(windows.frame_dt_s), windows.unit
     return trace
 
 
@@ -488,7 +488,7 @@ def train_ranker(
         generator=generator, device=windows.past.device, what="steps of the ranker", progress=progress,
     )  # fmt: skip
     if epochs:
-        ranker.trained_on = windows.frame_dt_s, windows.unit
+        ranker.trained_on = float(windows.frame_dt_s), windows.unit
     return trace
 
 

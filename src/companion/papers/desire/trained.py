@@ -38,17 +38,19 @@ class OnWindows(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Bytes of "0.4 m", none before training: a tensor, as all of a `state_dict`."""
-        text = "" if self.trained_on is None else "{!r} {}".format(*self.trained_on)
+        dt_s, unit = self.trained_on or (0.0, "")
+        text = f"{float(dt_s)!r} {unit}" if unit else ""
         return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take what `get_extra_state` gave."""
-        dt_s, _, unit = bytes(state.tolist()).decode().partition(" ")
+        dt_s, _, unit = bytes(state.to(torch.uint8).tolist()).decode().partition(" ")
         self.trained_on = (float(dt_s), unit) if dt_s else None
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *others: Any, **more: Any
     ) -> None:
         # a strict load must not miss what earlier versions did not save
-        state_dict.setdefault(f"{prefix}_extra_state", torch.empty(0, dtype=torch.uint8))
+        if any(name.startswith(prefix) for name in state_dict):
+            state_dict.setdefault(f"{prefix}_extra_state", torch.empty(0, dtype=torch.uint8))
         super()._load_from_state_dict(state_dict, prefix, *others, **more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -260,8 +261,9 @@ class AttentionClassifier(nn.Module):
     The layers that are added have the backbone's dtype and device.
 
     Raises:
-        ValueError: for a layer that does not exist, puts out no map or one with its channels last,
-            and for a backbone that puts out no vectors or cannot take the example.
+        ValueError: for a layer that does not exist or puts out no map, and for a backbone that
+            puts out no vectors or cannot take the example. Warns where a map seems to have its
+            channels last.
 
     References:
         Jetley et al. (2018), section 3.
@@ -322,9 +324,11 @@ class AttentionClassifier(nn.Module):
                 ) from error
         for name, part in zip(self.layers, local, strict=True):
             if _is_channels_last(part.shape, example.shape):
-                raise ValueError(
-                    f"layers: {name!r} puts out {tuple(part.shape)}, channels last: attention needs "
-                    "maps (batch, channels, height, width), as of part.permute(0, 3, 1, 2)"
+                warnings.warn(
+                    f"layers: {name!r} puts out {tuple(part.shape)}, which looks like channels last: "
+                    "attention takes it for (batch, channels, height, width); if it is not, let the "
+                    "layer put out x.permute(0, 3, 1, 2)",
+                    stacklevel=3,
                 )
         return [part.shape[1] for part in local], g.shape[1]
 

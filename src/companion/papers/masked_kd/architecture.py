@@ -148,9 +148,8 @@ def token_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """
     height, width = patch_sides(model)
     sides = images.shape[-2:]
-    if getattr(
-        getattr(model, "patch_embed", model), "dynamic_img_pad", False
-    ):  # timm fills the last ones up
+    embedding = getattr(model, "patch_embed", model)
+    if getattr(embedding, "dynamic_img_pad", False):  # timm fills the last ones up
         return -(-sides[0] // height), -(-sides[1] // width)
     if sides[0] % height or sides[1] % width:
         raise ValueError(

@@ -420,7 +420,8 @@ def class_pixel_maps(
     Returns:
         (classes, height, width) counts, of several sparsities (sparsities, classes, height, width).
     """
-    sparsities = [sparsity] if isinstance(sparsity, float | int) else sparsity
+    several = isinstance(sparsity, Sequence)
+    sparsities = list(sparsity) if isinstance(sparsity, Sequence) else [sparsity]
     maps = []
     for label in range(len(data.classes)):
         batch = class_scoring_batch(data, label, size, generator)
@@ -430,7 +431,7 @@ def class_pixel_maps(
             first = next(mask for mask in masks.values() if mask.dim() == 2)  # (units, pixels)
             maps.append(first.sum(0).view(data.train_x.shape[1:]).sum(0))
     found = torch.stack(maps).unflatten(0, (-1, len(sparsities))).movedim(1, 0)
-    return found if sparsities is sparsity else found[0]
+    return found if several else found[0]
 
 
 def matched_classes(maps: Tensor, data: ImageSet) -> int:

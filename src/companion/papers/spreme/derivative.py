@@ -27,9 +27,9 @@ def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.n
     """Matrices that turn a trajectory into rows of a regression.
 
     "weak": rows V theta(x), targets D x. A row integrates over a window of samples against
-    psi = (1 - u^2)^4, u in [-1, 1]; its target has the derivative moved to psi, and is scaled so that
-    constants and lines have their slope, on equal and unequal steps (trapezoidal weights) alike. A
-    window across a pause is inexact, and warns. "savgol": rows theta(V x), targets D x, value and derivative
+    psi = (1 - u^2)^4, u in [-1, 1]; its target has the derivative moved to psi, and is scaled so
+    that constants and lines have their slope, on equal and unequal steps (trapezoidal weights)
+    alike. A window across a pause is inexact, and warns. "savgol": rows theta(V x), targets D x, value and derivative
     of a cubic fitted to the window. "fd": V is the identity, D the second-order finite differences.
 
     Args:
@@ -65,9 +65,12 @@ def operators(t: np.ndarray, method: str, window: int) -> tuple[np.ndarray, np.n
         each = {"polyorder": ORDER, "axis": 0, "mode": "interp"}
         value = savgol_filter(np.eye(T), window, **each)
         return value, savgol_filter(np.eye(T), window, deriv=1, delta=steps.mean(), **each)
-    if steps.max() > PAUSE * np.median(steps):
+    within = np.lib.stride_tricks.sliding_window_view(steps, window - 1)
+    longest, usual = within.max(1), np.median(within, 1)
+    if (apart := longest > PAUSE * usual).any():
+        k = int(apart.argmax())
         warnings.warn(
-            f"t: a step of {steps.max():g} among steps of {np.median(steps):g}; windows across it are "
+            f"t: a step of {longest[k]:g} among steps of {usual[k]:g}; windows across it are "
             "inexact: give the parts before and after as trajectories of their own",
             stacklevel=2,
         )

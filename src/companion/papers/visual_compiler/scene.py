@@ -82,8 +82,8 @@ class Scene:
     Raises:
         ValueError: for a background that is no floating-point tensor with values in [0, 1], where
             calibration and picture do not fit, for a polygon that is none, a sun without a
-            direction or below the ground, an occluder whose foot is not on the ground, and where no walkable ground
-            is seen.
+            direction or below the ground, an occluder whose foot is not on the ground, and where
+            no walkable ground is seen.
     """
 
     background: Tensor
