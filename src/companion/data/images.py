@@ -280,7 +280,7 @@ def _digits(_: Path):
 
 
 def _scikit_learns_digits() -> tuple[np.ndarray, np.ndarray]:
-    # its file: scikit-learn itself, with SciPy and pandas, takes longer to import than PyTorch
+    # its file: scikit-learn itself, with SciPy and pandas, takes a second to import
     package = importlib.util.find_spec("sklearn")
     file = Path(package.origin if package and package.origin else "").parent / DIGITS_FILE
     if file.is_file():
