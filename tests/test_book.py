@@ -882,8 +882,8 @@ def test_a_main_number_that_runs_share_stands_once_with_its_setting_in_the_singu
         return cells(result._main_number("snip", main, list(runs)))[2:]
 
     three = [named("stored", 3.0), named("a", 3.0), named("b", 3.0)]
-    assert rows(*three) == [["all 3 runs", "3", "1 step; 1 seed"]]
-    assert rows(*three[:2]) == [["run a, default run", "3", "1 step; 1 seed"]]
+    assert rows(*three) == [["default run", "3", "1 step; 1 seed"]]
+    assert rows(*three[:2]) == [["default run", "3", "1 step; 1 seed"]]
     several = rows(*three, named("c", 4.0), named("d", 3.0, 21))
     assert [row[0] for row in several] == ["run a, run b, default run", "run c", "run d"]
     assert several[2][2].startswith("21 steps")
@@ -1333,7 +1333,7 @@ def test_a_curve_of_time_against_size_rises_to_the_right():
     (huge,) = performance.curves([one | {"sizes": [2**16, 2**23, 2**30], "exponent": 1.0}])
     assert huge.sizes[-1][1] in ("10⁸", "10⁹")
     html = render("comparisons.html", comparisons=[], curves=[curve])
-    assert "the 1.00 power" in html
+    assert "size to the power 1.00" in html
     assert "1,000: 10 CPU-s" in html
 
 
@@ -1360,7 +1360,7 @@ def test_growth_on_a_gpu_is_shown_where_it_is_recorded(tmp_path, monkeypatch):
     file.write_text(json.dumps({"chapters": {"snip": part}}))
     (fold,) = performance._growth_folds(names)
     html = " ".join(node.astext() for node in fold.findall(nodes.raw))
-    assert "SNIP: score: seconds. The last three points grow as the 1.00 power." in html
+    assert "SNIP: score: seconds. Over the last three points the time grows as size to the power 1.00." in html
     said = "Memory ended between 8.39 million and 16.8 million weights (71 GB at the former)."
     assert said in html
     assert "commit abc and changes after it." in fold.astext()

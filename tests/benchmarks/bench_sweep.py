@@ -280,7 +280,7 @@ def sentences(overhead, few_each, few, many_each, many, took, checking, again, s
         f"with {1 / each:.0f} runs a second at least.",
         f"So a sweep of {wanted:,} runs of a chapter's quick profile (median of the ten: "
         f"{took:.0f} s) on {CROWD} workers, a core each, would take {hours:.1f} hours, of which "
-        f"{wanted * overhead / CROWD / 60:.0f} minutes are kernels that start. It asks the one "
+        f"{wanted * overhead / CROWD / 60:.0f} minutes would go into starting kernels. It asks the one "
         f"process for {CROWD / (took + overhead):.1f} results a second; with runs as long as these "
         f"it would keep up with about {round((took + overhead) / each, -2):,.0f} workers. Before the start, "
         f"checking a grid of {many:,} runs took {checking:.0f} s; finding all of them finished and "

@@ -250,8 +250,8 @@ def gpu_section(env) -> list[nodes.Node]:
     ]
     return [
         tables.paragraph(
-            f"{where['hardware']}, {where['date']}, torch {where['packages']['torch']}. Plain copies "
-            f"and plain products of matrices reach, a second: {speed}."
+            f"{where['hardware']}, {where['date']}, torch {where['packages']['torch']}. Measured "
+            f"limits per second, of plain copies and plain products of matrices: {speed}."
         ),
         tables.table(["Chapter", "Recorded run", "Time", "GPU memory"], made, "runs"),
         folded(
@@ -287,7 +287,7 @@ def _growth_folds(names: dict[str, str]) -> list[nodes.Node]:
     lacking = [name for stem, name in names.items() if stem not in found]
     return [
         folded(
-            "How time grows with size, to where the memory ends",
+            "How time grows with size, up to the memory limit",
             tables.paragraph(
                 f"{where['hardware']}, {where['date']}, commit {where['commit'] or 'not known'}"
                 f"{' and changes after it' if where.get('changed_since_commit') else ''}. "

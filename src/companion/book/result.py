@@ -107,9 +107,9 @@ def _main_number(paper: str, main: dict, runs: list[Run]) -> nodes.container:
         name = "default run" if run.name == "stored" else f"run {run.name}"
         value = _with_range(run.values[main["value"]], seeds)
         ours.setdefault((value, "; ".join([*setting, *beside])), []).append(name)
-    # what several runs measured alike, because it does not depend on their data, stands once
+    # what does not depend on a run's data is the same in each of them: it is no confirmation
     rows += [
-        [f"all {len(names)} runs" if len(names) > 2 and len(ours) == 1 else ", ".join(names), *row]
+        ["default run" if len(ours) == 1 and "default run" in names else ", ".join(names), *row]
         for row, names in ours.items()
     ]
     right = nodes.container("", classes=["result-number"])
