@@ -1238,6 +1238,7 @@ def test_figures_get_a_palette_where_nobody_sees_it():
     lighter = assets.with_palette(png(few))
     assert len(lighter) < len(png(few))
     assert (pixels(lighter) == few).all()
+    assert assets.with_palette(lighter) is lighter  # a sweep's figure has been through it
     noise = rng.integers(0, 256, (60, 80, 3)).astype(np.uint8)
     assert assets.with_palette(png(noise)) == png(noise)
     clear = np.dstack([few, np.full((60, 80), 128, np.uint8)])
@@ -1360,7 +1361,10 @@ def test_growth_on_a_gpu_is_shown_where_it_is_recorded(tmp_path, monkeypatch):
     file.write_text(json.dumps({"chapters": {"snip": part}}))
     (fold,) = performance._growth_folds(names)
     html = " ".join(node.astext() for node in fold.findall(nodes.raw))
-    assert "SNIP: score: seconds. Over the last three points the time grows as size to the power 1.00." in html
+    assert (
+        "SNIP: score: seconds. Over the last three points the time grows as size to the power 1.00."
+        in html
+    )
     said = "Memory ended between 8.39 million and 16.8 million weights (71 GB at the former)."
     assert said in html
     assert "commit abc and changes after it." in fold.astext()

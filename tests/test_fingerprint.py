@@ -233,6 +233,25 @@ def test_code_is_earlier_if_it_was_found_alike_until_the_code_changes(refreshed,
     assert [stands(code) for code in (first, second, third)] == ["stale", "stale", "current"]
 
 
+def test_a_build_asks_once_for_the_code_of_a_chapter_and_nobody_after_it(refreshed, library):
+    path, first = refreshed()
+    fingerprint.assume_unchanged(True)
+    try:
+        assert fingerprint.standing(path)(first) == "current"
+        _, second = refreshed(*FASTER)
+        assert (
+            fingerprint.standing(path)(first) == "current"
+        )  # of the state that the build began with
+    finally:
+        fingerprint.assume_unchanged(False)
+    assert fingerprint.standing(path)(first) == "stale"
+    fingerprint.assume_unchanged(True)  # another build
+    try:
+        assert fingerprint.standing(path)(second) == "current"
+    finally:
+        fingerprint.assume_unchanged(False)
+
+
 # ---------------------------------------------------------------- the memory
 
 

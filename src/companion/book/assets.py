@@ -76,12 +76,14 @@ def lighten_figures(site: Path) -> None:
 
 
 def with_palette(png: bytes) -> bytes:
-    """A PNG with at most 256 colours; as it is where it is transparent, or a colour would move by
-    more than one of 255 steps on average."""
+    """A PNG with at most 256 colours; as it is where it has a palette already, is transparent, or a
+    colour would move by more than one of 255 steps on average."""
     import numpy as np
     from PIL import Image
 
     picture = Image.open(io.BytesIO(png))
+    if picture.mode == "P":
+        return png
     if np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
         return png
     plain = picture.convert("RGB")

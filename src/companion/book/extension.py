@@ -37,7 +37,7 @@ from companion.data.catalogue import catalogue
 from companion.files import ROOT, to_json, write_whole
 from companion.runs import chapters, record
 from companion.runs.curves import draw, draw_runs, read_curves
-from companion.runs.fingerprint import is_untouched
+from companion.runs.fingerprint import assume_unchanged, is_untouched
 from companion.runs.record import SCHEMA, Run
 from companion.runs.records import load_answers, load_records
 from companion.runs.store import kept
@@ -288,6 +288,8 @@ def register(app) -> dict[str, bool]:
     app.setup_extension("sphinx.ext.napoleon")  # first: it reads sections, ours the rest
     app.connect("build-finished", _finish_assets)
     app.connect("builder-inited", _search_prose_only)
+    app.connect("builder-inited", lambda app: assume_unchanged(True))
+    app.connect("build-finished", lambda app, exception: assume_unchanged(False), priority=900)
     app.connect("html-page-context", _leave_out_scripts, priority=900)
     app.connect("html-page-context", _mend_lists)
     app.connect("build-finished", _write_claims)

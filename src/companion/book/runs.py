@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import math
 
@@ -24,12 +26,19 @@ RECORDED = "book/recorded"  # below ROOT, as Sphinx names files
 
 def papers() -> list[dict]:
     """The papers of book/papers.yml, in order."""
-    return yaml.safe_load((ROOT / "book" / "papers.yml").read_text(encoding="utf-8"))
+    return _stated("papers.yml")
 
 
 def about() -> dict[str, dict]:
     """What book/chapters.yml says of each chapter."""
-    return yaml.safe_load((ROOT / "book" / "chapters.yml").read_text(encoding="utf-8"))
+    return _stated("chapters.yml")
+
+
+def _stated(name: str):
+    return copy.deepcopy(_parsed((ROOT / "book" / name).read_text(encoding="utf-8")))
+
+
+_parsed = functools.lru_cache(maxsize=4)(yaml.safe_load)  # the book asks some fifty times
 
 
 def stored_run(stem: str) -> Run:

@@ -247,11 +247,27 @@ def standing(path: Path) -> Callable[[str], str]:
     CURRENT: the same; EARLIER: it has changed since, and the chapter's default run gave the
     same values with both (`alike.compare`); STALE: anything else.
     """
-    notebook = read(path)
-    now, alike = fingerprint_of(notebook, path.name), set()
-    if _stored(notebook).get("fingerprint") == now:
-        alike = set(_stored(notebook).get("alike", []))
+    now, alike = (_once if _unchanged else _code)(path)
     return lambda made: CURRENT if made == now else EARLIER if made in alike else STALE
+
+
+def _code(path: Path) -> tuple[str, set[str]]:
+    """The fingerprint of a chapter, and those of earlier code with the same results."""
+    notebook = read(path)
+    now = fingerprint_of(notebook, path.name)
+    same = _stored(notebook).get("fingerprint") == now
+    return now, set(_stored(notebook).get("alike", [])) if same else set()
+
+
+_once, _unchanged = functools.cache(_code), False
+
+
+def assume_unchanged(now: bool) -> None:
+    """Whether this process takes the code of all chapters as it is. A build of the book does: it
+    is of one state, and asks for the code of each chapter some thirty times."""
+    global _unchanged
+    _unchanged = now
+    _once.cache_clear()
 
 
 def _stored(notebook: dict) -> dict[str, Any]:

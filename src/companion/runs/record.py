@@ -7,6 +7,7 @@ of a sweep.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -181,6 +182,9 @@ def save(kept: Run | Sweep, path: Path) -> None:
     write_whole(path, to_json(stored))
 
 
+_right: set[tuple[type, bytes]] = set()  # kind and sha256 of texts that `load` has checked
+
+
 def load(path: Path, kind: type[Kept] = Run, *, checked: bool = True) -> Kept:  # type: ignore[assignment]
     """Read what `save` wrote.
 
@@ -192,11 +196,14 @@ def load(path: Path, kind: type[Kept] = Run, *, checked: bool = True) -> Kept:  
         OSError: for one that cannot be read.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(stored, dict) or stored.get("seal") != seal(stored):
-            raise ValueError("not as it was written: make it again")
-        if checked:
-            validate(stored, kind)
+        text = path.read_text(encoding="utf-8")
+        stored, known = json.loads(text), (kind, hashlib.sha256(text.encode()).digest())
+        if known not in _right:  # the book reads every record some ten times
+            if not isinstance(stored, dict) or stored.get("seal") != seal(stored):
+                raise ValueError("not as it was written: make it again")
+            if checked:
+                validate(stored, kind)
+                _right.add(known)
         return kind.of_json(stored)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: {error}") from None
