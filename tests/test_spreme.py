@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pickle
 import re
 import subprocess
 import sys
@@ -771,12 +772,53 @@ def test_a_model_of_a_new_environment_simulates_as_far_and_as_finely_as_its_data
     t = torch.arange(0, 4, 0.05, dtype=torch.float64)
     x = torch.exp(-t)[:, None]
     model = spreme.SharedSINDy(spreme.Library(1, 1), max_terms=1).fit(x, t)
-    assert (model.step_, model.limit_) == (pytest.approx(0.05), 1e4)
+    assert (model.steps_, model.limit_) == ([pytest.approx(0.05)], 1e4)
     coarse, fine = model.adapt(1e3 * x[::4], t[::4]), model.adapt(x[:40], 0.01)
-    assert coarse.step_ == pytest.approx(0.2)
+    assert coarse.steps_ == [pytest.approx(0.2)]
     assert coarse.limit_ == pytest.approx(1e5)
-    assert (fine.step_, fine.limit_) == (model.step_, model.limit_)
-    assert (model.step_, model.limit_) == (pytest.approx(0.05), 1e4)  # as it was
+    assert (fine.steps_, fine.limit_) == ([pytest.approx(0.01)], model.limit_)
+    assert (model.steps_, model.limit_) == ([pytest.approx(0.05)], 1e4)  # as it was
+
+
+def test_a_fast_environment_is_simulated_as_finely_as_its_own_data_ask():
+    def circle(speed, t):
+        return np.c_[np.cos(speed * t), -np.sin(speed * t)]
+
+    slow, fast, asked = np.arange(0, 200, 1.0), np.arange(0, 1, 0.01), [0, 0.5, 1.0]
+    paths = [circle(0.1, slow), circle(20, fast)]
+    library = spreme.Library(2, 2)
+    model = spreme.SharedSINDy(library).fit(paths, [slow, fast], env=["slow", "fast"])
+    assert model.steps_ == [1.0, pytest.approx(0.01)]
+    adapted = spreme.SharedSINDy(library).fit(paths[0], slow).adapt(paths[1], fast)
+    for path in (model.simulate([1.0, 0.0], asked, "fast"), adapted.simulate([1.0, 0.0], asked)):
+        assert np.abs(path.numpy() - circle(20, np.array(asked))).max() < 1e-2
+
+
+def test_a_model_adapts_to_trajectories_of_unequal_length_and_times():
+    def decay(t):
+        return np.exp(-2 * t)[:, None]
+
+    t = np.arange(60) * 0.05
+    model = spreme.SharedSINDy(spreme.Library(1, 2), max_terms=1).fit(decay(t) ** 0.5, t)
+    one = model.adapt(decay(t), t)
+    for times in ([t[:50], t[:40]], [t, t[5:]], [t, 2 * t]):
+        several = model.adapt([decay(line) for line in times], times)
+        assert torch.allclose(several.coef_, one.coef_, rtol=1e-3)
+    assert torch.allclose(
+        model.adapt([decay(t[:50]), decay(t[:40])], 0.05).coef_, one.coef_, rtol=1e-3
+    )
+    with pytest.raises(ValueError, match="trajectory 1 has shape"):
+        model.adapt([decay(t), np.ones((30, 2))], 0.05)
+
+
+def test_a_fitted_model_with_a_sine_is_pickled():
+    t = np.arange(0, 5, 0.05)
+    library = spreme.Library(1, 1, [spreme.sine(0)])
+    model = spreme.SharedSINDy(library, max_terms=1).fit(np.exp(-t)[:, None], t)
+    again = pickle.loads(pickle.dumps(model))
+    assert again.equations() == model.equations()
+    assert torch.equal(again.simulate([1.0], [0, 1]), model.simulate([1.0], [0, 1]))
+    assert again.feature_names_ == ["1", "x0", "sin(x0)"]
 
 
 def test_coefficients_go_to_pysindy_and_back():
@@ -839,7 +881,7 @@ def test_a_simulation_far_apart_has_the_steps_of_its_data():
     x = torch.exp(-t.double())[:, None]
     library = spreme.Library(1, 1)
     model = spreme.SharedSINDy(library, max_terms=1).fit([x, x[:9]], t, [0, 0])
-    assert model.step_ == pytest.approx(0.05)
+    assert model.steps_ == [pytest.approx(0.05)]
     assert torch.equal(
         model.simulate(x[0], t), spreme.simulate(library, model.coef_[0], x[:1], t)[0][0]
     )

@@ -60,7 +60,8 @@ class SharedSINDy(BaseEstimator):
         n_features_in_: the number of states n.
         limit_: beyond which a state of a simulation counts as diverged: 1e4, or a hundred times
             the largest state of the data where that is more.
-        step_: time between two samples of the data, their median; None where it is not known.
+        steps_: for each environment the time between two samples of its data, their median; None
+            where it is not known.
 
     References:
         Park et al. (2023), arXiv 2302.05942; S2 and S3 are simpler ways to the same support.
@@ -77,7 +78,7 @@ class SharedSINDy(BaseEstimator):
     support_: Tensor
     path_: list[Any] | LoopResult
     criterion_: Tensor | None
-    step_: float | None
+    steps_: list[float] | list[None]
 
     def __init__(
         self,
@@ -156,7 +157,7 @@ class SharedSINDy(BaseEstimator):
         if self.method == "mask":
             return self._fit_mask(x, times, progress)
         gram = build_gram(self.library_, x, times, self.derivative, self.window)
-        self.step_ = _step(times)
+        self.steps_ = _steps(times, len(labels))
         if self.method == "l0":
             path = best_subsets(gram, self.max_terms, self.epsilon, shared=self.shared)
             self.path_ = path
@@ -181,7 +182,7 @@ class SharedSINDy(BaseEstimator):
             raise ValueError("x: one sample a trajectory, expected at least 7")
         if np.ptp(steps) > 1e-6 * steps.mean():
             raise ValueError("t: method = 'mask' needs equal steps")
-        self.step_ = _step(times)
+        self.steps_ = _steps(times, len(self.environments_))
         step = float(steps.mean())
         result = learn_mask(self.library_, x, step, self.epochs, self.loop, progress=progress)
         self.path_ = result
@@ -193,8 +194,9 @@ class SharedSINDy(BaseEstimator):
         """Learn a new environment's coefficients on the terms that were found, in closed form.
 
         Args:
-            x: one trajectory (T, n) or several (R, T, n), after the batch dimensions of `fit`.
-            t: the step, or times of shape (T,).
+            x: one trajectory (T, n) or several (R, T, n), after the batch dimensions of `fit`; or
+                a list of trajectories (T_i, n).
+            t: the step, or times of shape (T,); for a list also one array a trajectory.
 
         Returns:
             A model of that one environment, labelled 0; this one stays as it is.
@@ -207,6 +209,8 @@ class SharedSINDy(BaseEstimator):
         if not self.shared:
             raise ValueError("adapt needs terms that environments share: fit with shared=True")
         lead = self.coef_.shape[:-3]
+        if _is_ragged(x, t):
+            return self._adapt(*arrange(x, t, [0] * len(x), self.library_.n)[:2])
         x = as_float("x", x)
         fits = x.ndim - len(lead) in (2, 3)
         if not fits or any(m not in (1, k) for m, k in zip(x.shape, lead, strict=False)):
@@ -218,13 +222,15 @@ class SharedSINDy(BaseEstimator):
             )
         if x.ndim == len(lead) + 2:
             x = x.unsqueeze(-3)
-        x, times, _ = arrange(x.unsqueeze(-4), t, None, self.library_.n)
+        return self._adapt(*arrange(x.unsqueeze(-4), t, None, self.library_.n)[:2])
+
+    def _adapt(self, x: Tensor, times: np.ndarray | list) -> SharedSINDy:
         gram = build_gram(self.library_, x, times, self.derivative, self.window)
         model = self._copy()
         model.coef_ = solve(gram, self.support_[..., None, :, :].to(x.device))
         model.environments_ = [0]
         model.limit_ = max(self.limit_, 100 * x.abs().max().item())
-        model.step_ = max(self.step_ or 0, _step(times))
+        model.steps_ = _steps(times, 1)
         return model
 
     @classmethod
@@ -260,7 +266,7 @@ class SharedSINDy(BaseEstimator):
         model.path_, model.criterion_ = [], None
         model.environments_ = list(range(len(coefficients)))
         model.library_, model.n_features_in_ = library, library.n
-        model.limit_, model.step_ = LIMIT, step
+        model.limit_, model.steps_ = LIMIT, [step] * len(coefficients)
         model.feature_names_ = library.get_feature_names()
         return model
 
@@ -326,7 +332,7 @@ class SharedSINDy(BaseEstimator):
         """Follow the model of one environment.
 
         With four steps of Runge and Kutta's rule between two times, and with proportionally more
-        where those are further apart than the samples of the data.
+        where those are further apart than the samples of that environment's data.
 
         Args:
             x0: initial states of shape (R, n), or one of shape (n,). NumPy or torch.
@@ -349,9 +355,8 @@ class SharedSINDy(BaseEstimator):
         x0 = self._states("x0", x0)
         alone = x0.ndim == 1
         start = x0[None] if alone else x0
-        states, diverged = simulate(
-            self.library_, coefficients, start, t, limit=limit, step=self.step_
-        )
+        step = self.steps_[self.environments_.index(env)]
+        states, diverged = simulate(self.library_, coefficients, start, t, limit=limit, step=step)
         if alone:
             states, diverged = states.squeeze(-3), diverged.squeeze(-1)
         if flag:
@@ -564,10 +569,20 @@ def _times(given, T: int, *, longer: bool = False) -> np.ndarray:
     return _unrounded(t[:T], str(getattr(given, "dtype", "")).removeprefix("torch."))
 
 
-def _step(times: np.ndarray | list) -> float:
-    """Median time between two samples, of times as `arrange` gives them."""
-    each = [part for line in times for part in line] if isinstance(times, list) else [times]
-    return float(np.median(np.concatenate([np.diff(t) for t in each if t is not None])))
+def _steps(times: np.ndarray | list, environments: int) -> list[float]:
+    """Median time between two samples of each environment, of times as `arrange` gives them."""
+    each = times if isinstance(times, list) else [[times]] * environments
+    return [
+        float(np.median(np.concatenate([np.diff(t) for t in line if t is not None])))
+        for line in each
+    ]
+
+
+def _is_ragged(x: object, t: object) -> bool:
+    """Whether x is a list of trajectories that one tensor cannot hold, or that have own times."""
+    if not isinstance(x, (list, tuple)) or any(np.ndim(part) != 2 for part in x):
+        return False
+    return isinstance(t, (list, tuple)) or len({len(part) for part in x}) > 1
 
 
 def _unrounded(t: np.ndarray, dtype: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import sympy
 import torch
@@ -46,20 +46,28 @@ def sine(*states: int) -> Term:
     """
     if not states or min(states) < 0:
         raise ValueError(f"states = {list(states)}: expected indices from 0, at least one")
+    # functions of the module: a model with this term can be pickled
+    parts = (_sine_name, _sine_values, _sine_symbol)
+    return Term(*(partial(part, states) for part in parts))
 
-    def check(n: int) -> None:
-        if max(states) >= n:
-            raise ValueError(f"sine of state {max(states)}: there are {n} states, from 0")
 
-    def name(names: Sequence[str]) -> str:
-        check(len(names))
-        return f"sin({'+'.join(names[i] for i in states)})"
+def _check_states(states: Sequence[int], n: int) -> None:
+    if max(states) >= n:
+        raise ValueError(f"sine of state {max(states)}: there are {n} states, from 0")
 
-    def values(x: Tensor) -> Tensor:
-        check(x.shape[-1])
-        return torch.sin(x[..., list(states)].sum(-1))
 
-    return Term(name, values, lambda s: sympy.sin(sympy.Add(*[s[i] for i in states])))
+def _sine_name(states: Sequence[int], names: Sequence[str]) -> str:
+    _check_states(states, len(names))
+    return f"sin({'+'.join(names[i] for i in states)})"
+
+
+def _sine_values(states: Sequence[int], x: Tensor) -> Tensor:
+    _check_states(states, x.shape[-1])
+    return torch.sin(x[..., list(states)].sum(-1))
+
+
+def _sine_symbol(states: Sequence[int], symbols: Sequence[sympy.Symbol]) -> sympy.Expr:
+    return sympy.sin(sympy.Add(*[symbols[i] for i in states]))
 
 
 class Library:
