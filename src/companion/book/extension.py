@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from sphinx.ext import viewcode
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
@@ -287,6 +290,9 @@ def register(app) -> dict[str, bool]:
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.napoleon")  # first: it reads sections, ours the rest
     app.connect("build-finished", _finish_assets)
+    app.connect("builder-inited", _use_all_cores)
+    # sources that a process read and no page shows
+    app.connect("env-updated", lambda app, env: viewcode.env_purge_doc(app, env, ""))
     app.connect("builder-inited", _search_prose_only)
     app.connect("builder-inited", lambda app: assume_unchanged(True))
     app.connect("build-finished", lambda app, exception: assume_unchanged(False), priority=900)
@@ -298,6 +304,18 @@ def register(app) -> dict[str, bool]:
     app.connect("source-read", _read_chapter)
     app.connect("source-read", _write_api)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _use_all_cores(app) -> None:
+    """Read and write pages in a process per core: jupyter-book has no option for it.
+
+    Two of the extensions that it loads do not say that they may be read side by side. One numbers
+    chapters when all are read, the other concerns LaTeX. The pages are the same.
+    """
+    if sys.platform == "linux":  # elsewhere a fork of what PyTorch has started may hang
+        app.parallel = len(os.sched_getaffinity(0))
+        for name in ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex"):
+            app.extensions[name].parallel_read_safe = True
 
 
 def _read_chapter(app, docname: str, source: list[str]) -> None:
