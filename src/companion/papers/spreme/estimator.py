@@ -78,7 +78,7 @@ class SharedSINDy(BaseEstimator):
     support_: Tensor
     path_: list[Any] | LoopResult
     criterion_: Tensor | None
-    steps_: list[float] | list[None]
+    steps_: Sequence[float | None]
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class SharedSINDy(BaseEstimator):
         if not self.shared:
             raise ValueError("adapt needs terms that environments share: fit with shared=True")
         lead = self.coef_.shape[:-3]
-        if _is_ragged(x, t):
+        if isinstance(x, (list, tuple)) and _is_ragged(x, t):
             return self._adapt(*arrange(x, t, [0] * len(x), self.library_.n)[:2])
         x = as_float("x", x)
         fits = x.ndim - len(lead) in (2, 3)
@@ -578,9 +578,9 @@ def _steps(times: np.ndarray | list, environments: int) -> list[float]:
     ]
 
 
-def _is_ragged(x: object, t: object) -> bool:
-    """Whether x is a list of trajectories that one tensor cannot hold, or that have own times."""
-    if not isinstance(x, (list, tuple)) or any(np.ndim(part) != 2 for part in x):
+def _is_ragged(x: Sequence, t: object) -> bool:
+    """Whether a list has trajectories that one tensor cannot hold, or that have their own times."""
+    if any(np.ndim(part) != 2 for part in x):
         return False
     return isinstance(t, (list, tuple)) or len({len(part) for part in x}) > 1
 

@@ -47,8 +47,9 @@ def sine(*states: int) -> Term:
     if not states or min(states) < 0:
         raise ValueError(f"states = {list(states)}: expected indices from 0, at least one")
     # functions of the module: a model with this term can be pickled
-    parts = (_sine_name, _sine_values, _sine_symbol)
-    return Term(*(partial(part, states) for part in parts))
+    return Term(
+        partial(_sine_name, states), partial(_sine_values, states), partial(_sine_symbol, states)
+    )
 
 
 def _check_states(states: Sequence[int], n: int) -> None:
