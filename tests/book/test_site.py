@@ -459,7 +459,7 @@ CARD = ".papers a[href='notebooks/snip.html']"
 BOARD = "article a[href='book/scoreboard.html']"
 # a reader's question, what is clicked from the start page on, and where the answer then stands
 QUESTIONS = [
-    ("Is SNIP's table reproduced?", [BOARD, "a[href='#scoreboard-snip']"], "#scoreboard-snip", "At the paper's size the errors of its tables come out"),
+    ("Is SNIP's table reproduced?", [BOARD, "a[href='#scoreboard-snip']"], "#scoreboard-snip", "At the paper's size the errors agree with those of its tables"),
     ("What failed?", ["a.count.fails"], "form.filters output", " of "),
     ("What do you take from the paper, and what came out?", [CARD], "article", "SNIP"),
     ("Where is the paper?", [], ".papers a[href='https://arxiv.org/abs/1810.02340']", "arXiv"),
