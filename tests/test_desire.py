@@ -927,3 +927,42 @@ def test_a_saved_model_knows_what_it_was_trained_on_and_earlier_ones_load(juncti
     assert torch.equal(first, second)
     de.train_generator(older.generator, junction.windows, epochs=0, generator=generator())
     assert older.generator.trained_on is None
+
+
+def test_a_ranker_in_pixels_sees_the_neighbours_that_one_in_metres_sees():
+    samples, last, h_x = normal(2, 3, 4, 5, 2), normal(2, 3, 2, seed=1), normal(2, 3, 12, seed=2)
+    found = []
+    for unit in (1.0, 7.0):
+        torch.manual_seed(0)
+        ranker = de.RankRefine(5, social=True, hidden=12, unit=unit).double()
+        scores, delta = ranker(unit * samples, unit * last, h_x)
+        found.append((scores, delta / unit))
+    torch.testing.assert_close(*found)
+
+
+def test_a_batch_larger_than_the_set_is_the_set(monkeypatch, junction):
+    sizes = []
+    drawn = de.model.shuffled_batches
+
+    def seen(n, batch, *more):
+        sizes.append((n, batch))
+        return drawn(n, batch, *more)
+
+    monkeypatch.setattr(de.model, "shuffled_batches", seen)
+    sampler = de.SampleGenerator(12, hidden=12, latent=8)
+    de.train_generator(sampler, junction.windows[:1], epochs=1, generator=generator())
+    assert sizes == [(4, 4)]
+
+
+@pytest.mark.parametrize("cells", [64, 65])
+def test_features_lie_where_their_cells_are_whether_even_or_odd(cells):
+    along = torch.arange(cells) + 0.5 - cells / 2
+    middle = torch.nn.Conv2d(1, 1, 5, stride=2, padding=2, bias=False)
+    with torch.no_grad():
+        middle.weight.zero_()
+        middle.weight[0, 0, 2, 2] = 1
+        features = middle(along.expand(1, 1, cells, cells).clone())
+    where, centre = torch.zeros(1, dtype=torch.long), torch.zeros(1, 2)
+    at = torch.tensor([[[-20.0, 0.0], [0.0, 3.0], [18.0, 2.0]]])
+    found = de.ranking.FeatureMap(features, where, centre, 1.0, (cells, cells)).at(at)[..., 0]
+    torch.testing.assert_close(found.detach(), at[..., 0], rtol=0, atol=1e-4)

@@ -296,8 +296,8 @@ def quadratic_steps(
         return 0.0, float(lr_cap)
     rates = np.geomspace(lr_cap * 1e-6, lr_cap, 4001)
     factor = (1 - rates * curvature) ** 2
-    limit = rates**2 * variance / batch_size / (1 - factor)
     with np.errstate(divide="ignore", invalid="ignore"):
+        limit = rates**2 * variance / batch_size / (1 - factor)
         steps = np.log((target - limit) / (start**2 - limit)) / np.log(factor)
     steps = np.where((limit < target) & (factor < 1), steps, np.inf)
     least = int(np.argmin(steps))

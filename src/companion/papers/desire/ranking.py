@@ -187,12 +187,14 @@ class FeatureMap:
         index: shape (scenes,), the raster of a scene.
         origin: shape (scenes, 2), its origin in the world.
         meters_per_cell: of the raster.
+        cells: its rows and columns; None: twice those of the features.
     """
 
     features: Tensor
     index: Tensor
     origin: Tensor
     meters_per_cell: float
+    cells: tuple[int, int] | None = None
 
     def at(self, points: Tensor) -> Tensor:
         """Read the features at points; 0 beyond the edge.
@@ -208,7 +210,10 @@ class FeatureMap:
         # feature (r, c) looks at the raster's cell (2r, 2c), the first of a pair
         cell = self.meters_per_cell
         half = torch.tensor([columns, rows], dtype=points.dtype, device=points.device) * cell
-        grid = (world + 0.5 * cell) / half
+        height, width = self.cells or (2 * rows, 2 * columns)
+        # the last feature of an odd number of cells has no pair
+        first = [(0.5 + width / 2 - columns) * cell, (0.5 + height / 2 - rows) * cell]
+        grid = (world + world.new_tensor(first)) / half
         found = points.new_empty(*points.shape[:-1], self.features.shape[1])
         for raster in self.index.unique().tolist():
             here = self.index == raster
@@ -279,7 +284,10 @@ class SceneContextFusion(nn.Module):
             )
         used, index = windows.raster_index.unique(return_inverse=True)
         features = self.scene(windows.raster[used])
-        return FeatureMap(features, index, windows.origin_m, windows.meters_per_cell)
+        rows, columns = windows.raster.shape[-2:]
+        return FeatureMap(
+            features, index, windows.origin_m, windows.meters_per_cell, (rows, columns)
+        )
 
     def of_paths(
         self, samples: Tensor, last_pos: Tensor, feature_map: FeatureMap | None
