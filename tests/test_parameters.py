@@ -831,3 +831,31 @@ def test_a_run_elsewhere_is_not_judged_by_this_machine(capsys, tmp_path):
     chapters.validate(path, {"out_dir": "/dev/null/x", "device": "cuda:99"})
     with pytest.raises(ParameterError, match="out_dir = '/dev/null/x': expected a folder"):
         chapters.validate(path, {"out_dir": "/dev/null/x"}, here=True)
+
+
+def test_a_whole_number_has_64_bits_and_a_text_4096_characters():
+    run(f"steps = {2**63 - 1}\ndataset = '{'x' * 4096}'\n")
+    assert problems(f"steps = {2**63}\n").endswith("expected a number of 64 bits")
+    assert problems(f"dataset = '{'x' * 4097}'\n").endswith("of at most 4096 characters")
+
+
+def test_of_two_cells_that_state_a_default_the_first_counts():
+    space = {"In": [""]}
+    for source in ("rate: float = 0.1", "rate: float = 0.2"):
+        space["In"].append(source)
+        exec(compile(source, "cell", "exec", dont_inherit=True), space)
+    found = check_parameters(space)
+    assert (found.defaults, found.changed) == ({"rate": 0.1}, {"rate"})
+
+
+def test_a_run_has_a_seed_at_least():
+    cell = CELL + "n_seeds: int = 1\n"
+    for count in (0, 501):
+        said = problems(f"n_seeds = {count}\n", cell=cell)
+        assert said == f"n_seeds = {count}: expected a value in [1, 500]"
+
+
+def test_a_list_of_lists_is_a_bad_value_and_no_error_of_ours():
+    space = {"In": ["sizes: list = [[1]]"], "sizes": [[1]], "__annotations__": {"sizes": list}}
+    with pytest.raises(ParameterError, match=r"sizes = \[\[1\]\]: element \[1\]: expected"):
+        check_parameters(space)

@@ -4,12 +4,20 @@ import base64
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from companion.notebook.checking import LARGEST, NOT_REPRODUCED, NOT_RUN, REPRODUCED, Verdict
+from companion.notebook.checking import (
+    LARGEST,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+    Verdict,
+    measured_lines,
+)
 from companion.notebook.claims import parse_claims
 from companion.runs.record import EARLIER, STALE, Held, Run, Sweep
 
@@ -178,7 +186,7 @@ def test_a_strip_has_the_bounds_the_paper_and_every_run_with_its_spread(chapter)
         run("mnist", NOT_REPRODUCED, 10.0, profile="mnist"),
         run("odd", NOT_REPRODUCED, None),
     )
-    quick, swept, mnist = (cell.measured[0].bound for cell in made.rows[0].cells[:3])
+    quick, swept, mnist = (cell.measured[0].bounds for cell in made.rows[0].cells[:3])
     assert swept == mnist != quick
     (strip,) = charts.strips(made.rows[0])
     at = strip.axis.at
@@ -342,3 +350,33 @@ def test_the_readme_shows_a_picture_that_is_there():
     pictures = re.findall(r"!\[(.+?)\]\((\S+?)\)", text.partition("## ")[0])
     assert pictures
     assert all((ROOT / file).is_file() for _, file in pictures)
+
+
+def test_a_long_logarithmic_axis_has_powers_of_ten_only():
+    assert [text for _, text in charts.Axis.over([1, 500], log=True).ticks()] == ["1", "10", "100"]
+
+
+@pytest.mark.parametrize(
+    ("measured", "shown"),
+    [([1.0, None], "not a number"), (LARGEST, "∞ %"), ([-LARGEST, 1.0], "−∞"), (2.0, "2 %")],
+)
+def test_every_page_shows_what_was_measured_infinite_or_not_a_number_too(chapter, measured, shown):
+    compare = pytest.importorskip("companion.book.compare")
+    claim = parse_claims(STATED)["C1"]
+    one = run("x", NOT_REPRODUCED, measured)
+    cell = chapter(one).rows[0].cells[0].measured[0].shown
+    compared = compare._measured(claim.quantities["error"], one.claims["C1"])
+    (line,) = measured_lines(claim, one.claims["C1"])
+    for said in (cell, compared, line):
+        assert shown in said
+        assert "10³⁰⁰" not in said
+
+
+def test_a_sweep_over_profiles_is_shown_with_the_bounds_of_all(chapter):
+    mixed = replace(
+        sweep(2, 2), claims={"C1": Held(2, 2, {"error": [1.0, 8.0]}, ["quick", "mnist"])}
+    )
+    found = chapter(mixed)
+    assert found.rows[0].cells[0].measured[0].wanted == "at most 3 or at most 9"
+    (strip,) = charts.strips(found.rows[0])
+    assert strip.bounds == ("at most 3 %", "at most 9 %")

@@ -1114,3 +1114,23 @@ def test_mixed_values_become_text_in_the_table():
     assert frame["m"].tolist() == ["a", "2"]
     assert frame["v"].tolist() == [1.0, 2.5]
     assert frame["x"].tolist() == ["1", "[1]"]
+
+
+def test_a_kept_sweep_has_a_size_that_a_book_can_take_and_the_seconds_of_all_runs(toy, tmp_path):
+    rows = [fake({"x": x}, v=x) for x in range(3)]
+    store.keep("seeds", toy, rows, "", tmp_path)
+    assert json.loads((tmp_path / "seeds.json").read_text())["seconds"] == 3
+    for word in ("a" * 100_000, "é" * 60_000):  # bytes, not characters
+        with pytest.raises(
+            ValueError, match=r"--keep large: the table has 1\d{5} bytes, more than"
+        ):
+            store.keep("large", toy, [fake({"x": 1}, word=word)], "", tmp_path)
+        assert not (tmp_path / "large.csv").exists()
+
+
+def test_each_run_of_a_sweep_counts_under_its_own_profile():
+    runs = [
+        replace(fake({"x": x}), claims={"C1": Verdict("C1", REPRODUCED, False, profile, {"v": x})})
+        for x, profile in ((1, "quick"), (2, "mnist"))
+    ]
+    assert held(runs)["C1"] == Held(2, 2, {"v": [1, 2]}, ["quick", "mnist"])

@@ -118,7 +118,7 @@ def _strip(row: Row, quantity: Quantity) -> Strip | None:
         for told in row.claim.reported
         if told.quantity == quantity.name and (ends := reported_range(told))
     ]
-    bounds = list(dict.fromkeys(one.bound for _, one in measured))
+    bounds = list(dict.fromkeys(bound for _, one in measured for bound in one.bounds))
     limits = [end for bound in bounds for end in (bound.low, bound.high) if math.isfinite(end)]
     ours = [value for _, one in measured for value in one.values]
     axis = Axis.over([*limits, *ours, *(end for _, two in paper for end in two)])

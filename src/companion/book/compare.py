@@ -16,7 +16,7 @@ from companion.book.evidence import SINCE
 from companion.book.fold import folded
 from companion.book.runs import RECORDED, shown_seconds
 from companion.notebook.bounds import number
-from companion.notebook.checking import NOT_RUN, REPRODUCED, SIGNS, Verdict, css
+from companion.notebook.checking import NOT_RUN, REPRODUCED, SIGNS, Verdict, as_measured, css
 from companion.notebook.claims import Claim, Quantity, load_claims
 from companion.runs.curves import PLACE, Points
 from companion.runs.record import CURRENT, DONE, STALE, Held, Run, Sweep
@@ -180,9 +180,10 @@ def _measured(quantity: Quantity, found: Verdict | Held | None) -> str:
         return ""
     if value is None:
         return "–"
-    flat = [v for one in (value if isinstance(value, list) else [value])
-            for v in (one if isinstance(one, list) else [one]) if v is not None]  # fmt: skip
-    return quantity.shown(flat if len(flat) != 1 else flat[0]) if flat else "–"
+    shown = as_measured(value)
+    if isinstance(shown, list) and len(shown) < 2:
+        return quantity.shown(shown[0]) if shown else "–"
+    return quantity.shown(shown)
 
 
 def _reported(claim: Claim, quantity: Quantity) -> list[str]:

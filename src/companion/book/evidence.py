@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from companion.book.runs import papers, stored_run
 from companion.notebook.bounds import Bound
 from companion.notebook.checking import (
-    LARGEST,
     NOT_REPRODUCED,
     NOT_RUN,
     REPRODUCED,
+    as_measured,
 )
 from companion.notebook.claims import Claim, Quantity, Reported, load_claims
 from companion.runs import chapters
@@ -42,12 +41,17 @@ KINDS = {"paper": "claim of the paper", "control": "our control", "derivation": 
 
 @dataclass(frozen=True)
 class Measured:
-    """A quantity under one run: every finite value, in words too, and the bound that judged it."""
+    """A quantity under one run: every finite value, in words too, and the bounds that judged it:
+    several where the runs of a sweep have several profiles."""
 
     quantity: Quantity
     values: tuple[float, ...]
     shown: str
-    bound: Bound
+    bounds: tuple[Bound, ...]
+
+    @property
+    def wanted(self) -> str:
+        return " or ".join(map(str, self.bounds))
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ def _cell(claim: Claim, run: Run | Sweep) -> Cell:
         outcome = {0: NOT_REPRODUCED, held.of: REPRODUCED}.get(held.held, SOME)
         words = f"reproduced in {held.held} of {held.of} runs"
         by_name = held.measured
-        asserted, profile = False, (held.profiles or ["quick"])[0]
+        asserted, profiles = False, held.profiles or ["quick"]
     else:
         found = run.claims.get(claim.id)
         if found is None or found.outcome == NOT_RUN or run.status != DONE:
@@ -172,28 +176,17 @@ def _cell(claim: Claim, run: Run | Sweep) -> Cell:
             return Cell(*of, NOT_RUN, False, words)
         outcome, words = found.outcome, found.words(claim)
         by_name = found.measured
-        asserted, profile = found.asserted, found.profile
+        asserted, profiles = found.asserted, [found.profile]
     measured = []
     for name, quantity in claim.quantities.items():
         if name in by_name:
-            values = list(_flat(by_name[name]))
-            shown = quantity.shown([_number(value) for value in values]) if values else "–"
-            finite = tuple(v for v in values if _is_number(v))
-            measured.append(Measured(quantity, finite, shown, quantity.bound(profile)))
+            value = as_measured(by_name[name])
+            values = value if isinstance(value, list) else [value]
+            shown = quantity.shown(values) if values else "–"
+            finite = tuple(v for v in values if not isinstance(v, bool) and math.isfinite(v))
+            bounds = tuple(dict.fromkeys(map(quantity.bound, profiles)))
+            measured.append(Measured(quantity, finite, shown, bounds))
     return Cell(*of, outcome, asserted, words, tuple(measured))
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    for item in value if isinstance(value, list) else [value]:
-        yield from _flat(item) if isinstance(item, list) else [item]
-
-
-def _number(value: Any) -> Any:
-    return math.nan if value is None else value
-
-
-def _is_number(value: Any) -> bool:
-    return value is not None and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def reported_range(reported: Reported) -> tuple[float, float] | None:

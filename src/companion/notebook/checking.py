@@ -317,7 +317,7 @@ def measured_lines(claim: Claim, verdict: Verdict) -> list[str]:
         wanted = quantity.wanted(verdict.profile)
         if quantity.name not in verdict.measured:
             return f"{quantity.means} ({wanted})"
-        value = quantity.shown(_shown(verdict.measured[quantity.name]))
+        value = quantity.shown(as_measured(verdict.measured[quantity.name]))
         # of a truth value the bound adds nothing where it is met
         return f"{quantity.means}: {value}" + f" ({wanted})" * (value != wanted)
 
@@ -363,8 +363,12 @@ def _number(value: Any) -> float | bool:
     return value
 
 
-def _shown(value: object) -> object:
-    return [_number(item) for item in value] if isinstance(value, list) else _number(value)
+def as_measured(value: object) -> Any:
+    """A stored value, or the list of several, with NaN and infinity again."""
+    if not isinstance(value, list):
+        return _number(value)
+    parts = (item if isinstance(item, list) else [item] for item in value)  # a sweep's are nested
+    return [_number(part) for run in parts for part in run]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -273,6 +273,9 @@ def _wrong(name: str, value: Any, kind: Any, rule: Any, may_be_empty: bool = Fal
                 return f"element {told(item)}: {wrong}"
         if not value and not may_be_empty:
             return "expected at least one element"
+        for item in value:
+            if isinstance(item, (list, dict, set)):
+                return f"element {told(item)}: expected a number, a text, true or false"
         if len(set(value)) < len(value):
             twice = next(item for item in value if value.count(item) > 1)
             return f"holds {told(twice)} twice"

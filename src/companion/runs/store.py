@@ -145,8 +145,9 @@ def keep(
     if failed:
         raise SweepError(f"--keep {name}: {failed} of {len(runs)} runs failed, so it is not kept")
     text = _small_table(runs, values)
-    if len(text) > LIMIT:
-        raise ValueError(f"--keep {name}: the table has {len(text)} bytes, more than {LIMIT}")
+    size = len(text.encode())
+    if size > LIMIT:
+        raise ValueError(f"--keep {name}: the table has {size} bytes, more than {LIMIT}")
     about = Sweep(
         paper=path.stem,
         name=name,
