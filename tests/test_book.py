@@ -1441,3 +1441,10 @@ def test_signs_inside_backticks_and_examples_stay_as_they_are():
     assert tidy_docstring(text) == [
         r"Keep `a*b`, ``c|d`` and name\_ here.", "", ">>> f(*args)", "a * b",
     ]  # fmt: skip
+
+
+def test_a_ratio_at_its_aim_does_not_miss_it():
+    performance = pytest.importorskip("companion.book.performance")
+    for least in (False, True):
+        row = {"ratio": 2.001, "aim": "2", "aim_at": 2.0, "at_least": least}
+        assert not performance._missed(row)

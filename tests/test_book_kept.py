@@ -100,3 +100,12 @@ def test_what_no_record_holds_is_refused(said, why):
 def test_other_prose_stays():
     text = "{glue:text}`snip.error:.2f` and `kept`"
     assert kept.filled(text, "snip") is text
+
+
+@pytest.mark.parametrize("place", ["0/1", "1/0"])
+def test_lines_and_numbers_that_were_printed_are_counted_from_1(monkeypatch, place):
+    answer = Run("snip", "exercise-1", values={"printed": ["2 of -3.5"]})
+    monkeypatch.setattr(kept, "_runs", lambda paper: {"exercise-1": answer})
+    assert kept.filled("{kept}`exercise-1 printed[1/2]`", "snip") == "−3.5"
+    with pytest.raises(ValueError, match="counted from 1"):
+        kept.filled(f"{{kept}}`exercise-1 printed[{place}]`", "snip")

@@ -610,3 +610,36 @@ def test_other_tools_get_bounds_as_numbers():
     assert stated["needs"]["sparsities"] == [0.98]
     assert published._ends(Bound.parse("== true")) == {"truth": True}
     json.dumps(published._statement(load_claims("masked_kd")["C2"]), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "to"),
+    [
+        ("asserted", ["quick"]),
+        ("needs", {"sizes": [8]}),
+        ("depends", ["rate"]),
+        ("expected", False),
+    ],
+)
+def test_what_guards_a_verdict_is_seen_in_what_decides(key, to):
+    assert what_decides(parse_claims(changed(key, to=to))) != what_decides(parse_claims(text()))
+
+
+def test_a_margin_of_one_per_cent_is_told_without_digits():
+    claim = parse_claims(changed("quantities", "gap", "within", to="[0, 200]", id="C10"))["C10"]
+    verdict = Verdict("C10", REPRODUCED, True, measured={"gap": 1})
+    assert checking.margin_text(claim, verdict) == "1 % inside the bound"
+
+
+def test_a_number_beyond_all_digits_of_a_float_is_no_whole_one():
+    made = chapter()
+    made.check("C10", gap=2.0**70)
+    assert type(made.verdicts["C10"].measured["gap"]) is float
+    assert number(2e15) == "2·10¹⁵"
+
+
+def test_a_run_from_before_a_parameter_that_a_claim_needs_keeps_its_verdict():
+    from companion.runs.record import _judged
+
+    verdict = Verdict("C2", REPRODUCED, True, "quick", {"fall": 3, "all_fell": True})
+    assert _judged(parse_claims(text())["C2"], verdict, {}) == verdict

@@ -947,3 +947,10 @@ def test_cifar10_as_jpeg_has_its_counts_and_names(real_data, tmp_path):
     assert (x.shape, classes) == ((200, 3, 32, 32), tuple(names))
     assert y.bincount().tolist() == [20] * 10
     assert 0.4 < x.mean().item() < 0.55
+
+
+def test_pixels_that_never_change_are_not_blown_up_by_their_round_off():
+    still, other = torch.full((1000, 1, 8, 8), 0.1), torch.full((2, 1, 8, 8), 0.9)
+    data = images.ImageSet("still", still, torch.zeros(1000), other, torch.zeros(2), ("a",), "")
+    assert still.std() > 0  # of round-off
+    torch.testing.assert_close(standardise(data).test_x, other - 0.1, rtol=0, atol=1e-5)

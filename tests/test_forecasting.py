@@ -238,3 +238,11 @@ def test_shapes_that_would_broadcast_to_something_else_are_refused():
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_agents_of_any_numbers_get_colours_of_their_own():
+    step, agent = torch.tensor([0, 1, 0, 1]), torch.tensor([1, 1, 7, 7])
+    axes = plt.figure().gca()
+    plot_tracks(axes, Tracks("two", step, agent, torch.rand(4, 2).double(), 0.4))
+    assert len({line.get_color() for line in axes.lines}) == 2
+    plt.close("all")

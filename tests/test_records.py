@@ -646,3 +646,29 @@ def test_a_figure_too_large_for_the_book_loses_colours_only():
     shrunk = np.asarray(Image.open(io.BytesIO(small)).convert("RGB"), dtype=float) / 255
     assert shrunk.shape == smooth.shape
     assert abs(shrunk - smooth).mean() < 0.1
+
+
+def test_records_come_oldest_first_whatever_their_names(tiny):
+    folder = tiny()
+    at = records.provenance()
+    for name, date in (("a", "2026-02-01"), ("b", "2026-01-01")):
+        run = record.Run("tiny", name, provenance=at | {"date": date}, fingerprint="f" * 64)
+        record.save(run, folder / f"{name}.json")
+    assert [run.name for run in records.load_records("tiny")] == ["b", "a"]
+
+
+def test_a_figure_drawn_again_takes_the_place_of_the_first_and_one_of_nan_none(
+    tmp_path, monkeypatch
+):
+    import matplotlib.pyplot as plt
+
+    part = tmp_path / "run.part.json"
+    part.write_text("{}")
+    monkeypatch.setenv("COMPANION_RECORD", str(part))
+    for name, points in (("fig-a", [0, 1]), ("fig-a", [1, 0]), ("fig-b", [float("nan")] * 2)):
+        plt.figure()
+        plt.plot(points)
+        records.keep_figure(name, "caption", "alt")
+    (figure,) = json.loads(part.read_text())["figures"]
+    assert figure["file"] == "run-fig-a.png"
+    assert figure["sha256"] == records.sha256(tmp_path / "run-fig-a.part.png")

@@ -815,3 +815,23 @@ def test_a_phase_and_splines_have_the_frames_of_their_files(tmp_path):
     put(tmp_path, "ETH/seq_eth/H.txt", matrix(ROW_FIRST))
     eth = load_tracks("eth", tmp_path)
     assert (eth.frames_per_step, eth.first_frame) == (6, 780)
+
+
+def test_windows_of_clocks_that_differ_a_little_are_not_joined():
+    parts = [cut_windows(straight(dt_s=dt_s)) for dt_s in (0.4, 0.36)]
+    with pytest.raises(ValueError, match="parts differ"):
+        join_windows(parts)
+
+
+def test_a_step_shorter_than_any_is_no_multiple_of_none(tmp_path):
+    put(tmp_path, "ETH/seq_eth/obsmat.txt", matrix([[780, 1, 1.0, 0, 2.0, 0, 0, 0]]))
+    put(tmp_path, "ETH/seq_eth/H.txt", matrix(ROW_FIRST))
+    with pytest.raises(ValueError, match=r"dt_s = 1e-08: expected a multiple of 0.4 s"):
+        load_tracks("eth", tmp_path, dt_s=1e-8)
+
+
+def test_metres_lie_where_their_pixels_lay_in_a_picture_that_is_shifted():
+    shift = torch.tensor([[2.0, 0, 30], [0, 2, 40], [0, 0, 1]], dtype=torch.float64)
+    tracks = dataclasses.replace(straight(), unit="px", metres_per_pixel=0.5, to_pixels=shift)
+    metres = tracks.in_metres()
+    torch.testing.assert_close(metres.pixels(metres.position), tracks.pixels(tracks.position))
