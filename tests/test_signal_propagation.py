@@ -27,6 +27,7 @@ from companion.sparsity import (
     mask_overlap,
     prunable_parameters,
     random_scores,
+    to_torch_prune,
 )
 
 
@@ -887,6 +888,58 @@ def test_weights_that_are_no_parameter_are_refused_before_anything_changes(use, 
         use(model)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+class Times(nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight):
+        return weight * self.mask
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, masks: sp.enforce_isometry(model, masks),
+        lambda model, masks: sp.rescale_layers(model, masks),
+        lambda model, masks: sp.layer_singular_values(model, masks),
+    ],
+)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ["prune", "parametrization", "spectral_norm"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the older spectral_norm
+def test_weights_that_are_computed_from_one_parameter_are_refused_too(use, masked, kind):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    mask = torch.rand(4, 4, generator=seeded()) < 0.5
+    name, undo = "1.weight_orig", f"utils.{kind}.remove"
+    if kind == "prune":
+        to_torch_prune(model, {"1.weight": mask})
+    elif kind == "spectral_norm":
+        nn.utils.spectral_norm(model[1])
+        undo = "utils.remove_spectral_norm"
+    else:
+        nn.utils.parametrize.register_parametrization(model[1], "weight", Times(mask))
+        name, undo = "1.parametrizations.weight.original", "parametrize.remove_parametrizations"
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"^layer '1': its weight is computed .*{undo}\(layer"):
+        use(model, {name: mask} if masked else {})
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_network_of_torch_prune_is_drawn_anew_and_has_jacobians_of_its_own_masks_only():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    mask = torch.rand(4, 4, generator=seeded()) < 0.5
+    plain, x = copy.deepcopy(model), torch.randn(2, 4, generator=seeded())
+    to_torch_prune(model, {"0.weight": mask})
+    for network in (model, plain):
+        sp.init_weights(network, "lecun", generator=seeded())
+    expected = sp.jacobian_singular_values(plain, x, masks={"0.weight": mask})
+    torch.testing.assert_close(sp.jacobian_singular_values(model, x), expected)
+    with pytest.raises(ValueError, match=r"layer '0': its weight .*utils\.prune\.remove"):
+        sp.jacobian_singular_values(model, x, masks={"2.weight": torch.ones(3, 4).bool()})
 
 
 def test_a_network_in_which_examples_depend_on_each_other_has_no_jacobian():

@@ -1419,6 +1419,16 @@ def test_masks_under_both_names_of_a_tied_weight_add_up(layout):
         assert torch.equal(state[name].to_dense() != 0, one & other), name
 
 
+def test_masks_are_handed_to_torch_prune_once_and_its_names_are_told():
+    model, masks = nn.Linear(4, 3), {"weight": torch.ones(3, 4, dtype=torch.bool)}
+    to_torch_prune(model, masks)
+    with pytest.raises(ValueError, match=r"'weight' \(it has 'weight_orig'\)"):
+        to_torch_prune(model, masks)
+    with pytest.raises(ValueError, match=r"is computed from 'weight_orig': .*utils\.prune\.remove"):
+        to_torch_prune(model, {"weight_orig": masks["weight"]})
+    assert list(model.state_dict()) == ["bias", "weight_orig", "weight_mask"]
+
+
 def test_a_tie_is_not_handed_to_torch_prune_which_would_break_it():
     model = _Tied()
     masks = {"embedding.weight": torch.ones(6, 4, dtype=torch.bool)}

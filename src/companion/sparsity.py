@@ -111,6 +111,29 @@ def check_in_one_piece(model: nn.Module) -> None:
             )
 
 
+def check_not_computed(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise ValueError where one of these parameters is not a layer's weight but what it is
+    computed from, as by `torch.nn.utils.prune`, `spectral_norm` or a parametrization.
+    """
+    for name in names:
+        path, _, local = name.rpartition(".")
+        owner = model.get_submodule(path)
+        tensor = local.removesuffix("_orig")
+        if isinstance(owner, ParametrizationList):
+            path, _, tensor = path.rpartition("parametrizations.")
+            undo = "torch.nn.utils.parametrize.remove_parametrizations"
+        elif tensor == local or not isinstance(vars(owner).get(tensor), Tensor):
+            continue
+        elif f"{tensor}_mask" in owner._buffers:
+            undo = "torch.nn.utils.prune.remove"
+        else:
+            undo = "torch.nn.utils.remove_spectral_norm"
+        raise ValueError(
+            f"layer {path.rstrip('.')!r}: its {tensor} is computed from {name!r}: make it a "
+            f"parameter first, {undo}(layer, {tensor!r})"
+        )
+
+
 def is_scaling(module: nn.Module) -> bool:
     """Whether a module's weights only multiply channels: a normalisation, PReLU, a layer scale."""
     if isinstance(module, NORMALISATIONS):
@@ -822,7 +845,9 @@ def check_mask(name: str, mask: object, known: Mapping[str, Tensor] | None = Non
         ValueError: if it is no boolean tensor, or of no known name or shape.
     """
     if known is not None and name not in known:
-        hint = f" (it has '_orig_mod.{name}')" if f"_orig_mod.{name}" in known else ""
+        # of a compiled model and of torch.nn.utils.prune
+        others = [other for other in (f"_orig_mod.{name}", f"{name}_orig") if other in known]
+        hint = f" (it has {others[0]!r})" if others else ""
         raise ValueError(f"masks: the model has no parameter {name!r}{hint}")
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -980,12 +1005,13 @@ def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         masks: boolean tensors by parameter name.
 
     Raises:
-        ValueError: for masks that do not fit, and for a parameter with several names, whose tie
-            `torch.nn.utils.prune` would break.
+        ValueError: for masks that do not fit, for a parameter with several names, whose tie
+            `torch.nn.utils.prune` would break, and for one that was handed over before.
     """
     from torch.nn.utils import prune
 
     known = check_masks(model, masks)
+    check_not_computed(model, [name for name in masks if name.endswith("_orig")])
     for name in masks:
         if len(names := _names(model, name)) > 1:
             raise ValueError(

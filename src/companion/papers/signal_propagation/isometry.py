@@ -148,7 +148,8 @@ def enforce_isometry(
 
     Raises:
         ValueError: for bad arguments, masks that do not fit, weights that are not finite or run
-            away, and those of `weight_norm`, which are no parameter.
+            away, and those that are computed from parameters, as by `weight_norm`,
+            `torch.nn.utils.prune` or any parametrization.
 
     References:
         Lee et al. (2020), approximate dynamical isometry.
@@ -168,8 +169,8 @@ def enforce_isometry(
         raise ValueError(f"lr = {lr!r}: expected a finite number above 0")
     milestones = set(milestones)
     masks = by_first_name(model, masks)
-    values = masked_parameters(model, masks)
     parameters = matrices(model, masks)
+    values = masked_parameters(model, masks)
     alike: dict[torch.Size, list[str]] = {}
     for name in parameters:
         if not values[name].isfinite().all():
@@ -234,11 +235,13 @@ def rescale_layers(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     as `enforce_isometry`; an empty layer stays empty.
 
     Raises:
-        ValueError: for masks that do not fit.
+        ValueError: for masks that do not fit, and for weights that are computed from others, as
+            in `enforce_isometry`.
     """
     masks = by_first_name(model, masks)
+    parameters = matrices(model, masks)
     values = masked_parameters(model, masks)
-    for name, parameter in matrices(model, masks).items():
+    for name, parameter in parameters.items():
         value = _at_least_float32(values[name])
         matrix = maps(model, name, value)
         norm, rank = value.norm(), len(matrix) * min(matrix.shape[1:])

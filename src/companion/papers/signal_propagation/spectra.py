@@ -17,6 +17,7 @@ from companion.sparsity import (
     apply_masks,
     check_in_one_piece,
     check_masks,
+    check_not_computed,
     full_precision,
     is_bias,
     mask_report,
@@ -39,9 +40,12 @@ def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str
         masks: boolean tensors by parameter name; parameters without one are given whole.
 
     Raises:
-        ValueError: for a name or shape that does not fit the model.
+        ValueError: for a name or shape that does not fit the model, and with masks for a model of
+            `torch.nn.utils.prune`, which has no copy.
     """
     if masks:
+        check_masks(model, masks)
+        check_not_computed(model, [n for n, _ in model.named_parameters() if n.endswith("_orig")])
         model = copy.deepcopy(model)
         remove_masks(model)
         apply_masks(model, masks).remove()
@@ -54,13 +58,15 @@ def matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Para
     Those of `prunable_parameters`, and what a mask says is one.
 
     Raises:
-        ValueError: as `check_in_one_piece`.
+        ValueError: as `check_in_one_piece` and `check_not_computed`.
     """
     check_in_one_piece(model)
     layers = prunable_parameters(model, biases=False, frozen=True)
     known = dict(model.named_parameters())
     named = layers | {name: known[name] for name in masks if not is_bias(name)}
-    return {name: value for name, value in named.items() if value.dim() > 1}
+    found = {name: value for name, value in named.items() if value.dim() > 1}
+    check_not_computed(model, found)
+    return found
 
 
 def maps(model: nn.Module, name: str, weight: Tensor) -> Tensor:
@@ -69,7 +75,7 @@ def maps(model: nn.Module, name: str, weight: Tensor) -> Tensor:
     One map, or one a group of a grouped convolution: their signals never meet.
     """
     owner = name.rpartition(".")[0]
-    layer = model.get_submodule(owner.partition("parametrizations.")[0].rstrip("."))
+    layer = model.get_submodule(owner)
     groups = layer.groups if isinstance(layer, _ConvNd) else 1
     return weight.flatten(1).unflatten(0, (groups, -1))
 
@@ -201,16 +207,18 @@ def layer_singular_values(
         Vectors of length min(out, in * kernel) a group, descending, float64, by parameter name.
 
     Raises:
-        ValueError: for masks that do not fit.
+        ValueError: for masks that do not fit, and for weights that are computed from others, as
+            in `enforce_isometry`.
     """
     masks = by_first_name(model, masks or {})
+    names = list(matrices(model, masks))
     weights = masked_parameters(model, masks)
     return {
         name: torch.linalg.svdvals(maps(model, name, weights[name]).cpu().double())
         .flatten()
         .sort(descending=True)
         .values
-        for name in matrices(model, masks)
+        for name in names
     }
 
 
