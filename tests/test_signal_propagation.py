@@ -858,6 +858,70 @@ def test_a_grouped_convolution_is_judged_and_repaired_as_its_separate_maps(group
     assert values.square().mean().item() == pytest.approx(1)
 
 
+def matrices_of(weight, groups, transposed):
+    parts = weight.chunk(groups)
+    return [(part.transpose(0, 1) if transposed else part).flatten(1) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "groups"),
+    [
+        (nn.MultiheadAttention(8, 2), "in_proj_weight", 3),
+        (nn.LSTM(6, 8), "weight_ih_l0", 4),
+        (nn.LSTM(6, 8, proj_size=4), "weight_hr_l0", 1),
+        (nn.GRU(6, 8, bidirectional=True), "weight_hh_l0_reverse", 3),
+        (nn.RNN(6, 8), "weight_hh_l0", 1),
+        (nn.LSTMCell(6, 8), "weight_hh", 4),
+        (nn.GRUCell(6, 8), "weight_ih", 3),
+        (nn.RNNCell(6, 8), "weight_ih", 1),
+        (nn.ConvTranspose2d(8, 4, 1), "weight", 1),
+        (nn.ConvTranspose2d(4, 8, 3), "weight", 1),
+        (nn.ConvTranspose1d(8, 4, 2, groups=2), "weight", 2),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_a_layer_packs_or_transposes_is_judged_and_repaired_as_what_it_computes(
+    layer, name, groups, masked
+):
+    model, transposed = copy.deepcopy(layer).double(), "ConvT" in type(layer).__name__
+    weight = model.get_parameter(name)
+    mask = torch.rand(weight.shape, generator=seeded()) < (0.5 if masked else 2)
+    kernels = matrices_of(weight.detach(), groups, transposed)
+    chunks = matrices_of(mask, groups, transposed)
+    apart = nn.Sequential(*(nn.Linear(*k.shape[::-1], bias=False) for k in kernels)).double()
+    for one, kernel in zip(apart, kernels, strict=True):
+        one.weight.data = kernel.clone()
+    masks = {f"{i}.weight": chunk for i, chunk in enumerate(chunks)}
+
+    found = sp.layer_singular_values(model, {name: mask})[name]
+    expected = torch.cat([*sp.layer_singular_values(apart, masks).values()])
+    torch.testing.assert_close(found, expected.sort(descending=True).values)
+    residuals = sp.enforce_isometry(model, {name: mask})[name]
+    steps = zip(*sp.enforce_isometry(apart, masks).values(), strict=True)
+    assert residuals[0] == pytest.approx(math.hypot(*next(steps)))
+    assert residuals[-1] == pytest.approx(math.hypot(*list(steps)[-1]), abs=1e-6)
+    options = {"transposed": transposed}
+    assert sp.isometry_residual(weight, mask, groups, **options) == pytest.approx(
+        residuals[-1], abs=1e-6
+    )
+    repaired = matrices_of(weight.detach(), groups, transposed)
+    for one, kernel in zip(apart, repaired, strict=True):
+        torch.testing.assert_close(one.weight.detach(), kernel, rtol=1e-5, atol=1e-6)
+    floors = [sp.residual_floor(chunk) for chunk in chunks]
+    assert sp.residual_floor(mask, groups, **options) == pytest.approx(math.hypot(*floors))
+    sp.rescale_layers(model, {name: mask})
+    values = sp.layer_singular_values(model)[name]
+    assert values.square().mean().item() == pytest.approx(1)
+
+
+def test_a_repaired_transposed_convolution_of_one_pixel_keeps_norms_as_its_matrix_does():
+    model = nn.ConvTranspose2d(8, 4, 1, bias=False)
+    assert sp.enforce_isometry(model, {})["weight"][-1] < 1e-4
+    values = sp.jacobian_singular_values(model, torch.zeros(1, 8, 1, 1))
+    torch.testing.assert_close(values, torch.ones_like(values), rtol=1e-4, atol=1e-4)
+
+
 def test_isometric_depthwise_convolutions_stay_as_they_are():
     model = nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False, padding_mode="circular")
     sp.init_weights(model, "orthogonal", generator=seeded())

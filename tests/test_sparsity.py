@@ -1424,7 +1424,9 @@ def test_masks_are_handed_to_torch_prune_once_and_its_names_are_told():
     to_torch_prune(model, masks)
     with pytest.raises(ValueError, match=r"'weight' \(it has 'weight_orig'\)"):
         to_torch_prune(model, masks)
-    with pytest.raises(ValueError, match=r"is computed from 'weight_orig': .*utils\.prune\.remove"):
+    with pytest.raises(
+        ValueError, match=r"is computed from 'weight_orig': .*utils\.prune\.remove"
+    ):
         to_torch_prune(model, {"weight_orig": masks["weight"]})
     assert list(model.state_dict()) == ["bias", "weight_orig", "weight_mask"]
 

@@ -17,7 +17,7 @@ from companion.papers.signal_propagation.isometry import (
     rescale_layers,
     residual_floor,
 )
-from companion.papers.signal_propagation.spectra import jacobian_singular_values, maps, summary
+from companion.papers.signal_propagation.spectra import jacobian_singular_values, parts, summary
 from companion.progress import Progress
 from companion.sparsity import (
     Loss,
@@ -257,10 +257,10 @@ def spectra_by_sparsity(
 
 
 def _floor(model: nn.Module, name: str, masks: Mapping[str, Tensor]) -> float:
-    """`residual_floor` of a layer as `enforce_isometry` sees it: by groups, dense without a mask."""
+    """`residual_floor` of a layer as `enforce_isometry` sees it: by maps, dense without a mask."""
     dense = torch.ones_like(model.get_parameter(name), dtype=torch.bool)
-    mask = masks.get(name, dense)
-    return residual_floor(mask, groups=len(maps(model, name, mask)))
+    groups, transposed = parts(model, name)
+    return residual_floor(masks.get(name, dense), groups, transposed=transposed)
 
 
 # mean singular value by sparsity, of the paper's Fig. 2a (MNIST), read off the figure; "repaired"

@@ -11,11 +11,14 @@ from torch.nn.functional import hardshrink
 
 from companion.checks import boolean, whole
 from companion.papers.signal_propagation.spectra import (
+    as_maps,
     by_first_name,
     check_groups,
+    from_maps,
     maps,
     masked_parameters,
     matrices,
+    parts,
     structural_rank,
 )
 from companion.sparsity import full_precision
@@ -30,13 +33,16 @@ CLOSE = 1e-5  # residual per unit and square root of their number at which a lay
 NOTHING = 1e-12
 
 
-def isometry_residual(weight: Tensor, mask: Tensor | None = None, groups: int = 1) -> float:
+def isometry_residual(
+    weight: Tensor, mask: Tensor | None = None, groups: int = 1, *, transposed: bool = False
+) -> float:
     """Frobenius norm of V'V - I, with V the masked weight as (fan-in, out).
 
     Args:
         weight: (out, in, ...), mask: of the same shape. No weights with this mask get below
             `residual_floor`.
-        groups: of a grouped convolution, in which V has a block a group.
+        groups: of a grouped convolution, in which V has a block a group; as in `structural_rank`.
+        transposed: of a transposed convolution, whose weights are (in, out / groups, ...).
 
     Raises:
         ValueError: for a weight that is no matrix of floating-point numbers, a mask that does not
@@ -55,17 +61,17 @@ def isometry_residual(weight: Tensor, mask: Tensor | None = None, groups: int = 
     if mask is not None:
         boolean(weight.shape, mask=mask)
         V = V.masked_fill(~mask, 0)  # a product would keep what is not finite
-    check_groups(weight, groups)
-    G, missing = _gram(V.flatten(1).unflatten(0, (groups, -1)).mT)  # eq. (2.2)
+    check_groups(weight, groups, transposed)
+    G, missing = _gram(as_maps(V, groups, transposed).mT)  # eq. (2.2)
     return _residuals(G, missing).norm().item()
 
 
-def residual_floor(mask: Tensor, groups: int = 1) -> float:
+def residual_floor(mask: Tensor, groups: int = 1, *, transposed: bool = False) -> float:
     """The least residual that any weights with this mask can have: sqrt(out - structural rank).
 
     Args:
         mask: boolean, (out, in, ...).
-        groups: as in `structural_rank`.
+        groups, transposed: as in `structural_rank`.
 
     Raises:
         ValueError: as `structural_rank`.
@@ -74,8 +80,9 @@ def residual_floor(mask: Tensor, groups: int = 1) -> float:
         >>> residual_floor(torch.tensor([[True, True], [False, False]]))
         1.0
     """
-    rank = structural_rank(mask, groups)
-    return math.sqrt(mask.shape[0] - rank)  # eq. (2.4)
+    rank = structural_rank(mask, groups, transposed=transposed)
+    out = groups * mask.shape[1] if transposed else mask.shape[0]
+    return math.sqrt(out - rank)  # eq. (2.4)
 
 
 def _gram(V: Tensor) -> tuple[Tensor, int]:
@@ -125,7 +132,9 @@ def enforce_isometry(
 
     Changes the weights in place: masked entries become 0, biases stay. Frozen layers
     (`requires_grad` False) are repaired like all others, because signals pass through them too.
-    The groups of a grouped convolution are maps of their own, each brought near orthogonality.
+    The groups of a grouped convolution are maps of their own, each brought near orthogonality, and
+    so are queries, keys and values that attention packs into one weight, and the gates of an LSTM
+    or GRU. A transposed convolution counts as (out, in * kernel), like any other.
     Layers of equal shape are worked on together, in float32 (weights of 16 bits too, which are
     rounded at the end) or float64.
 
@@ -190,9 +199,10 @@ def enforce_isometry(
         if not history.isfinite().all():
             raise ValueError(f"lr = {lr!r}: the weights of {names[0]!r} ran away; lower it")
         counts = [len(layer) for layer in layers]
-        parts = zip(names, V.split(counts), history.split(counts, 1), strict=True)
-        for name, one, residuals in parts:
-            parameters[name].copy_(one.mT.reshape(parameters[name].shape))
+        of_each = zip(names, V.split(counts), history.split(counts, 1), strict=True)
+        for name, one, residuals in of_each:
+            _, transposed = parts(model, name)
+            parameters[name].copy_(from_maps(one.mT, parameters[name].shape, transposed))
             of_layer = residuals[:, 0] if len(one) == 1 else residuals.norm(dim=1)
             found[name] = of_layer.tolist()
     return {name: found[name] for name in parameters}

@@ -69,15 +69,46 @@ def matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Para
     return found
 
 
-def maps(model: nn.Module, name: str, weight: Tensor) -> Tensor:
-    """A layer's weight as the matrices of its maps, (maps, out, in * kernel).
+GATED = ("weight_ih", "weight_hh")
+GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}
 
-    One map, or one a group of a grouped convolution: their signals never meet.
+
+def parts(model: nn.Module, name: str) -> tuple[int, bool]:
+    """How many maps a layer's weight holds, and whether it is that of a transposed convolution.
+
+    One map, or one a group of a grouped convolution, one a gate of an LSTM or GRU, and one each of
+    the queries, keys and values that attention packs into one weight: their signals never meet.
     """
-    owner = name.rpartition(".")[0]
-    layer = model.get_submodule(owner)
-    groups = layer.groups if isinstance(layer, _ConvNd) else 1
+    path, _, local = name.rpartition(".")
+    layer = model.get_submodule(path)
+    if isinstance(layer, _ConvNd):
+        return layer.groups, layer.transposed
+    if isinstance(layer, nn.MultiheadAttention) and local == "in_proj_weight":
+        return 3, False
+    if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)) and local.startswith(GATED):
+        kind = getattr(layer, "mode", type(layer).__name__)
+        return GATES.get(kind, 1), False
+    return 1, False
+
+
+def as_maps(weight: Tensor, groups: int = 1, transposed: bool = False) -> Tensor:
+    """A weight as the matrices of its maps, (maps, out, in * kernel)."""
+    if transposed:  # (in, out / groups, ...): outputs first, group by group
+        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     return weight.flatten(1).unflatten(0, (groups, -1))
+
+
+def from_maps(matrices: Tensor, shape: torch.Size, transposed: bool = False) -> Tensor:
+    """The weight, of this shape, whose `as_maps` are these matrices."""
+    if not transposed:
+        return matrices.reshape(shape)
+    groups, out, _ = matrices.shape
+    return matrices.reshape(groups, out, -1, *shape[2:]).transpose(1, 2).reshape(shape)
+
+
+def maps(model: nn.Module, name: str, weight: Tensor) -> Tensor:
+    """A layer's weight as the matrices of its maps, (maps, out, in * kernel), as `parts` tells."""
+    return as_maps(weight, *parts(model, name))
 
 
 def by_first_name(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -199,12 +230,12 @@ def layer_singular_values(
     model: nn.Module, masks: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Singular values of every masked weight, a convolution reshaped to (out, in * kernel), each
-    group of a grouped one for itself.
+    of its maps for itself, as `enforce_isometry` tells them apart.
 
     Frozen layers count; `masks` as in `enforce_isometry`.
 
     Returns:
-        Vectors of length min(out, in * kernel) a group, descending, float64, by parameter name.
+        Vectors of length min(out, in * kernel) a map, descending, float64, by parameter name.
 
     Raises:
         ValueError: for masks that do not fit, and for weights that are computed from others, as
@@ -222,17 +253,19 @@ def layer_singular_values(
     }
 
 
-def structural_rank(mask: Tensor, groups: int = 1) -> int:
+def structural_rank(mask: Tensor, groups: int = 1, *, transposed: bool = False) -> int:
     """Largest rank that weights with this pattern can have; convolutions as (out, in * kernel).
 
     Args:
         mask: boolean, (out, in, ...).
         groups: of a grouped convolution, whose maps from its inputs to its outputs each have a
-            rank, and the layer their sum.
+            rank, and the layer their sum; likewise 3 for the packed `in_proj_weight` of attention
+            and for the gates of a GRU, 4 for those of an LSTM.
+        transposed: of a transposed convolution, whose masks are (in, out / groups, ...).
 
     Raises:
         ValueError: for a mask that is not boolean or has fewer than two dimensions, and groups
-            that do not divide its outputs.
+            that do not divide its outputs (transposed: its inputs).
 
     Examples:
         >>> structural_rank(torch.tensor([[True, True], [False, True], [False, False]]))
@@ -241,16 +274,17 @@ def structural_rank(mask: Tensor, groups: int = 1) -> int:
     boolean(mask=mask)
     if mask.dim() < 2:
         raise ValueError(f"mask: shape {tuple(mask.shape)}, expected at least two dimensions")
-    check_groups(mask, groups)
-    parts = mask.flatten(1).chunk(groups)
-    return sum(mask_report({"": part})[0].structural_rank for part in parts)
+    check_groups(mask, groups, transposed)
+    each = as_maps(mask, groups, transposed)
+    return sum(mask_report({"": part})[0].structural_rank for part in each)
 
 
-def check_groups(weight: Tensor, groups: int) -> None:
-    """Raise ValueError unless a weight's outputs are in so many groups."""
+def check_groups(weight: Tensor, groups: int, transposed: bool = False) -> None:
+    """Raise ValueError unless a weight's outputs (transposed: inputs) are in so many groups."""
     whole(1, groups=groups)
     if len(weight) % groups:
-        raise ValueError(f"groups = {groups}: expected a divisor of the {len(weight)} outputs")
+        what = "inputs" if transposed else "outputs"
+        raise ValueError(f"groups = {groups}: expected a divisor of the {len(weight)} {what}")
 
 
 def summary(values: Tensor) -> dict[str, float]:
