@@ -1,6 +1,7 @@
 """The room of data parallelism and sparsity: every search, every law, every process."""
 
 import copy
+import math
 import multiprocessing
 import os
 import signal
@@ -852,22 +853,54 @@ def test_labels_of_another_integer_type_and_trials_as_lists_or_arrays_change_not
         ({"lr": [0.1], "mu": [0.9]}, "trials = 'mu': expected one of 'lr', 'momentum'"),
         ({"lr": [0.1], "decay_factor": [0.1]}, "expected decay_steps and decay_factor or none"),
         ({"momentum": [0.9]}, "expected at least one value of 'lr'"),
+        ({"lr": ["a"]}, r"trials: 'lr' = \['a'\]: expected a vector of numbers"),
+        ({"lr": [0.1, -0.1]}, "trials: 'lr' -0.1: expected finite numbers of at least 0"),
+        (
+            {"lr": torch.tensor([math.nan])},
+            "trials: 'lr' nan: expected finite numbers of at least 0",
+        ),
+        ({"lr": [math.inf]}, "trials: 'lr' inf: expected finite"),
+        (
+            {"lr": [0.1], "momentum": [1.0]},
+            r"trials: 'momentum' 1\.0: expected numbers in \[0, 1\)",
+        ),
+        (
+            {"lr": [0.1], "decay_steps": [0], "decay_factor": [0.1]},
+            r"'decay_steps' 0\.0: expected fin",
+        ),
+        (
+            {"lr": [0.1], "decay_steps": [9], "decay_factor": [-1]},
+            r"'decay_factor' -1\.0: expected",
+        ),
     ],
 )
 def test_trials_that_are_none_are_named(trials, complaint):
+    load = workload(optimizer="momentum")
     for call in (
-        lambda: dp.steps_to_result(workload(), 16, [0.0], trials),
-        lambda: dp.search(workload(), [16], [0.0], trials),
+        lambda: dp.steps_to_result(load, 16, [0.0], trials),
+        lambda: dp.search(load, [16], [0.0], trials),
     ):
         with pytest.raises(ValueError, match=complaint):
             call()
 
 
 def test_a_batch_larger_than_the_set_is_refused_before_anything_runs():
-    with pytest.raises(ValueError, match="batch_size = 121: expected 1 to 120"):
-        dp.steps_to_result(workload(), 121, [0.0], TRIALS)
-    with pytest.raises(ValueError, match=r"batch_sizes = \[8, 500\]: element 500: expected 1 to"):
-        dp.search(workload(), [8, 500], [0.0], TRIALS)
+    for size in (121, 16.0, True):
+        with pytest.raises(
+            ValueError, match=f"batch_size = {size}: expected a whole number, 1 to 120"
+        ):
+            dp.steps_to_result(workload(), size, [0.0], TRIALS)
+    for size in (500, 16.0):
+        told = rf"batch_sizes = \[8, {size}\]: element {size}: expected a whole number, 1 to"
+        with pytest.raises(ValueError, match=told):
+            dp.search(workload(), [8, size], [0.0], TRIALS)
+
+
+def test_a_momentum_is_no_trial_of_plain_sgd():
+    trials = {"lr": [0.1], "momentum": [0.9]}
+    with pytest.raises(ValueError, match="trials: have a 'momentum', which optimizer = 'sgd'"):
+        dp.search(workload(), [16], [0.0], trials)
+    dp.search(workload(optimizer="momentum", max_steps=2), [16], [0.0], trials)
 
 
 def test_a_copy_of_a_workload_has_a_network_of_its_own():

@@ -7,8 +7,9 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,13 @@ from companion.progress import Progress
 from companion.stacked import stack
 from companion.training import check_classes, check_labels, shuffled_batches
 
-METAPARAMETERS = ("lr", "momentum", "decay_steps", "decay_factor")
+# what each may be, and in words
+METAPARAMETERS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "lr": (lambda v: v >= 0, "finite numbers of at least 0"),
+    "momentum": (lambda v: (v >= 0) & (v < 1), "numbers in [0, 1)"),
+    "decay_steps": (lambda v: v > 0, "finite numbers above 0"),
+    "decay_factor": (lambda v: v >= 0, "finite numbers of at least 0"),
+}
 
 # Status of a trial, and the entry of `steps` where there is no hit (the official code's numbers).
 COMPLETE, INCOMPLETE, INFEASIBLE, STOPPED = 1, -1, -2, -3
@@ -375,17 +382,18 @@ def steps_to_result(
 
     Raises:
         ValueError: for a batch larger than the training set, for networks that do not fit, and for
-            trials without a learning rate, of unknown names or of different lengths.
+            trials without a learning rate, of unknown names, of different lengths, with values out
+            of range, or with a momentum where the optimiser has none ("sgd").
 
     References:
         Lee et al. (2021), section 2.
     """
-    trials = _as_vectors(trials)
+    trials = _as_vectors(trials, workload.optimizer)
     count = len(trials["lr"])
-    if not 1 <= batch_size <= len(workload.train_x):
+    if not _is_size(batch_size, workload):
         raise ValueError(
-            f"batch_size = {batch_size!r}: expected 1 to {len(workload.train_x)}, "
-            "the size of the training set"
+            f"batch_size = {batch_size!r}: expected a whole number, 1 to "
+            f"{len(workload.train_x)}, the size of the training set"
         )
     networks = networks or initial_networks(workload, sparsities, count)
     if (networks.sparsities, networks.trials) != (tuple(sparsities), count):
@@ -453,13 +461,28 @@ def steps_to_result(
     return StepsToResult(batch_size, steps, status.view(groups, count), best, work)
 
 
-def _as_vectors(trials: Mapping[str, Any]) -> dict[str, Tensor]:
+def _is_size(batch_size: object, workload: Workload) -> bool:
+    """Whether a batch can have so many examples."""
+    whole_number = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+    return whole_number and 1 <= batch_size <= len(workload.train_x)  # type: ignore[operator]
+
+
+def _as_vectors(trials: Mapping[str, Any], optimizer: str) -> dict[str, Tensor]:
     """Values of every metaparameter as a vector; ValueError for what is no set of trials."""
     one_of(METAPARAMETERS, trials=next((n for n in trials if n not in METAPARAMETERS), "lr"))
-    vectors = {
-        name: v if isinstance(v, Tensor) else torch.as_tensor(v, dtype=torch.float64)
-        for name, v in trials.items()
-    }
+    if optimizer == "sgd" and "momentum" in trials:
+        raise ValueError(
+            "trials: have a 'momentum', which optimizer = 'sgd' has not: leave it out, or take a "
+            "workload with optimizer = 'momentum'"
+        )
+    vectors = {}
+    for name, v in trials.items():
+        try:
+            vectors[name] = torch.as_tensor(
+                v, dtype=v.dtype if isinstance(v, Tensor) else torch.float64
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"trials: {name!r} = {v!r}: expected a vector of numbers") from error
     if "lr" not in vectors or not vectors["lr"].numel():
         raise ValueError(f"trials = {sorted(trials)}: expected at least one value of 'lr'")
     for name, v in vectors.items():
@@ -469,6 +492,10 @@ def _as_vectors(trials: Mapping[str, Any]) -> dict[str, Tensor]:
         raise ValueError(
             f"trials = {sorted(trials)}: expected decay_steps and decay_factor or none"
         )
+    for name, v in vectors.items():
+        allows, expected_values = METAPARAMETERS[name]
+        if not (fine := v.isfinite() & allows(v)).all():
+            raise ValueError(f"trials: {name!r} {v[~fine][0].item()}: expected {expected_values}")
     return vectors
 
 
@@ -497,8 +524,8 @@ def search(
         progress: show a progress bar.
 
     Raises:
-        ValueError: for an empty list, a batch larger than the training set, and a store that is
-            something else.
+        ValueError: for an empty list, a batch larger than the training set, trials as in
+            `steps_to_result`, and a store that is something else.
     """
     for name, given in {
         "batch_sizes": batch_sizes,
@@ -507,12 +534,12 @@ def search(
     }.items():
         if not len(given):
             raise ValueError(f"{name} = []: expected at least one")
-    if too_large := [b for b in batch_sizes if not 1 <= b <= len(workload.train_x)]:
+    if unfit := [b for b in batch_sizes if not _is_size(b, workload)]:
         raise ValueError(
-            f"batch_sizes = {list(batch_sizes)!r}: element {too_large[0]!r}: expected 1 to "
-            f"{len(workload.train_x)}, the size of the training set"
+            f"batch_sizes = {list(batch_sizes)!r}: element {unfit[0]!r}: expected a whole number, "
+            f"1 to {len(workload.train_x)}, the size of the training set"
         )
-    trials = _as_vectors(trials)
+    trials = _as_vectors(trials, workload.optimizer)
     path = Path(store) if store else None
     kept = _read(path) if path else {}
     results = {}
