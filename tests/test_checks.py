@@ -1,4 +1,7 @@
-"""Arrays of NumPy in place of tensors: each function says what it expects, in the same words."""
+"""Bad arguments, arrays of NumPy among them: each function says what it expects, in one line."""
+
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -6,13 +9,70 @@ import torch
 import torchvision
 from torch import nn
 
+from companion import checks
 from companion.papers import data_parallelism as dp
 from companion.papers import learn_to_pay_attention as att
 from companion.papers import masked_kd as mkd
 from companion.papers import signal_propagation as sp
 from companion.papers import sparse_inr as inr
+from companion.papers import spreme
 from companion.papers import visual_compiler as vc
 from companion.training import error_rate, predict, train
+
+NOTHING_KNOWN = ("a", "1", None, [], [1.0], {}, 1j, object(), math, np.zeros(3), torch.ones(2))
+HELPERS = {
+    "whole": (lambda **v: checks.whole(0, **v), (*NOTHING_KNOWN, 1.0, True, -1, math.nan)),
+    "at_least": (lambda **v: checks.at_least(0, **v), (*NOTHING_KNOWN, -1, math.nan, 10**400)),
+    "above": (lambda **v: checks.above(0, **v), (*NOTHING_KNOWN, 0, math.inf, np.str_("1"))),
+    "fraction": (checks.fraction, (*NOTHING_KNOWN, 1, -0.1, math.nan)),
+    "one_of": (lambda **v: checks.one_of(("b", "c"), **v), NOTHING_KNOWN),
+    "one_of, keys": (lambda **v: checks.one_of({"b": 0}, **v), NOTHING_KNOWN),
+    "random_source": (checks.random_source, (*NOTHING_KNOWN, 0)),
+    "generators": (checks.generators, [v for v in NOTHING_KNOWN if v is not None]),
+    "tensors": (checks.tensors, [v for v in NOTHING_KNOWN if not torch.is_tensor(v)]),
+    "tensor_of_labels": (
+        checks.tensor_of_labels,
+        [v for v in NOTHING_KNOWN if not torch.is_tensor(v)],
+    ),
+    "one_dtype": (
+        lambda **v: checks.one_dtype(**v, tensors=torch.ones(1)),
+        [v for v in NOTHING_KNOWN if not torch.is_tensor(v)],
+    ),
+    "boolean": (checks.boolean, NOTHING_KNOWN),
+    "images": (checks.images, NOTHING_KNOWN),
+}
+
+
+@pytest.mark.parametrize("helper", HELPERS)
+def test_every_check_names_the_argument_whatever_type_its_value_has(helper):
+    check, values = HELPERS[helper]
+    for value in values:
+        with pytest.raises(ValueError, match=r"^given\b.*expected "):
+            check(given=value)
+
+
+def test_numbers_of_numpy_and_of_pytorch_are_numbers():
+    for value in (1, 0.5, np.float32(0.5), torch.tensor(0.5), Fraction(1, 2)):
+        checks.at_least(0.5, value=value)
+        checks.above(0, value=value)
+    checks.whole(1, value=np.int64(1))
+
+
+def test_a_number_of_the_wrong_type_is_named_by_whatever_takes_it():
+    model = nn.Linear(4, 3)
+    for call, told in (
+        (lambda: spreme.SharedSINDy(2, epsilon="a").fit([np.ones((9, 2))], 0.1), "epsilon = 'a'"),
+        (lambda: spreme.SharedSINDy(2, threshold=None).fit([np.ones((9, 2))], 0.1), "threshold = None"),
+        (lambda: inr.fit(inr.siren_params(2, 8, 2, 1, 20.0), torch.ones(4, 2), torch.ones(4, 1), lr="0.1", steps=1), "lr = '0.1'"),
+        (lambda: sp.enforce_isometry(model, {}, lr="a"), "lr = 'a'"),
+        (lambda: sp.init_weights(model, "he", gain=None), "gain = None"),
+        (lambda: sp.global_topk_mask({"w": torch.ones(3)}, "0.9"), "sparsity = '0.9'"),
+        (lambda: dp.scaling_constants("a", 1, 1, 1), "gap = 'a'"),
+        (lambda: dp.load_workload("digits", goal_error=None), "goal_error = None"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{told}: expected "):
+            call()
+
 
 PICTURES = np.zeros((4, 3, 32, 32), np.float32)
 ROWS = np.zeros((4, 6), np.float32)

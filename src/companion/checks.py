@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -18,24 +18,46 @@ def whole(least: int, **values: object) -> None:
             raise ValueError(f"{name} = {value!r}: expected a whole number, at least {least}")
 
 
-def at_least(least: float, **values: float) -> None:
+def number(allows: Callable[[Any], bool], expected: str, **values: Any) -> None:
+    """Raise ValueError, which says what was expected, for what is not a finite number that is
+    allowed, whatever its type.
+    """
+    for name, value in values.items():
+        try:
+            fine = math.isfinite(value) and allows(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):  # of text, None, arrays, ...
+            fine = False
+        if not fine:
+            raise ValueError(f"{name} = {value!r}: expected {expected}")
+
+
+def at_least(least: float, **values: Any) -> None:
     """Raise ValueError for what is not a finite number of at least `least`."""
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= least):
-            raise ValueError(f"{name} = {value!r}: expected a finite number, at least {least}")
+    number(lambda value: value >= least, f"a finite number, at least {least}", **values)
 
 
-def above(least: float, **values: float) -> None:
+def above(least: float, **values: Any) -> None:
     """Raise ValueError for what is not a finite number above `least`."""
-    for name, value in values.items():
-        if not (math.isfinite(value) and value > least):
-            raise ValueError(f"{name} = {value!r}: expected a finite number above {least}")
+    number(lambda value: value > least, f"a finite number above {least}", **values)
 
 
-def one_of(allowed: Iterable[object], **values: object) -> None:
+def fraction(**values: Any) -> None:
+    """Raise ValueError for what is not a number in [0, 1)."""
+    number(lambda value: 0 <= value < 1, "a number in [0, 1)", **values)
+
+
+def one_of(allowed: Collection[object], **values: object) -> None:
     """Raise ValueError for what is none of the allowed values."""
     for name, value in values.items():
-        if value not in allowed:
+        try:
+            known = value in allowed
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ):  # lists are no keys, arrays have no one truth
+            known = False
+        if not known:
             raise ValueError(
                 f"{name} = {value!r}: expected one of {', '.join(map(repr, allowed))}"
             )
@@ -64,6 +86,9 @@ def tensors(**values: object) -> None:
             raise ValueError(f"{name}: {kind}, expected a tensor{how}")
 
 
+_tensors = tensors  # where arguments have that name
+
+
 def tensor_of_labels(**values: object) -> None:
     """Raise ValueError for labels that are no tensor, such as a list or a column of a table."""
     import torch
@@ -77,7 +102,8 @@ def tensor_of_labels(**values: object) -> None:
 
 
 def one_dtype(**tensors: Tensor) -> None:
-    """Raise ValueError unless all are of one floating dtype."""
+    """Raise ValueError unless all are tensors of one floating dtype."""
+    _tensors(**tensors)
     kinds = {tensor.dtype for tensor in tensors.values()}
     if len(kinds) > 1 or not next(iter(kinds)).is_floating_point:
         each = ", ".join(str(tensor.dtype) for tensor in tensors.values())

@@ -29,7 +29,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from companion.checks import generators
+from companion.checks import generators, number
 from companion.training import evaluation_mode, functional_call
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -526,8 +526,7 @@ def kept_count(total: int, sparsity: float, rounding: str = "round") -> int:
         >>> kept_count(266_610, 0.9)
         26661
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity = {sparsity!r}: expected the fraction removed, in [0, 1)")
+    number(lambda s: 0 <= s < 1, "the fraction removed, in [0, 1)", sparsity=sparsity)
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding = {rounding!r}: expected one of {', '.join(ROUNDINGS)}")
     if rounding == "round":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from companion.checks import whole
+from companion.checks import above, whole
 
 MOST_SUBSTEPS = 1000  # of one step: more is a dt_s in another unit
 LONGEST = 100_000  # steps of the integrator, minutes of computing
@@ -85,9 +85,7 @@ def social_force(
         )
     whole(1, steps=steps)
     times = {"dt_s": dt_s, "substep_s": substep_s, "relaxation_s": relaxation_s}
-    for name, value in times.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} = {value!r}: expected a value above 0")
+    above(0, **times)
     if dt_s > MOST_SUBSTEPS * substep_s:
         raise ValueError(
             f"dt_s = {dt_s!r}: expected at most {MOST_SUBSTEPS * substep_s:g} s, "
@@ -176,13 +174,10 @@ def simulate_crossing(
     Raises:
         ValueError: for counts below 1 and for a radius or speeds that are not above 0.
     """
-    for name, value in {"n_scenes": n_scenes, "n_agents": n_agents, "steps": steps}.items():
-        if value < 1:
-            raise ValueError(f"{name} = {value!r}: expected at least 1")
+    whole(1, n_scenes=n_scenes, n_agents=n_agents, steps=steps)
     if not speeds_mps or not all(0 < speed < math.inf for speed in speeds_mps):
         raise ValueError(f"speeds_mps = {speeds_mps!r}: expected speeds above 0, at least one")
-    if not 0 < radius_m < math.inf:
-        raise ValueError(f"radius_m = {radius_m!r}: expected a length above 0")
+    above(0, radius_m=radius_m)
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion.checks import generators, whole
+from companion.checks import generators, number, whole
 from companion.data.fetch import fetch
 from companion.data.files import open_picture
 from companion.data.root import (
@@ -168,8 +168,7 @@ def hold_out(
     Raises:
         ValueError: for a fraction that is not in [0, 1].
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction = {fraction!r}: expected a number from 0 to 1")
+    number(lambda part: 0 <= part <= 1, "a number from 0 to 1", fraction=fraction)
     order = torch.randperm(len(data.train_x), generator=torch.Generator().manual_seed(seed))
     out, rest = order.to(data.train_y.device).tensor_split([round(fraction * len(order))])
     kept = data.replace(train_x=data.train_x[rest], train_y=data.train_y[rest])

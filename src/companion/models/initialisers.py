@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from companion.checks import generators
+from companion.checks import above, generators
 from companion.sparsity import (
     NORMALISATIONS,
     check_in_one_piece,
@@ -41,8 +41,7 @@ def truncated_variance_scaling_(
     References:
         Lee et al. (2019), appendix.
     """
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale = {scale!r}: expected a finite number above 0")
+    above(0, scale=scale)
     generators(generator=generator)
     for _, _, parameter in reset(model):
         fan_in = parameter[0].numel()

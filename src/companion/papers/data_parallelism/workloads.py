@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from companion import sparsity as pruning
-from companion.checks import one_of, tensors, whole
+from companion.checks import number, one_of, tensors, whole
 from companion.data.images import hold_out, load_images, standardise
 from companion.files import to_json, write_whole
 from companion.models import truncated_variance_scaling_
@@ -100,8 +100,7 @@ class Workload:
         if self.optimizer not in OPTIMIZERS:
             allowed = ", ".join(OPTIMIZERS)
             raise ValueError(f"optimizer = {self.optimizer!r}: expected one of {allowed}")
-        if not 0 < self.goal_error < 1:
-            raise ValueError(f"goal_error = {self.goal_error!r}: expected a fraction in (0, 1)")
+        number(lambda e: 0 < e < 1, "a fraction in (0, 1)", goal_error=self.goal_error)
         whole(1, max_steps=self.max_steps, check_every=self.check_every)
         if self.check_every > self.max_steps:
             raise ValueError(

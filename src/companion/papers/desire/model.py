@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from companion.checks import above, random_source, whole
+from companion.checks import above, number, random_source, whole
 from companion.data.trajectories import TrajectoryWindows
 from companion.papers.desire.generator import Regressor, SampleGenerator, kl_divergence
 from companion.papers.desire.ranking import (
@@ -556,8 +556,7 @@ def oracle_error(
         ValueError: for another mode, a share out of range, or "min_ranked" without scores or with
             scores of another shape.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share = {share!r}: expected a fraction above 0, up to 1")
+    number(lambda part: 0 < part <= 1, "a fraction above 0, up to 1", share=share)
     count = max(1, round(share * samples.shape[-3]))
     error = (samples - truth[..., None, :, :]).norm(dim=-1)
     if mode == "min_ranked":

@@ -173,8 +173,7 @@ def load_sdd(
     """
     if not videos:
         raise ValueError("videos = []: expected at least one, such as 'gates/8'")
-    if not 0 < start_every_s < math.inf:
-        raise ValueError(f"start_every_s = {start_every_s!r}: expected seconds above 0")
+    above(0, start_every_s=start_every_s)
     parts = []
     for video in videos:
         tracks = load_tracks(f"sdd/{video}", root, dt_s=dt_s, phase=phase)

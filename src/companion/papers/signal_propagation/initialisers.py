@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from companion.checks import generators
+from companion.checks import above, generators
 from companion.models.initialisers import reset, truncated_variance_scaling_
 
 # kind -> variance of a weight from its fan-in and fan-out
@@ -54,8 +54,7 @@ def init_weights(
     """
     if kind not in INITS:
         raise ValueError(f"kind = {kind!r}: expected one of {', '.join(INITS)}")
-    if not (gain > 0 and math.isfinite(gain)):
-        raise ValueError(f"gain = {gain!r}: expected a finite number above 0")
+    above(0, gain=gain)
     generators(generator=generator)
     if kind == "truncated":
         truncated_variance_scaling_(model, scale=gain**2, generator=generator)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardshrink
 
-from companion.checks import boolean, whole
+from companion.checks import above, boolean, whole
 from companion.papers.signal_propagation.spectra import (
     as_maps,
     by_first_name,
@@ -174,8 +174,7 @@ def enforce_isometry(
         raise ValueError(f"objective = {objective!r}: expected one of {', '.join(OBJECTIVES)}")
     whole(0, steps=steps)
     lr = LR[objective] if lr is None else lr
-    if not (lr > 0 and math.isfinite(lr)):
-        raise ValueError(f"lr = {lr!r}: expected a finite number above 0")
+    above(0, lr=lr)
     milestones = set(milestones)
     masks = by_first_name(model, masks)
     parameters = matrices(model, masks)
