@@ -338,6 +338,15 @@ def test_prediction_does_not_depend_on_the_batch_size_and_restores_every_mode():
         ({"steps": 2.0}, r"steps = 2\.0"),
         ({"lr": math.nan}, "lr = nan"),
         ({"lr": -0.1}, r"lr = -0\.1"),
+        ({"lr": "0.1"}, "lr = '0.1': expected a finite number, at least 0"),
+        ({"momentum": 1.5}, r"momentum = 1\.5: expected a number in \[0, 1\)"),
+        ({"momentum": -0.1}, r"momentum = -0\.1: expected a number in \[0, 1\)"),
+        ({"momentum": 0.0, "nesterov": True}, r"momentum = 0\.0: expected above 0 with nesterov"),
+        (
+            {"weight_decay": -1e-4},
+            r"weight_decay = -0\.0001: expected a finite number, at least 0",
+        ),
+        ({"batch_size": 8.0}, r"batch_size = 8\.0: expected a whole number"),
         ({"targets": torch.zeros(39).long()}, r"targets: shape \(39,\)"),
         ({"targets": torch.zeros(40, 1).long()}, r"targets: shape \(40, 1\)"),
         ({"targets": torch.zeros(40)}, r"targets: torch\.float32"),
@@ -350,6 +359,8 @@ def test_training_names_what_it_is_given_wrongly(options, told):
     options = {"steps": 2, "targets": y, "batch_size": 8, **options}
     with pytest.raises(ValueError, match=told):
         train(net(), x, generator=generator(), **options)
+    with pytest.raises(ValueError, match=told):
+        train_together([net(), net()], x, seeds=[0, 1], **options)
 
 
 def test_errors_are_of_examples_with_one_label_each():

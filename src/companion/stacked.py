@@ -340,7 +340,10 @@ def _train_stacked(
     gamma: float = 0.1,
     on_divergence: str = "raise",
 ) -> list[History]:
-    check_training(inputs, targets, steps=steps, lr=lr, on_divergence=on_divergence)
+    check_training(
+        inputs, targets, steps=steps, lr=lr, momentum=momentum, weight_decay=weight_decay,
+        nesterov=nesterov, on_divergence=on_divergence,
+    )  # fmt: skip
     targets = targets.long()
     for model, mask in zip(models, masks, strict=True):
         model.train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from companion.checks import generators, tensor_of_labels, tensors, whole
+from companion.checks import at_least, fraction, generators, tensor_of_labels, tensors, whole
 from companion.progress import Progress
 
 # Steps between two looks at the loss: a GPU has to be waited for.
@@ -69,7 +68,8 @@ def shuffled_batches(
         tensor([0, 1, 2, 3])
     """
     generators(generator=generator)
-    if not 1 <= batch_size <= count:
+    whole(1, batch_size=batch_size)
+    if batch_size > count:
         raise ValueError(
             f"batch_size = {batch_size!r}: expected 1 to {count}, the size of the set"
         )
@@ -116,7 +116,7 @@ def train(
         lr: learning rate, at least 0.
         momentum: of SGD, in [0, 1).
         weight_decay: of SGD, at least 0.
-        nesterov: use Nesterov's correction.
+        nesterov: use Nesterov's correction, which needs a momentum above 0.
         milestones: steps at which the learning rate is multiplied by gamma.
         gamma: factor on the rate at a milestone.
         augment: function (batch, generator) -> batch.
@@ -133,7 +133,10 @@ def train(
     Raises:
         ValueError: for arguments out of range and for inputs and targets that do not fit.
     """
-    check_training(inputs, targets, steps=steps, lr=lr, on_divergence=on_divergence)
+    check_training(
+        inputs, targets, steps=steps, lr=lr, momentum=momentum, weight_decay=weight_decay,
+        nesterov=nesterov, on_divergence=on_divergence,
+    )  # fmt: skip
     targets = targets.long()
     history = History()
     device = inputs.device
@@ -254,7 +257,15 @@ def error_rate(
 
 
 def check_training(
-    inputs: Tensor, targets: Tensor, *, steps: int, lr: float, on_divergence: str
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    steps: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    on_divergence: str,
 ) -> None:
     """Raise ValueError for what `train` cannot work with.
 
@@ -263,14 +274,19 @@ def check_training(
         targets: (n,), class indices.
         steps: optimiser steps, at least 0.
         lr: learning rate, at least 0.
+        momentum: in [0, 1).
+        weight_decay: at least 0.
+        nesterov: whether a momentum above 0 is needed.
         on_divergence: "raise" or "stop".
 
     Raises:
         ValueError: for what `train` cannot work with.
     """
     whole(0, steps=steps)
-    if not (lr >= 0 and math.isfinite(lr)):
-        raise ValueError(f"lr = {lr!r}: expected a finite number of at least 0")
+    at_least(0, lr=lr, weight_decay=weight_decay)
+    fraction(momentum=momentum)
+    if nesterov and not momentum:
+        raise ValueError(f"momentum = {momentum!r}: expected above 0 with nesterov = {nesterov!r}")
     tensors(inputs=inputs)
     check_labels(inputs, targets=targets)
     if on_divergence not in ("raise", "stop"):
