@@ -922,6 +922,17 @@ def test_a_repaired_transposed_convolution_of_one_pixel_keeps_norms_as_its_matri
     torch.testing.assert_close(values, torch.ones_like(values), rtol=1e-4, atol=1e-4)
 
 
+def test_no_masks_are_none_or_an_empty_dictionary():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4))
+    other = copy.deepcopy(model)
+    assert sp.enforce_isometry(model, None) == sp.enforce_isometry(other, {})
+    for network in (model, other):
+        network[0].weight.data *= 3
+    sp.rescale_layers(model)
+    sp.rescale_layers(other, {})
+    assert torch.equal(model[0].weight, other[0].weight)
+
+
 def test_isometric_depthwise_convolutions_stay_as_they_are():
     model = nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False, padding_mode="circular")
     sp.init_weights(model, "orthogonal", generator=seeded())

@@ -1419,6 +1419,45 @@ def test_masks_under_both_names_of_a_tied_weight_add_up(layout):
         assert torch.equal(state[name].to_dense() != 0, one & other), name
 
 
+def test_scores_that_look_at_no_data_take_a_model_as_well_as_its_parameters():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    params = prunable_parameters(model)
+    for score in (magnitude_scores, lambda p: random_scores(p, generator())):
+        expected, found = score(params), score(model)
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+    own = nn.ParameterDict({"scale": torch.ones(3)})
+    assert list(magnitude_scores(own)) == ["scale"]
+    with pytest.raises(ValueError, match="params: no trainable parameter to score"):
+        magnitude_scores(nn.ReLU())
+    to_torch_prune(model, {"0.weight": torch.ones(3, 4, dtype=torch.bool)})
+    with pytest.raises(
+        ValueError, match=r"layer '0': its weight is computed from '0\.weight_orig'"
+    ):
+        magnitude_scores(model)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (magnitude_scores, "params"),
+        (lambda value: random_scores(value, None), "params"),
+        (lambda value: global_topk_mask(value, 0.5), "scores"),
+        (mask_report, "masks"),
+        (lambda value: mask_overlap({}, value), "b"),
+        (lambda value: apply_masks(nn.Linear(2, 2), value), "masks"),
+        (lambda value: export_weights(nn.Linear(2, 2), value), "masks"),
+        (lambda value: to_torch_prune(nn.Linear(2, 2), value), "masks"),
+    ],
+)
+def test_what_is_no_dictionary_is_named(call, named):
+    for value, kind in ((None, "NoneType"), ([torch.ones(2)], "list")):
+        with pytest.raises(
+            ValueError, match=f"^{named}: {kind}, expected a dictionary of tensors"
+        ):
+            call(value)
+
+
 def test_masks_are_handed_to_torch_prune_once_and_its_names_are_told():
     model, masks = nn.Linear(4, 3), {"weight": torch.ones(3, 4, dtype=torch.bool)}
     to_torch_prune(model, masks)

@@ -474,22 +474,57 @@ def tracks_statistics(module: nn.Module) -> bool:
 
 
 def random_scores(
-    params: Mapping[str, Tensor], generator: torch.Generator | None
+    params: Mapping[str, Tensor] | nn.Module, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
     """Independent uniform scores, drawn on the CPU so that every device gets the same ones.
 
     Args:
+        params: tensors by name; a model: its `prunable_parameters`.
         generator: on the CPU; None: PyTorch's own.
+
+    Raises:
+        ValueError: for anything else, and for nothing to score.
     """
     generators(generator=generator)
+    named = _to_score(params)
     return {
-        name: torch.rand(p.shape, generator=generator).to(p.device) for name, p in params.items()
+        name: torch.rand(p.shape, generator=generator).to(p.device) for name, p in named.items()
     }
 
 
-def magnitude_scores(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The absolute value of every entry."""
-    return {name: p.detach().abs() for name, p in params.items()}
+def magnitude_scores(params: Mapping[str, Tensor] | nn.Module) -> dict[str, Tensor]:
+    """The absolute value of every entry.
+
+    Args:
+        params: tensors by name; a model: its `prunable_parameters`.
+
+    Raises:
+        ValueError: for anything else, for nothing to score, and for a model whose weights are
+            computed from others, as by `torch.nn.utils.prune` or `weight_norm`.
+    """
+    named = _to_score(params)
+    if isinstance(params, nn.Module) and named is not params:
+        check_in_one_piece(params)
+        check_not_computed(params, named)
+    return {name: p.detach().abs() for name, p in named.items()}
+
+
+def _to_score(params: Mapping[str, Tensor] | nn.Module) -> Mapping[str, Tensor]:
+    """Tensors by name, as they are given or those of a model."""
+    if isinstance(params, nn.Module) and not isinstance(params, nn.ParameterDict):
+        if named := prunable_parameters(params):
+            return named
+        raise ValueError("params: no trainable parameter to score")
+    check_named(params=params)
+    return params  # type: ignore[return-value]  # nn.ParameterDict has all that is needed
+
+
+def check_named(**values: object) -> None:
+    """Raise ValueError for what is no dictionary, such as None or a list."""
+    for name, value in values.items():
+        if not hasattr(value, "items"):
+            kind = type(value).__name__
+            raise ValueError(f"{name}: {kind}, expected a dictionary of tensors by parameter name")
 
 
 def shuffle_within_layer(
@@ -572,6 +607,7 @@ def global_topk_mask(
     """
     if (sparsity is None) == (keep is None):
         raise ValueError("global_topk_mask: give either sparsity or keep")
+    check_named(scores=scores)
     if not scores:
         raise ValueError("scores: no tensor to rank")
     for name, score in scores.items():
@@ -826,6 +862,7 @@ register_optimizer_step_post_hook(_after_step)
 
 def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
     """The model's parameters by name; ValueError for a mask that fits none of them."""
+    check_named(masks=masks)
     known = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         check_mask(name, mask, known)
@@ -892,6 +929,7 @@ def mask_report(masks: Mapping[str, Tensor], *, ranks: bool = True) -> list[Laye
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import structural_rank
 
+    check_named(masks=masks)
     for name, mask in masks.items():
         check_mask(name, mask)
     reports = []
@@ -920,6 +958,7 @@ def mask_overlap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
         >>> mask_overlap({"w": torch.tensor([True, True])}, {"w": torch.tensor([True, False])})
         0.5
     """
+    check_named(a=a, b=b)
     if a.keys() != b.keys():
         raise ValueError(f"masks of different parameters: {sorted(a.keys() ^ b.keys())}")
     for name, mask in a.items():

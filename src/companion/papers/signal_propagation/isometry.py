@@ -121,7 +121,7 @@ def _gradient(V: Tensor, G: Tensor, missing: int, objective: str) -> Tensor:
 @torch.no_grad()
 def enforce_isometry(
     model: nn.Module,
-    masks: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor] | None = None,
     *,
     steps: int = 200,
     objective: str = "squared",
@@ -140,7 +140,7 @@ def enforce_isometry(
 
     Args:
         model: changed in place. Its layers are those of `prunable_parameters`, trainable or not.
-        masks: layers without one count as dense. What has one of two or more dimensions is
+        masks: layers without one count as dense; None: all of them. What has one of two or more dimensions is
             repaired whatever its layer is.
         steps: of the iteration, at least 0.
         objective: "squared" steps V <- C * (V - lr V (V'V - I)), which for lr = 1/2 is Newton and
@@ -176,7 +176,7 @@ def enforce_isometry(
     lr = LR[objective] if lr is None else lr
     above(0, lr=lr)
     milestones = set(milestones)
-    masks = by_first_name(model, masks)
+    masks = by_first_name(model, {} if masks is None else masks)
     parameters = matrices(model, masks)
     values = masked_parameters(model, masks)
     alike: dict[torch.Size, list[str]] = {}
@@ -236,7 +236,7 @@ def _descend(V, C, steps, objective, lr, milestones) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def rescale_layers(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+def rescale_layers(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> None:
     """Multiply each masked weight by a number, so that its mean squared singular value is 1.
 
     The cheapest repair there is, and a baseline for `enforce_isometry`: it restores the size of
@@ -247,7 +247,7 @@ def rescale_layers(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         ValueError: for masks that do not fit, and for weights that are computed from others, as
             in `enforce_isometry`.
     """
-    masks = by_first_name(model, masks)
+    masks = by_first_name(model, {} if masks is None else masks)
     parameters = matrices(model, masks)
     values = masked_parameters(model, masks)
     for name, parameter in parameters.items():
