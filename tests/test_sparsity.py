@@ -1458,6 +1458,16 @@ def test_what_is_no_dictionary_is_named(call, named):
             call(value)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of newer PyTorch
+def test_a_model_that_has_let_go_of_its_masks_can_be_scripted():
+    model, mask = nn.Sequential(nn.Linear(4, 3)), torch.rand(3, 4, generator=generator()) < 0.5
+    apply_masks(model, {"0.weight": mask})
+    remove_masks(model)
+    scripted = torch.jit.script(model)
+    assert torch.equal(scripted.state_dict()["0.weight"] != 0, mask)
+    assert torch.equal(scripted(torch.ones(1, 4)), model(torch.ones(1, 4)))
+
+
 def test_masks_are_handed_to_torch_prune_once_and_its_names_are_told():
     model, masks = nn.Linear(4, 3), {"weight": torch.ones(3, 4, dtype=torch.bool)}
     to_torch_prune(model, masks)

@@ -706,6 +706,8 @@ class apply_masks:
     `state_dict` stay as they are. A copy of the model (`copy.deepcopy`, pickle) keeps to the masks on its
     own, until `remove_masks`. A compiled or traced model is masked likewise, whenever it was compiled,
     but for one thing: entries written by hand stay until the next step, not only until the next pass.
+    `torch.jit.script` takes no model that is still masked, as it would compile the hooks: call
+    `remove_masks` first.
 
     Works as a context manager or until `remove` is called; the entries stay zero afterwards.
 
