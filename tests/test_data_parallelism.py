@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -1432,3 +1433,24 @@ def test_what_no_search_can_use_is_named(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_an_interval_has_the_smallest_values_that_reach_its_shares():
+    assert dp.scaling.k_star_interval(np.arange(1.0, 9.0), 0.5) == (2.0, 6.0)
+
+
+def test_a_goal_is_met_to_the_last_mistake_whatever_its_rounding():
+    load = workload(goal_error=0.29, max_steps=1, check_every=1)  # 0.29 * 100 < 29
+    load = load.replace(model=mlp(6, (64,), 2).double())  # of which no example ties the outputs
+    networks = dp.initial_networks(load, [0.0], 1)
+    x, _ = blobs(100, seed=1)
+    told = stacked_outputs(load.model, flat(networks, "params"), x)[0].argmax(1)
+    load = load.replace(valid_x=x, valid_y=(told + (torch.arange(100) < 29)) % 2)
+    lr = torch.tensor([1e-12], dtype=torch.float64)
+    assert dp.steps_to_result(load, 8, [0.0], {"lr": lr}, networks=networks).k_star(0) == 1
+
+
+def test_a_rate_at_its_cap_is_no_division_by_zero():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dp.scaling.quadratic_steps(8, 0.1, 1.0, 1.0, 2.0, 2.0)

@@ -403,3 +403,29 @@ def test_counts_may_be_numpys_and_a_bar_changes_nothing():
         train(model, x, y, batch_size=2, generator=torch.Generator().manual_seed(0), **options)
         ends.append(model.weight.detach())
     assert torch.equal(*ends)
+
+
+def test_a_loss_that_is_infinite_in_one_step_only_is_seen():
+    class Once(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            shut = torch.tensor([self.calls == 1, False, False])
+            return super().forward(x).masked_fill(shut, -math.inf)
+
+    x, y = task()
+    with pytest.raises(DivergenceError):
+        train(Once(4, 3).double(), x, 0 * y, steps=LOOK_EVERY, batch_size=4, generator=generator())
+
+
+def test_a_milestone_that_comes_twice_lowers_the_rate_twice():
+    x, y = task()
+    two, one = net(), net()
+    for model, options in (
+        (two, {"milestones": [3, 3]}),
+        (one, {"milestones": [3], "gamma": 0.01}),
+    ):
+        train(model, x, y, steps=6, batch_size=8, generator=generator(), **options)
+    for a, b in zip(two.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
