@@ -913,6 +913,35 @@ def test_a_scene_survives_the_disk(scene, tmp_path):
     assert again.sun == scene.sun
 
 
+def test_a_scene_with_a_lens_is_tested_on_pictures_as_they_were_taken(scene, bank, tmp_path):
+    """Scene, pictures and boxes are in one frame: that of the camera with its lens."""
+    lens = cameras.Brown(k1=-0.3, k2=0.1)
+    scene = dataclasses.replace(
+        scene, boxes=(), camera=dataclasses.replace(scene.camera, lens=lens)
+    )
+    scenes.save_scene(scene, tmp_path / "scene")
+    again = vc.load_scene(tmp_path / "scene")
+    assert again.camera.lens == lens
+    assert torch.allclose(again.camera.K, scene.camera.K, rtol=0, atol=1e-9)
+    assert (again.background - scene.background).abs().max() < 1 / 255
+
+    film, drawn = (
+        vc.render_scene(place, bank, 4, generator=torch.Generator().manual_seed(0))
+        for place in (scene, again)
+    )
+    vc.write_coco(film, vc.to_coco(film), tmp_path / "film")
+    case = experiment.make_case(
+        "folder", scene_path=str(tmp_path / "scene"), video_path=str(tmp_path / "film/images"),
+        gt_path=str(tmp_path / "film/annotations.json"),
+    )  # fmt: skip
+    assert case.scene.camera.lens == lens
+    assert vc.evaluate(perfect(drawn, vc.to_coco(drawn)), case.truth)["AP"] > 0.999
+
+    with pytest.raises(ValueError, match="lens = Tsai"):
+        scenes.save_scene(dataclasses.replace(scene, camera=tsai()), tmp_path / "tsai")
+    assert not (tmp_path / "tsai").exists()
+
+
 def test_an_upright_occluder_hides_who_is_farther_than_its_foot(bank):
     scene = bare()
     foot = scene.camera.project(torch.tensor([0.0, 9.0, 0.0]).double())[0]

@@ -86,8 +86,9 @@ def make_case(
             video_path with the COCO file gt_path, or on renders without these.
         data_root: folder of the data sets; "": see `companion.data.root`.
         scene_path: folder for `load_scene`.
-        video_path: real images, a folder or a video file.
-        gt_path: COCO file of their annotations.
+        video_path: real images as the scene's camera takes them, lens and all: a folder or a
+            video file.
+        gt_path: COCO file of their annotations, in the pixels of these images.
         width: of the images of two data sets, pixels.
         n_test: test images.
         max_people: in a rendered image.
@@ -159,7 +160,7 @@ def read_truth(video_path: str, gt_path: str, scene: Scene) -> tuple[Tensor, dic
     """Real pictures, from a folder of files or a video, that a COCO file annotates.
 
     The COCO file's images name files of the folder, or give the video's frame as "frame". Pictures
-    must have the scene's size. The truth comes back in the form of `people_of`.
+    must have the scene's size, and be as its camera takes them. The truth comes back in the form of `people_of`.
 
     Raises:
         FileNotFoundError: for a file that is missing.
@@ -247,7 +248,7 @@ def write_products(
     """Write a COCO data set of renders and the trained detector; return what was written.
 
     ``dataset/`` holds pictures and annotations.json; ``detector.pt2`` is the exported network for
-    one picture, its output to be read by `decode`.
+    one picture in [0, 1] as the scene's camera takes it, lens and all; `decode` reads its output.
 
     Args:
         folder: to write into; made if it is missing.

@@ -19,7 +19,7 @@ from torch import Tensor
 from companion.checks import tensors, whole
 from companion.data.root import CorruptDataError
 from companion.files import write_whole
-from companion.papers.visual_compiler.camera import Camera
+from companion.papers.visual_compiler.camera import Brown, Camera
 
 STRIDE = 4  # pixels a cell of the network's maps
 REFERENCE_STATURE = 1.75  # metres, of the person whose height in the image gives the scale
@@ -327,22 +327,20 @@ def save_scene(scene: Scene, folder: str | os.PathLike) -> None:
     """Write ``scene.json`` and ``background.png`` into a folder (8 bits a channel).
 
     Raises:
-        ValueError: for a camera with a lens.
+        ValueError: for a lens that is not OpenCV's (`Brown`).
     """
     from PIL import Image
 
     folder = Path(folder)
+    camera = _calibration(scene.camera)
     folder.mkdir(parents=True, exist_ok=True)
-    camera = scene.camera
-    if camera.lens is not None:
-        raise ValueError("camera: write the scene without a lens, from an undistorted picture")
     pixels = (scene.background.cpu() * 255).round().to(torch.uint8).movedim(0, 2).numpy()
     part = folder / "background.part.png"
     Image.fromarray(pixels).save(part)
     part.replace(folder / "background.png")
     text = {
         "name": scene.name,
-        "camera": {"K": camera.K.tolist(), "R": camera.R.tolist(), "t": camera.t.tolist()},
+        "camera": camera,
         "walkable": [[list(corner) for corner in polygon] for polygon in scene.walkable],
         "boxes": [dataclasses.asdict(box) for box in scene.boxes],
         "occluders": [dataclasses.asdict(occluder) for occluder in scene.occluders],
@@ -352,12 +350,29 @@ def save_scene(scene: Scene, folder: str | os.PathLike) -> None:
     write_whole(folder / "scene.json", json.dumps(text, indent=1) + "\n")
 
 
+def _calibration(camera: Camera) -> dict:
+    """The camera as `load_scene` reads it."""
+    lens, K = camera.lens, camera.K.clone()
+    pose = {"R": camera.R.tolist(), "t": camera.t.tolist()}
+    if lens is None:
+        return {"K": K.tolist(), **pose}
+    if not isinstance(lens, Brown):
+        raise ValueError(
+            f"camera: lens = {lens!r}, expected OpenCV's (Brown) or none, which a file can tell"
+        )
+    K[:2, 2] -= 0.5  # OpenCV's pixel i has its centre at i
+    dist = [lens.k1, lens.k2, lens.p1, lens.p2, lens.k3]
+    return {"opencv": {"K": K.tolist(), **pose, "dist": dist}}
+
+
 def load_scene(folder: str | os.PathLike) -> Scene:
     """Read a scene from a folder with ``scene.json`` and ``background.png``.
 
     The camera is given as ``{"K", "R", "t"}`` (pixel centres at i + 1/2), as ``{"opencv": {"K",
-    "R", "t", "dist"}}`` (the background is undistorted here), or as ``{"homography": ...}``, the
-    3 by 3 map from the ground in metres to pixels. Only ``camera`` and ``walkable`` are needed.
+    "R", "t", "dist"}}`` (the camera keeps its lens), or as ``{"homography": ...}``, the 3 by 3 map
+    from the ground in metres to pixels. The background and outlines in it are as the camera takes
+    them, and so are all pictures and boxes of this scene. Only ``camera`` and ``walkable`` are
+    needed.
 
     Raises:
         FileNotFoundError: for a folder that lacks one of the two.
@@ -403,9 +418,6 @@ def load_scene(folder: str | os.PathLike) -> Scene:
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptDataError(f"{folder / 'scene.json'}: cannot be read ({error!r})") from error
-    if camera.lens is not None:
-        background = undistort(background, camera)
-        camera = camera.ideal()
     return Scene(background, camera, **layout)
 
 
