@@ -919,6 +919,8 @@ def test_the_guard_shows_a_teacher_of_higher_resolution_its_own_pictures():
             "guard: expected None with selector = 'full'",
         ),
         ({"alpha": -0.1}, "alpha = -0.1: expected 0 to 1"),
+        ({"amp": "bf16"}, "amp = 'bf16': expected one of None, torch.bfloat16, torch.float16"),
+        ({"amp": True}, "amp = True: expected one of None"),
         ({"teacher": nn.Linear(2, 2)}, "Linear has no known place to drop tokens"),
         ({"student": nn.Linear(2, 2)}, "Linear has no known attention blocks"),
     ],
@@ -927,6 +929,26 @@ def test_a_distiller_refuses_what_it_cannot_use_at_once(arguments, message):
     good = {"student": ours(), "teacher": ours(), "keep": 4}
     with pytest.raises(ValueError, match=message):
         mkd.MaskedDistiller(**(good | arguments))
+
+
+def test_an_outer_autocast_stays_on_without_one_of_its_own():
+    student, teacher, x = build("ours", 1), build("ours"), images()
+    seen = []
+    student.head.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    teacher.head.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    for amp in (None, torch.float16):
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            mkd.MaskedDistiller(
+                student, teacher, 4, amp=amp, alpha=1.0, guard=mkd.CollapseGuard(x)
+            ) as distiller,
+        ):
+            step = distiller(x)
+        step.loss.backward()
+        assert set(seen) == {amp or torch.bfloat16}
+        assert step.loss.dtype == torch.float32
+        assert all(p.grad is not None for p in student.parameters())
+        seen.clear()
 
 
 @pytest.mark.parametrize("fields", [{"threshold": 1.2}, {"every": 0}])

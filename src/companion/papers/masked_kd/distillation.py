@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +32,7 @@ from companion.training import LOOK_EVERY, evaluation_mode
 
 KINDS = ("soft", "hard")
 SELECTORS = ("full", "student", "random", "bottom", "teacher", "saliency")
+AMP = (None, torch.bfloat16, torch.float16)  # dtypes of autocast
 
 
 def distillation_loss(
@@ -121,6 +122,11 @@ def _labels(y: Tensor | None, z: Tensor, alpha: float) -> Tensor:
     return y
 
 
+def autocast(images: Tensor, amp: torch.dtype | None) -> AbstractContextManager:
+    """Autocast to a dtype on the device of some images; None leaves an outer one as it is."""
+    return nullcontext() if amp is None else torch.autocast(images.device.type, dtype=amp)
+
+
 @dataclass(eq=False)
 class CollapseGuard:
     """Mask the teacher only while it predicts the same classes with the mask as without.
@@ -183,7 +189,8 @@ class MaskedDistiller:
         warmup: first steps without a mask.
         guard: a `CollapseGuard`, for as many as are needed; None with "full".
         layer: block of the student whose attention counts.
-        amp: dtype of autocast, such as torch.bfloat16; None for none. Scores stay in float32.
+        amp: dtype of autocast, torch.bfloat16 or torch.float16; None for none of its own: an
+            outer autocast stays on. Loss and attention scores stay in float32.
         generator: CPU generator for "random".
 
     Raises:
@@ -222,6 +229,7 @@ class MaskedDistiller:
         generator: torch.Generator | None = None,
     ) -> None:
         one_of(SELECTORS, selector=selector)
+        one_of(AMP, amp=amp)
         if selector == "full" and guard is not None:
             raise ValueError("guard: expected None with selector = 'full', which masks nothing")
         whole(0, warmup=warmup)
@@ -347,8 +355,8 @@ class MaskedDistiller:
                 "its own resolution as teacher_images"
             )
 
-    def _autocast(self, images: Tensor) -> torch.autocast:
-        return torch.autocast(images.device.type, dtype=self.amp, enabled=self.amp is not None)
+    def _autocast(self, images: Tensor) -> AbstractContextManager:
+        return autocast(images, self.amp)
 
     def _look(self) -> None:
         """Let the guard decide whether the coming steps are masked."""

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from companion.checks import generators, tensor_of_labels, whole
+from companion.checks import generators, one_of, tensor_of_labels, whole
 from companion.checks import images as check_images
 from companion.data.files import open_picture
 from companion.data.root import MissingDataError
 from companion.device import starting_workers
 from companion.papers.masked_kd.architecture import token_grid
 from companion.papers.masked_kd.attention import cls_attention
-from companion.papers.masked_kd.distillation import MaskedDistiller
+from companion.papers.masked_kd.distillation import AMP, MaskedDistiller, autocast
 from companion.papers.masked_kd.tokens import resize_scores, select_tokens, token_drop
 from companion.progress import Progress, progress_bar
 from companion.training import DivergenceError, evaluation_mode, shuffled_batches
@@ -211,7 +211,7 @@ def train_teacher(
         lr: peak of the learning rate.
         batch_size: images per step.
         weight_decay: of AdamW.
-        amp: dtype of autocast, such as torch.bfloat16; None for none.
+        amp: as `MaskedDistiller`.
         progress: show a bar; or a bar to move on.
 
     Returns:
@@ -222,6 +222,7 @@ def train_teacher(
         ValueError: for numbers out of range, and a number as generator.
     """
     whole(0, steps=steps)
+    one_of(AMP, amp=amp)
     generators(generator=generator)
     optimizer, schedule = _optimiser(model, steps, lr, weight_decay)
     batches = images.batches(batch_size, generator)
@@ -229,7 +230,7 @@ def train_teacher(
     with progress_bar(progress, steps, "steps of the teacher") as bar:
         for _ in range(steps):
             x, y = next(batches)
-            with torch.autocast(x.device.type, dtype=amp, enabled=amp is not None):
+            with autocast(x, amp):
                 loss = cross_entropy(model(x), y)
             _descend(loss, optimizer, schedule)
             bar.update()

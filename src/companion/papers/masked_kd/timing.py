@@ -10,8 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from companion.checks import one_of
 from companion.papers.masked_kd.architecture import token_grid
-from companion.papers.masked_kd.distillation import MaskedDistiller
+from companion.papers.masked_kd.distillation import AMP, MaskedDistiller, autocast
 from companion.papers.masked_kd.tokens import check_keep, select_tokens, token_drop
 from companion.progress import Progress, progress_bar
 from companion.training import evaluation_mode
@@ -101,11 +102,12 @@ def teacher_cost(
         keeps: numbers of patches to keep.
         tokens: patches of an image, if given for a check; the teacher says how many there are.
         rounds, progress: as `timed_in_turns`.
-        amp: dtype of autocast, such as torch.bfloat16; None for none.
+        amp: as `MaskedDistiller`.
 
     Raises:
         ValueError: for another number, for no `keeps` or for one out of range.
     """
+    one_of(AMP, amp=amp)
     keeps, device = list(keeps), images.device
     tokens = _patches(teacher, images, keeps, tokens)
     draw = torch.Generator().manual_seed(0)
@@ -113,7 +115,7 @@ def teacher_cost(
     with (
         evaluation_mode(teacher),
         torch.inference_mode(),
-        torch.autocast(device.type, dtype=amp, enabled=amp is not None),
+        autocast(images, amp),
         token_drop(teacher) as masked,
     ):
 
@@ -148,6 +150,7 @@ def step_cost(
     Raises:
         ValueError: as `teacher_cost`.
     """
+    one_of(AMP, amp=amp)
     keeps = list(keeps)
     tokens = _patches(teacher, images, keeps, tokens)
 
