@@ -582,6 +582,22 @@ def test_the_truth_lies_on_the_patches_of_a_model_that_fills_images_up():
     assert expected["recall"] == mkd.mask_recall(kept, patches).mean()
 
 
+def test_a_teacher_of_any_size_keeps_as_many_patches_as_the_images_have():
+    timm = pytest.importorskip("timm", reason="timm is in the extra `test`")
+    student, teacher = (
+        timm.models.vision_transformer.VisionTransformer(
+            img_size=32, patch_size=8, **TINY, dynamic_img_size=True
+        )
+        for _ in range(2)
+    )
+    x = torch.rand(2, 3, 48, 64, generator=generator())  # 48 patches, where 32 x 32 have 16
+    with mkd.MaskedDistiller(student, teacher, 24, alpha=1.0) as distiller:
+        assert distiller(x).keep.shape == (2, 24)
+        with pytest.raises(ValueError, match="keep = 24: expected a whole number, 1 to 16"):
+            distiller(images())
+        assert distiller.step == 1
+
+
 def test_a_bar_is_shown_only_where_it_is_asked_for(capsys):
     x, y = images(8), torch.zeros(8).long()
     data = experiment.LabelledImages(x, y, x, y)

@@ -181,7 +181,8 @@ class MaskedDistiller:
     Args:
         student, teacher: classifiers, see `cls_attention` and `token_drop`; the teacher runs in
             inference mode without gradients, and no weight or mode of it changes.
-        keep: patches that the teacher sees.
+        keep: patches that the teacher sees, at most as many as it has positions for; where it takes
+            images of any size (timm's dynamic_img_size), as many as these have.
         alpha, tau, kind: as `distillation_loss`.
         selector: "student" (the method); "random"; "bottom", the student's least; "teacher", by
             the teacher's own attention, which costs a whole forward pass of it; "saliency", by
@@ -234,7 +235,8 @@ class MaskedDistiller:
             raise ValueError("guard: expected None with selector = 'full', which masks nothing")
         whole(0, warmup=warmup)
         generators(generator=generator)
-        check_keep(keep, patch_count(teacher))
+        dynamic = getattr(teacher, "dynamic_img_size", False)  # then the images say how many
+        check_keep(keep, None if dynamic else patch_count(teacher))
         probe = torch.zeros(1, 2)
         distillation_loss(probe, probe, torch.zeros(1, dtype=torch.long), alpha, tau, kind)
         drop_point(teacher)
@@ -274,7 +276,7 @@ class MaskedDistiller:
 
         Raises:
             ValueError: for what is no batch of images, images of a size that the teacher does not
-                take, and as `distillation_loss`.
+                take or with fewer patches than `keep`, and as `distillation_loss`.
         """
         seen = images if teacher_images is None else teacher_images
         check_images(images=images, teacher_images=seen)
@@ -337,7 +339,7 @@ class MaskedDistiller:
         return answers.float().clone()
 
     def _check_resolution(self, images: Tensor) -> None:
-        """Raise ValueError for pictures of a size that the teacher has no positions for."""
+        """Raise ValueError for pictures that the teacher has no positions for, or too few patches."""
         try:
             rows, columns = token_grid(self.teacher, images)
         except UnsupportedModelError:
@@ -354,6 +356,8 @@ class MaskedDistiller:
                 f"{images.shape[-2]} x {images.shape[-1]} have {rows} x {columns}: pass them in "
                 "its own resolution as teacher_images"
             )
+        if self.selector != "full":
+            check_keep(self.keep, rows * columns)
 
     def _autocast(self, images: Tensor) -> AbstractContextManager:
         return autocast(images, self.amp)
