@@ -598,6 +598,25 @@ def test_a_teacher_of_any_size_keeps_as_many_patches_as_the_images_have():
         assert distiller.step == 1
 
 
+def test_models_that_drop_patches_themselves_are_refused_where_that_matters():
+    timm = pytest.importorskip("timm", reason="timm is in the extra `test`")
+    size = {"img_size": 32, "patch_size": 8, "patch_drop_rate": 0.5}
+    student = timm.models.vision_transformer.VisionTransformer(**size, **TINY).train()
+    for selector in ("student", "bottom"):
+        with mkd.MaskedDistiller(student, ours(), 4, alpha=1.0, selector=selector) as distiller:
+            with pytest.raises(mkd.UnsupportedModelError, match=r"patch_drop_rate = 0\.5"):
+                distiller(images())
+            student.eval()
+            assert distiller(images()).keep.shape == (3, 4)
+            student.train()
+    for pair in ((student, ours(), "random"), (ours(), student, "student")):
+        with mkd.MaskedDistiller(*pair[:2], 4, alpha=1.0, selector=pair[2]) as distiller:
+            assert distiller(images()).keep.shape == (3, 4)
+    eva = timm.models.eva.Eva(**size, **TINY)
+    with pytest.raises(mkd.UnsupportedModelError, match="Eva with patch_drop_rate above 0"):
+        mkd.MaskedDistiller(ours(), eva, 4)
+
+
 def test_a_bar_is_shown_only_where_it_is_asked_for(capsys):
     x, y = images(8), torch.zeros(8).long()
     data = experiment.LabelledImages(x, y, x, y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -277,7 +278,10 @@ class MaskedDistiller:
         Raises:
             ValueError: for what is no batch of images, images of a size that the teacher does not
                 take or with fewer patches than `keep`, and as `distillation_loss`.
+            UnsupportedModelError: for a student in training that drops patches itself (timm's
+                patch_drop_rate) where its attention selects.
         """
+        self._check_student()
         seen = images if teacher_images is None else teacher_images
         check_images(images=images, teacher_images=seen)
         self._check_resolution(seen)
@@ -337,6 +341,16 @@ class MaskedDistiller:
         with evaluation_mode(self.teacher), torch.inference_mode(), self._autocast(images):
             answers = self._masked_teacher(images, keep)
         return answers.float().clone()
+
+    def _check_student(self) -> None:
+        """Raise UnsupportedModelError for a student that drops patches that it should score."""
+        drop: Any = getattr(self.student, "patch_drop", None)
+        rate = getattr(drop, "prob", 0)
+        if self.selector in ("student", "bottom") and rate and drop.training:
+            raise UnsupportedModelError(
+                f"student: patch_drop_rate = {rate!r} drops patches in training, which then have "
+                f"no attention to select by; expected 0 with selector = {self.selector!r}"
+            )
 
     def _check_resolution(self, images: Tensor) -> None:
         """Raise ValueError for pictures that the teacher has no positions for, or too few patches."""
