@@ -1103,6 +1103,24 @@ def test_decoding_the_targets_gives_back_the_people(small):
     assert checked > 10
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overlap": 3.0}, r"overlap = 3\.0: expected 0 to 1"),
+        ({"overlap": math.nan}, "overlap = nan"),
+        ({"threshold": math.nan}, "threshold = nan: expected 0 to 1"),
+        ({"threshold": -0.1}, r"threshold = -0\.1"),
+        ({"top": 0}, "top = 0"),
+    ],
+)
+def test_a_search_refuses_options_out_of_range_before_it_starts(options, message):
+    with pytest.raises(ValueError, match=message):
+        vc.decode(torch.zeros(1, networks.CHANNELS, 4, 4), **options)
+    never = torch.nn.Conv2d(5, 5, 1)  # takes no image: the search would fail another way
+    with pytest.raises(ValueError, match=message):
+        vc.detect(never, torch.zeros(1, 3, 16, 16), **options)
+
+
 def test_the_loss_is_lowest_for_the_targets(small):
     _, target = small.batch(torch.arange(8))
     right = networks.losses(ideal_output(target), target)

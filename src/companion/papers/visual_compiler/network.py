@@ -387,15 +387,18 @@ def decode(
     Args:
         output: of `SpatiallyVaryingFCN`.
         top: most people of an image.
-        threshold: least score.
+        threshold: people score more than this, 0 to 1.
         overlap: greatest intersection over union of two boxes, 0 to 1.
 
     Raises:
-        ValueError: for maps of another shape or with NaN, and no people.
+        ValueError: for maps of another shape or with NaN, no people, and numbers out of range.
     """
     if output.dim() != 4 or output.shape[1] != CHANNELS:
         raise ValueError(f"output: shape {tuple(output.shape)}, expected (b, {CHANNELS}, h, w)")
     whole(1, top=top)
+    for name, value in (("threshold", threshold), ("overlap", overlap)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} = {value!r}: expected 0 to 1")
     output = output.detach().float().cpu()
     if output.isnan().any():  # no cell would be a peak: a street without people
         raise ValueError("output: NaN in the maps, as of a network whose training diverged")
@@ -488,11 +491,12 @@ def detect(
         An entry an image, the people best first.
 
     Raises:
-        ValueError: for what is no batch of colour images in [0, 1] or uint8, and images of
-            another size than the model's masks.
+        ValueError: for what is no batch of colour images in [0, 1] or uint8, images of another
+            size than the model's masks, and as `decode`.
     """
     check_pictures(images, empty=True)
     whole(1, batch_size=batch_size)
+    decode(torch.zeros(0, CHANNELS, 1, 1), **options)  # refuses options before the search
     like = next(model.parameters())
     found: list[Detections] = []
     with (
