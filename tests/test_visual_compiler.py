@@ -913,6 +913,20 @@ def test_a_scene_survives_the_disk(scene, tmp_path):
     assert again.sun == scene.sun
 
 
+def test_a_scene_of_numpys_numbers_survives_the_disk_whole(scene, tmp_path):
+    walkable = [np.array([[-6, 4], [9, 4], [14, 32], [-6, 32]])]
+    boxes = (vc.Box(np.float32(1), np.int64(9), tuple(np.float32([1, 2, 1.5]))),)
+    occluders = (vc.Occluder(np.array([[10, 20], [30, 20], [30, 90]]), np.array([20, 90])),)
+    given = dataclasses.replace(scene, walkable=walkable, boxes=boxes, occluders=occluders)
+    scenes.save_scene(given, tmp_path / "scene")
+    again = vc.load_scene(tmp_path / "scene")
+    assert torch.equal(again.walkable_mask, given.walkable_mask)
+    assert torch.equal(again.depth(), given.depth())
+    with pytest.raises((TypeError, AttributeError)):
+        scenes.save_scene(dataclasses.replace(scene, name={1, 2}), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_scene_with_a_lens_is_tested_on_pictures_as_they_were_taken(scene, bank, tmp_path):
     """Scene, pictures and boxes are in one frame: that of the camera with its lens."""
     lens = cameras.Brown(k1=-0.3, k2=0.1)

@@ -333,12 +333,7 @@ def save_scene(scene: Scene, folder: str | os.PathLike) -> None:
 
     folder = Path(folder)
     camera = _calibration(scene.camera)
-    folder.mkdir(parents=True, exist_ok=True)
-    pixels = (scene.background.cpu() * 255).round().to(torch.uint8).movedim(0, 2).numpy()
-    part = folder / "background.part.png"
-    Image.fromarray(pixels).save(part)
-    part.replace(folder / "background.png")
-    text = {
+    layout = {
         "name": scene.name,
         "camera": camera,
         "walkable": [[list(corner) for corner in polygon] for polygon in scene.walkable],
@@ -347,7 +342,14 @@ def save_scene(scene: Scene, folder: str | os.PathLike) -> None:
         "sun": scene.sun,
         "min_height": scene.min_height,
     }
-    write_whole(folder / "scene.json", json.dumps(text, indent=1) + "\n")
+    # a scene takes numbers of NumPy and PyTorch as well; what cannot be written leaves no folder
+    text = json.dumps(layout, indent=1, default=lambda value: value.tolist()) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = (scene.background.cpu() * 255).round().to(torch.uint8).movedim(0, 2).numpy()
+    part = folder / "background.part.png"
+    Image.fromarray(pixels).save(part)
+    part.replace(folder / "background.png")
+    write_whole(folder / "scene.json", text)
 
 
 def _calibration(camera: Camera) -> dict:
