@@ -957,6 +957,23 @@ def partial_masks(masks):
     ]
 
 
+def test_networks_and_bytes_are_float32_whatever_pytorchs_default():
+    plain = inr.siren_params(2, 8, 2, 1, 20.0, generator=generator())
+    data = inr.encode(inr.meta_learn(plain, signals(3), 0), torch.rand(1, 4, 4), steps=1)
+    image = inr.decode(data)
+    torch.set_default_dtype(torch.float64)
+    try:
+        params = inr.siren_params(2, 8, 2, 1, 20.0, generator=generator())
+        grid, again = inr.pixel_grid(4, 4), inr.decode(data)
+        assert inr.Siren(2, 8, 2, 1, 20.0)(grid).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in params.values()} == {torch.float32}
+    assert all(torch.equal(value, plain[name]) for name, value in params.items())
+    assert torch.equal(again, image)
+    assert torch.equal(grid, inr.pixel_grid(4, 4))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -101,7 +101,8 @@ def _network(data: bytes) -> tuple[Params, tuple[int, int]]:
     try:
         head = json.loads(line)
         height, width = head["image"]
-        shapes, omega_0 = dict(head["shapes"]), torch.tensor(float(head["omega_0"]))
+        shapes = dict(head["shapes"])
+        omega_0 = torch.tensor(float(head["omega_0"]), dtype=torch.float32)
         number = np.dtype(NUMBERS[head["bits"]])
         sides = [height, width, *chain(*shapes.values())]
         whole_sides = all(type(side) is int and side > 0 for side in sides)

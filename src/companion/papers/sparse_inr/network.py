@@ -22,6 +22,8 @@ OVERSHOOT = 0.5  # beyond [0, 1], of resampled pictures
 class Siren(nn.Module):
     """A multilayer perceptron with sines: h <- sin(omega_0 (W h + b)), linear at the end.
 
+    It is made in float32 whatever PyTorch's default, as `pixel_grid` is; `double()` changes it.
+
     First layer: weights and biases uniform in +-1/in_features. Later layers, the last included,
     weights and biases uniform in +-sqrt(6 / fan-in) / omega_0.
 
@@ -71,11 +73,11 @@ class Siren(nn.Module):
         self.layers = nn.ModuleList()
         for number, (fan_in, fan_out) in enumerate(pairwise(widths)):
             bound = 1 / fan_in if number == 0 else math.sqrt(6 / fan_in) / omega_0
-            layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
+            layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=torch.float32)
             for parameter in layer.parameters():
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
             self.layers.append(layer)
-        self.register_buffer("omega_0", torch.tensor(float(omega_0)))
+        self.register_buffer("omega_0", torch.tensor(float(omega_0), dtype=torch.float32))
 
     def forward(self, coords: Tensor) -> Tensor:
         return siren({**dict(self.named_parameters()), "omega_0": self.omega_0}, coords)
@@ -129,11 +131,13 @@ def siren(params: Mapping[str, Tensor], coords: Tensor, masks: Mapping[str, Tens
 def pixel_grid(height: int, width: int) -> Tensor:
     """Coordinates of a picture's pixels, (height * width, 2), rows first, end points at -1 and 1.
 
+    In float32.
+
     Examples:
         >>> pixel_grid(2, 3)[:4].tolist()
         [[-1.0, -1.0], [-1.0, 0.0], [-1.0, 1.0], [1.0, -1.0]]
     """
-    rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+    rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float32) for n in (height, width))
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).view(-1, 2)
 
 
