@@ -957,6 +957,29 @@ def partial_masks(masks):
     ]
 
 
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (
+            torch.tensor([[[1.4, 0.2]]]),
+            r"image: values from 0\.2 to 1\.4, expected \[0, 1\]; .* image\.clamp\(0, 1\)",
+        ),
+        (torch.tensor([[[-0.01, 0.2]]]), r"image: values from -0\.01 to 0\.2"),
+        (torch.tensor([[[math.nan, 0.2]]]), "image: values from nan"),
+        (torch.ones(1, 1, 2, dtype=torch.uint8), r"image: torch\.uint8, expected floating-point"),
+        (torch.zeros(1, 0, 2), r"image: shape \(1, 0, 2\)"),
+    ],
+)
+def test_what_decoding_cannot_give_is_not_encoded(image, told):
+    params = network(dtype=torch.float32)
+    with pytest.raises(ValueError, match=told):
+        inr.encode(inr.Checkpoint(params, {}, 0, {}, ()), image)
+    # fits take what overshoots, and say how far
+    inr.fit(params, {}, torch.full((1, 4, 1), 1.4), 0, 1e-3)
+    with pytest.raises(ValueError, match=r"expected \[0, 1\], or at most 0\.5 beyond it"):
+        inr.fit(params, {}, torch.full((1, 4, 1), 1.6), 0, 1e-3)
+
+
 def test_networks_and_bytes_are_float32_whatever_pytorchs_default():
     plain = inr.siren_params(2, 8, 2, 1, 20.0, generator=generator())
     data = inr.encode(inr.meta_learn(plain, signals(3), 0), torch.rand(1, 4, 4), steps=1)

@@ -14,7 +14,13 @@ from companion.checks import tensors
 from companion.papers.sparse_inr.fitting import fit, render
 from companion.papers.sparse_inr.masks import full_masks
 from companion.papers.sparse_inr.meta import Checkpoint
-from companion.papers.sparse_inr.network import Params, as_images, as_targets, pixel_grid
+from companion.papers.sparse_inr.network import (
+    Params,
+    as_images,
+    as_targets,
+    check_values,
+    pixel_grid,
+)
 from companion.sparsity import is_bias
 
 NUMBERS = {16: "<f2", 32: "<f4"}  # bits of a stored number -> NumPy's name of it
@@ -31,7 +37,8 @@ def encode(
 
     Args:
         net: of `meta_prune`, or of `meta_learn` for a dense network; what has no mask is kept.
-        image: (channels, height, width), values in [0, 1].
+        image: (channels, height, width), values in [0, 1] and not beyond, as `decode` gives no
+            others.
         steps: of Adam, at least 0.
         lr: learning rate, above 0.
         bits: 32 or 16 of a stored number.
@@ -46,8 +53,9 @@ def encode(
     if bits not in NUMBERS:
         raise ValueError(f"bits = {bits!r}: expected one of {', '.join(map(str, NUMBERS))}")
     tensors(image=image)
-    if image.dim() != 3:
+    if image.dim() != 3 or 0 in image.shape:
         raise ValueError(f"image: shape {tuple(image.shape)}, expected (channels, height, width)")
+    check_values(0, image=image)
     channels, height, width = image.shape
     masks = full_masks(net.params) | net.masks  # all layers, in the network's order
     last = [name for name in masks if not is_bias(name)][-1]

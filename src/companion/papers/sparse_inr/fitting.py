@@ -84,7 +84,8 @@ def fit(
     Args:
         params: of the network to start from.
         masks: boolean tensors by parameter name.
-        targets: (signals, points, channels), in [0, 1].
+        targets: (signals, points, channels), in [0, 1]; up to 0.5 beyond it is fitted as it is, as
+            resampled pictures overshoot.
         steps: of the optimiser, at least 0.
         lr: learning rate, above 0.
         opt: "adam" or "sgd" (plain gradient descent).

@@ -132,7 +132,7 @@ def meta_train(
     Args:
         params: of the network to start from; they stay as they are.
         masks: boolean tensors by parameter name.
-        tasks: (n, points, channels), the family of signals, in [0, 1].
+        tasks: (n, points, channels), the family of signals, in [0, 1] as `fit` has it.
         steps: of the outer optimiser, at least 0.
         coords: (points, 2); None takes the pixel grid of square pictures.
         inner_lr: alpha, of the inner steps.

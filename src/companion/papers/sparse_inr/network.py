@@ -16,7 +16,7 @@ from companion.checks import generators, tensors, whole
 from companion.sparsity import check_mask, full_precision
 
 Params = dict[str, Tensor]
-OVERSHOOT = 0.5  # beyond [0, 1], of resampled pictures
+OVERSHOOT = 0.5  # beyond [0, 1], of resampled pictures: more is of another range, such as 0 to 255
 
 
 class Siren(nn.Module):
@@ -229,19 +229,15 @@ def signals_at(
     """Points and values in the network's precision: the given points, or a square's pixel grid.
 
     Raises:
-        ValueError: for signals of another shape, of integers, or outside [0, 1] (by more than
-            resampling overshoots), and for points that do not fit or have to be given.
+        ValueError: for signals of another shape, of integers, or outside [0, 1] by more than
+            `OVERSHOOT`, and for points that do not fit or have to be given.
     """
     tensors(targets=targets)
     if targets.dim() != 3 or targets.shape[0] < 1 or targets.shape[1] < 1:
         raise ValueError(
             f"targets: shape {tuple(targets.shape)}, expected (pictures, points, channels)"
         )
-    if not targets.is_floating_point():
-        raise ValueError(f"targets: {targets.dtype}, expected floating-point values in [0, 1]")
-    low, high = (float(end) for end in torch.aminmax(targets.as_subclass(Tensor).detach()))
-    if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
-        raise ValueError(f"targets: values from {low:.3g} to {high:.3g}, expected [0, 1]")
+    check_values(OVERSHOOT, targets=targets)
     if coords is None:
         side = math.isqrt(targets.shape[1])
         if side * side != targets.shape[1] or isinstance(targets, OblongSignals):
@@ -257,6 +253,20 @@ def signals_at(
     check_points(params, coords=coords)
     like = params["omega_0"]
     return coords.detach().to(like), targets.as_subclass(Tensor).detach().to(like)
+
+
+def check_values(beyond: float, **signals: Tensor) -> None:
+    """Raise ValueError for values that are not floating-point, or further than that from [0, 1]."""
+    for name, values in signals.items():
+        if not values.is_floating_point():
+            raise ValueError(f"{name}: {values.dtype}, expected floating-point values in [0, 1]")
+        low, high = (float(end) for end in torch.aminmax(values.as_subclass(Tensor).detach()))
+        if not (low >= -beyond and high <= 1 + beyond):
+            allowed = f", or at most {beyond:g} beyond it, as resampling overshoots"
+            raise ValueError(
+                f"{name}: values from {low:.3g} to {high:.3g}, expected [0, 1]"
+                + (allowed if beyond else f"; where resampling overshoots, {name}.clamp(0, 1)")
+            )
 
 
 def check_points(params: Mapping[str, Tensor], **points: Tensor) -> None:
