@@ -417,7 +417,7 @@ def test_meta_training_lowers_the_loss_and_leaves_its_input_alone():
 def test_a_diverging_loss_is_named():
     params = network()
     with pytest.raises(DivergenceError, match="outer_lr"):
-        inr.meta_train(params, inr.full_masks(params), signals(), 3, outer_lr=float("inf"))
+        inr.meta_train(params, inr.full_masks(params), signals(), 3, outer_lr=1e300)
     with pytest.raises(DivergenceError, match="lr = "):
         inr.fit(params, inr.full_masks(params), signals(), 3, 1e300, "sgd")
 
@@ -643,6 +643,9 @@ def test_random_pruning_spares_no_layer_and_magnitude_spares_the_first():
         ),
         (lambda p, m: inr.meta_learn(p, signals(), -3), "steps = -3"),
         (lambda p, m: inr.meta_learn(p, signals(), 1, inner_steps=-1), "inner_steps = -1"),
+        (lambda p, m: inr.meta_learn(p, signals(), 1, inner_lr=-1), "inner_lr = -1: expected"),
+        (lambda p, m: inr.meta_learn(p, signals(), 1, inner_lr=math.nan), "inner_lr = nan"),
+        (lambda p, m: inr.meta_learn(p, signals(), 1, outer_lr=-1), "outer_lr = -1: expected"),
         (
             lambda p, m: inr.meta_learn(p, signals(2), 1),
             "tasks_per_step = 3: expected 1 to 2, the number of tasks",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from companion.checks import tensors, whole
+from companion.checks import at_least, tensors, whole
 from companion.papers.sparse_inr.masks import (
     Masks,
     active_masks,
@@ -135,9 +135,9 @@ def meta_train(
         tasks: (n, points, channels), the family of signals, in [0, 1] as `fit` has it.
         steps: of the outer optimiser, at least 0.
         coords: (points, 2); None takes the pixel grid of square pictures.
-        inner_lr: alpha, of the inner steps.
+        inner_lr: alpha, of the inner steps, at least 0.
         inner_steps: of gradient descent, n.
-        outer_lr: of Adam.
+        outer_lr: of Adam, at least 0.
         tasks_per_step: signals an outer step, 1 to n.
         generator: draws the signals of every step, without repeating one before all had their
             turn; None: PyTorch's own, so that every call draws others.
@@ -150,11 +150,12 @@ def meta_train(
         The trained copy of params, Adam's state, and the loss of every step.
 
     Raises:
-        ValueError: for steps below 0, more tasks a step than there are, and masks, tasks or
+        ValueError: for numbers below 0, more tasks a step than there are, and masks, tasks or
             coords that do not fit.
         DivergenceError: for a loss that is not finite.
     """
     whole(0, steps=steps, inner_steps=inner_steps)
+    at_least(0, inner_lr=inner_lr, outer_lr=outer_lr)
     tensors(tasks=tasks)
     theta, omega_0 = checked(params, masks)
     coords, tasks = signals_at(coords, tasks, params)
@@ -193,7 +194,8 @@ def meta_train(
                 torch.stack(log[-LOOK_EVERY:]).isfinite().all()
             ):
                 raise DivergenceError(
-                    f"the meta-learning loss is not finite by step {step}: lower outer_lr = {outer_lr}"
+                    f"the meta-learning loss is not finite by step {step}: lower "
+                    f"outer_lr = {outer_lr} or inner_lr = {inner_lr}"
                 )
             bar.update()
     trained = {name: w.detach() for name, w in theta.items()} | {"omega_0": omega_0}
