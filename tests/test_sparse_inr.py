@@ -961,6 +961,23 @@ def partial_masks(masks):
 
 
 @pytest.mark.parametrize(
+    "call",
+    [
+        inr.full_masks,
+        lambda net: inr.meta_learn(net, signals(dtype=torch.float32), 1),
+        lambda net: inr.fit(net, {}, signals(dtype=torch.float32), 1, 1e-3),
+        lambda net: inr.render(net, inr.pixel_grid(2, 2)),
+        lambda net: inr.magnitude_prune(net, {}, 0.5),
+    ],
+)
+def test_a_module_in_place_of_its_parameters_is_told_what_to_pass(call):
+    net = inr.Siren(2, 8, 2, 1, 20.0)
+    with pytest.raises(ValueError, match=r"params: Siren, expected a dictionary .*state_dict"):
+        call(net)
+    assert inr.meta_learn(net.state_dict(), signals(dtype=torch.float32), 1).outer_steps == 1
+
+
+@pytest.mark.parametrize(
     ("image", "told"),
     [
         (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from companion.checks import whole
-from companion.papers.sparse_inr.network import Params, check_masks
+from companion.papers.sparse_inr.network import Params, check_masks, check_params
 from companion.sparsity import global_topk_mask, is_bias, magnitude_scores, random_scores
 
 Masks = dict[str, Tensor]
@@ -21,7 +21,12 @@ SCOPES = ("global", "layer", "lamp")
 
 
 def full_masks(params: Params) -> Masks:
-    """Masks that keep everything."""
+    """Masks that keep everything.
+
+    Raises:
+        ValueError: for what is no dictionary of tensors, such as a module.
+    """
+    check_params(params)
     return {
         name: torch.ones_like(value, dtype=torch.bool)
         for name, value in params.items()

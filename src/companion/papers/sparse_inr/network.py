@@ -192,6 +192,16 @@ def strict_float32() -> Iterator[None]:
         yield
 
 
+def check_params(params: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for what is no dictionary of tensors, such as a module."""
+    if not isinstance(params, Mapping):
+        how = ": net.state_dict()" if isinstance(params, nn.Module) else ""
+        raise ValueError(
+            f"params: {type(params).__name__}, expected a dictionary of tensors as siren_params "
+            f"gives{how}"
+        )
+
+
 def checked(
     params: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None
 ) -> tuple[Params, Tensor]:
@@ -200,6 +210,7 @@ def checked(
     Raises:
         ValueError: for parameters without omega_0 or of low precision, and masks that do not fit.
     """
+    check_params(params)
     if "omega_0" not in params:
         raise ValueError("params: expected an entry 'omega_0'")
     theta = {name: value for name, value in params.items() if name != "omega_0"}
@@ -218,6 +229,7 @@ def check_masks(masks: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> No
     Raises:
         ValueError: for masks that do not fit.
     """
+    check_params(params)
     known = {name: value for name, value in params.items() if name != "omega_0"}
     for name, mask in masks.items():
         check_mask(name, mask, known)
@@ -274,6 +286,7 @@ def check_points(params: Mapping[str, Tensor], **points: Tensor) -> None:
 
     params: of one network or, with a leading dimension, of several.
     """
+    check_params(params)
     inputs = next(value for name, value in params.items() if name.endswith(".weight")).shape[-1]
     for name, coords in points.items():
         if coords.dim() < 1 or coords.shape[-1] != inputs:
