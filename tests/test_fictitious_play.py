@@ -849,6 +849,24 @@ def test_a_filmed_scene_is_cut_into_windows_with_goals_speeds_and_groups(tmp_pat
     assert train.crowd.log_map[row, left] > train.crowd.log_map[row, right] + 0.5
 
 
+def test_obstacles_of_a_filmed_scene_hold_for_both_halves(tmp_path):
+    write_eth(tmp_path)
+    free, _, _ = fp.filmed("eth", tmp_path, horizon=8)
+    grid = free.crowd.grid
+    wall = torch.zeros(grid.shape, dtype=torch.bool)
+    wall[:, grid.to_cell(torch.tensor([6.0, 0.0]))[1]] = True  # across both ways
+    train, test, _ = fp.filmed("eth", tmp_path, horizon=8, blocked=wall)
+    for half in (train, test):
+        assert half.crowd.blocked is wall
+        crosses = wall[half.cells[..., 0], half.cells[..., 1]].any(0)
+        assert half.counts["infeasible"] == int(crosses.sum())
+    assert train.counts["infeasible"] + test.counts["infeasible"] > 0
+    with pytest.raises(ValueError, match=r"blocked \(3, 3\): expected the shape"):
+        fp.filmed("eth", tmp_path, blocked=torch.zeros(3, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="speed: ndarray, expected a tensor"):
+        train.with_speed(train.crowd.speed.numpy())
+
+
 def test_a_filmed_scene_in_pixels_is_refused(tmp_path):
     place = tmp_path / "trajectories" / "datasets" / "UCY" / "students01"
     place.mkdir(parents=True)
@@ -958,6 +976,16 @@ def test_what_no_crowd_can_be_is_named_at_once():
         lambda: crowd(speed=pair.speed * math.nan): "speed: the least is nan",
         lambda: crowd(log_map=torch.zeros(3, 3)): r"log_map \(3, 3\)",
         lambda: crowd(blocked=torch.zeros(3, 3).bool()): r"blocked \(3, 3\)",
+        lambda: crowd(blocked=torch.zeros(pair.grid.shape)): r"blocked: torch\.float32, expected",
+        lambda: crowd(
+            speed=pair.speed.numpy()
+        ): r"speed: ndarray, expected a tensor: torch\.from_",
+        lambda: fp.respond(pair, dataclasses.replace(weights, speed=math.nan), 3): (
+            "weights: speed = nan, expected finite numbers"
+        ),
+        lambda: fp.FictitiousPlay(pair, weights.with_social(math.nan), 3): (
+            r"weights: social = \(nan, nan\)"
+        ),
         lambda: fp.respond(pair, weights, 0): "horizon = 0",
         lambda: fp.respond(pair.take(torch.zeros(2).bool()), weights, 3): "at least one agent",
         lambda: fp.respond(pair, weights, 3)[0].sample(0, generator): "n = 0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion.checks import above, one_dtype, random_source, whole
+from companion.checks import above, boolean, one_dtype, random_source, tensors, whole
 from companion.papers.fictitious_play.grid import Grid, goal_distance, speed_errors
 
 SIGMAS_M = (0.35, 0.9)  # intimate and personal distance
@@ -43,6 +44,14 @@ class Weights:
         return replace(self, social=tuple(factor * w for w in self.social))
 
 
+def check_weights(weights: Weights) -> None:
+    """Raise ValueError for a weight that is not finite."""
+    # not where they are made: a search of learning may try such ones before it is given up
+    for name, value in vars(weights).items():
+        if not all(map(math.isfinite, value if name == "social" else [value])):
+            raise ValueError(f"weights: {name} = {value!r}, expected finite numbers")
+
+
 @dataclass(frozen=True, eq=False)
 class Crowd:
     """N pedestrians of one or several scenes on one grid.
@@ -60,8 +69,9 @@ class Crowd:
         radius_cells: R, cells that a step reaches in each direction, at least 1.
 
     Raises:
-        ValueError: for shapes that disagree, a time or reach that is not positive, or an agent
-            without a finite goal, a speed of at least 0 or a start on the grid.
+        ValueError: for what is no tensor or of another dtype, shapes that disagree, a time or
+            reach that is not positive, or an agent without a finite goal, a speed of at least 0 or
+            a start on the grid.
     """
 
     grid: Grid
@@ -78,15 +88,18 @@ class Crowd:
     def __post_init__(self) -> None:
         above(0, dt_s=self.dt_s)
         whole(1, radius_cells=self.radius_cells)
+        tensors(start=self.start, goal=self.goal, speed=self.speed, scene=self.scene)
+        optional = {name: getattr(self, name) for name in ("group", "log_map", "blocked")}
+        tensors(**{name: value for name, value in optional.items() if value is not None})
         n = len(self.speed)
         for name in ("start", "goal", "scene", "group"):
             value, shape = getattr(self, name), (n, 2) if name in ("start", "goal") else (n,)
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"{name} {tuple(value.shape)}: expected {shape}")
-        for name in ("log_map", "blocked"):
-            value = getattr(self, name)
-            if value is not None and tuple(value.shape) != self.grid.shape:
-                raise ValueError(f"{name} {tuple(value.shape)}: expected {self.grid.shape}")
+        if self.log_map is not None and tuple(self.log_map.shape) != self.grid.shape:
+            raise ValueError(f"log_map {tuple(self.log_map.shape)}: expected {self.grid.shape}")
+        if self.blocked is not None:
+            boolean(self.grid.shape, blocked=self.blocked)
         one_dtype(speed=self.speed)
         if self.start.is_floating_point():
             raise ValueError(f"start: {self.start.dtype}, expected whole cells (Grid.to_cell)")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from companion.checks import at_least, whole
-from companion.papers.fictitious_play.crowd import SIGMAS_M, Crowd, Weights
+from companion.papers.fictitious_play.crowd import SIGMAS_M, Crowd, Weights, check_weights
 from companion.papers.fictitious_play.grid import speed_kernel
 from companion.papers.fictitious_play.planning import Policy, plan
 from companion.papers.fictitious_play.social import expected_others, smooth
@@ -105,6 +105,7 @@ def respond(
         ValueError: for numbers out of range, and as `plan`.
     """
     whole(1, horizon=horizon)
+    check_weights(weights)
     kernel = speed_kernel(
         crowd.grid, crowd.dt_s, crowd.speed, weights.speed, radius_cells=crowd.radius_cells
     )
@@ -145,6 +146,7 @@ class FictitiousPlay:
             raise ValueError(f"update = {update!r}: expected one of {UPDATES}")
         whole(0, iterations=iterations)
         whole(1, horizon=horizon)
+        check_weights(weights)
         at_least(0, tolerance=tolerance)
         self.crowd, self.weights, self.horizon = crowd, weights, horizon
         self.sigmas_m, self.iterations, self.average = tuple(sigmas_m), iterations, average

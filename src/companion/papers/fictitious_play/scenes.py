@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion.checks import whole
+from companion.checks import boolean, tensors, whole
 from companion.data.crowds import simulate_crossing
 from companion.data.trajectories import Tracks, TrajectoryWindows, cut_windows, load_tracks
 from companion.device import has_float64
@@ -110,6 +110,7 @@ class Observed:
 def observe(
     grid: Grid, dt_s: float, positions: Tensor, goal: Tensor, speed: Tensor, scene: Tensor, *,
     group: Tensor | None = None, kind: Tensor | None = None, log_map: Tensor | None = None, radius_cells: int = 2,
+    blocked: Tensor | None = None,
 ) -> Observed:  # fmt: skip
     """Put tracks on a grid, and count what does not fit.
 
@@ -127,10 +128,12 @@ def observe(
         kind: shape (N,), class of speed.
         log_map: shape (H, W), as in `Crowd`.
         radius_cells: R, cells that a step reaches in each direction.
+        blocked: boolean, shape (H, W), as in `Crowd`; paths across it count as `infeasible`.
 
     Raises:
         ValueError: for shapes that disagree, and if nobody is left.
     """
+    tensors(positions=positions, goal=goal, speed=speed, scene=scene)
     n = len(speed)
     if positions.ndim != 3 or tuple(positions.shape[1:]) != (n, 2):
         raise ValueError(f"positions {tuple(positions.shape)}: expected (T + 1, {n}, 2)")
@@ -148,6 +151,7 @@ def observe(
     crowd = Crowd(
         grid, dt_s, cells[0, keep], goal[keep], speed[keep], scene[keep],
         group=None if group is None else group[keep], log_map=log_map, radius_cells=radius_cells,
+        blocked=blocked,
     )  # fmt: skip
     cells = cells[:, keep]
     scenes = len(scene.unique())
@@ -231,6 +235,7 @@ def filmed(
     cell_m: float = 0.5,
     dt_s: float | None = None,
     radius_cells: int = 2,
+    blocked: Tensor | None = None,
 ) -> tuple[Observed, Observed, Tracks]:
     """Cut a filmed scene into windows, to learn from and to forecast.
 
@@ -246,13 +251,16 @@ def filmed(
         cell_m: side of a cell, metres.
         dt_s: for a name, seconds to a step, 0.4 by default; tracks have their own.
         radius_cells: R, cells that a step reaches in each direction, at least 1.
+        blocked: boolean, shape (H, W), cells that nobody enters, as in `observe`. The grid, which
+            goes 1 m around all tracks, is `crowd.grid` of what a call without it returns.
 
     Returns:
         The windows of the first half of the time, those of the second half, and the tracks.
 
     Raises:
         ValueError: for a scene that is not in metres or that is too short, for a horizon or
-            radius below 1 and for cells so small that there would be over ten million.
+            radius below 1, for cells so small that there would be over ten million and for a map
+            of another shape than the grid's.
     """
     whole(1, horizon=horizon, radius_cells=radius_cells)
     if not 0 < cell_m < math.inf:
@@ -270,11 +278,13 @@ def filmed(
     low, high = (tracks.position.aminmax(dim=0)[i] for i in (0, 1))
     (xmin, ymin), (xmax, ymax) = (low - MARGIN_M).tolist(), (high + MARGIN_M).tolist()
     grid = Grid(xmin, xmax, ymin, ymax, cell_m)
+    if blocked is not None:
+        boolean(grid.shape, blocked=blocked)
     middle = int(tracks.step.min() + tracks.step.max()) // 2
     halves = tracks.between(int(tracks.step.min()), middle), tracks.between(middle, 10**9)
     log_map = log_occupancy(grid, halves[0].position)
     before = max(round(SEEN_S / tracks.dt_s), 1) + 1
-    rules = {"log_map": log_map, "radius_cells": radius_cells}
+    rules = {"log_map": log_map, "radius_cells": radius_cells, "blocked": blocked}
     train, test = (_windows(half, tracks, grid, before, horizon, rules) for half in halves)
     return train, test, tracks
 
