@@ -1117,6 +1117,20 @@ def test_decoding_the_targets_gives_back_the_people(small):
     assert checked > 10
 
 
+def test_scenes_are_drawn_learnt_and_searched_whatever_pytorchs_default(bank):
+    torch.set_default_dtype(torch.float64)
+    try:
+        scene, draw = vc.procedural_scene(), torch.Generator().manual_seed(0)
+        assert vc.render_person(scene, (0.0, 7.0)).image.dtype == torch.float32
+        data = vc.compile_scene(scene, bank, 4, generator=draw)
+        model = vc.SpatiallyVaryingFCN(vc.make_trunk(4), 3, 4, scene.regions(3)).float()
+        vc.train(model, data, steps=1, batch_size=2, lr=1e-3, generator=draw)
+        (found, *_) = vc.detect(model, data.images, threshold=0.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert scene.background.dtype == found.boxes.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -94,7 +94,7 @@ class TrainingSet:
 
 def gaussians(centre: Tensor, spread: Tensor, cells: int) -> Tensor:
     """(..., cells): bell curves of height 1 at `centre`, in cells; cell i has its middle at i + 1/2."""
-    grid = torch.arange(cells, device=centre.device) + 0.5
+    grid = torch.arange(cells, device=centre.device, dtype=torch.float32) + 0.5
     return torch.exp(-0.5 * ((grid - centre[..., None]) / spread[..., None]).square())
 
 
@@ -143,7 +143,7 @@ def targets(
         return out.scatter_reduce(0, index, maps.flatten(1), "amax").view(b, h, w)
 
     peaks = highest(bell * valid[:, None, None])
-    positive = torch.zeros(b * h * w, device=boxes.device)
+    positive = torch.zeros(b * h * w, device=boxes.device, dtype=torch.float32)
     place = (image * h + row) * w + column
     positive = positive.scatter_reduce(0, place, valid.float(), "amax").view(b, h, w)
     heat = torch.maximum(peaks, positive)
@@ -159,7 +159,7 @@ def targets(
     def of_person(rows: Tensor) -> Tensor:  # (P, 2) to (b, 2, h, w); nobody has zeros
         return torch.cat([rows.new_zeros(1, 2), rows])[person].movedim(-1, 1)
 
-    y, x = (torch.arange(size, device=boxes.device) + 0.5 for size in (h, w))
+    y, x = (torch.arange(size, device=boxes.device, dtype=torch.float32) + 0.5 for size in (h, w))
     cell = torch.stack([x.expand(h, w), y[:, None].expand(h, w)])
     offset = torch.where(person[:, None] > 0, of_person(centre) - cell, 0.0)
     extents = of_person((extent * STRIDE).clamp(min=1).log())
@@ -172,7 +172,7 @@ def targets(
         * gaussians(at[..., 0], narrow, w)[..., None, :]
     )
     marks = (marks * seen[..., None, None]).flatten(1)
-    joints = torch.zeros(b, marks.shape[1], device=boxes.device)
+    joints = torch.zeros(b, marks.shape[1], device=boxes.device, dtype=torch.float32)
     joints = joints.scatter_reduce(0, image[:, None].expand(-1, marks.shape[1]), marks, "amax")
     return {
         "heat": heat, "positive": positive, "weight": weight, "blob": blob, "offset": offset,

@@ -111,7 +111,7 @@ class SpatiallyVaryingFCN(nn.Module):
             self.bias[:, CENTRE] = self.bias[:, JOINTS] = -4.0
             self.bias[:, MASK] = -2.0
             self.bias[:, SIZE] = 3.0
-        self.register_buffer("masks", masks)
+        self.register_buffer("masks", None if masks is None else masks.to(self.bias.dtype))
         pairs = torch.zeros(2, 0, dtype=torch.long) if masks is None else _neighbours(masks)
         self.register_buffer("neighbours", pairs, persistent=False)
 
@@ -410,11 +410,11 @@ def decode(
         value, place = score.flatten().topk(min(top, h * w))
         place, value = place[value > threshold], value[value > threshold]
         row, column = place // w, place % w
-        middle = torch.stack([column, row], 1) + 0.5 + maps[OFFSET, row, column].T
+        middle = torch.stack([column, row], 1).float() + 0.5 + maps[OFFSET, row, column].T
         extent = maps[SIZE, row, column].T.clamp(max=8).exp()
         middle = middle * STRIDE
         boxes = torch.cat([middle - extent / 2, middle + extent / 2], 1)
-        limit = torch.tensor([w, h, w, h]) * float(STRIDE)
+        limit = torch.tensor([w, h, w, h], dtype=torch.float32) * float(STRIDE)
         boxes = torch.minimum(boxes.clamp(min=0), limit)
         keep = suppress(boxes, value, overlap)
         boxes, value = boxes[keep], value[keep]
@@ -427,10 +427,10 @@ def find_joints(maps: Tensor, boxes: Tensor) -> Tensor:
     """(k, 17, 3): column, row and score of each joint in each box, from logits (17, h, w)."""
     n, h, w = maps.shape
     if not len(boxes):
-        return torch.zeros(0, n, 3)
+        return torch.zeros(0, n, 3, dtype=torch.float32)
     p = maps.sigmoid()
     cell = boxes / STRIDE
-    rows, columns = torch.arange(h) + 0.5, torch.arange(w) + 0.5
+    rows, columns = (torch.arange(n, dtype=torch.float32) + 0.5 for n in (h, w))
     in_rows = (rows > cell[:, 1:2] - 0.5) & (rows < cell[:, 3:4] + 0.5)  # (k, h)
     in_columns = (columns > cell[:, 0:1] - 0.5) & (columns < cell[:, 2:3] + 0.5)
     inside = p * (in_rows[:, None, :, None] & in_columns[:, None, None, :])  # (k, 17, h, w)

@@ -232,13 +232,17 @@ def draw_colours(
     """(count, parts, 3): skin, hair and clothes; sleeves and legs may be bare."""
 
     def pick(colours: Sequence[tuple[float, float, float]]) -> Tensor:
-        chosen = torch.tensor(colours)[torch.randint(len(colours), (count,), generator=generator)]
-        jitter = 1 + 0.25 * (torch.rand(count, 1, generator=generator) - 0.5)
-        return chosen * jitter + 0.06 * (torch.rand(count, 3, generator=generator) - 0.5)
+        chosen = torch.tensor(colours, dtype=torch.float32)[
+            torch.randint(len(colours), (count,), generator=generator)
+        ]
+        jitter = 1 + 0.25 * (torch.rand(count, 1, generator=generator, dtype=torch.float32) - 0.5)
+        return chosen * jitter + 0.06 * (
+            torch.rand(count, 3, generator=generator, dtype=torch.float32) - 0.5
+        )
 
     part = {"skin": pick(SKIN), "hair": pick(HAIR), "torso": pick(palette), "hips": pick(palette)}
     part["shoe"] = pick(CLOTHES[:5])
-    bare = torch.rand(2, count, 1, generator=generator)
+    bare = torch.rand(2, count, 1, generator=generator, dtype=torch.float32)
     part["forearm"] = torch.where(bare[0] < 0.4, part["skin"], part["torso"])
     part["shin"] = torch.where(bare[1] < 0.15, part["skin"], part["hips"])
     return torch.stack([part[name] for name in PARTS], 1).clamp(0.02, 1)
@@ -285,7 +289,7 @@ def draw_light(
     spread = 1.0 if randomise else 0.0
 
     def jitter(low: float, high: float, *shape: int) -> Tensor:
-        drawn = torch.rand((n_images, *shape), generator=generator)
+        drawn = torch.rand((n_images, *shape), generator=generator, dtype=torch.float32)
         return (low + high) / 2 + spread * (high - low) * (drawn - 0.5)
 
     if scene.sun is None:
@@ -318,7 +322,7 @@ def pose_people(bank: BodyBank, people: Placements) -> tuple[Tensor, Tensor]:
     where it stands, the lowest vertex on the ground.
     """
     people = _alike(people, bank.vertices)
-    thickness = torch.tensor([THICKNESS.get(name, 0.0) for name in PARTS])
+    thickness = torch.tensor([THICKNESS.get(name, 0.0) for name in PARTS], dtype=torch.float32)
     pad = thickness.to(bank.vertices)[bank.parts][:, None] * people.padding[:, None, None]
     vertices = bank.vertices[people.body] + pad * bank.vertex_normals[people.body]
     low, high = vertices[..., 2].amin(1), vertices[..., 2].amax(1)
@@ -500,8 +504,8 @@ def render_person(
     generator = torch.Generator().manual_seed(seed)
     person = Placements(
         torch.tensor([0]), torch.tensor([body]), torch.tensor([tuple(position)]).float(),
-        torch.tensor([float(yaw)]), torch.tensor([float(stature)]),
-        draw_colours(1, CLOTHES, generator), torch.tensor([0.5]), 1,
+        torch.tensor([float(yaw)]).float(), torch.tensor([float(stature)]).float(),
+        draw_colours(1, CLOTHES, generator), torch.tensor([0.5]).float(), 1,
     )  # fmt: skip
     if light is None:
         light = draw_light(scene, 1, randomise=False, generator=generator)
@@ -537,17 +541,17 @@ def _shade(scene, bank, people, light, raster, meshes, ss, backend, generator) -
     ambient = light.ambient[people.image][:, None]
     shade = light.level[people.image][:, None] * (ambient + (1 - ambient) * facing)
     if generator is not None:  # folds and weave
-        folds = torch.rand(shade.shape, generator=generator).to(device)
+        folds = torch.rand(shade.shape, generator=generator, dtype=torch.float32).to(device)
         shade = shade * (0.9 + 0.2 * folds)
     colour = shade[p, face, None] * people.colours[p, bank.face_parts[face]]
     cell = (b * height + y // ss) * width + x // ss
-    total = torch.zeros(n * height * width, 4, device=device)
+    total = torch.zeros(n * height * width, 4, device=device, dtype=torch.float32)
     total.index_add_(0, cell, torch.cat([colour, torch.ones_like(colour[:, :1])], 1))
     total = (total / ss**2).view(n, height, width, 4).movedim(3, 1)
     image = total[:, :3] + (1 - total[:, 3:]) * image
     image = image * light.gain[:, :, None, None]
     if generator is not None:
-        grain = torch.randn(image.shape, generator=generator).to(device)
+        grain = torch.randn(image.shape, generator=generator, dtype=torch.float32).to(device)
         image = image + light.noise[:, None, None, None] * grain
     return image.clamp(0, 1)
 
@@ -559,14 +563,16 @@ def _shadows(scene, bank, people, light, meshes, ss, backend) -> Tensor:
     flat = meshes - sun * (meshes[..., 2:] / sun[..., 2:])
     flat[..., 2] = 0
     uv, depth = scene.camera.project(flat)
-    blank = torch.full((ss * height, ss * width), torch.inf, device=scene.device)
+    blank = torch.full(
+        (ss * height, ss * width), torch.inf, device=scene.device, dtype=torch.float32
+    )
     raster = rasterise(
         uv * ss, depth, bank.faces, people.image, blank, people.n_images, backend=backend
     )
     b, y, x, *_ = raster.hits
     on_ground = scene.ground(ss)[y, x].float() / ss**2
     cell = (b * height + y // ss) * width + x // ss
-    total = torch.zeros(people.n_images * height * width, device=scene.device)
+    total = torch.zeros(people.n_images * height * width, device=scene.device, dtype=torch.float32)
     return total.index_add_(0, cell, on_ground).view(people.n_images, height, width)
 
 

@@ -310,7 +310,7 @@ def _fades(weight: Tensor, n: int, overlap: float) -> Tensor:
     total = weight.double().cumsum(0)
     cells = torch.arange(len(weight) // STRIDE, dtype=torch.float64) + 0.5
     if n == 1:
-        return torch.ones(1, len(cells))
+        return torch.ones(1, len(cells), dtype=torch.float32)
     shares = total[-1] * torch.arange(1, n, dtype=torch.float64) / n
     edges = torch.searchsorted(total, shares).double() / STRIDE
     ends = torch.cat([torch.zeros(1), edges, torch.tensor([float(len(cells))])])
@@ -483,7 +483,7 @@ def random_scenes(n: int, width: int, height: int, *, like: Scene, seed: int) ->
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator))
+        return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float32))
 
     tall = like.person_height(like.camera.pixel_grid())[like.walkable_mask]
     tall = tall[tall.isfinite()]
@@ -600,7 +600,7 @@ def paint(
     nothing = torch.isinf(depth) & torch.isinf(down)
     picture = torch.where(nothing[..., None], sky, colour).movedim(2, 0).float()
     picture = torch.nn.functional.avg_pool2d(picture[None], scale)[0]
-    grain = torch.randn(picture.shape, generator=generator) * 0.012
+    grain = torch.randn(picture.shape, generator=generator, dtype=torch.float32) * 0.012
     return (picture + grain).clamp(0, 1)
 
 
