@@ -1091,3 +1091,22 @@ def test_paths_that_are_too_fast_for_the_grid_are_told_its_reach(faster, cells):
         assert fp.MaxEntIOC(social="none").fit(wider, seen.cells).infeasible == 0
         with pytest.raises(ValueError, match="leave it, cross what is blocked or do not begin"):
             fp.MaxEntIOC(social="none").fit(wider, seen.cells + 1)
+
+
+def test_what_underflows_on_the_way_only_is_planned_again():
+    # at the last step a cell that nobody can reach is worth 2,000 nats
+    kernel, terminal = torch.zeros(1, 3, 3, dtype=F64), torch.zeros(1, 1, 9, dtype=F64)
+    reward = torch.zeros(3, 1, 1, 9, dtype=F64)
+    reward[0, 0, 0, 3:], reward[2, 0, 0, 8] = -torch.inf, 2000
+    _, maps = planning.plan(kernel, reward, terminal, torch.tensor([[0, 1]]))
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(4, 1, dtype=F64))
+
+
+def test_play_goes_on_until_the_last_agent_has_settled():
+    pair, weights = fp.crowd.head_on(8.0)
+    scene = torch.tensor([0, 0, 1, 2, 3, 4])  # the others are alone and settle at once
+    crowd = dataclasses.replace(pair.take(torch.tensor([0, 1, 0, 0, 0, 0])), scene=scene)
+    first = fp.FictitiousPlay(crowd, weights, 6, iterations=1).run().gaps[0]
+    between = float(first.max() + first.mean()) / 2
+    play = fp.FictitiousPlay(crowd, weights, 6, iterations=3, tolerance=between)
+    assert len(play.run().gaps) > 1

@@ -1088,3 +1088,21 @@ def test_a_network_of_float64_is_fitted_rendered_and_held_out_on_a_float32_grid(
     assert all(v.isfinite().all() for v in held_out_psnr(params, masks, pictures, 1, 1e-3))
     loss = inr.maml_loss(params, masks, grid, signals(dtype=torch.float32), 1e-3, 1)
     assert loss.dtype == torch.float64
+
+
+def test_a_schedule_of_pruning_may_be_given_in_any_order():
+    params = network()
+    fits = [
+        inr.fit(params, inr.full_masks(params), signals(), 5, 1e-3, prune_at=at).psnr
+        for at in ({1: 60, 4: 30}, {4: 30, 1: 60})
+    ]
+    assert torch.equal(*fits)
+
+
+def test_a_weight_far_below_0_does_not_fit_16_bits_either():
+    params = network(dtype=torch.float32)
+    first = next(name for name in params if name.endswith("weight"))
+    params[first][0, 0] = -1e6
+    net = inr.Checkpoint(params, inr.full_masks(params), 0, {}, ())
+    with pytest.raises(ValueError, match=r"bits = 16: a weight of 1e\+06 does not fit"):
+        inr.encode(net, torch.rand(1, 6, 6), steps=0, bits=16)

@@ -2324,3 +2324,25 @@ def test_detection_leaves_the_mode_and_refuses_what_is_no_picture():
         vc.detect(model, pictures * 255)
     with pytest.raises(ValueError, match="images: 1 channels, expected 3"):
         vc.detect(model, pictures[:, :1])
+
+
+def test_a_turned_box_faces_where_its_side_faces():
+    origin, ray = torch.tensor([0.0, -10, 1]).double(), torch.tensor([[0.0, 1, 0]]).double()
+    at, normal = vc.scene.hit_box(origin, ray, vc.Box(0.0, 0.0, (4.0, 2.0, 3.0), yaw=0.3))
+    assert at.item() == pytest.approx(10 - 1 / math.cos(0.3))
+    assert normal[0].tolist() == pytest.approx([math.sin(0.3), -math.cos(0.3), 0])
+
+
+def test_somebody_of_whom_nothing_shows_is_not_valid():
+    out = vc.render.render_person(vc.procedural_scene(), (0.0, 7.0))
+    assert vc.labels.is_valid(out).tolist() == [True]
+    hidden = dataclasses.replace(out, instance=0 * out.instance)
+    assert vc.labels.is_valid(hidden).tolist() == [False]
+
+
+def test_the_size_of_a_sliver_is_a_pixel():
+    boxes, marks = torch.tensor([[8.0, 0.0, 8.0, 32.0]]), torch.zeros(1, 17, 3)
+    one, masks = torch.tensor([0]), torch.zeros(1, 8, 8, dtype=torch.bool)
+    found = vc.labels.targets(boxes, marks, torch.tensor([True]), one, masks, (8, 8))
+    assert found["size"].isfinite().all()
+    assert found["size"][:, 0].max() == 0
