@@ -51,11 +51,7 @@ def one_of(allowed: Collection[object], **values: object) -> None:
     for name, value in values.items():
         try:
             known = value in allowed
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-        ):  # lists are no keys, arrays have no one truth
+        except (TypeError, ValueError, RuntimeError):  # lists are no keys, arrays no truth
             known = False
         if not known:
             raise ValueError(
