@@ -550,7 +550,7 @@ def test_features_are_read_where_a_path_is():
     features = torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)])
     both = torch.stack([features, 10 * features])
     index, origin = torch.tensor([1, 0, 1]), torch.tensor([[0.5, 1.0], [0.0, 0.0], [-1.0, 0.2]])
-    found = de.ranking.FeatureMap(both, index, origin, cell)
+    found = de.ranking.FeatureMap(both, index, origin, cell, (2 * rows, 2 * columns))
     points = 2 * torch.rand((3, 2, 4, 5, 2), generator=generator()) - 1
     world = points + origin[:, None, None, None]
     scale = torch.tensor([10.0, 1.0, 10.0])[:, None, None, None, None]
@@ -952,6 +952,13 @@ def test_a_batch_larger_than_the_set_is_the_set(monkeypatch, junction):
     sampler = de.SampleGenerator(12, hidden=12, latent=8)
     de.train_generator(sampler, junction.windows[:1], epochs=1, generator=generator())
     assert sizes == [(4, 4)]
+
+
+def test_features_know_how_many_cells_their_raster_has(junction):
+    windows = dataclasses.replace(junction.windows, raster=torch.rand(1, 2, 65, 64))
+    fusion = de.ranking.SceneContextFusion(2, social=False)
+    index = torch.zeros_like(windows.raster_index)
+    assert fusion.encode(dataclasses.replace(windows, raster_index=index)).cells == (65, 64)
 
 
 @pytest.mark.parametrize("cells", [64, 65])

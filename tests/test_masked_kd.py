@@ -1,6 +1,7 @@
 """MaskedKD: what the student looks at, what the teacher sees, and what it costs."""
 
 import builtins
+import contextlib
 import copy
 import json
 import math
@@ -613,7 +614,7 @@ def test_models_that_drop_patches_themselves_are_refused_where_that_matters():
         with mkd.MaskedDistiller(*pair[:2], 4, alpha=1.0, selector=pair[2]) as distiller:
             assert distiller(images()).keep.shape == (3, 4)
     eva = timm.models.eva.Eva(**size, **TINY)
-    with pytest.raises(mkd.UnsupportedModelError, match="Eva with patch_drop_rate above 0"):
+    with pytest.raises(mkd.UnsupportedModelError, match="Eva has no known place to drop tokens"):
         mkd.MaskedDistiller(ours(), eva, 4)
 
 
@@ -984,6 +985,25 @@ def test_an_outer_autocast_stays_on_without_one_of_its_own():
         assert step.loss.dtype == torch.float32
         assert all(p.grad is not None for p in student.parameters())
         seen.clear()
+
+
+def test_steps_under_one_outer_autocast_learn_as_those_under_an_own_one():
+    first, teacher, x = build("ours", 1), build("ours"), images()
+
+    def learnt(outer, amp):
+        student = copy.deepcopy(first)
+        optimizer = torch.optim.SGD(student.parameters(), 0.5)
+        with outer, mkd.MaskedDistiller(student, teacher, 4, amp=amp, alpha=1.0) as distiller:
+            for _ in range(3):
+                optimizer.zero_grad()
+                distiller(x).loss.backward()
+                optimizer.step()
+        return student
+
+    ours = learnt(torch.autocast("cpu", torch.bfloat16), None)
+    theirs = learnt(contextlib.nullcontext(), torch.bfloat16)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("fields", [{"threshold": 1.2}, {"every": 0}])

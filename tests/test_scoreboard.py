@@ -358,12 +358,19 @@ def test_a_long_logarithmic_axis_has_powers_of_ten_only():
 
 @pytest.mark.parametrize(
     ("measured", "shown"),
-    [([1.0, None], "not a number"), (LARGEST, "∞ %"), ([-LARGEST, 1.0], "−∞"), (2.0, "2 %")],
+    [
+        (None, "not a number"),
+        ([1.0, None], "not a number"),
+        (LARGEST, "∞ %"),
+        ([-LARGEST, 1.0], "−∞"),
+        (2.0, "2 %"),
+    ],
 )
 def test_every_page_shows_what_was_measured_infinite_or_not_a_number_too(chapter, measured, shown):
     compare = pytest.importorskip("companion.book.compare")
     claim = parse_claims(STATED)["C1"]
-    one = run("x", NOT_REPRODUCED, measured)
+    verdict = Verdict("C1", NOT_REPRODUCED, True, "quick", {"error": measured})
+    one = replace(run("x", NOT_REPRODUCED), claims={"C1": verdict})
     cell = chapter(one).rows[0].cells[0].measured[0].shown
     compared = compare._measured(claim.quantities["error"], one.claims["C1"])
     (line,) = measured_lines(claim, one.claims["C1"])

@@ -1058,3 +1058,20 @@ def test_outputs_of_several_axes_count_one_by_one(model, shape):
 
 def test_a_network_without_parameters_has_a_jacobian():
     assert sp.jacobian_singular_values(nn.Flatten(), torch.zeros(2, 3)).tolist() == [[1.0] * 3] * 2
+
+
+def test_a_cell_of_ones_own_kind_has_the_gates_of_its_base():
+    class Own(nn.LSTMCell):
+        pass
+
+    cell = Own(4, 4, dtype=torch.float64)
+    assert sp.enforce_isometry(cell)["weight_ih"][-1] < 1e-6
+
+
+def test_masks_may_lie_beside_a_weight_that_torch_has_pruned():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).requires_grad_(False)
+    to_torch_prune(model, {"0.weight": torch.rand(4, 4) > 0.2})
+    full = {"1.weight": torch.ones(4, 4, dtype=torch.bool)}
+    x = torch.rand(2, 4)
+    found = sp.jacobian_singular_values(model, x, masks=full)
+    torch.testing.assert_close(found, sp.jacobian_singular_values(model, x))

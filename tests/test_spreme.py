@@ -807,8 +807,27 @@ def test_a_model_adapts_to_trajectories_of_unequal_length_and_times():
     assert torch.allclose(
         model.adapt([decay(t[:50]), decay(t[:40])], 0.05).coef_, one.coef_, rtol=1e-3
     )
+    for again in (list(t), tuple(t), t.tolist()):  # one array, not one for each
+        assert torch.allclose(model.adapt([decay(t), decay(t)], again).coef_, one.coef_)
     with pytest.raises(ValueError, match="trajectory 1 has shape"):
         model.adapt([decay(t), np.ones((30, 2))], 0.05)
+    copies = np.stack([decay(t), decay(2 * t)])[:, None, None]
+    batch = spreme.SharedSINDy(spreme.Library(1, 2), max_terms=1).fit(copies, t)
+    for line, times in (([decay(t), decay(t[:50])], 0.05), ([decay(t), decay(t)], [t, t])):
+        with pytest.raises(ValueError, match="a list of trajectories, but the model has 2 copies"):
+            batch.adapt(line, times)
+
+
+def test_a_model_pickled_with_one_step_for_all_environments_still_simulates():
+    t = np.arange(0, 5, 0.05)
+    model = spreme.SharedSINDy(spreme.Library(1, 1), max_terms=1).fit(np.exp(-t)[:, None], t)
+    older = pickle.loads(pickle.dumps(model))
+    state = older.__getstate__() | {"step_": model.steps_[0]}
+    del state["steps_"]
+    older = spreme.SharedSINDy.__new__(spreme.SharedSINDy)
+    older.__setstate__(state)
+    assert older.steps_ == model.steps_
+    assert torch.equal(older.simulate([1.0], [0, 1]), model.simulate([1.0], [0, 1]))
 
 
 def test_a_fitted_model_with_a_sine_is_pickled():

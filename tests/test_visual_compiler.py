@@ -1123,12 +1123,14 @@ def test_scenes_are_drawn_learnt_and_searched_whatever_pytorchs_default(bank):
         scene, draw = vc.procedural_scene(), torch.Generator().manual_seed(0)
         assert vc.render_person(scene, (0.0, 7.0)).image.dtype == torch.float32
         data = vc.compile_scene(scene, bank, 4, generator=draw)
-        model = vc.SpatiallyVaryingFCN(vc.make_trunk(4), 3, 4, scene.regions(3)).float()
+        model = vc.SpatiallyVaryingFCN(vc.make_trunk(4), 3, 4, scene.regions(3))
         vc.train(model, data, steps=1, batch_size=2, lr=1e-3, generator=draw)
-        (found, *_) = vc.detect(model, data.images, threshold=0.0)
+        vc.detect(model, data.images, threshold=0.0)
+        networks.export(model, *scene.background.shape[1:])
     finally:
         torch.set_default_dtype(torch.float32)
-    assert scene.background.dtype == found.boxes.dtype == torch.float32
+    assert scene.background.dtype == torch.float32
+    assert model.bias.dtype == model.masks.dtype == torch.float64  # a network has the default's
 
 
 @pytest.mark.parametrize(

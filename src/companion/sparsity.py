@@ -483,7 +483,7 @@ def random_scores(
         generator: on the CPU; None: PyTorch's own.
 
     Raises:
-        ValueError: for anything else, and for nothing to score.
+        ValueError: for anything else, and for a model with nothing to score.
     """
     generators(generator=generator)
     named = _to_score(params)
@@ -499,7 +499,7 @@ def magnitude_scores(params: Mapping[str, Tensor] | nn.Module) -> dict[str, Tens
         params: tensors by name; a model: its `prunable_parameters`.
 
     Raises:
-        ValueError: for anything else, for nothing to score, and for a model whose weights are
+        ValueError: for anything else, and for a model with nothing to score or whose weights are
             computed from others, as by `torch.nn.utils.prune` or `weight_norm`.
     """
     named = _to_score(params)
@@ -565,7 +565,7 @@ def kept_count(total: int, sparsity: float, rounding: str = "round") -> int:
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding = {rounding!r}: expected one of {', '.join(ROUNDINGS)}")
     if rounding == "round":
-        return round(total * (1.0 - sparsity))
+        return round(total * (1.0 - float(sparsity)))
     return ROUNDINGS[rounding](int(total) * (1 - Fraction(str(float(sparsity)))))
 
 

@@ -164,7 +164,13 @@ def test_pictures_once_a_batch(windows, compare):
         features = ranker.fusion.scene(windows.raster[windows.raster_index])
         index = torch.arange(SCENES)
         return step(
-            de.ranking.FeatureMap(features, index, windows.origin_m, windows.meters_per_cell)
+            de.ranking.FeatureMap(
+                features,
+                index,
+                windows.origin_m,
+                windows.meters_per_cell,
+                windows.raster.shape[-2:],
+            )
         )
 
     for ours, theirs in zip(step(), each_scene(), strict=True):

@@ -167,7 +167,7 @@ def _line(claim: Claim, quantity: Quantity, kept: list[Run | Sweep]) -> tuple[st
 
 def _bound(quantity: Quantity, found: Verdict | Held | None) -> str:
     """The bound that judged a run, or those of a sweep's runs; "" for what it did not measure."""
-    if found is None or found.measured.get(quantity.name) is None:
+    if found is None or quantity.name not in found.measured:
         return ""
     profiles = [found.profile] if isinstance(found, Verdict) else found.profiles or [""]
     return " or ".join(dict.fromkeys(map(quantity.wanted, profiles)))
@@ -175,12 +175,11 @@ def _bound(quantity: Quantity, found: Verdict | Held | None) -> str:
 
 def _measured(quantity: Quantity, found: Verdict | Held | None) -> str:
     """A measured value, or the range of several."""
-    value = found.measured.get(quantity.name) if found is not None else None
     if found is None or (isinstance(found, Verdict) and found.outcome == NOT_RUN):
         return ""
-    if value is None:
+    if quantity.name not in found.measured:
         return "–"
-    shown = as_measured(value)
+    shown = as_measured(found.measured[quantity.name])
     if isinstance(shown, list) and len(shown) < 2:
         return quantity.shown(shown[0]) if shown else "–"
     return quantity.shown(shown)

@@ -485,6 +485,8 @@ def _as_vectors(trials: Mapping[str, Any], optimizer: str) -> dict[str, Tensor]:
     if "lr" not in vectors or not vectors["lr"].numel():
         raise ValueError(f"trials = {sorted(trials)}: expected at least one value of 'lr'")
     for name, v in vectors.items():
+        if v.is_complex():
+            raise ValueError(f"trials: {name!r} {v.dtype}, expected real numbers")
         if v.shape != (expected := (vectors["lr"].numel(),)):
             raise ValueError(f"trials: {name!r} {tuple(v.shape)}, expected the shape {expected}")
     if ("decay_steps" in vectors) != ("decay_factor" in vectors):

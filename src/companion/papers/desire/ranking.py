@@ -187,14 +187,14 @@ class FeatureMap:
         index: shape (scenes,), the raster of a scene.
         origin: shape (scenes, 2), its origin in the world.
         meters_per_cell: of the raster.
-        cells: its rows and columns; None: twice those of the features.
+        cells: its rows and columns.
     """
 
     features: Tensor
     index: Tensor
     origin: Tensor
     meters_per_cell: float
-    cells: tuple[int, int] | None = None
+    cells: tuple[int, int]
 
     def at(self, points: Tensor) -> Tensor:
         """Read the features at points; 0 beyond the edge.
@@ -210,7 +210,7 @@ class FeatureMap:
         # feature (r, c) looks at the raster's cell (2r, 2c), the first of a pair
         cell = self.meters_per_cell
         half = torch.tensor([columns, rows], dtype=points.dtype, device=points.device) * cell
-        height, width = self.cells or (2 * rows, 2 * columns)
+        height, width = self.cells
         # the last feature of an odd number of cells has no pair
         first = [(0.5 + width / 2 - columns) * cell, (0.5 + height / 2 - rows) * cell]
         grid = (world + world.new_tensor(first)) / half

@@ -48,12 +48,8 @@ def drop_point(model: nn.Module) -> DropPoint:
     inner: Any = getattr(model, "_orig_mod", model)
     if isinstance(getattr(inner, "blocks_token_only", None), nn.Module):
         return DropPoint(inner, "pos_drop", 0)
-    if type(getattr(inner, "patch_drop", None)).__name__ == "PatchDropoutWithIndices":
-        raise UnsupportedModelError(
-            f"{type(inner).__name__} with patch_drop_rate above 0 adds positions in its blocks, to "
-            "the patches that it dropped itself: expected a model whose patch_drop gives tokens only"
-        )
-    if isinstance(getattr(inner, "patch_drop", None), nn.Module):
+    drop = getattr(inner, "patch_drop", None)  # one that gives indices as well, Eva's, is no place
+    if isinstance(drop, nn.Module) and "WithIndices" not in type(drop).__name__:
         return DropPoint(inner, "patch_drop", inner.num_prefix_tokens)
     encoder: Any = getattr(inner, "encoder", None)
     if hasattr(inner, "class_token") and isinstance(getattr(encoder, "dropout", None), nn.Module):

@@ -124,8 +124,15 @@ def _labels(y: Tensor | None, z: Tensor, alpha: float) -> Tensor:
 
 
 def autocast(images: Tensor, amp: torch.dtype | None) -> AbstractContextManager:
-    """Autocast to a dtype on the device of some images; None leaves an outer one as it is."""
-    return nullcontext() if amp is None else torch.autocast(images.device.type, dtype=amp)
+    """Autocast to a dtype on the device of some images; None leaves an outer one's dtype.
+
+    Not its copies of the weights, which an optimiser may change before the outer one ends.
+    """
+    kind = images.device.type
+    if amp is None:
+        outer = torch.is_autocast_enabled(kind)
+        return torch.autocast(kind, cache_enabled=False) if outer else nullcontext()
+    return torch.autocast(kind, dtype=amp)
 
 
 @dataclass(eq=False)
@@ -353,7 +360,7 @@ class MaskedDistiller:
             )
 
     def _check_resolution(self, images: Tensor) -> None:
-        """Raise ValueError for pictures that the teacher has no positions for, or too few patches."""
+        """Raise ValueError for pictures that the teacher has no positions for, or of too few patches."""
         try:
             rows, columns = token_grid(self.teacher, images)
         except UnsupportedModelError:

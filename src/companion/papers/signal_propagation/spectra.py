@@ -45,8 +45,11 @@ def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str
     """
     if masks:
         check_masks(model, masks)
-        check_not_computed(model, [n for n, _ in model.named_parameters() if n.endswith("_orig")])
-        model = copy.deepcopy(model)
+        try:
+            model = copy.deepcopy(model)
+        except RuntimeError:  # of a weight that torch.nn.utils.prune has computed with a graph
+            check_not_computed(model, [name for name, _ in model.named_parameters()])
+            raise
         remove_masks(model)
         apply_masks(model, masks).remove()
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -70,7 +73,7 @@ def matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Para
 
 
 GATED = ("weight_ih", "weight_hh")
-GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}
+GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 
 
 def parts(model: nn.Module, name: str) -> tuple[int, bool]:
@@ -86,8 +89,7 @@ def parts(model: nn.Module, name: str) -> tuple[int, bool]:
     if isinstance(layer, nn.MultiheadAttention) and local == "in_proj_weight":
         return 3, False
     if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)) and local.startswith(GATED):
-        kind = getattr(layer, "mode", type(layer).__name__)
-        return GATES.get(kind, 1), False
+        return next((n for kind, n in GATES.items() if isinstance(layer, kind)), 1), False
     return 1, False
 
 

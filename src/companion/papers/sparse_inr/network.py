@@ -273,10 +273,11 @@ def check_values(beyond: float, **signals: Tensor) -> None:
         if not values.is_floating_point():
             raise ValueError(f"{name}: {values.dtype}, expected floating-point values in [0, 1]")
         low, high = (float(end) for end in torch.aminmax(values.as_subclass(Tensor).detach()))
-        if not (low >= -beyond and high <= 1 + beyond):
+        slack = beyond + 1e-5  # of rounding, in resampled images
+        if not (low >= -slack and high <= 1 + slack):
             allowed = f", or at most {beyond:g} beyond it, as resampling overshoots"
             raise ValueError(
-                f"{name}: values from {low:.3g} to {high:.3g}, expected [0, 1]"
+                f"{name}: values from {low:.6g} to {high:.6g}, expected [0, 1]"
                 + (allowed if beyond else f"; where resampling overshoots, {name}.clamp(0, 1)")
             )
 

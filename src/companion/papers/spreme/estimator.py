@@ -194,8 +194,8 @@ class SharedSINDy(BaseEstimator):
         """Learn a new environment's coefficients on the terms that were found, in closed form.
 
         Args:
-            x: one trajectory (T, n) or several (R, T, n), after the batch dimensions of `fit`; or
-                a list of trajectories (T_i, n).
+            x: one trajectory (T, n) or several (R, T, n), after the batch dimensions of `fit`; or,
+                where there are none, a list of trajectories (T_i, n).
             t: the step, or times of shape (T,); for a list also one array a trajectory.
 
         Returns:
@@ -210,6 +210,8 @@ class SharedSINDy(BaseEstimator):
             raise ValueError("adapt needs terms that environments share: fit with shared=True")
         lead = self.coef_.shape[:-3]
         if isinstance(x, (list, tuple)) and _is_ragged(x, t):
+            if lead:
+                raise ValueError(f"x: a list of trajectories, but the model has {lead[0]} copies")
             return self._adapt(*arrange(x, t, [0] * len(x), self.library_.n)[:2])
         x = as_float("x", x)
         fits = x.ndim - len(lead) in (2, 3)
@@ -269,6 +271,11 @@ class SharedSINDy(BaseEstimator):
         model.limit_, model.steps_ = LIMIT, [step] * len(coefficients)
         model.feature_names_ = library.get_feature_names()
         return model
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "step_" in state:  # pickled when all environments had one
+            self.steps_ = [self.__dict__.pop("step_")] * len(self.environments_)
 
     def _copy(self) -> SharedSINDy:
         model = type(self)(**self.get_params(deep=False))
@@ -582,7 +589,8 @@ def _is_ragged(x: Sequence, t: object) -> bool:
     """Whether a list has trajectories that one tensor cannot hold, or that have their own times."""
     if any(np.ndim(part) != 2 for part in x):
         return False
-    return isinstance(t, (list, tuple)) or len({len(part) for part in x}) > 1
+    own = isinstance(t, (list, tuple)) and any(np.ndim(line) for line in t)
+    return own or len({len(part) for part in x}) > 1
 
 
 def _unrounded(t: np.ndarray, dtype: str) -> np.ndarray:

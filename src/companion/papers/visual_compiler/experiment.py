@@ -160,7 +160,8 @@ def read_truth(video_path: str, gt_path: str, scene: Scene) -> tuple[Tensor, dic
     """Real pictures, from a folder of files or a video, that a COCO file annotates.
 
     The COCO file's images name files of the folder, or give the video's frame as "frame". Pictures
-    must have the scene's size, and be as its camera takes them. The truth comes back in the form of `people_of`.
+    must have the scene's size, and be as its camera takes them. The truth comes back in the form
+    of `people_of`.
 
     Raises:
         FileNotFoundError: for a file that is missing.

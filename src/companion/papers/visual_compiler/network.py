@@ -275,7 +275,7 @@ def train_together(
             pictures = pictures.contiguous(memory_format=torch.channels_last)
             for model, optimiser, schedule, kept in runs:
                 optimiser.zero_grad(set_to_none=True)
-                part = losses(model(pictures), target)
+                part = losses(model(pictures.to(model.bias.dtype)), target)
                 loss: Any = sum(WEIGHTS[name] * value for name, value in part.items())
                 if gamma:
                     loss = loss + gamma * model.variation()
@@ -542,4 +542,5 @@ def export(model: SpatiallyVaryingFCN, height: int, width: int) -> torch.export.
     """The trained network as a program that runs without this library, for one picture size."""
     # torch's overloads lack memory_format
     model.cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return torch.export.export(model, (torch.zeros(1, 3, height, width),))
+    size = torch.zeros(1, 3, height, width, dtype=model.bias.dtype)
+    return torch.export.export(model, (size,))

@@ -343,13 +343,19 @@ def save_scene(scene: Scene, folder: str | os.PathLike) -> None:
         "min_height": scene.min_height,
     }
     # a scene takes numbers of NumPy and PyTorch as well; what cannot be written leaves no folder
-    text = json.dumps(layout, indent=1, default=lambda value: value.tolist()) + "\n"
+    text = json.dumps(layout, indent=1, default=_as_list) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     pixels = (scene.background.cpu() * 255).round().to(torch.uint8).movedim(0, 2).numpy()
     part = folder / "background.part.png"
     Image.fromarray(pixels).save(part)
     part.replace(folder / "background.png")
     write_whole(folder / "scene.json", text)
+
+
+def _as_list(value: Any) -> Any:
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"{value!r} cannot be written into scene.json")
+    return value.tolist()
 
 
 def _calibration(camera: Camera) -> dict:
@@ -360,7 +366,8 @@ def _calibration(camera: Camera) -> dict:
         return {"K": K.tolist(), **pose}
     if not isinstance(lens, Brown):
         raise ValueError(
-            f"camera: lens = {lens!r}, expected OpenCV's (Brown) or none, which a file can tell"
+            f"camera: lens = {lens!r}, expected OpenCV's (Brown), which a file can tell, or "
+            "none, as of an undistorted picture (camera.ideal())"
         )
     K[:2, 2] -= 0.5  # OpenCV's pixel i has its centre at i
     dist = [lens.k1, lens.k2, lens.p1, lens.p2, lens.k3]
