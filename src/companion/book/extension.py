@@ -290,7 +290,7 @@ def register(app) -> dict[str, bool]:
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.napoleon")  # first: it reads sections, ours the rest
     app.connect("build-finished", _finish_assets)
-    app.connect("builder-inited", _use_all_cores)
+    app.connect("builder-inited", _use_several_cores)
     # sources that a process read and no page shows
     app.connect("env-updated", lambda app, env: viewcode.env_purge_doc(app, env, ""))
     app.connect("builder-inited", _search_prose_only)
@@ -306,14 +306,14 @@ def register(app) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _use_all_cores(app) -> None:
-    """Read and write pages in a process per core: jupyter-book has no option for it.
+def _use_several_cores(app) -> None:
+    """Read and write pages in a process per core, four at most: jupyter-book has no option for it.
 
     Two of the extensions that it loads do not say that they may be read side by side. One numbers
     chapters when all are read, the other concerns LaTeX. The pages are the same.
     """
     if sys.platform == "linux":  # elsewhere a fork of what PyTorch has started may hang
-        app.parallel = len(os.sched_getaffinity(0))
+        app.parallel = min(4, len(os.sched_getaffinity(0)))  # each takes some 600 MB
         for name in ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex"):
             app.extensions[name].parallel_read_safe = True
 

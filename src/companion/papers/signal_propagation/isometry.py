@@ -140,8 +140,8 @@ def enforce_isometry(
 
     Args:
         model: changed in place. Its layers are those of `prunable_parameters`, trainable or not.
-        masks: layers without one count as dense; None: all of them. What has one of two or more dimensions is
-            repaired whatever its layer is.
+        masks: layers without one count as dense; None: all of them. What has one of two or more
+            dimensions is repaired whatever its layer is.
         steps: of the iteration, at least 0.
         objective: "squared" steps V <- C * (V - lr V (V'V - I)), which for lr = 1/2 is Newton and
             Schulz's iteration kept to the mask C; a layer with a singular value above 1.2 is
