@@ -411,6 +411,33 @@ def test_training_lowers_the_losses_and_repeats_itself(junction):
     assert traces[0] == traces[1]
 
 
+@pytest.mark.parametrize("rank_samples", ["posterior", "prior"])
+def test_rankers_that_share_their_samples_are_those_trained_alone(junction, rank_samples):
+    def models():
+        sampler = small_model().generator  # seeds what follows, too
+        rankers = [de.RankRefine(12, hidden=12, social=social) for social in (False, True)]
+        return [de.Desire(sampler, ranker) for ranker in rankers]
+
+    words = ["uniform", "q"]
+    options = {"epochs": 2, "batch": 8, "rank_samples": rank_samples, "augment": True}
+    together, alone = models(), models()
+    traces = de.model.train_rankers(
+        together, junction.windows, generator=generator(1), reg_weighting=words, **options
+    )
+    for word, one, other, trace in zip(words, alone, together, traces, strict=True):
+        own = de.train_ranker(
+            one, junction.windows, generator=generator(1), reg_weighting=word, **options
+        )
+        assert own.epochs == trace.epochs
+        pairs = zip(one.parameters(), other.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(ValueError, match="same generator"):
+        de.model.train_rankers(
+            [*alone[:1], *together[:1]], junction.windows, generator=generator(),
+            reg_weighting=words, **options,
+        )  # fmt: skip
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(junction):
     windows = dataclasses.replace(junction.windows, future=junction.windows.future * math.inf)
     with pytest.raises(DivergenceError, match="lower lr"):

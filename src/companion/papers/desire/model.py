@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -231,8 +231,8 @@ class Trace:
 
 
 def _descend(
-    model: nn.Module,
-    losses: Callable[[Tensor], dict[str, Tensor]],
+    models: Sequence[nn.Module],
+    losses: Callable[[Tensor], Iterable[dict[str, Tensor]]],
     *,
     count: int,
     epochs: int,
@@ -242,8 +242,8 @@ def _descend(
     device: torch.device,
     what: str,
     progress: bool,
-) -> Trace:
-    """Minimise losses(indices)["loss"] by Adam, clipped, at a rate that decays on a cosine.
+) -> list[Trace]:
+    """Minimise each model's losses(indices)["loss"] by Adam, clipped, at a rate that decays on a cosine.
 
     Raises DivergenceError for a loss that is not finite, and ValueError for numbers out of range.
     """
@@ -254,34 +254,37 @@ def _descend(
     batch = min(batch, count)
     per_epoch = math.ceil(count / batch)
     total = epochs * per_epoch
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * step / max(total, 1))) / 2
-        ),
-    )
+
+    def rate(step: int) -> float:
+        return LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * step / max(total, 1))) / 2
+
+    runs = []
+    for model in models:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(parameters, lr, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        runs.append((parameters, optimizer, schedule, Trace()))
     order: Iterator[Tensor] = shuffled_batches(count, batch, generator, device)
-    trace = Trace()
-    with Progress(total, what, show=progress and total > 0) as bar:
+    with Progress(total * len(runs), what, show=progress and total > 0) as bar:
         for _ in range(epochs):
-            sums: dict[str, Tensor] = {}
+            sums: list[dict[str, Tensor]] = [{} for _ in runs]
             for _ in range(per_epoch):
-                found = losses(next(order))
-                optimizer.zero_grad(set_to_none=True)
-                found["loss"].backward()
-                nn.utils.clip_grad_norm_(parameters, CLIP)
-                optimizer.step()
-                schedule.step()
-                for name, value in found.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach()
-                bar.update()
-            means = {name: (value / per_epoch).item() for name, value in sums.items()}
-            if not math.isfinite(means["loss"]):
-                raise DivergenceError(f"the training loss is not finite: lower lr = {lr}")
-            trace.add(means)
-    return trace
+                each = zip(runs, losses(next(order)), sums, strict=True)
+                for (parameters, optimizer, schedule, _), found, so_far in each:
+                    optimizer.zero_grad(set_to_none=True)
+                    found["loss"].backward()
+                    nn.utils.clip_grad_norm_(parameters, CLIP)
+                    optimizer.step()
+                    schedule.step()
+                    for name, value in found.items():
+                        so_far[name] = so_far.get(name, 0.0) + value.detach()
+                    bar.update()
+            for (*_, trace), so_far in zip(runs, sums, strict=True):
+                means = {name: (value / per_epoch).item() for name, value in so_far.items()}
+                if not math.isfinite(means["loss"]):
+                    raise DivergenceError(f"the training loss is not finite: lower lr = {lr}")
+                trace.add(means)
+    return [trace for *_, trace in runs]
 
 
 def turned(angle: Tensor, flip: Tensor, paths: Tensor) -> Tensor:
@@ -357,8 +360,8 @@ def train_generator(
         loss = rec + kl_weight * kl  # eq. (9.2)
         return {"loss": loss, "rec": rec, "kl": kl}
 
-    trace = _descend(
-        model, losses, count=len(past), epochs=epochs, batch=batch, lr=lr,
+    (trace,) = _descend(
+        [model], lambda index: [losses(index)], count=len(past), epochs=epochs, batch=batch, lr=lr,
         generator=generator, device=past.device, what="steps of the generator", progress=progress,
     )  # fmt: skip
     if epochs:
@@ -406,9 +409,9 @@ def train_regressor(
         return {"loss": ((model(x) - y) / unit).square().sum(-1).mean()}
 
     return _descend(
-        model, losses, count=len(past), epochs=epochs, batch=batch, lr=lr,
+        [model], lambda index: [losses(index)], count=len(past), epochs=epochs, batch=batch, lr=lr,
         generator=generator, device=past.device, what="steps of the regressor", progress=progress,
-    )  # fmt: skip
+    )[0]  # fmt: skip
 
 
 def train_ranker(
@@ -452,44 +455,85 @@ def train_ranker(
             than the generator's, and for scenes without a raster if the ranker reads one.
         DivergenceError: for a loss that is not finite.
     """
-    choices = {"rank_samples": (rank_samples, ("posterior", "prior"))}
-    choices["reg_weighting"] = (reg_weighting, ("uniform", "q"))
-    for name, (value, allowed) in choices.items():
+    return train_rankers(
+        [model], windows, epochs=epochs, generator=generator, n_samples=n_samples,
+        rank_samples=rank_samples, reg_weighting=[reg_weighting], q_scale=q_scale, lr=lr,
+        batch=batch, augment=augment, progress=progress,
+    )[0]  # fmt: skip
+
+
+def train_rankers(
+    models: Sequence[Desire],
+    windows: TrajectoryWindows,
+    *,
+    epochs: int,
+    generator: torch.Generator,
+    n_samples: int = 8,
+    rank_samples: str = "posterior",
+    reg_weighting: Sequence[str],
+    q_scale: float = 1.0,
+    lr: float = 2e-3,
+    batch: int = 32,
+    augment: bool = False,
+    progress: bool = False,
+) -> list[Trace]:
+    """Train the rankers of one generator on the same samples, drawn once; each as by `train_ranker`.
+
+    Args:
+        models: at least one, all with the same generator module.
+        windows, epochs, generator, n_samples, rank_samples, q_scale, lr, batch, augment,
+            progress: as `train_ranker`.
+        reg_weighting: one word a model.
+
+    Returns:
+        A trace a model.
+
+    Raises:
+        ValueError: for models of several generators, and as `train_ranker`.
+        DivergenceError: for a loss that is not finite.
+    """
+    choices = [("rank_samples", rank_samples, ("posterior", "prior"))]
+    choices += [("reg_weighting", weighting, ("uniform", "q")) for weighting in reg_weighting]
+    for name, value, allowed in choices:
         if value not in allowed:
             raise ValueError(
                 f"{name} = {value!r}: expected one of {', '.join(map(repr, allowed))}"
             )
     whole(1, n_samples=n_samples)
     above(0, q_scale=q_scale)
-    _present(windows, model.ranker.pred_len)
-    model.generator.check(windows)
-    ranker, unit = model.ranker, model.ranker.unit
+    sampler = models[0].generator
+    if any(model.generator is not sampler for model in models):
+        raise ValueError("models: expected all with the same generator")
+    _present(windows, models[0].ranker.pred_len)
+    sampler.check(windows)
+    rankers = [model.ranker for model in models]
 
-    def losses(index: Tensor) -> dict[str, Tensor]:
+    def losses(index: Tensor) -> Iterator[dict[str, Tensor]]:
         part = windows[index]
         if augment:
             part = symmetric(part, int(torch.randint(8, (), generator=generator)))
         seen = part.future if rank_samples == "posterior" else None
-        h_x, samples = draw_futures(
-            model.generator, part, n_samples, generator=generator, future=seen
-        )
-        features = ranker.fusion.encode(part)
-        last, truth, there = part.past[:, :, -1], part.future / unit, part.mask
-        scores, delta = ranker(samples, last, h_x, features, there)
-        q = target_distribution(samples / unit, truth, q_scale)
-        weight = q if reg_weighting == "q" else None
-        ce = ranking_loss(scores, q)[there].mean()
-        reg = refinement_loss((samples + delta) / unit, truth, weight)[there].mean()
-        entropy = -(q * q.clamp_min(1e-12).log()).sum(-1)[there].mean()
-        return {"loss": ce + reg, "ce": ce, "entropy": entropy, "reg": reg}
+        h_x, samples = draw_futures(sampler, part, n_samples, generator=generator, future=seen)
+        last, there = part.past[:, :, -1], part.mask
+        for ranker, weighting in zip(rankers, reg_weighting, strict=True):
+            features = ranker.fusion.encode(part)
+            truth = part.future / ranker.unit
+            scores, delta = ranker(samples, last, h_x, features, there)
+            q = target_distribution(samples / ranker.unit, truth, q_scale)
+            weight = q if weighting == "q" else None
+            ce = ranking_loss(scores, q)[there].mean()
+            reg = refinement_loss((samples + delta) / ranker.unit, truth, weight)[there].mean()
+            entropy = -(q * q.clamp_min(1e-12).log()).sum(-1)[there].mean()
+            yield {"loss": ce + reg, "ce": ce, "entropy": entropy, "reg": reg}
 
-    trace = _descend(
-        ranker, losses, count=len(windows), epochs=epochs, batch=batch, lr=lr,
-        generator=generator, device=windows.past.device, what="steps of the ranker", progress=progress,
+    traces = _descend(
+        rankers, losses, count=len(windows), epochs=epochs, batch=batch, lr=lr,
+        generator=generator, device=windows.past.device, what="steps of the ranker" + "s" * (len(models) > 1), progress=progress,
     )  # fmt: skip
     if epochs:
-        ranker.trained_on = float(windows.frame_dt_s), windows.unit
-    return trace
+        for ranker in rankers:
+            ranker.trained_on = float(windows.frame_dt_s), windows.unit
+    return traces
 
 
 def symmetric(windows: TrajectoryWindows, which: int) -> TrajectoryWindows:
