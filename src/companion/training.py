@@ -189,11 +189,13 @@ def evaluation_mode(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Put the model in inference mode inside the block; every module's own mode comes back."""
     was = {module: module.training for module in model.modules()}
     try:
-        model.train(training)
+        if (not training) in was.values():  # setting what is set is slow, in a loop of many steps
+            model.train(training)
         yield
     finally:
         for module, mode in was.items():
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
 
 
 def training_mode(model: nn.Module) -> AbstractContextManager[None]:

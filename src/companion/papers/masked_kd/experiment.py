@@ -280,7 +280,8 @@ def distil(
                     run.checks.append((done, monitor(student)))
             if done == steps:
                 break
-            student.train()
+            if done == 0:  # what looks at it in between leaves its mode as it was
+                student.train()
             x, y = next(batches)
             step = distiller(x, y)
             _descend(step.loss, optimizer, schedule)
