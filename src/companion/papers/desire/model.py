@@ -243,7 +243,9 @@ def _descend(
     what: str,
     progress: bool,
 ) -> list[Trace]:
-    """Minimise each model's losses(indices)["loss"] by Adam, clipped, at a rate that decays on a cosine.
+    """Minimise each model's loss by Adam, clipped, at a rate that decays on a cosine.
+
+    losses: of the indices of a batch, in the models' order; "loss" is what is minimised.
 
     Raises DivergenceError for a loss that is not finite, and ValueError for numbers out of range.
     """
@@ -489,7 +491,8 @@ def train_rankers(
         A trace a model.
 
     Raises:
-        ValueError: for models of several generators, and as `train_ranker`.
+        ValueError: for no models, for models of several generators, for words that are not one a
+            model, and as `train_ranker`.
         DivergenceError: for a loss that is not finite.
     """
     choices = [("rank_samples", rank_samples, ("posterior", "prior"))]
@@ -501,6 +504,11 @@ def train_rankers(
             )
     whole(1, n_samples=n_samples)
     above(0, q_scale=q_scale)
+    if not models or len(models) != len(reg_weighting):
+        raise ValueError(
+            f"models: {len(models)}, with {len(reg_weighting)} of reg_weighting: expected one word a "
+            "model, and at least one"
+        )
     sampler = models[0].generator
     if any(model.generator is not sampler for model in models):
         raise ValueError("models: expected all with the same generator")
@@ -528,7 +536,7 @@ def train_rankers(
 
     traces = _descend(
         rankers, losses, count=len(windows), epochs=epochs, batch=batch, lr=lr,
-        generator=generator, device=windows.past.device, what="steps of the ranker" + "s" * (len(models) > 1), progress=progress,
+        generator=generator, device=windows.past.device, what="ranker steps", progress=progress,
     )  # fmt: skip
     if epochs:
         for ranker in rankers:
