@@ -4,6 +4,7 @@ import copy
 import gc
 import itertools
 import math
+import operator
 import pickle
 import time
 import types
@@ -945,6 +946,50 @@ def test_masks_that_are_none_are_named(mask, told):
             mask_report({"0.weight": mask})
         with pytest.raises(ValueError, match=told):
             mask_overlap({"0.weight": mask}, {"0.weight": mask})
+
+
+NORMED = {  # whether zeros of the parameter are zeros of the weight
+    "parametrizations.weight_norm": "is computed from several parameters, as by",
+    "weight_norm": "is computed from several parameters, as by",
+    "parametrizations.orthogonal": "is computed from '0.parametrizations.weight.original' and is",
+    "parametrizations.spectral_norm": "",
+    "spectral_norm": "",
+}
+
+
+@pytest.mark.parametrize("normed", NORMED)
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the older ones
+def test_a_mask_that_the_weight_would_not_keep_is_refused_and_any_other_holds(normed):
+    torch.manual_seed(0)
+    first, told = nn.Linear(6, 6), NORMED[normed]
+    model = nn.Sequential(operator.attrgetter(normed)(nn.utils)(first), nn.Linear(6, 3))
+    batch = torch.randn(8, 6), torch.arange(8) % 3
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    name = next(n for n, p in prunable_parameters(model).items() if p.shape == (6, 6))
+    masks = {name: torch.rand(6, 6) < 0.3}
+    if told:
+        with pytest.raises(ValueError, match=f"^layer '0': its weight .*{told}"):
+            connection_sensitivity(model, cross_entropy, [batch])
+        with pytest.raises(ValueError, match=f"^layer '0': its weight .*{told}"):
+            apply_masks(model, masks)
+    else:
+        masks = global_topk_mask(connection_sensitivity(model, cross_entropy, [batch]), 0.5)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+    if not told:
+        apply_masks(model, masks)
+        model(batch[0])
+        assert torch.equal(first.weight != 0, masks[name])
+    # other layers, and its bias
+    others = connection_sensitivity(model, cross_entropy, [batch], params=["1.weight", "0.bias"])
+    apply_masks(model, global_topk_mask(others, 0.5))
+
+
+def test_a_mask_that_leaves_nothing_for_a_norm_to_divide_by_is_refused():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"^layer '': its weight is computed from"):
+        apply_masks(layer, {"parametrizations.weight.original": torch.zeros(3, 3).bool()})
+    assert layer.parametrizations.weight.original.all()
 
 
 def test_overlap_refuses_masks_of_other_shapes():

@@ -97,17 +97,61 @@ def prunable_parameters(
     return weights | {name: p for name, p in named if is_bias(name)}
 
 
-def check_in_one_piece(model: nn.Module) -> None:
+def check_in_one_piece(model: nn.Module, names: Iterable[str] | None = None) -> None:
     """Raise ValueError for a layer whose weight is computed from several parameters, as by
     `weight_norm`: what is done to one of them is not done to the weight.
+
+    names: parameters of which none may be one of several; None: all of the model's.
     """
-    for path, module in model.named_modules():
-        several = isinstance(module, ParametrizationList) and not module.is_tensor
-        if several or (hasattr(module, "weight_g") and hasattr(module, "weight_v")):
-            layer = path.partition("parametrizations.")[0].rstrip(".")
+    if names is None:
+        names = [name for name, _ in model.named_parameters()]
+    for name in names:
+        path, _, local = name.rpartition(".")
+        owner = model.get_submodule(path)
+        tensor, undo = local[:-2], "remove_weight_norm"
+        if isinstance(owner, ParametrizationList):
+            path, _, tensor = path.rpartition("parametrizations.")
+            several, undo = not owner.is_tensor, "parametrize.remove_parametrizations"
+        else:
+            pair = f"{tensor}_g", f"{tensor}_v"
+            several = local in pair and all(hasattr(owner, part) for part in pair)
+            several = several and (tensor == "weight" or hasattr(owner, tensor))
+        if several:
             raise ValueError(
-                f"layer {layer!r}: its weight is computed from several parameters, as by "
-                "weight_norm: merge them first (torch.nn.utils.parametrize.remove_parametrizations)"
+                f"layer {path.rstrip('.')!r}: its {tensor} is computed from several parameters, as "
+                f"by weight_norm: merge them first (torch.nn.utils.{undo})"
+            )
+
+
+def check_zeros_stay(
+    model: nn.Module, names: Iterable[str], masks: Mapping[str, Tensor] | None = None
+) -> None:
+    """Raise ValueError where a mask on one of these parameters does not hold for the weight that a
+    parametrization computes from it, as for `orthogonal`; it does for `spectral_norm`.
+
+    masks: boolean, by name; None: tried with every other entry masked.
+    """
+    names = list(names)
+    check_in_one_piece(model, names)
+    for name in names:
+        path, _, local = name.rpartition(".")
+        owner = model.get_submodule(path)
+        if not isinstance(owner, ParametrizationList):
+            continue
+        original = getattr(owner, local).detach()
+        mask = None if masks is None else masks[name].to(original.device)
+        if mask is None:
+            mask = (torch.arange(original.numel()) % 2 == 0).view(original.shape)
+            mask = mask.to(original.device)
+        with torch.no_grad(), evaluation_mode(owner):  # in training some write things down
+            masked = {local: original.masked_fill(~mask, 0)}
+            weight = torch.func.functional_call(owner, masked, ())
+        if weight.shape != mask.shape or (weight[~mask] != 0).any():
+            path, _, tensor = path.rpartition("parametrizations.")
+            raise ValueError(
+                f"layer {path.rstrip('.')!r}: its {tensor} is computed from {name!r} and is not 0 "
+                "where that is: make it a parameter first, "
+                f"torch.nn.utils.parametrize.remove_parametrizations(layer, {tensor!r})"
             )
 
 
@@ -212,7 +256,9 @@ def connection_gradients(
     Raises:
         ValueError: for unknown modes or names, for nothing to score, for no batches or an empty
             one, for a loss that is no finite scalar or a gradient that is not finite, in identity
-            mode for a normalisation that tracks no statistics, and in batch mode for a frozen one.
+            mode for a normalisation that tracks no statistics, and in batch mode for a frozen one;
+            for a weight that is computed from several parameters, as by `weight_norm`, or is not 0
+            where the one that it is computed from is, as by `orthogonal`.
 
     References:
         Lee et al. (2019), section 4.1.
@@ -232,6 +278,7 @@ def connection_gradients(
         chosen = {name: known[name] for name in names}
     if not chosen:
         raise ValueError("params: no trainable parameter to score")
+    check_zeros_stay(model, chosen)
 
     mean: dict[str, Tensor] = {}
     count = 0
@@ -716,7 +763,9 @@ class apply_masks:
             alone.
 
     Raises:
-        ValueError: for a name, shape or dtype that does not fit the model.
+        ValueError: for a name, shape or dtype that does not fit the model, and where a mask would
+            not hold for the weight that is computed from a parameter, as by `weight_norm` or
+            `orthogonal`.
 
     Examples:
         >>> layer = nn.Linear(2, 1, bias=False)
@@ -863,11 +912,14 @@ register_optimizer_step_post_hook(_after_step)
 
 
 def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """The model's parameters by name; ValueError for a mask that fits none of them."""
+    """The model's parameters by name; ValueError for a mask that fits none of them, or does not
+    hold for the weight that is computed from one.
+    """
     check_named(masks=masks)
     known = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         check_mask(name, mask, known)
+    check_zeros_stay(model, masks, masks)
     return known
 
 
