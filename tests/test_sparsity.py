@@ -341,7 +341,7 @@ def test_scoring_works_where_gradients_are_off():
 
 def test_a_parameter_that_the_loss_does_not_use_scores_zero():
     model = dense_net()
-    model.register_parameter("idle", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    model.register_parameter("idle", nn.Parameter(torch.ones(2, 2, dtype=torch.float64)))
     assert (connection_gradients(model, cross_entropy, [batch((6,))])["idle"] == 0).all()
 
 
@@ -1045,6 +1045,18 @@ def test_scales_beside_weights_are_not_pruned_and_small_matrices_are():
     assert weights == [
         "0.weight", "1.weight", "2.weight", "3.weight_ih_l0", "3.weight_hh_l0"
     ]  # fmt: skip
+
+
+def test_vectors_that_a_block_holds_beside_its_layers_are_scales_and_stay_as_they_are():
+    model = nn.ModuleDict({"layer": nn.Linear(4, 4), "fused": nn.Linear(4, 4)})
+    scales = {"temperature": (2, 1, 1), "ls1": (4,), "fuse": (2,), "gain": (1, 4, 1, 1)}
+    for name, shape in (scales | {"readout": (1, 4), "mix": (3, 4)}).items():
+        model.register_parameter(name, nn.Parameter(torch.full(shape, 1e-5)))
+    weights = ["readout", "mix", "layer.weight", "fused.weight"]
+    assert list(prunable_parameters(model, biases=False)) == weights
+    truncated_variance_scaling_(model, generator=generator())
+    for name, parameter in model.named_parameters():
+        assert (parameter == 1e-5).all() == (name in scales), name
 
 
 def test_a_weight_with_one_output_is_a_matrix_and_no_scale():

@@ -56,12 +56,12 @@ def prunable_parameters(
     """Trainable weights, then biases, of every layer that does more than scale its input.
 
     Left out are normalisations of any make, PReLU, and layer scales: modules without submodules
-    whose weights all are vectors, such as (channels,) or (channels, 1, 1). A weight of shape
-    (1, inputs) is the matrix of a layer with one output, unless its module is called a norm or a
-    scale. Left out, too, are a transformer's tables of relative positions, and its tokens and
-    position tables, (1, tokens, width), which belong to a module that has submodules. Weights come
-    first because ties are broken by
-    this order. A parameter that two modules share appears once.
+    whose weights all are vectors, such as (channels,) or (channels, 1, 1), and the vectors that
+    modules hold beside their submodules, such as temperatures. A weight of shape (1, inputs) is the
+    matrix of a layer with one output, unless its module is called a norm or a scale. Left out, too,
+    are a transformer's tables of relative positions, and its tokens and position tables,
+    (1, tokens, width), which belong to a module that has submodules. Weights come first because
+    ties are broken by this order. A parameter that two modules share appears once.
 
     Args:
         model: any module; it stays as it is.
@@ -192,13 +192,17 @@ def is_scaling(module: nn.Module) -> bool:
 
 
 def is_scale(module: nn.Module, name: str) -> bool:
-    """Whether one parameter of a module is a scale of channels, as in `ConvNeXt` or `weight_norm`."""
+    """Whether one parameter of a module is a scale of channels, as in `ConvNeXt` or `weight_norm`:
+    beside layers every vector is one, a temperature (heads, 1, 1) or the weights of a fusion, too.
+    """
     parameter = getattr(module, name)
     if isinstance(module, MATRICES) or is_bias(name) or not _is_vector(parameter):
         return False
     if isinstance(module, ParametrizationList):  # lengths, of which every output has one
         return len(list(module.parameters())) > 1 and name == "original0"
-    return parameter.dim() == 0 or "gamma" in name or "scale" in name
+    if parameter.dim() == 0 or "gamma" in name or "scale" in name:
+        return True
+    return any(True for _ in module.children()) and not _is_row(parameter)
 
 
 def is_token(module: nn.Module, name: str) -> bool:

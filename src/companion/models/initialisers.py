@@ -57,7 +57,7 @@ def reset(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
     """Reset what is not drawn; yield (path, module, weight) of what is, in order.
 
     Biases become 0; normalisations the identity, with fresh statistics. Other scales (slopes of
-    PReLU, layer scales), tokens and tables of positions stay as they are. Raises as
+    PReLU, layer scales, temperatures), tokens and tables of positions stay as they are. Raises as
     `check_in_one_piece`, before anything changes.
     """
     check_in_one_piece(model)
