@@ -1,6 +1,7 @@
 """The room of data parallelism and sparsity: every search, every law, every process."""
 
 import copy
+import json
 import math
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -919,6 +921,24 @@ def test_networks_of_another_search_are_refused():
     networks = dp.initial_networks(workload(), [0.0], 3)
     with pytest.raises(ValueError, match="networks: made for 3 trials"):
         dp.steps_to_result(workload(), 8, [0.0], TRIALS, networks=networks)
+
+
+def test_searches_that_share_a_store_keep_each_others_results(tmp_path):
+    store = tmp_path / "new" / "kept.json"
+
+    def search(seed):
+        dp.search(workload(max_steps=4), [8, 16, 32], [0.0], TRIALS, seeds=[seed], store=store)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(search, range(4)))
+    assert len(json.loads(store.read_text())) == 12
+    assert os.listdir(store.parent) == ["kept.json"]
+
+
+def test_a_store_that_cannot_be_written_is_named_before_the_first_search(monkeypatch):
+    monkeypatch.setattr(workloads, "steps_to_result", lambda *_, **__: pytest.fail("searched"))
+    with pytest.raises(ValueError, match=r"^store = '/proc/none/kept.json': cannot be written: "):
+        dp.search(workload(), [8], [0.0], TRIALS, store="/proc/none/kept.json")
 
 
 def test_a_search_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):

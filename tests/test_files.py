@@ -249,6 +249,27 @@ def test_one_of_many_has_the_lock_at_a_time(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_who_waits_for_a_lock_gets_it_in_turn(tmp_path):
+    inside, got = 0, []
+
+    def work():
+        nonlocal inside
+        for _ in range(50):
+            with locked(tmp_path / ".lock", wait=True):
+                inside += 1
+                got.append(inside)
+                time.sleep(0)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [1] * 200
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("content", ["mine", "process of thought\n", "process 7 on a\nb", "\x00"])
 def test_a_lock_that_is_somebody_elses_file_stays(tmp_path, content):
     file, link = tmp_path / ".x.lock", tmp_path / ".y.lock"

@@ -155,11 +155,11 @@ class BusyError(RuntimeError):
 
 
 @contextmanager
-def locked(file: Path | str, busy: str) -> Iterator[int]:
+def locked(file: Path | str, busy: str = "", *, wait: bool = False) -> Iterator[int]:
     """Hold a lock while the block runs; it goes with the process, however that ends.
 
     file: the lock, removed afterwards. busy: the message if it is held, in which "{holder}"
-      becomes the process that does.
+      becomes the process that does. wait: until it is free, instead.
     Gives a descriptor: a child process that inherits it holds the lock as well.
     Raises BusyError if the lock is held, FileExistsError for a file of that name that is no lock
     of ours, and OSError, which names the file, where it cannot be made or locked.
@@ -177,7 +177,7 @@ def locked(file: Path | str, busy: str) -> Iterator[int]:
     while True:
         with open(file, "a+", encoding="utf-8", errors="replace", opener=opener) as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 free = True
             except BlockingIOError:
                 free = False

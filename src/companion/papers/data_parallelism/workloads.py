@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from companion import sparsity as pruning
 from companion.checks import number, one_of, tensors, whole
 from companion.data.images import hold_out, load_images, standardise
-from companion.files import to_json, write_whole
+from companion.files import locked, to_json, write_whole
 from companion.models import truncated_variance_scaling_
 from companion.papers.data_parallelism.networks import build_network
 from companion.papers.data_parallelism.stacked import (
@@ -521,12 +522,13 @@ def search(
         seeds: one or more whole numbers, each a repetition.
         race: as `steps_to_result`.
         store: a JSON file that keeps every finished batch size, so that a run that was cut off
-            goes on where it stopped. What was made with other settings is not used.
+            goes on where it stopped. What was made with other settings is not used. Several
+            searches may share it.
         progress: show a progress bar.
 
     Raises:
         ValueError: for an empty list, a batch larger than the training set, trials as in
-            `steps_to_result`, and a store that is something else.
+            `steps_to_result`, and a store that is something else or cannot be written.
     """
     for name, given in {
         "batch_sizes": batch_sizes,
@@ -553,13 +555,14 @@ def search(
                 if known is not None and key in kept and _like(kept[key].get("outputs"), known):
                     result = _restored(batch_size, kept[key])
                 else:
+                    if path:  # before the work is done, not after
+                        _keep(path, {})
                     networks = networks or initial_networks(seeded, sparsities, len(trials["lr"]))
                     result = steps_to_result(
                         seeded, batch_size, sparsities, trials, race, networks=networks
                     )
                     if path:
-                        kept[key] = _stored(result) | {"outputs": known}
-                        write_whole(path, to_json(kept))
+                        kept = _keep(path, {key: _stored(result) | {"outputs": known}})
                 results[seed, batch_size] = result
                 bar.update()
     return results
@@ -581,6 +584,24 @@ def _read(path: Path) -> dict[str, dict]:
         ) from error
     if not isinstance(kept, dict):
         raise ValueError(f"store = {str(path)!r}: not a file that a search kept")
+    return kept
+
+
+def _keep(path: Path, more: Mapping[str, dict]) -> dict[str, dict]:
+    """Add to what searches kept, other ones meanwhile included; all that is there then.
+
+    Raises:
+        ValueError: for a file that cannot be written or is something else.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target.with_name(f".{target.name}.lock"), wait=True):
+            kept = _read(path) | more
+            if more:
+                write_whole(path, to_json(kept))
+    except OSError as error:
+        raise ValueError(f"store = {str(path)!r}: cannot be written: {error}") from error
     return kept
 
 
