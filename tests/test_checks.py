@@ -22,6 +22,10 @@ from companion.training import error_rate, predict, train
 NOTHING_KNOWN = ("a", "1", None, [], [1.0], {}, 1j, object(), math, np.zeros(3), torch.ones(2))
 HELPERS = {
     "whole": (lambda **v: checks.whole(0, **v), (*NOTHING_KNOWN, 1.0, True, -1, math.nan)),
+    "seeds": (
+        checks.seeds,
+        ("a", 1, None, [1.0], [0, "1"], [True], {"a"}, np.zeros(3), torch.ones(2)),
+    ),
     "at_least": (lambda **v: checks.at_least(0, **v), (*NOTHING_KNOWN, -1, math.nan, 10**400)),
     "above": (lambda **v: checks.above(0, **v), (*NOTHING_KNOWN, 0, math.inf, np.str_("1"))),
     "fraction": (checks.fraction, (*NOTHING_KNOWN, 1, -0.1, math.nan)),
@@ -56,6 +60,7 @@ def test_numbers_of_numpy_and_of_pytorch_are_numbers():
         checks.at_least(0.5, value=value)
         checks.above(0, value=value)
     checks.whole(1, value=np.int64(1))
+    checks.seeds(values=np.arange(3), one=[-1], most=[2**63 - 1])
 
 
 def test_a_number_of_the_wrong_type_is_named_by_whatever_takes_it():

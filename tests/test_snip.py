@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -237,6 +238,24 @@ def test_comparison_trains_each_setting_from_the_same_start(digits):
         "lenet300", small, criteria=["random"], sparsities=[0.9], seeds=[1], dense=False, **options
     )
     assert again == [by_key["random", 0.9, 1]]
+
+
+@pytest.mark.parametrize("seed", ["1", 1.5, None, True, 2**63])
+def test_a_seed_that_is_none_is_named_before_anything_is_drawn(digits, monkeypatch, seed):
+    monkeypatch.setattr(experiment, "build_model", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(
+        ValueError, match=f"^seeds = .*: element {seed!r}: expected a whole number"
+    ):
+        snip.compare_criteria(
+            "lenet300", digits, criteria=["snip"], sparsities=[0.9], seeds=[0, seed], steps=1
+        )
+
+
+def test_seeds_of_numpy_are_seeds(digits):
+    options = {"criteria": [], "sparsities": [], "steps": 2}
+    small = digits.limited(100)
+    runs = snip.compare_criteria("lenet300", small, seeds=np.arange(2), **options)
+    assert runs == snip.compare_criteria("lenet300", small, seeds=iter([0, 1]), **options)
 
 
 def opposed(data):

@@ -18,6 +18,20 @@ def whole(least: int, **values: object) -> None:
             raise ValueError(f"{name} = {value!r}: expected a whole number, at least {least}")
 
 
+def seeds(bits: int = 63, **values: Any) -> None:
+    """Raise ValueError for what is no collection of seeds, whole numbers of so many bits."""
+    for name, given in values.items():
+        if not isinstance(given, Collection) or isinstance(given, (str, bytes)):
+            raise ValueError(f"{name} = {given!r}: expected a list of whole numbers")
+        for seed in given:
+            fine = isinstance(seed, Integral) and not isinstance(seed, bool)
+            if not fine or int(seed).bit_length() > bits:
+                raise ValueError(
+                    f"{name} = {list(given)!r}: element {seed!r}: expected a whole number of at "
+                    f"most {bits} bits"
+                )
+
+
 def number(allows: Callable[[Any], bool], expected: str, **values: Any) -> None:
     """Raise ValueError, which says what was expected, for what is not a finite number that is
     allowed, whatever its type.

@@ -20,6 +20,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from companion import checks
 from companion import sparsity as pruning
 from companion.checks import number, one_of, tensors, whole
 from companion.data.images import hold_out, load_images, standardise
@@ -527,9 +528,10 @@ def search(
         progress: show a progress bar.
 
     Raises:
-        ValueError: for an empty list, a batch larger than the training set, trials as in
+        ValueError: for an empty list, seeds that are no whole numbers, a batch larger than the training set, trials as in
             `steps_to_result`, and a store that is something else or cannot be written.
     """
+    checks.seeds(bits=46, seeds=seeds)  # which are multiplied for the networks' own
     for name, given in {
         "batch_sizes": batch_sizes,
         "sparsities": sparsities,
@@ -547,7 +549,7 @@ def search(
     kept = _read(path) if path else {}
     results = {}
     with Progress(len(seeds) * len(batch_sizes), "searches done", show=progress) as bar:
-        for seed in seeds:
+        for seed in map(int, seeds):  # those of NumPy are none to PyTorch
             seeded, networks = workload.replace(seed=seed), None
             known = _probe(seeded) if path else None
             for batch_size in sorted(batch_sizes, reverse=True):  # the cheap ones first
@@ -587,7 +589,7 @@ def _read(path: Path) -> dict[str, dict]:
     return kept
 
 
-def _keep(path: Path, more: Mapping[str, dict]) -> dict[str, dict]:
+def _keep(path: Path, more: dict[str, dict]) -> dict[str, dict]:
     """Add to what searches kept, other ones meanwhile included; all that is there then.
 
     Raises:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from companion import checks
 from companion.checks import whole
 from companion.data.images import ImageSet
 from companion.models import (
@@ -276,11 +277,14 @@ def compare_criteria(
         training: options of `companion.training.train`.
 
     Raises:
-        ValueError: for scoring batches of no example, or of more than there are.
+        ValueError: for scoring batches of no example, or of more than there are, and for seeds that
+            are no whole numbers.
     """
     whole(1, prune_batch_size=prune_batch_size, n_prune_batches=n_prune_batches)
     _check_count("prune_batch_size * n_prune_batches", prune_batch_size * n_prune_batches, data)
-    seeds = list(seeds)
+    seeds = list(seeds) if isinstance(seeds, Iterable) else seeds
+    checks.seeds(seeds=seeds)
+    seeds = [int(seed) for seed in seeds]  # those of NumPy are none to PyTorch
     total = len(seeds) * (len(criteria) * len(sparsities) + dense)
 
     def plans() -> Iterator[_Plan]:
