@@ -769,6 +769,34 @@ def test_parameters_that_the_outputs_do_not_depend_on_stay():
 
 
 @pytest.mark.parametrize("way", ["loop", "batched"])
+def test_a_parameter_that_is_one_number_is_searched_and_trained_with_the_others(way):
+    class Scaled(Strange):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+        def forward(self, x):
+            return self.scale * super().forward(x)
+
+    load = _with(Scaled())
+    assert dp.search(load, [16], [0.0, 0.5], TRIALS)[0, 16].k_star(0)
+    params = flat(dp.initial_networks(load, [0.0], 3), "params")
+    start = load.model, params, None, 0.1, 0.9, load.batches(16)
+    trained = dp.train_batched(*start, steps=3, way=way).params
+    alone = Scaled()
+    alone.load_state_dict({name: p[1] for name, p in params.items()})
+    optimizer = torch.optim.SGD(alone.parameters(), 0.1, momentum=0.9)
+    for (x, y), _ in zip(load.batches(16), range(3), strict=False):
+        optimizer.zero_grad()
+        cross_entropy(alone(x), y).backward()
+        optimizer.step()
+    for name, p in alone.named_parameters():
+        torch.testing.assert_close(trained[name][1], p)
+    found = dp.lipschitz_along(params, trained, lambda group: group)
+    torch.testing.assert_close(found, torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("way", ["loop", "batched"])
 def test_frozen_parameters_are_neither_drawn_nor_pruned_nor_trained(way):
     model = mlp(6, (8,), 2).double()
     model[1].requires_grad_(False)

@@ -229,7 +229,7 @@ def lipschitz_along(
     names = list(params0)
 
     def flat(group: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([group[name].flatten(1) for name in names], dim=1)
+        return torch.cat([group[name].reshape(len(group[name]), -1) for name in names], dim=1)
 
     start = flat(params0)
     d = flat(params1) - start

@@ -398,7 +398,7 @@ def train_batched(
 
 def _diverged(params: Stack) -> Tensor:
     """Which rows hold a weight that is not finite or is larger than `DIVERGED`, (R,)."""
-    sizes = [p.flatten(1).abs().amax(1) for p in params.values()]  # NaN is the largest
+    sizes = [p.reshape(len(p), -1).abs().amax(1) for p in params.values()]  # NaN is the largest
     return ~(torch.stack(sizes) <= DIVERGED).all(0)
 
 
