@@ -1230,6 +1230,25 @@ def test_unequal_shards_take_the_steps_of_the_joined_batch(shards, dtype, allowe
     assert not multiprocessing.active_children()
 
 
+def test_a_network_of_bfloat16_is_updated_by_processes_and_its_searches_are_kept(tmp_path):
+    network, params, batches = setting(torch.bfloat16)
+    network.to(torch.bfloat16)
+    update = dp.Update()
+    joined = dp.train_shard(network, params, batches, update)
+    for one in dp.update_in_processes(network, params, batches, [32, 64], update):
+        assert {p.dtype for p in one.values()} == {torch.bfloat16}
+        for name, p in one.items():  # eight bits, and five steps of another order
+            torch.testing.assert_close(p, joined[name], rtol=0.05, atol=0.02)
+    load, x = workload(max_steps=4), blobs(120)[0].bfloat16()
+    load = load.replace(model=load.model.bfloat16(), train_x=x, valid_x=x[:60])
+    trials, options = {"lr": TRIALS["lr"]}, {"store": tmp_path / "kept.json"}
+    found, again = (dp.search(load, [16], [0.5], trials, **options)[0, 16] for _ in range(2))
+    assert torch.equal(found.steps, again.steps)
+    assert len(json.loads((tmp_path / "kept.json").read_text())) == 1
+    dp.search(load.replace(train_x=-x), [16], [0.5], trials, **options)
+    assert len(json.loads((tmp_path / "kept.json").read_text())) == 2
+
+
 def test_averaging_the_means_of_unequal_shards_is_wrong():
     network, params, batches = setting(torch.float64)
     update = dp.Update()

@@ -46,6 +46,12 @@ def test_a_black_and_white_image_has_zeros_and_ones():
     assert torch.equal(to_signal(image)[0], torch.eye(4))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_floats_of_any_width_are_the_same_picture(ramp, dtype):
+    picture = torch.from_numpy(np.asarray(ramp) // 32 / 8).to(dtype)
+    assert torch.equal(to_signal(picture), picture.float()[None])
+
+
 def test_sixteen_bits_are_scaled_by_their_own_range():
     pixels = np.array([[0, 65535], [32768, 1]], dtype=np.uint16)
     expected = torch.tensor([[0, 1], [32768 / 65535, 1 / 65535]])

@@ -142,7 +142,11 @@ def to_signal(picture: Any, *, size: int = 0, channels: int = 0) -> Tensor:
     """
     if hasattr(picture, "getbands"):  # a Pillow image
         picture = _from_pillow(picture)
-    pixels = np.asarray(picture.detach().cpu() if isinstance(picture, Tensor) else picture)
+    if isinstance(picture, Tensor):
+        picture = picture.detach().cpu()
+        if picture.dtype == torch.bfloat16:  # which NumPy has not
+            picture = picture.float()
+    pixels = np.asarray(picture)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or 0 in pixels.shape:

@@ -165,11 +165,16 @@ def update_in_processes(
     plain = {name: p.detach().clone() for name, p in params.items()}
     jobs = [(model, plain, part, update, reduction) for part in parts]
     results = run_group(_train_job, jobs, timeout=timeout)
-    return [{name: torch.from_numpy(p) for name, p in result.items()} for result in results]
+    return [
+        {name: torch.from_numpy(p).view(plain[name].dtype) for name, p in result.items()}
+        for result in results
+    ]
 
 
 def _train_job(rank: int, model, params, shards, update, reduction) -> dict[str, Tensor]:
-    return train_shard(model, params, shards, update, reduction=reduction)
+    trained = train_shard(model, params, shards, update, reduction=reduction)
+    # to be sent as NumPy's, which has no bfloat16
+    return {n: p.view(torch.int16) if p.dtype == torch.bfloat16 else p for n, p in trained.items()}
 
 
 def run_group(job, arguments: Sequence[tuple], *, timeout: float = 60.0) -> list:

@@ -660,6 +660,8 @@ def _key(workload, batch_size, sparsities, trials, race) -> str:
     """Everything that a result depends on, as a hash."""
     digest = hashlib.sha256()
     for tensor in (workload.train_x, workload.train_y, workload.valid_x, workload.valid_y):
+        if tensor.dtype == torch.bfloat16:  # which NumPy has not
+            tensor = tensor.view(torch.int16)
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     told = {k: v for k, v in vars(workload).items() if not isinstance(v, (Tensor, nn.Module))}
     told["model"] = repr(workload.model), _described(workload.model)
