@@ -1,5 +1,6 @@
 """SNIP's own room; scores and masks are tested in test_sparsity."""
 
+import functools
 import math
 
 import numpy as np
@@ -249,6 +250,17 @@ def test_a_seed_that_is_none_is_named_before_anything_is_drawn(digits, monkeypat
         snip.compare_criteria(
             "lenet300", digits, criteria=["snip"], sparsities=[0.9], seeds=[0, seed], steps=1
         )
+
+
+def test_a_number_of_steps_is_asked_for_before_anything_is_drawn(digits, monkeypatch):
+    monkeypatch.setattr(experiment, "build_model", lambda *_: pytest.fail("drawn"))
+    compare = functools.partial(
+        snip.compare_criteria, "lenet300", digits, criteria=["snip"], sparsities=[0.9], seeds=[0]
+    )
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'steps'"):
+        compare(lr=0.1)
+    with pytest.raises(ValueError, match=r"^steps = 2\.5: expected a whole number, at least 0"):
+        compare(steps=2.5)
 
 
 def test_seeds_of_numpy_are_seeds(digits):

@@ -241,6 +241,7 @@ def compare_criteria(
     criteria: Sequence[str],
     sparsities: Sequence[float],
     seeds: Iterable[int],
+    steps: int,
     prune_batch_size: int = 100,
     n_prune_batches: int = 1,
     bn_mode: str = "identity",
@@ -264,6 +265,7 @@ def compare_criteria(
         criteria: of `CRITERIA`.
         sparsities: fractions removed, each in [0, 1).
         seeds: one or more whole numbers, each a repetition.
+        steps: optimiser steps, at least 0.
         prune_batch_size: examples a scoring batch.
         n_prune_batches: scoring batches.
         bn_mode: "identity" or "batch", as `connection_sensitivity`.
@@ -274,13 +276,14 @@ def compare_criteria(
         augment: function (batch, generator) -> batch; None: none.
         dense: also train a dense network a seed.
         progress: show a progress bar.
-        training: options of `companion.training.train`.
+        training: other options of `companion.training.train`.
 
     Raises:
-        ValueError: for scoring batches of no example, or of more than there are, and for seeds that
-            are no whole numbers.
+        ValueError: for scoring batches of no example, or of more than there are, for seeds that are
+            no whole numbers, and for a number of steps below 0.
     """
     whole(1, prune_batch_size=prune_batch_size, n_prune_batches=n_prune_batches)
+    whole(0, steps=steps)
     _check_count("prune_batch_size * n_prune_batches", prune_batch_size * n_prune_batches, data)
     seeds = list(seeds) if isinstance(seeds, Iterable) else seeds
     checks.seeds(seeds=seeds)
@@ -322,7 +325,7 @@ def compare_criteria(
             training.get("batch_size", 100),
             augment,
         ):
-            runs += _trained(group, data, validation, augment, training)
+            runs += _trained(group, data, validation, augment, training | {"steps": steps})
             bar.update(len(group))
     return runs
 
