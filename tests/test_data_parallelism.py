@@ -1099,6 +1099,11 @@ def test_an_interval_is_of_one_sparsity_and_a_law_of_two_batch_sizes():
         dp.bootstrap_k_star(torch.ones(2, 3), 2, draws=5)
     with pytest.raises(ValueError, match="expected at least two different ones"):
         dp.fit_scaling([4, 4, 4], [10, 10, 10])
+    for bad in (-2, math.nan):
+        with pytest.raises(ValueError, match=r"^batch_sizes = .*: expected positive numbers$"):
+            dp.fit_scaling([1, bad, 3], [5, 4, 3])
+    with pytest.raises(ValueError, match=r"^steps = .*: expected positive numbers; leave out"):
+        dp.fit_scaling([1, 2, 3], [5, -4, 3])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

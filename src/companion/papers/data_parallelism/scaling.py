@@ -25,7 +25,8 @@ def fit_scaling(
     Both constants are positive, which the logarithm takes care of.
 
     Raises:
-        ValueError: for fewer than three points, one batch size only, or one without a result.
+        ValueError: for fewer than three points, one batch size only, or one without a result, and
+            for a batch size that is not above 0.
 
     References:
         Lee et al. (2021), Proposition 3.1.
@@ -39,7 +40,9 @@ def fit_scaling(
         raise ValueError(
             f"fit_scaling: expected at least three pairs, got {b.size} batch sizes and {k.size} steps"
         )
-    if not (np.isfinite(k).all() and (k > 0).all() and (b > 0).all()):
+    if not (b > 0).all():
+        raise ValueError(f"batch_sizes = {b.tolist()!r}: expected positive numbers")
+    if not (np.isfinite(k).all() and (k > 0).all()):
         raise ValueError(
             f"steps = {k.tolist()!r}: expected positive numbers; leave out batch sizes without a "
             "result (goal not reached? raise max_steps or goal_error, or widen the learning rates)"
