@@ -1047,6 +1047,24 @@ def test_scales_beside_weights_are_not_pruned_and_small_matrices_are():
     ]  # fmt: skip
 
 
+def test_what_cannot_be_scored_is_named():
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    wave = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, dtype=torch.complex64))
+    batch = torch.ones(2, 3), torch.tensor([0, 1])
+    for model, params, told in (
+        (
+            tied,
+            ["1.weight"],
+            "no parameter '1.weight' of its own: it is '0.weight', name that one",
+        ),
+        (tied, ["2.weight"], "no parameter '2.weight'$"),
+        (wave, None, "'1.weight' is torch.complex64, expected real numbers"),
+    ):
+        with pytest.raises(ValueError, match=f"^params: .*{told}"):
+            connection_sensitivity(model, cross_entropy, [batch], params=params)
+
+
 def test_vectors_that_a_block_holds_beside_its_layers_are_scales_and_stay_as_they_are():
     model = nn.ModuleDict({"layer": nn.Linear(4, 4), "fused": nn.Linear(4, 4)})
     scales = {"temperature": (2, 1, 1), "ls1": (4,), "fuse": (2,), "gain": (1, 4, 1, 1)}

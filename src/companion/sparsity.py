@@ -258,11 +258,12 @@ def connection_gradients(
             their absolute values batch by batch.
 
     Raises:
-        ValueError: for unknown modes or names, for nothing to score, for no batches or an empty
-            one, for a loss that is no finite scalar or a gradient that is not finite, in identity
-            mode for a normalisation that tracks no statistics, and in batch mode for a frozen one;
-            for a weight that is computed from several parameters, as by `weight_norm`, or is not 0
-            where the one that it is computed from is, as by `orthogonal`.
+        ValueError: for unknown modes or names, for nothing to score or no real numbers, for no
+            batches or an empty one, for a loss that is no finite scalar or a gradient that is not
+            finite, in identity mode for a normalisation that tracks no statistics, and in batch
+            mode for a frozen one; for a weight that is computed from several parameters, as by
+            `weight_norm`, or is not 0 where the one that it is computed from is, as by
+            `orthogonal`.
 
     References:
         Lee et al. (2019), section 4.1.
@@ -278,10 +279,16 @@ def connection_gradients(
     else:
         known, names = dict(model.named_parameters()), list(params)
         if missing := [name for name in names if name not in known]:
-            raise ValueError(f"params: the model has no parameter {missing[0]!r}")
+            name, hint = missing[0], ""
+            if name in dict(model.named_parameters(remove_duplicate=False)):  # of tied weights
+                hint = f" of its own: it is {_names(model, name)[0]!r}, name that one"
+            raise ValueError(f"params: the model has no parameter {name!r}{hint}")
         chosen = {name: known[name] for name in names}
     if not chosen:
         raise ValueError("params: no trainable parameter to score")
+    for name, parameter in chosen.items():
+        if not parameter.is_floating_point():
+            raise ValueError(f"params: {name!r} is {parameter.dtype}, expected real numbers")
     check_zeros_stay(model, chosen)
 
     mean: dict[str, Tensor] = {}
