@@ -528,8 +528,9 @@ def search(
         progress: show a progress bar.
 
     Raises:
-        ValueError: for an empty list, seeds that are no whole numbers, a batch larger than the training set, trials as in
-            `steps_to_result`, and a store that is something else or cannot be written.
+        ValueError: for an empty list, seeds that are no whole numbers, a batch larger than the
+            training set, trials as in `steps_to_result`, and a store that is something else or
+            cannot be written.
     """
     checks.seeds(bits=46, seeds=seeds)  # which are multiplied for the networks' own
     for name, given in {
