@@ -380,6 +380,12 @@ def test_people_of_different_scenes_do_not_meet():
         assert torch.allclose(part, apart.response, atol=1e-13)
 
 
+@pytest.mark.parametrize("scene", [[-1, 0], [3, 7], [5, -2]])
+def test_copies_of_a_crowd_never_meet_whatever_the_scenes_are_called(scene):
+    apart = dataclasses.replace(crossing_pair(), scene=torch.tensor(scene))
+    assert not apart.repeat(3).pair_mask().any()
+
+
 # ---------------------------------------------------------------- play
 
 

@@ -157,16 +157,16 @@ class Crowd:
         )  # fmt: skip
 
     def repeat(self, times: int) -> Crowd:
-        """The crowd so many times, each in scenes of its own.
+        """The crowd so many times, each in scenes of its own, which are numbered anew from 0.
 
         Raises:
             ValueError: for a negative number.
         """
         whole(0, times=times)
-        scenes = int(self.scene.max()) + 1 if len(self) else 0
-        apart = torch.arange(times, device=self.scene.device).repeat_interleave(len(self)) * scenes
+        scenes, number = self.scene.unique(return_inverse=True)  # whatever the scenes' own numbers
+        copy = torch.arange(times, device=self.scene.device).repeat_interleave(len(self))
         index = torch.arange(len(self), device=self.scene.device).repeat(times)
-        return replace(self.take(index), scene=self.scene[index] + apart)
+        return replace(self.take(index), scene=number[index] + copy * len(scenes))
 
     def errors(self) -> Tensor:
         """Squared speed errors of all steps, (N, 2R+1, 2R+1)."""
