@@ -1192,6 +1192,23 @@ def test_a_student_learns_from_a_masked_teacher_without_labels():
     assert keep.shape == (200, 9)
 
 
+def test_a_loss_that_is_lost_ends_the_training_within_a_hundred_steps():
+    x, y = marked(8, 0)
+    pictures, student = experiment.LabelledImages(x * math.nan, y, x, y), mkd.ViT(12, 4, dim=8)
+    passes = []
+    student.register_forward_hook(lambda *_: passes.append(1))
+    options = {"generator": generator(), "batch_size": 2}
+    with pytest.raises(DivergenceError, match="teacher is not finite by step 100: lower lr"):
+        experiment.train_teacher(student, pictures, 300, **options)
+    assert len(passes) == 100
+    with (
+        mkd.MaskedDistiller(student, mkd.ViT(12, 4, dim=8), 9, selector="full") as distiller,
+        pytest.raises(DivergenceError, match="distillation is not finite by step 100: lower lr"),
+    ):
+        mkd.distil(distiller, pictures, 300, **options)
+    assert len(passes) == 200
+
+
 def write_folder(folder):
     """A few plain pictures of two classes, as torchvision's ImageFolder wants them."""
     from PIL import Image

@@ -22,7 +22,7 @@ from companion.papers.masked_kd.attention import cls_attention
 from companion.papers.masked_kd.distillation import AMP, MaskedDistiller, autocast
 from companion.papers.masked_kd.tokens import resize_scores, select_tokens, token_drop
 from companion.progress import Progress, progress_bar
-from companion.training import DivergenceError, evaluation_mode, shuffled_batches
+from companion.training import LOOK_EVERY, DivergenceError, evaluation_mode, shuffled_batches
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as timm uses
@@ -228,14 +228,16 @@ def train_teacher(
     batches = images.batches(batch_size, generator)
     model.train()
     with progress_bar(progress, steps, "steps of the teacher") as bar:
-        for _ in range(steps):
+        for step in range(1, steps + 1):
             x, y = next(batches)
             with autocast(x, amp):
                 loss = cross_entropy(model(x), y)
             _descend(loss, optimizer, schedule)
             bar.update()
-    if steps and not loss.isfinite():
-        raise DivergenceError(f"the loss of the teacher is not finite: lower lr = {lr}")
+            if (step % LOOK_EVERY == 0 or step == steps) and not loss.isfinite():
+                raise DivergenceError(
+                    f"the loss of the teacher is not finite by step {step}: lower lr = {lr}"
+                )
     return model
 
 
@@ -288,9 +290,14 @@ def distil(
             losses.append(step.loss.detach())
             run.masked.append(step.keep is not None)
             bar.update()
-    run.loss = torch.stack(losses).tolist() if losses else []
-    if not torch.tensor(run.loss).isfinite().all():
-        raise DivergenceError(f"the loss of a distillation is not finite: lower lr = {lr}")
+            if len(losses) == LOOK_EVERY or done + 1 == steps:
+                run.loss += torch.stack(losses).tolist()
+                losses.clear()
+                if not torch.tensor(run.loss[-LOOK_EVERY:]).isfinite().all():
+                    raise DivergenceError(
+                        f"the loss of a distillation is not finite by step {done + 1}: "
+                        f"lower lr = {lr}"
+                    )
     return run
 
 
