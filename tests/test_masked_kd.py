@@ -719,6 +719,20 @@ def test_the_loss_is_its_formula_averaged_over_the_batch():
     torch.testing.assert_close(twice, loss)
 
 
+@pytest.mark.parametrize("theirs", [0.5, -math.inf])
+def test_a_class_that_the_teacher_rules_out_adds_nothing(theirs):
+    z = torch.tensor([[1.0, 2.0, theirs]], requires_grad=True)
+    t = torch.tensor([[1.0, 0.0, -math.inf]])
+    p, q = softmax(t, 1), softmax(z.detach(), 1)
+    by_hand = (p * (p / q).log())[0, :2].sum()
+    loss = mkd.distillation_loss(z, t, alpha=1.0)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), by_hand)
+    torch.testing.assert_close(z.grad, q - p)
+    found = experiment.metrics(z.detach(), torch.tensor([0]), t)
+    assert found["KL"] == pytest.approx(by_hand.item())
+
+
 def test_hard_distillation_is_cross_entropy_to_the_teachers_answer():
     z, t = (torch.randn(7, 5, generator=generator(i)) for i in (1, 2))
     loss = mkd.distillation_loss(z, t, None, alpha=1.0, kind="hard")

@@ -47,7 +47,8 @@ def distillation_loss(
     """Weigh the cross-entropy to the labels, 1 - alpha, and the teacher's part, alpha.
 
     Args:
-        z, t: logits of student and teacher, (B, K).
+        z, t: logits of student and teacher, (B, K); the teacher's may be -inf for a class that
+            it rules out.
         y: class indices (B,) or probabilities (B, K) as mixup makes them; needed unless alpha
             is 1, where they are not looked at.
         alpha: weight of the teacher, 0 to 1.
@@ -81,16 +82,25 @@ def distillation_loss(
     if kind == "hard":
         taught = cross_entropy(z, t.argmax(1))
     else:
-        taught = tau**2 * kl_div(
-            log_softmax(z / tau, 1),
-            log_softmax(t / tau, 1),
-            log_target=True,
-            reduction="batchmean",
-        )
+        taught = tau**2 * kl_from_teacher(z / tau, t / tau)
     if alpha == 1 or y is None:
         return taught  # labels are not touched
     labelled = cross_entropy(z, y)  # eq. (6.2)
     return (1 - alpha) * labelled + alpha * taught
+
+
+def kl_from_teacher(z: Tensor, t: Tensor) -> Tensor:
+    """KL(teacher || student) in nats of logits z and t, (B, K), averaged over the batch.
+
+    A class that the teacher rules out, by a logit of -inf, adds nothing, as 0 log 0 = 0.
+    """
+    out = t.isneginf()
+    return kl_div(
+        log_softmax(z, 1).masked_fill(out, 0),
+        log_softmax(t, 1).masked_fill(out, torch.finfo(t.dtype).min),  # of which exp is 0
+        log_target=True,
+        reduction="batchmean",
+    )
 
 
 def _labels(y: Tensor | None, z: Tensor, alpha: float) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import cross_entropy
 
 from companion.checks import generators, one_of, tensor_of_labels, whole
 from companion.checks import images as check_images
@@ -19,7 +19,12 @@ from companion.data.root import MissingDataError
 from companion.device import starting_workers
 from companion.papers.masked_kd.architecture import token_grid
 from companion.papers.masked_kd.attention import cls_attention
-from companion.papers.masked_kd.distillation import AMP, MaskedDistiller, autocast
+from companion.papers.masked_kd.distillation import (
+    AMP,
+    MaskedDistiller,
+    autocast,
+    kl_from_teacher,
+)
 from companion.papers.masked_kd.tokens import resize_scores, select_tokens, token_drop
 from companion.progress import Progress, progress_bar
 from companion.training import LOOK_EVERY, DivergenceError, evaluation_mode, shuffled_batches
@@ -407,14 +412,8 @@ def metrics(logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> dict[str,
 
     KL(teacher || student) in nats, at temperature 1.
     """
-    taught = kl_div(
-        log_softmax(logits, 1),
-        log_softmax(teacher_logits, 1),
-        log_target=True,
-        reduction="batchmean",
-    )
     return {
         "accuracy": accuracy(logits, labels),
         "NLL": cross_entropy(logits, labels).item(),
-        "KL": taught.item(),
+        "KL": kl_from_teacher(logits, teacher_logits).item(),
     }
