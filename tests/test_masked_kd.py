@@ -479,6 +479,9 @@ def test_saliency_is_gradient_times_input_and_leaves_no_gradient():
     expected = 3 * x[:, 0, 2:, :2].mean((1, 2))
     torch.testing.assert_close(saliency, torch.stack([expected * (i == 2) for i in range(4)], 1))
     assert model.weight.grad is None
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(mkd.gradient_saliency(model, x.clone()), saliency)
 
 
 # --- choosing tokens ------------------------------------------------------------------------

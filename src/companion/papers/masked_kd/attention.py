@@ -211,7 +211,8 @@ def gradient_saliency(model: nn.Module, images: Tensor) -> Tensor:
     """Gradient times input of the largest logit, absolute, averaged over each patch; (B, N).
 
     Scores for any classifier that cuts images into patches, with a CLS token or without; costs
-    a forward and a backward pass of it. Parameters get no gradient.
+    a forward and a backward pass of it. Parameters get no gradient. Works inside `torch.no_grad`
+    and `torch.inference_mode` too.
 
     Raises:
         UnsupportedModelError: as `token_grid`.
@@ -219,9 +220,10 @@ def gradient_saliency(model: nn.Module, images: Tensor) -> Tensor:
     """
     check_images(images=images)
     rows, columns = token_grid(model, images)
-    with evaluation_mode(model), torch.enable_grad():
-        x = images.detach().requires_grad_()
+    # what was made in inference mode cannot be saved for a backward pass: work on a copy
+    with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+        x = images.detach().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(model(x).max(1).values.sum(), x)
-    relevance = (gradient * images).abs().sum(1, keepdim=True)
+    relevance = (gradient * images.detach()).abs().sum(1, keepdim=True)
     patches = torch.nn.functional.adaptive_avg_pool2d(relevance.float(), (rows, columns))
     return patches.flatten(1)
