@@ -304,7 +304,7 @@ class MaskedDistiller:
         self._check_resolution(seen)
         if self.guard is not None and self.step % self.guard.every == 0:
             self._look()
-        with self._autocast(images):
+        with autocast(images, self.amp):
             logits = self.student(images)
         keep = None
         if self.selector != "full" and self.masking and self.step >= self.warmup:
@@ -355,7 +355,7 @@ class MaskedDistiller:
 
     def _teach(self, images: Tensor, keep: Tensor | None) -> Tensor:
         """The teacher's logits, (B, K), as ordinary tensors without a gradient."""
-        with evaluation_mode(self.teacher), torch.inference_mode(), self._autocast(images):
+        with evaluation_mode(self.teacher), torch.inference_mode(), autocast(images, self.amp):
             answers = self._masked_teacher(images, keep)
         return answers.float().clone()
 
@@ -390,9 +390,6 @@ class MaskedDistiller:
         if self.selector != "full":
             check_keep(self.keep, rows * columns)
 
-    def _autocast(self, images: Tensor) -> AbstractContextManager:
-        return autocast(images, self.amp)
-
     def _look(self) -> None:
         """Let the guard decide whether the coming steps are masked."""
         guard = self.guard
@@ -400,7 +397,7 @@ class MaskedDistiller:
         seen = guard.images if guard.teacher_images is None else guard.teacher_images
         if self._probe_answers is None:
             self._probe_answers = self._teach(seen, None).argmax(1)
-        with evaluation_mode(self.student), torch.no_grad(), self._autocast(guard.images):
+        with evaluation_mode(self.student), torch.no_grad(), autocast(guard.images, self.amp):
             self.student(guard.images)
         answers = self._teach(seen, self.select(guard.images, seen)).argmax(1)
         agreement = (answers == self._probe_answers).float().mean().item()
