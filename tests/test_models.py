@@ -17,6 +17,7 @@ from companion.models import (
     vgg,
     wide_resnet,
 )
+from companion.models.costs import forward_macs
 from companion.models.initialisers import TRUNCATED_STD
 
 CIFAR, MNIST = (3, 32, 32), (1, 28, 28)
@@ -231,3 +232,12 @@ def test_the_initialiser_keeps_gradients_on_and_the_dtype():
     truncated_variance_scaling_(layer)
     assert layer.weight.requires_grad
     assert layer.weight.dtype is torch.float64
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)])
+def test_recurrent_networks_are_counted_step_by_step(kind, gates):
+    model = kind(8, 16, batch_first=True)
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode():
+            assert forward_macs(model, torch.rand(2, 5, 8)) == 2 * 5 * gates * 16 * (8 + 16)
+    assert torch.backends.mkldnn.enabled

@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from companion.checks import one_of, whole
+from companion.models.costs import forward_macs
 from companion.papers.learn_to_pay_attention.attention import (
     AttentionClassifier,
     AttentionHead,
     SpatialAttention,
 )
-from companion.training import evaluation_mode
 
 VGG_BLOCKS = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 NETWORKS = ("gap", "att", "dp", "dp_unscaled", "plain", "mean", "pan")
@@ -425,13 +424,10 @@ def parameter_count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-@torch.no_grad()
 def multiply_adds(model: nn.Module, shape: Sequence[int]) -> int:
     """Multiply-adds of a forward pass over one image of a shape (channels, height, width).
 
     Counts convolutions and matrix products, half of the operations that torch's counter sees.
     """
     where = next(model.parameters())
-    with evaluation_mode(model), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *shape, device=where.device, dtype=where.dtype))
-    return counter.get_total_flops() // 2
+    return forward_macs(model, torch.zeros(1, *shape, device=where.device, dtype=where.dtype))

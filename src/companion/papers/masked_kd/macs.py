@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
-import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from companion.models.costs import forward_macs
 from companion.papers.masked_kd.tokens import check_keep
-from companion.training import evaluation_mode
 
 
 def vit_macs(
@@ -73,24 +68,8 @@ def training_saving(student: float, teacher: float, masked: float) -> float:
 def count_macs(model: nn.Module, images: Tensor) -> int:
     """Count the multiply-accumulates of one forward pass, divided by the number of images.
 
-    Attention runs under the plain backend and without `nn.MultiheadAttention`'s fast path:
-    PyTorch's counter does not see into fused kernels. Works on the meta device, where nothing is
-    computed, and inside `torch.no_grad` too.
+    Attention and recurrent networks run without their fused kernels, into which PyTorch's counter
+    does not see. Works on the meta device, where nothing is computed, and inside `torch.no_grad`
+    too.
     """
-    counter = FlopCounterMode(display=False)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        # without gradients the counter fails on modules that are given a parameter, as by CaiT
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext(),
-            counter,
-            sdpa_kernel(SDPBackend.MATH),
-        ):
-            # what was made in inference mode cannot be saved for a backward pass
-            model(images.clone() if images.is_inference() else images)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return counter.get_total_flops() // 2 // len(images)
+    return forward_macs(model, images) // len(images)
