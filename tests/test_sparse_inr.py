@@ -967,6 +967,7 @@ def partial_masks(masks):
         lambda net: inr.meta_learn(net, signals(dtype=torch.float32), 1),
         lambda net: inr.fit(net, {}, signals(dtype=torch.float32), 1, 1e-3),
         lambda net: inr.render(net, inr.pixel_grid(2, 2)),
+        lambda net: inr.siren(net, inr.pixel_grid(2, 2)),
         lambda net: inr.magnitude_prune(net, {}, 0.5),
     ],
 )
@@ -975,6 +976,27 @@ def test_a_module_in_place_of_its_parameters_is_told_what_to_pass(call):
     with pytest.raises(ValueError, match=r"params: Siren, expected a dictionary .*state_dict"):
         call(net)
     assert inr.meta_learn(net.state_dict(), signals(dtype=torch.float32), 1).outer_steps == 1
+    with pytest.raises(ValueError, match="net: Siren, expected a Checkpoint"):
+        inr.encode(net, torch.rand(1, 4, 4))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_learning_fitting_and_storing_are_the_same_without_gradients(mode):
+    def learnt():
+        start = inr.siren_params(2, 8, 2, 1, 20.0, generator=generator())
+        tasks = torch.rand(3, 16, 1, generator=generator(1))
+        dense = inr.meta_learn(start, tasks, 2, generator=generator())
+        options = {"rounds": 1, "amount": 0.3, "round_steps": 2, "generator": generator()}
+        sparse = inr.meta_prune(dense, tasks, **options)[-1]
+        pruned = inr.fit(start, dense.masks, tasks, 3, 1e-2, prune_at={2: 20})
+        stored = inr.encode(sparse, torch.rand(1, 5, 9, generator=generator()), steps=2)
+        return [*sparse.params.values(), *pruned.params.values(), pruned.psnr], stored
+
+    expected, stored = learnt()
+    with mode():
+        found, again = learnt()
+        assert again == stored
+        assert all(map(torch.equal, expected, found))
 
 
 @pytest.mark.parametrize(

@@ -44,14 +44,18 @@ def encode(
         bits: 32 or 16 of a stored number.
 
     Raises:
-        ValueError: for another shape or range of the image, another number of channels than the
-            network's outputs, or other bits.
+        ValueError: for what is no `Checkpoint`, another shape or range of the image, another
+            number of channels than the network's outputs, or other bits.
 
     References:
         Lee et al. (2021), section 3; the bytes are ours.
     """
     if bits not in NUMBERS:
         raise ValueError(f"bits = {bits!r}: expected one of {', '.join(map(str, NUMBERS))}")
+    if not isinstance(net, Checkpoint):
+        raise ValueError(
+            f"net: {type(net).__name__}, expected a Checkpoint as meta_learn and meta_prune give"
+        )
     tensors(image=image)
     if image.dim() != 3 or 0 in image.shape:
         raise ValueError(f"image: shape {tuple(image.shape)}, expected (channels, height, width)")

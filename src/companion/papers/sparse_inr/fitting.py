@@ -26,6 +26,7 @@ from companion.papers.sparse_inr.network import (
     as_targets,
     check_points,
     checked,
+    ordinary,
     pixel_grid,
     signals_at,
     siren,
@@ -67,6 +68,8 @@ def psnr(mse: Tensor | float) -> Tensor | float:
     return math.inf if mse <= 0 else -10 * math.log10(mse)  # of NaN: NaN, as of a tensor
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     params: Params,
     masks: Masks,
@@ -80,6 +83,8 @@ def fit(
     progress: bool = False,
 ) -> FitResult:
     """Fit one network to each signal on its own, all of them at once.
+
+    Works inside `torch.no_grad` and `torch.inference_mode` too.
 
     Args:
         params: of the network to start from.
@@ -105,7 +110,9 @@ def fit(
     if opt not in ("adam", "sgd"):
         raise ValueError(f"opt = {opt!r}: expected 'adam' or 'sgd'")
     theta, omega_0 = checked(params, masks)
-    (coords, targets), count = signals_at(coords, targets, params), len(targets)
+    coords, targets = map(ordinary, signals_at(coords, targets, params))
+    omega_0, masks = ordinary(omega_0), {name: ordinary(m) for name, m in masks.items()}
+    count = len(targets)
     theta = {
         name: w.detach().expand(count, *w.shape).clone().requires_grad_()
         for name, w in apply_mask(theta, masks).items()

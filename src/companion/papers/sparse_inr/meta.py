@@ -25,6 +25,7 @@ from companion.papers.sparse_inr.network import (
     Params,
     check_points,
     checked,
+    ordinary,
     signals_at,
     siren,
     strict_float32,
@@ -111,6 +112,8 @@ def maml_loss(
         return vmap(adapted_loss)(targets).mean()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def meta_train(
     params: Params,
     masks: Masks,
@@ -128,6 +131,8 @@ def meta_train(
     progress: bool | Progress = False,
 ) -> tuple[Params, dict, list[float]]:
     """Minimise `maml_loss` over random signals with Adam, keeping to the masks.
+
+    Works inside `torch.no_grad` and `torch.inference_mode` too.
 
     Args:
         params: of the network to start from; they stay as they are.
@@ -158,7 +163,8 @@ def meta_train(
     at_least(0, inner_lr=inner_lr, outer_lr=outer_lr)
     tensors(tasks=tasks)
     theta, omega_0 = checked(params, masks)
-    coords, tasks = signals_at(coords, tasks, params)
+    coords, tasks = map(ordinary, signals_at(coords, tasks, params))
+    omega_0, masks = ordinary(omega_0), {name: ordinary(m) for name, m in masks.items()}
     if steps and not 1 <= tasks_per_step <= len(tasks):
         raise ValueError(
             f"tasks_per_step = {tasks_per_step!r}: expected 1 to {len(tasks)}, the number of tasks"

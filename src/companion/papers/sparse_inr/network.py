@@ -112,7 +112,11 @@ def siren(params: Mapping[str, Tensor], coords: Tensor, masks: Mapping[str, Tens
 
     Computes sin((omega_0 W) h + omega_0 b): scaling the small matrix saves a pass over the large
     activations, and over their derivatives.
+
+    Raises:
+        ValueError: for a module in place of its parameters.
     """
+    check_params(params)
     masks = masks or {}
     omega_0 = params["omega_0"]
     weights = [name for name in params if name.endswith(".weight")]
@@ -190,6 +194,11 @@ def strict_float32() -> Iterator[None]:
     """
     with full_precision():
         yield
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """A copy of what was made in inference mode: it cannot be saved for a backward pass."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def check_params(params: Mapping[str, Tensor]) -> None:
