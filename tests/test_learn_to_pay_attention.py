@@ -791,6 +791,9 @@ def test_attacks_find_their_gradient_where_gradients_are_off(mode):
             assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
         assert torch.equal(moved, expected)
         assert all(p.grad is None and p.requires_grad for p in model.parameters())
+        of_a_leaf = attack(model, x.clone().requires_grad_(), y, 0.05)
+        assert torch.equal(of_a_leaf, expected)
+        assert not of_a_leaf.requires_grad
 
 
 def test_attacks_stay_in_their_ball_and_in_the_image():

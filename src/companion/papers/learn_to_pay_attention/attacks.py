@@ -48,7 +48,7 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
 
     The direction is that of the cross-entropy's gradient, kept where the softmax saturates. The
     model is in inference mode for it, and its parameters' gradients are left alone. Works inside
-    `torch.no_grad` too.
+    `torch.no_grad` too. What comes back has no gradient.
 
     Args:
         model: a classifier.
@@ -83,9 +83,10 @@ def fgsm_each(model: nn.Module, x: Tensor, y: Tensor, eps: Sequence[float]) -> l
         at_least(0, eps=one)
     if not len(eps):
         return []
+    x = x.detach()
     with evaluation_mode(model):
         sign = _slope(model, x, y).sign()
-    return [_kept_near(x.detach() + one * sign, x, one) for one in eps]
+    return [_kept_near(x + one * sign, x, one) for one in eps]
 
 
 def _kept_near(moved: Tensor, x: Tensor, eps: float) -> Tensor:
@@ -118,7 +119,7 @@ def pgd(
     if step_size is not None:
         above(0, step_size=step_size)
     size = 2.5 * eps / steps if step_size is None else step_size
-    moved = x.detach()
+    x = moved = x.detach()
     with evaluation_mode(model):
         for _ in range(steps):
             moved = _kept_near(moved + size * _slope(model, moved, y).sign(), x, eps)
