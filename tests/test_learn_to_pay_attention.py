@@ -975,6 +975,9 @@ def test_more_that_cannot_be_is_named():
         lambda: att.cam_maps(gap, x, y[:2]): "classes: expected 4",
         lambda: att.binarised(maps, "area", area=-1): "area = -1",
         lambda: att.perturbation_curve(gap, x, maps, "deletion", parts=0): "parts = 0",
+        lambda: att.perturbation_curve(
+            small(num_classes=1), x, maps, "deletion"
+        ): "model: one class, expected",
         lambda: att.perturbation_curve(gap, x, maps * math.nan, "deletion"): "maps .* finite",
         lambda: att.pointing_game(maps, maps): "truth: dtype torch.float32, expected bool",
         lambda: att.mask_iou(maps, maps): "masks, truth: dtypes",

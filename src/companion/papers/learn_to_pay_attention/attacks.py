@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.checks import above, at_least, images, whole
+from companion.papers.learn_to_pay_attention.maps import check_several
 from companion.training import check_classes, check_labels, evaluation_mode
 
 
@@ -36,8 +37,7 @@ def _slope(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         x, y = x.detach().clone().requires_grad_(), y.long().clone()
         logits = model(x)
         check_classes(logits, y, name="y")
-        if logits.shape[-1] < 2:
-            raise ValueError("model: one class, expected at least two to tell apart")
+        check_several(logits)
         true = logits.gather(1, y[:, None])[:, 0]
         others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
         return torch.autograd.grad((others - true).sum(), x)[0]

@@ -244,6 +244,12 @@ def mask_iou(masks: Tensor, truth: Tensor) -> Tensor:
     return both / either.clamp(min=1)
 
 
+def check_several(logits: Tensor) -> None:
+    """Raise ValueError for a model of a single class, of which the softmax is always 1."""
+    if logits.shape[-1] < 2:
+        raise ValueError("model: one class, expected at least two to tell apart")
+
+
 @torch.no_grad()
 def perturbation_curve(
     model: nn.Module, x: Tensor, maps: Tensor, kind: str, *, parts: int = 10, fill: float = 0.0
@@ -267,8 +273,8 @@ def perturbation_curve(
         (parts + 1,), from none of the pixels to all of them.
 
     Raises:
-        ValueError: for another kind, no parts, what is no batch of images, and maps that do not
-            fit or are not finite.
+        ValueError: for another kind, no parts, what is no batch of images, maps that do not fit
+            or are not finite, and a model of a single class.
 
     References:
         Petsiuk, Das and Saenko (2018), RISE, section 4.3.
@@ -284,6 +290,7 @@ def perturbation_curve(
     curve = []
     with evaluation_mode(model):
         whole_image = model(x)
+        check_several(whole_image)
         chosen = whole_image.argmax(1)
         for part in range(parts + 1):
             first = rank < round(pixels * part / parts)
