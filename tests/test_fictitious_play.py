@@ -1065,6 +1065,26 @@ def test_counts_may_be_numpys_and_positions_single():
     assert one == other
 
 
+def test_rows_in_any_order_and_gaps_that_are_not_finite_film_the_same_scene():
+    step = torch.arange(60).repeat(2)
+    agent = torch.arange(2).repeat_interleave(60)
+    position = torch.stack([0.2 * step, 1.0 * agent], 1).double()
+    tracks = Tracks("mine", step, agent, position, 0.4)
+    lost = (step > 50) & (agent == 1)
+    order = torch.randperm(120, generator=generator())
+    hidden = dataclasses.replace(tracks, position=position.masked_fill(lost[:, None], math.nan))
+    for expected, found in (
+        (tracks, tracks.rows(order)),
+        (tracks.rows(~lost), hidden.rows(order)),
+    ):
+        for one, other in zip(fp.filmed(expected)[:2], fp.filmed(found)[:2], strict=True):
+            assert torch.equal(one.crowd.goal, other.crowd.goal)
+            assert torch.equal(one.cells, other.cells)
+            assert torch.equal(one.crowd.log_map, other.crowd.log_map)
+    with pytest.raises(ValueError, match="scene = 'mine': expected tracks with finite positions"):
+        fp.filmed(dataclasses.replace(tracks, position=position * math.nan))
+
+
 def test_a_scene_in_pixels_or_on_another_clock_is_refused():
     step = torch.arange(60)
     tracks = Tracks("mine", step, 0 * step, torch.rand(60, 2).double(), 0.4, unit="px")

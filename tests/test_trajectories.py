@@ -606,6 +606,13 @@ def test_windows_that_cannot_be_cut_are_refused(arguments, message):
         cut_windows(straight(), **arguments)
 
 
+def test_the_steps_of_one_agent_come_in_time():
+    tracks = straight()
+    expected = tracks.of(1)
+    found = tracks.rows(torch.arange(len(tracks.step)).flip(0)).of(1)
+    assert all(map(torch.equal, expected, found))
+
+
 def test_an_empty_scene_and_an_unknown_agent():
     tracks = straight()
     with pytest.raises(ValueError, match="there are no tracks"):

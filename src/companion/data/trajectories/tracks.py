@@ -84,7 +84,8 @@ class Tracks:
         rows = self.agent == agent
         if not rows.any():
             raise KeyError(f"{self.name} has no agent {agent}")
-        return self.step[rows], self.position[rows]
+        step, order = self.step[rows].sort(stable=True)  # own tables may be in another order
+        return step, self.position[rows][order]
 
     def rows(self, chosen: Tensor) -> Tracks:
         """A copy with the rows of a boolean mask of shape (rows,)."""

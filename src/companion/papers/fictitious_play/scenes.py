@@ -255,10 +255,11 @@ def filmed(
             goes 1 m around all tracks, is `crowd.grid` of what a call without it returns.
 
     Returns:
-        The windows of the first half of the time, those of the second half, and the tracks.
+        The windows of the first half of the time, those of the second half, and the tracks
+        without rows that are not finite, which count as absence.
 
     Raises:
-        ValueError: for a scene that is not in metres or that is too short, for a horizon or
+        ValueError: for a scene that is not in metres, that is empty or too short, for a horizon or
             radius below 1, for cells so small that there would be over ten million and for a map
             of another shape than the grid's.
     """
@@ -275,6 +276,9 @@ def filmed(
         raise ValueError(
             f"scene = {tracks.name!r}: its tracks are in pixels, expected metres (in_metres)"
         )
+    tracks = tracks.rows(tracks.position.isfinite().all(1))  # the others are taken as absence
+    if not len(tracks.step):
+        raise ValueError(f"scene = {tracks.name!r}: expected tracks with finite positions")
     low, high = (tracks.position.aminmax(dim=0)[i] for i in (0, 1))
     (xmin, ymin), (xmax, ymax) = (low - MARGIN_M).tolist(), (high + MARGIN_M).tolist()
     grid = Grid(xmin, xmax, ymin, ymax, cell_m)
