@@ -43,6 +43,7 @@ from companion.data.root import (
     data_root,
     verify,
 )
+from companion.data.signals import load_pictures
 from companion.data.surveillance import load_pets, load_town_centre
 from companion.files import ROOT
 
@@ -647,6 +648,25 @@ def test_grey_images_come_as_one_channel_or_three(tmp_path):
     assert torch.equal(colour[0, 0], colour[0, 2])
 
 
+def test_images_of_a_folder_are_decoded_as_they_are_seen(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: the stored picture is to be turned clockwise
+    photo, glass = picture(20, 30), picture(30, 20, seed=1).convert("RGBA")
+    half = np.arange(30 * 20, dtype=np.uint8).reshape(30, 20)
+    glass.putalpha(Image.fromarray(half))
+    grey, files = picture(30, 20, mode="L"), [tmp_path / "a" / f"{i}.png" for i in range(3)]
+    (tmp_path / "a").mkdir()
+    photo.save(files[0], exif=turned)
+    glass.save(files[1])
+    grey.save(files[2], transparency=7)  # this value of grey
+    x, *_ = load_image_folder(tmp_path)
+    expected = load_pictures(files[:2], channels=3)
+    torch.testing.assert_close(x[:2], expected, rtol=0, atol=1.01 / 255)  # of rounding to bytes
+    assert torch.equal(x[0], expected[0])
+    whitened = np.where(np.array(grey) == 7, 255, np.array(grey))
+    assert torch.equal(x[2, 0], torch.from_numpy(whitened) / 255)
+
+
 def test_images_of_different_sizes_need_a_size(tmp_path):
     folder_of(tmp_path, [("a", picture(10, 12)), ("a", picture(20, 9))])
     with pytest.raises(
@@ -674,6 +694,11 @@ def test_a_folder_without_images_is_missing_data(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(MissingDataError, match="one subfolder a class"):
             load_image_folder(folder)
+    folder_of(tmp_path, [("a", picture())])
+    for name in "bc":
+        (tmp_path / name).mkdir()
+    with pytest.raises(MissingDataError, match=r"one subfolder a class .* none in 'b', 'c'"):
+        load_image_folder(tmp_path)
 
 
 def test_a_jpeg_set_of_the_wrong_size_raises(tmp_path):

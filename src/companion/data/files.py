@@ -92,11 +92,14 @@ def read_table(
     return table
 
 
-def open_picture(path: Path | str, mode: str = "", *, get: str = "") -> Image:
+def open_picture(
+    path: Path | str, mode: str = "", *, get: str = "", as_seen: bool = False
+) -> Image:
     """A picture file, decoded whole.
 
     mode: Pillow's, to convert to, of 16 bits the upper 8; "" leaves it. get: a sentence that says
-    how to come by it.
+    how to come by it. as_seen: when converted, turned as EXIF data tell, and on white where it is
+    transparent.
     Raises MissingDataError, or CorruptDataError for what cannot be decoded or converted, or claims
     more pixels than Pillow holds to be safe.
     """
@@ -109,18 +112,40 @@ def open_picture(path: Path | str, mode: str = "", *, get: str = "") -> Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 picture.load()
-                return _of_8_bits(picture).convert(mode) if mode else picture
+                if not mode:
+                    return picture
+                shown = _on_white(turned_upright(picture)) if as_seen else picture
+                return _of_8_bits(shown, picture.format).convert(mode)
     except Exception as error:  # each of Pillow's decoders has exceptions of its own
         raise CorruptDataError(f"{path} cannot be decoded: {error}") from error
 
 
-def _of_8_bits(picture: Image) -> Image:
+def turned_upright(picture: Image) -> Image:
+    """As its EXIF data say; damaged ones, for which Pillow has many exceptions, say nothing."""
+    from PIL import ImageOps
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return ImageOps.exif_transpose(picture)
+    except Exception:
+        return picture
+
+
+def _on_white(picture: Image) -> Image:
+    """Without the colours that are hidden where it is transparent."""
+    from PIL import Image
+
+    if not picture.has_transparency_data:
+        return picture
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA"))
+
+
+def _of_8_bits(picture: Image, kind: str | None) -> Image:
     """The picture; of grey in 16 bits, which Pillow's conversions clip at 255, the upper 8."""
     from PIL import Image
 
-    if picture.mode.startswith("I;16") or (
-        picture.mode == "I" and picture.format in ("PNG", "PPM")
-    ):
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and kind in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):  # of any range
         raise ValueError(f"Pillow's mode {picture.mode}, expected 8 or 16 bits a channel")

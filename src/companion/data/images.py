@@ -210,6 +210,9 @@ def load_image_folder(
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Decode a folder with one subfolder a class (torchvision's ImageFolder).
 
+    As `companion.data.signals.load_pictures`, and unlike ImageFolder, it turns photographs as
+    their EXIF data tell and lays what is transparent on white.
+
     Args:
         folder: one subfolder a class.
         size: resize the shorter side and crop the middle; None takes images of one size as they
@@ -221,7 +224,7 @@ def load_image_folder(
         Images (n, channels, height, width) in [0, 1], class indices, class names.
 
     Raises:
-        MissingDataError: for a folder without images.
+        MissingDataError: for a folder or a class without images.
         CorruptDataError: for a file that cannot be decoded.
         ValueError: for images of different sizes where no size is given.
     """
@@ -232,16 +235,18 @@ def load_image_folder(
         raise ValueError(f"channels = {channels!r}: expected 1 (grey) or 3 (colour)")
     if size is not None and size < 1:
         raise ValueError(f"size = {size!r}: expected at least 1 pixel, or None")
+    expected = f"{folder}: expected one subfolder a class with images in it"
     try:
-        listing = ImageFolder(str(folder))
+        listing = ImageFolder(str(folder), allow_empty=True)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingDataError(
-            f"{folder}: expected one subfolder a class with images in it"
-        ) from error
+        raise MissingDataError(expected) from error
+    filled = set(listing.targets)
+    if empty := [name for name, i in listing.class_to_idx.items() if i not in filled]:
+        raise MissingDataError(f"{expected}, but there is none in {', '.join(map(repr, empty))}")
     images = np.empty(0, dtype=np.uint8)
     with Progress(len(listing), "images decoded", show=progress) as bar:
         for i, (path, _) in enumerate(listing.samples):
-            picture = open_picture(path, "RGB")
+            picture = open_picture(path, "RGB", as_seen=True)
             if size is not None:
                 picture = transform.center_crop(transform.resize(picture, size), size)
             pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(

@@ -10,17 +10,16 @@ import dataclasses
 import hashlib
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from companion.data.files import open_picture
+from companion.data.files import open_picture, turned_upright
 from companion.data.images import IMAGE_SETS, load_images
 from companion.data.root import (
     CorruptDataError,
@@ -28,9 +27,6 @@ from companion.data.root import (
     MissingDataError,
     data_root,
 )
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 PICTURE_FILES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -225,7 +221,7 @@ def load_pictures(
     for file in files:
         image = open_picture(file)
         if upright:
-            image = _upright(image)
+            image = turned_upright(image)
         try:
             signal = to_signal(image, size=size, channels=channels)
         except ValueError as error:
@@ -236,17 +232,6 @@ def load_pictures(
             )
         stack.append(signal)
     return torch.stack(stack) if stack else torch.empty(0)
-
-
-def _upright(image: Image) -> Image:
-    """As its EXIF data say; damaged ones, for which Pillow has many exceptions, say nothing."""
-    from PIL import ImageOps
-
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
 
 
 def _told(signal: Tensor) -> str:
