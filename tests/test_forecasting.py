@@ -204,10 +204,16 @@ def test_positions_of_integers_alone_are_refused():
         lambda: ade(path, path): "path, truth: torch.int64, torch.int64, expected floating-point",
         lambda: min_fde(path[None], path): "path, truth: torch.int64",
         lambda: collision_rate(path[None], 0.1): "paths: torch.int64, expected floating-point",
+        lambda: modified_hausdorff(
+            path, path
+        ): "first, second: torch.int64, torch.int64, expected",
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
-    assert ade(torch.zeros(2, 2), path).item() == 2.5  # one of them may be
+    for zeros in (torch.zeros(2, 2), torch.zeros(2, 2).double()):  # one of them may be
+        assert ade(zeros, path).item() == 2.5
+        assert modified_hausdorff(zeros, path).item() == 2.5
+    assert modified_hausdorff(zeros.float(), zeros + 3).dtype == torch.float64
 
 
 def test_a_forecast_of_no_steps_is_refused():

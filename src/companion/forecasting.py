@@ -257,7 +257,8 @@ def modified_hausdorff(first: Tensor, second: Tensor) -> Tensor:
         shape (...).
 
     Raises:
-        ValueError: for a path without points, and points of other than two coordinates.
+        ValueError: for a path without points, points of other than two coordinates, and integers
+            alone.
 
     References:
         Dubuisson and Jain (1994), d22 and f2.
@@ -267,6 +268,9 @@ def modified_hausdorff(first: Tensor, second: Tensor) -> Tensor:
             raise ValueError(
                 f"{name} {tuple(path.shape)}: expected (..., points, 2), at least one"
             )
+    _floating(first=first, second=second)
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    first, second = first.to(dtype), second.to(dtype)
     # not by a matrix product, which for more than 25 points would lose half of the digits
     apart = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
     return torch.maximum(apart.amin(-1).mean(-1), apart.amin(-2).mean(-1))
