@@ -891,7 +891,7 @@ def test_a_bar_given_to_several_trainings_counts_the_steps_of_all(capsys):
 # ---------------------------------------------------------------- pictures that are not square
 
 
-def test_no_picture_is_fitted_as_a_square_that_it_is_not():
+def test_no_picture_is_fitted_as_a_square_that_it_is_not(tmp_path):
     params = network(dtype=torch.float32)
     masks = inr.full_masks(params)
     oblong = inr.as_targets(torch.rand(2, 1, 8, 32, generator=generator()))  # as many as 16 x 16
@@ -904,6 +904,11 @@ def test_no_picture_is_fitted_as_a_square_that_it_is_not():
     assert together["a"] is together["again"]
     assert together["a"].data_ptr() != oblong.data_ptr()
     assert torch.equal(together["a"], oblong)
+    torch.save(together, tmp_path / "signals.pt")
+    read = torch.load(tmp_path / "signals.pt")["a"]
+    assert torch.equal(read, oblong)
+    with pytest.raises(ValueError, match="coords: 256 points are no square"):
+        inr.fit(params, masks, read, 1, 1e-3)
     with pytest.raises(ValueError, match="coords: 256 points are no square"):
         inr.fit(params, masks, together["a"], 1, 1e-3)
     grid = inr.pixel_grid(8, 32)

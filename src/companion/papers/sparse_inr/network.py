@@ -158,6 +158,9 @@ class OblongSignals(Tensor):
         return copied
 
 
+torch.serialization.add_safe_globals([OblongSignals])  # so that torch.load reads what was saved
+
+
 def as_targets(images: Tensor) -> Tensor:
     """Pictures (n, channels, height, width) as signals (n, height * width, channels).
 
