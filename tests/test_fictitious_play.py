@@ -5,6 +5,7 @@ import itertools
 import math
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -1047,6 +1048,24 @@ def test_what_does_not_fit_is_named_and_never_taken():
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_weights_that_require_a_gradient_are_taken_without_it():
+    crowd, plain = fp.crowd.head_on(2.0)
+    tensors = (torch.tensor(w, requires_grad=True) for w in (plain.speed, plain.goal))
+    social = tuple(torch.tensor(w, requires_grad=True) for w in plain.social)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(action="error"):
+            found, expected = (
+                fp.FictitiousPlay(crowd, weights, 6, iterations=2).run()
+                for weights in (fp.Weights(*tensors, social), plain)
+            )
+    finally:
+        torch.set_warn_always(before)
+    assert torch.equal(found.response, expected.response)
+    assert not found.policy.reward.requires_grad
 
 
 def test_counts_may_be_numpys_and_positions_single():

@@ -20,6 +20,8 @@ SIGMAS_M = (0.35, 0.9)  # intimate and personal distance
 class Weights:
     """What a pedestrian cares about; all in nats per step but for the goal.
 
+    Tensors lose their gradient: plans and play have none in them, `log_partition` has.
+
     Args:
         speed: lambda, per (m/s)² off the preferred speed.
         goal: alpha, per metre from the goal at the end.
@@ -35,6 +37,10 @@ class Weights:
     social: tuple[float, ...]
     map: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, _detached(value))
+
     def alone(self) -> Weights:
         """The same pedestrian taking no notice of others."""
         return replace(self, social=tuple(0.0 for _ in self.social))
@@ -42,6 +48,12 @@ class Weights:
     def with_social(self, factor: float) -> Weights:
         """The same with the social weights multiplied by a factor."""
         return replace(self, social=tuple(factor * w for w in self.social))
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_detached, value))
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def check_weights(weights: Weights) -> None:
