@@ -658,6 +658,15 @@ def test_pointing_shares_ties_and_energy_ignores_a_shift():
     assert att.pointing_game(coarse, BOX).item() == 1.0
 
 
+@pytest.mark.parametrize("side", [32, 56, 100, 112, 224])
+def test_equal_peaks_share_the_point_whatever_the_rounding_of_resizing(side):
+    maps, left = torch.zeros(2, 6, 6), torch.zeros(2, side, side, dtype=torch.bool)
+    maps[0, 2, 1] = maps[0, 2, 4] = 0.7
+    maps[1, 1:5, 1:5] = 0.3
+    left[:, :, : side // 2] = True
+    assert att.pointing_game(maps, left).tolist() == [0.5, 0.5]
+
+
 def test_overlap_of_masks_by_hand():
     assert att.mask_iou(BOX, BOX).item() == 1.0
     assert att.mask_iou(BOX, ~BOX).item() == 0.0

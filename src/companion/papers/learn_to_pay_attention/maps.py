@@ -128,9 +128,15 @@ def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     maps = maps.float()
     wide = interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
     wide = wide - wide.amin((1, 2), keepdim=True)
-    rounding = 8 * torch.finfo(wide.dtype).eps * maps.abs().amax((1, 2), keepdim=True)
-    flat = wide.amax((1, 2), keepdim=True) <= rounding  # what is left of a map without differences
+    # what is left of a map without differences
+    flat = wide.amax((1, 2), keepdim=True) <= _rounding(maps)[:, None, None]
     return wide.masked_fill(flat, 0.0)
+
+
+def _rounding(maps: Tensor) -> Tensor:
+    """Below which the values of each resized map do not differ, (images,)."""
+    maps = maps.float()
+    return 8 * torch.finfo(maps.dtype).eps * maps.abs().amax((1, 2))
 
 
 def _fit(maps: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +172,7 @@ def pointing_game(maps: Tensor, truth: Tensor) -> Tensor:
     ([1.0], [0.7...])
     """
     wide, inside = _fit(maps, truth)
-    top = wide == wide.amax(1, keepdim=True)
+    top = wide >= wide.amax(1, keepdim=True) - _rounding(maps)[:, None]
     return (top & inside).sum(1) / top.sum(1)
 
 
