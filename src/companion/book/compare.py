@@ -317,8 +317,8 @@ def figures(paper: str, runs: list[Run], wanted: Sequence[str] = ()) -> list[nod
 def _image(paper: str, title: str, run: str, about: Mapping[str, str]) -> nodes.container:
     image = nodes.image(
         uri=f"/{RECORDED}/{paper}/{about['file']}",
-        # not the record's own alternative text: that is the default run's, and tells its results
-        alt=f"{title}, {run}: {_plain(about['caption']) or 'as the figure of this name above'}",
+        # not the record's caption, which tells what was seen in the default run
+        alt=f"{title}, drawn by the run {run}: described with the figure of this name above",
         loading="lazy",
     )
     if width := _shown_width(FOLDER / paper / about["file"]):
@@ -328,12 +328,6 @@ def _image(paper: str, title: str, run: str, about: Mapping[str, str]) -> nodes.
     )
     box["ids"].append(nodes.make_id(about["name"]))
     return box
-
-
-def _plain(caption: str) -> str:
-    """A caption without markup: in an alternative text there is nothing to link or to typeset."""
-    text = re.sub(r"\{\w+\}`[^`]*`", "the figure above", caption)
-    return text.replace("$", "").replace("\\,", " ").replace("^\\star", "*")
 
 
 def _shown_width(file: Path) -> int:
