@@ -513,7 +513,8 @@ def test_a_record_is_shown_with_all_that_a_reader_needs_to_judge_it(chapter):
     (image,) = page.findall(nodes.image)
     assert image["uri"] == "/book/recorded/tiny/f.png"
     # not the caption of the record, which may tell what another run shows
-    assert image["alt"].startswith("Fig, drawn by the run mnist") and "A." not in image["alt"]
+    assert image["alt"].startswith("Fig, drawn by the run mnist")
+    assert "A." not in image["alt"]
     assert image["loading"] == "lazy"
     assert "fig-mnist" in image.parent["ids"]
 

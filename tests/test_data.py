@@ -667,6 +667,14 @@ def test_images_of_a_folder_are_decoded_as_they_are_seen(tmp_path):
     assert torch.equal(x[2, 0], torch.from_numpy(whitened) / 255)
 
 
+def test_sixteen_bits_with_a_transparent_value_are_not_clipped(tmp_path):
+    (tmp_path / "a").mkdir()
+    values = (np.arange(16, dtype=np.uint16) * 4000).reshape(4, 4)
+    Image.fromarray(values).save(tmp_path / "a" / "x.png", transparency=5)
+    x, *_ = load_image_folder(tmp_path, channels=1)
+    assert torch.equal((x[0, 0] * 255).round().int(), torch.from_numpy(values >> 8).int())
+
+
 def test_images_of_different_sizes_need_a_size(tmp_path):
     folder_of(tmp_path, [("a", picture(10, 12)), ("a", picture(20, 9))])
     with pytest.raises(

@@ -734,6 +734,7 @@ def test_a_class_that_the_teacher_rules_out_adds_nothing(theirs):
     torch.testing.assert_close(z.grad, q - p)
     found = experiment.metrics(z.detach(), torch.tensor([0]), t)
     assert found["KL"] == pytest.approx(by_hand.item())
+    assert mkd.distillation_loss(z, torch.full_like(t, -math.inf), alpha=1.0).isnan()
 
 
 def test_hard_distillation_is_cross_entropy_to_the_teachers_answer():

@@ -241,3 +241,10 @@ def test_recurrent_networks_are_counted_step_by_step(kind, gates):
         with mode():
             assert forward_macs(model, torch.rand(2, 5, 8)) == 2 * 5 * gates * 16 * (8 + 16)
     assert torch.backends.mkldnn.enabled
+
+
+def test_a_model_made_in_inference_mode_is_counted_in_and_outside_it():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+        assert forward_macs(model, torch.rand(1, 3, 8, 8)) == 36 * 4 * 27 + 144 * 2
+    assert forward_macs(model, torch.rand(1, 3, 8, 8)) == 36 * 4 * 27 + 144 * 2

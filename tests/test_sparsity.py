@@ -987,9 +987,18 @@ def test_a_mask_that_the_weight_would_not_keep_is_refused_and_any_other_holds(no
 
 def test_a_mask_that_leaves_nothing_for_a_norm_to_divide_by_is_refused():
     layer = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
-    with pytest.raises(ValueError, match=r"^layer '': its weight is computed from"):
-        apply_masks(layer, {"parametrizations.weight.original": torch.zeros(3, 3).bool()})
+    nothing = {"parametrizations.weight.original": torch.zeros(3, 3).bool()}
+    with pytest.raises(ValueError, match=r"^layer '': its weight is computed from .* becomes NaN"):
+        apply_masks(layer, nothing)
     assert layer.parametrizations.weight.original.all()
+    apply_masks(layer.to("meta"), nothing)  # which has no values to look at
+
+
+def test_scripted_models_are_initialised_and_exported():
+    model = torch.jit.script(nn.Sequential(nn.Linear(4, 3)))
+    truncated_variance_scaling_(model, generator=generator())
+    masks = {"0.weight": torch.rand(3, 4) < 0.5}
+    assert torch.equal(export_weights(model, masks)["0.weight"] != 0, masks["0.weight"])
 
 
 def test_overlap_refuses_masks_of_other_shapes():
@@ -1068,9 +1077,10 @@ def test_what_cannot_be_scored_is_named():
 def test_vectors_that_a_block_holds_beside_its_layers_are_scales_and_stay_as_they_are():
     model = nn.ModuleDict({"layer": nn.Linear(4, 4), "fused": nn.Linear(4, 4)})
     scales = {"temperature": (2, 1, 1), "ls1": (4,), "fuse": (2,), "gain": (1, 4, 1, 1)}
-    for name, shape in (scales | {"readout": (1, 4), "mix": (3, 4)}).items():
+    matrices = {"readout": (1, 4), "column": (4, 1), "mix": (3, 4)}
+    for name, shape in (scales | matrices).items():
         model.register_parameter(name, nn.Parameter(torch.full(shape, 1e-5)))
-    weights = ["readout", "mix", "layer.weight", "fused.weight"]
+    weights = [*matrices, "layer.weight", "fused.weight"]
     assert list(prunable_parameters(model, biases=False)) == weights
     truncated_variance_scaling_(model, generator=generator())
     for name, parameter in model.named_parameters():

@@ -105,9 +105,10 @@ def check_in_one_piece(model: nn.Module, names: Iterable[str] | None = None) -> 
     """
     if names is None:
         names = [name for name, _ in model.named_parameters()]
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name in names:
         path, _, local = name.rpartition(".")
-        owner = model.get_submodule(path)
+        owner = modules[path]
         tensor, undo = local[:-2], "remove_weight_norm"
         if isinstance(owner, ParametrizationList):
             path, _, tensor = path.rpartition("parametrizations.")
@@ -129,14 +130,16 @@ def check_zeros_stay(
     """Raise ValueError where a mask on one of these parameters does not hold for the weight that a
     parametrization computes from it, as for `orthogonal`; it does for `spectral_norm`.
 
-    masks: boolean, by name; None: tried with every other entry masked.
+    masks: boolean, by name; None: tried with every other entry masked. It is tried with the values
+      that the model has now.
     """
     names = list(names)
     check_in_one_piece(model, names)
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name in names:
         path, _, local = name.rpartition(".")
-        owner = model.get_submodule(path)
-        if not isinstance(owner, ParametrizationList):
+        owner = modules[path]
+        if not isinstance(owner, ParametrizationList) or getattr(owner, local).is_meta:
             continue
         original = getattr(owner, local).detach()
         mask = None if masks is None else masks[name].to(original.device)
@@ -146,13 +149,15 @@ def check_zeros_stay(
         with torch.no_grad(), evaluation_mode(owner):  # in training some write things down
             masked = {local: original.masked_fill(~mask, 0)}
             weight = torch.func.functional_call(owner, masked, ())
-        if weight.shape != mask.shape or (weight[~mask] != 0).any():
-            path, _, tensor = path.rpartition("parametrizations.")
-            raise ValueError(
-                f"layer {path.rstrip('.')!r}: its {tensor} is computed from {name!r} and is not 0 "
-                "where that is: make it a parameter first, "
-                f"torch.nn.utils.parametrize.remove_parametrizations(layer, {tensor!r})"
-            )
+        if weight.shape == mask.shape and (weight[~mask] == 0).all():
+            continue
+        path, _, tensor = path.rpartition("parametrizations.")
+        becomes = "becomes NaN" if weight.isnan().any() else "is not 0 where that is"
+        raise ValueError(
+            f"layer {path.rstrip('.')!r}: its {tensor} is computed from {name!r} and {becomes}: "
+            "make it a parameter first, "
+            f"torch.nn.utils.parametrize.remove_parametrizations(layer, {tensor!r})"
+        )
 
 
 def check_not_computed(model: nn.Module, names: Iterable[str]) -> None:
@@ -202,7 +207,9 @@ def is_scale(module: nn.Module, name: str) -> bool:
         return len(list(module.parameters())) > 1 and name == "original0"
     if parameter.dim() == 0 or "gamma" in name or "scale" in name:
         return True
-    return any(True for _ in module.children()) and not _is_row(parameter)
+    # (inputs, 1) is a matrix too, of a layer written as x @ W
+    beside_layers = any(True for _ in module.children())
+    return beside_layers and (parameter.dim() != 2 or parameter.numel() == 1)
 
 
 def is_token(module: nn.Module, name: str) -> bool:

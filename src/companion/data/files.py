@@ -135,7 +135,8 @@ def _on_white(picture: Image) -> Image:
     """Without the colours that are hidden where it is transparent."""
     from PIL import Image
 
-    if not picture.has_transparency_data:
+    # 16 bits with a transparent value would be clipped at 255
+    if not picture.has_transparency_data or picture.mode.startswith("I"):
         return picture
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture.convert("RGBA"))

@@ -26,33 +26,41 @@ def forward_macs(model: nn.Module | Callable[[Tensor], object], inputs: Tensor) 
     7680
     """
     counter = FlopCounterMode(display=False)
-    # without gradients the counter fails on modules that are given a parameter, as by CaiT
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    # what was made in inference mode cannot be saved for a backward pass; but without gradients
+    # the counter fails on modules that are given a parameter, as by CaiT
+    savable = not any(p.is_inference() for module in modules for p in module.parameters(False))
     with (
         torch.inference_mode(False),
-        torch.enable_grad(),
+        torch.set_grad_enabled(savable),
         evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext(),
-        _without_fused_kernels(),
+        _without_fused_kernels(
+            recurrent=not modules or any(isinstance(module, nn.RNNBase) for module in modules)
+        ),
         counter,
     ):
-        # what was made in inference mode cannot be saved for a backward pass
         model(inputs.clone() if inputs.is_inference() else inputs)
     return counter.get_total_flops() // 2
 
 
 @contextmanager
-def _without_fused_kernels() -> Iterator[None]:
-    """Attention and recurrent networks in plain products, as long as the block runs."""
+def _without_fused_kernels(recurrent: bool) -> Iterator[None]:
+    """Attention and recurrent networks in plain products, as long as the block runs.
+
+    recurrent: whether there may be such ones; without their libraries convolutions are slow.
+    """
     backends: Any = torch.backends
-    recurrent = backends.mkldnn, backends.cudnn  # their `flags` would warn on a CPU
-    kept = [library.enabled for library in recurrent]
+    # whose `flags` would warn on a CPU
+    libraries = (backends.mkldnn, backends.cudnn) if recurrent else ()
+    kept = [library.enabled for library in libraries]
     fast = backends.mha.get_fastpath_enabled()
     try:
         backends.mha.set_fastpath_enabled(False)
-        for library in recurrent:
+        for library in libraries:
             library.enabled = False
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         backends.mha.set_fastpath_enabled(fast)
-        for library, enabled in zip(recurrent, kept, strict=True):
+        for library, enabled in zip(libraries, kept, strict=True):
             library.enabled = enabled

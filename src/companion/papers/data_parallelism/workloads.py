@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import inspect
 import json
@@ -524,7 +525,7 @@ def search(
         race: as `steps_to_result`.
         store: a JSON file that keeps every finished batch size, so that a run that was cut off
             goes on where it stopped. What was made with other settings is not used. Several
-            searches may share it.
+            searches may share it, where the file system has locks.
         progress: show a progress bar.
 
     Raises:
@@ -558,7 +559,7 @@ def search(
                 if known is not None and key in kept and _like(kept[key].get("outputs"), known):
                     result = _restored(batch_size, kept[key])
                 else:
-                    if path:  # before the work is done, not after
+                    if path:  # cannot it be written? before the work is done, not after
                         _keep(path, {})
                     networks = networks or initial_networks(seeded, sparsities, len(trials["lr"]))
                     result = steps_to_result(
@@ -590,6 +591,9 @@ def _read(path: Path) -> dict[str, dict]:
     return kept
 
 
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}  # what file systems without them say
+
+
 def _keep(path: Path, more: dict[str, dict]) -> dict[str, dict]:
     """Add to what searches kept, other ones meanwhile included; all that is there then.
 
@@ -597,15 +601,24 @@ def _keep(path: Path, more: dict[str, dict]) -> dict[str, dict]:
         ValueError: for a file that cannot be written or is something else.
     """
     target = Path(os.path.realpath(path))
+
+    def add() -> dict[str, dict]:
+        kept = _read(path) | more
+        if more:
+            write_whole(path, to_json(kept))
+        return kept
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(target.with_name(f".{target.name}.lock"), wait=True):
-            kept = _read(path) | more
-            if more:
-                write_whole(path, to_json(kept))
+        try:
+            with locked(target.with_name(f".{target.name}.lock"), wait=True):
+                return add()
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        return add()
     except OSError as error:
         raise ValueError(f"store = {str(path)!r}: cannot be written: {error}") from error
-    return kept
 
 
 FIELDS = ("steps", "status", "best", "work")

@@ -52,7 +52,7 @@ class Weights:
 
 def _detached(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return type(value)(map(_detached, value))
+        return tuple(map(_detached, value))
     return value.detach() if isinstance(value, Tensor) else value
 
 

@@ -155,8 +155,8 @@ def _fit(maps: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 def pointing_game(maps: Tensor, truth: Tensor) -> Tensor:
     """Whether the largest value of each map lies in the truth: (images,), 0 or 1.
 
-    Where several places share the largest value, the share of them in the truth; so a map that
-    is the same everywhere scores as chance does.
+    Where several places share the largest value, up to rounding at the size of the map's values,
+    the share of them in the truth; so a map that is the same everywhere scores as chance does.
 
     Args:
         maps: (images, h, w), resized to the truth.

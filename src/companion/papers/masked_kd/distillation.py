@@ -92,9 +92,10 @@ def distillation_loss(
 def kl_from_teacher(z: Tensor, t: Tensor) -> Tensor:
     """KL(teacher || student) in nats of logits z and t, (B, K), averaged over the batch.
 
-    A class that the teacher rules out, by a logit of -inf, adds nothing, as 0 log 0 = 0.
+    A class that the teacher rules out, by a logit of -inf, adds nothing, as 0 log 0 = 0. NaN for a
+    teacher that rules out all of them.
     """
-    out = t.isneginf()
+    out = t.isneginf() & ~t.isneginf().all(1, keepdim=True)
     return kl_div(
         log_softmax(z, 1).masked_fill(out, 0),
         log_softmax(t, 1).masked_fill(out, torch.finfo(t.dtype).min),  # of which exp is 0

@@ -287,7 +287,7 @@ def distil(
                     run.checks.append((done, monitor(student)))
             if done == steps:
                 break
-            if done == 0 or not student.training:  # slow, and seldom needed: a monitor changed it
+            if done == 0:  # what looks at it in between leaves its modes as they were
                 student.train()
             x, y = next(batches)
             step = distiller(x, y)

@@ -82,7 +82,7 @@ class Scene:
     Raises:
         ValueError: for a background that is no floating-point tensor with values in [0, 1], where
             calibration and picture do not fit, for a polygon that is none, a sun without a
-            direction or below the ground, an occluder whose foot is not on the ground, and where
+            direction or not above the ground, an occluder whose foot is not on the ground, and where
             no walkable ground is seen.
     """
 
@@ -132,8 +132,8 @@ class Scene:
             length = math.hypot(*self.sun)
             if len(self.sun) != 3 or not 0 < length < math.inf:
                 raise ValueError(f"sun = {self.sun!r}: expected x, y, z, finite and not all 0")
-            if self.sun[2] < 0:
-                raise ValueError(f"sun = {self.sun!r}: below the ground, expected z of at least 0")
+            if self.sun[2] <= 0:  # nor on the horizon, where shadows have no end
+                raise ValueError(f"sun = {self.sun!r}: expected a z above 0, over the ground")
             if abs(length - 1) > 1e-6:
                 object.__setattr__(self, "sun", _unit(*self.sun))
         for k, occluder in enumerate(self.occluders):
