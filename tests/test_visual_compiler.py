@@ -1025,11 +1025,204 @@ def test_light_comes_from_above_the_ground(z):
         dataclasses.replace(noon(), sun=torch.tensor([0.0, 0.0, 1.0]))
 
 
-@pytest.mark.parametrize("length", [1e-3, 1.0, 7.0])
+@pytest.mark.parametrize("length", [1e-3, 1.0, 1.001, 7.0])
 def test_the_length_of_the_sun_does_not_matter(scene, length):
     one = dataclasses.replace(scene, sun=(0.6 * length, 0.0, 0.8 * length))
     assert one.sun == pytest.approx((0.6, 0.0, 0.8))
     assert dataclasses.replace(one).sun is one.sun  # a unit vector stays as it is
+
+
+@pytest.mark.parametrize("yaw", [0.5, -1.1])
+def test_what_a_turned_box_takes_of_the_ground_turns_with_it(yaw):
+    scene = bare((vc.Box(1.0, 12.0, (4.0, 1.0, 1.0), yaw),))
+    x, y = scene.camera.backproject_ground(scene.camera.pixel_grid()).unbind(-1)
+    along = (x - 1) * math.cos(yaw) + (y - 12) * math.sin(yaw)
+    across = (y - 12) * math.cos(yaw) - (x - 1) * math.sin(yaw)
+    near = (along.abs() < 2.299) & (across.abs() < 0.799)
+    beside = ((along.abs() > 2.301) | (across.abs() > 0.801)) & (along.hypot(across) < 3)
+    assert min(int(near.sum()), int(beside.sum())) > 20
+    assert not scene.walkable_mask[near].any()
+    assert scene.walkable_mask[beside].all()
+
+
+def test_walkable_is_what_any_polygon_holds(scene):
+    left, right = [(-6, 4), (3, 4), (3, 32), (-6, 32)], [(-1, 4), (9, 4), (9, 32), (-1, 32)]
+    one, other, both = (
+        dataclasses.replace(scene, walkable=given).walkable_mask
+        for given in ([left], [right], [left, right])
+    )
+    assert (one & other).any()
+    assert torch.equal(both, one | other)
+
+
+def test_walkable_ground_may_reach_behind_the_camera(scene):
+    wide = dataclasses.replace(scene, walkable=[[(-1, -9), (20, 30), (-20, 30)]])
+    assert wide.walkable_mask[60:].any()
+
+
+def test_a_polygon_holds_its_inside_at_the_heights_of_its_corners_too():
+    diamond = [(2.0, 0.0), (0.0, 2.0), (-2.0, 0.0), (0.0, -2.0)]
+    x, y = torch.meshgrid(torch.arange(-3.0, 4), torch.arange(-3.0, 4), indexing="ij")
+    inside = scenes.inside_polygon(torch.stack([x, y], -1), diamond)
+    away = x.abs() + y.abs() != 2  # a point of the edge may be of either side
+    assert torch.equal(inside[away], (x.abs() + y.abs() < 2)[away])
+
+
+def test_a_ray_meets_no_box_behind_it():
+    ray = torch.tensor([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0]], dtype=torch.float64)
+    at, _ = scenes.hit_box(torch.tensor([0.0, 0.0, 1.0]).double(), ray, vc.Box(0, 9, (2, 2, 2)))
+    assert at.tolist() == [8, math.inf]
+
+
+def test_ground_is_seen_up_to_the_wall_and_below_the_horizon():
+    scene = bare((vc.Box(0.0, 12.0, (200.0, 1.0, 6.0)),))
+    y = scene.camera.backproject_ground(scene.camera.pixel_grid())[..., 1]
+    assert torch.equal(scene.ground(), y < 11.5)  # NaN above the horizon
+
+
+def test_of_a_wall_and_an_outline_the_nearer_hides():
+    camera = level()
+    foot = tuple(camera.project(torch.tensor([0.0, 12.0, 0.0]).double())[0].tolist())
+    outline = vc.Occluder(((60, 10), (100, 10), (100, 90), (60, 90)), foot)
+    wall = vc.Box(0.0, 8.0, (30.0, 0.4, 2.0))
+    both = dataclasses.replace(bare((wall,)), occluders=(outline,)).depth()
+    alone = dataclasses.replace(bare(), occluders=(outline,)).depth()
+    assert torch.equal(both, torch.minimum(alone, bare((wall,)).depth()))
+
+
+def test_a_resized_scene_takes_outlines_picture_and_least_height_along(scene):
+    outline = vc.Occluder(((60.0, 20.0), (100.0, 20.0), (100.0, 110.0)), (80.0, 110.0))
+    scene = dataclasses.replace(scene, occluders=(outline,), min_height=8.0)
+    small = scene.resize(0.25)
+    (there,) = small.occluders
+    assert there == vc.Occluder(((15.0, 5.0), (25.0, 5.0), (25.0, 27.5)), (20.0, 27.5))
+    assert small.min_height == 2
+    blocks = torch.nn.functional.avg_pool2d(scene.background, 4)
+    assert torch.allclose(small.background, blocks, atol=1e-6)
+    # 53 x 40 pixels: columns and rows shrink by what was rounded
+    ((_, corner, _),) = (o.polygon for o in scene.resize(0.33).occluders)
+    assert corner == pytest.approx((100 * 53 / 160, 20 * 40 / 120))
+
+
+@pytest.mark.parametrize("stature", [0.5, 1.75, 2.0])
+def test_the_height_at_a_pixel_is_of_the_stature_that_is_asked_for(scene, stature):
+    feet = torch.tensor([[70.0, 100.0], [20.0, 50.0]]).double()
+    ground = scene.camera.backproject_ground(feet)
+    head = scene.camera.project(torch.cat([ground, torch.full((2, 1), stature)], 1))[0]
+    assert torch.equal(scene.person_height(feet, stature), feet[:, 1] - head[:, 1])
+
+
+def test_regions_share_the_walkable_pixels_evenly_and_fade_over_what_is_asked_for(scene):
+    cells = torch.nn.functional.avg_pool2d(scene.walkable_mask[None].float(), 4)
+    for n in (2, 3):
+        shares = (scene.regions(n, overlap=0.0) * cells).sum((1, 2)) / cells.sum()
+        assert (shares - 1 / n).abs().max() < 0.02
+    narrow, wide = (scene.regions(2, overlap=o)[0, :, 0] for o in (0.0, 1.0))
+    assert ((narrow > 0) & (narrow < 1)).sum() <= 1
+    assert ((wide > 0) & (wide < 1)).sum() >= 5
+
+
+def test_six_regions_are_three_bands_of_two_columns(scene):
+    masks = scene.regions(6, overlap=0.0)
+    for first in (0, 2, 4):
+        band = masks[first : first + 2].sum(0)
+        assert torch.equal(band, band[:, :1].expand_as(band))
+    assert (masks[0::2, :, 0].sum(0) == 1).all()
+    assert (masks[1::2, :, -1].sum(0) == 1).all()
+    left = masks[0::2].sum(0)
+    assert ((left > 0) & (left < 1)).sum(1).max() <= 1  # columns
+
+
+def test_every_number_of_a_lens_survives_the_disk(scene, tmp_path):
+    lens = cameras.Brown(k1=-0.2, k2=0.04, p1=0.001, p2=-0.002, k3=0.003)
+    camera = dataclasses.replace(scene.camera, lens=lens)
+    scenes.save_scene(dataclasses.replace(scene, camera=camera), tmp_path)
+    assert vc.load_scene(tmp_path).camera.lens == lens
+
+
+def test_a_picture_is_written_by_the_nearest_byte_and_bytes_are_kept(scene, tmp_path):
+    drawn = torch.rand(3, 120, 160, generator=torch.Generator().manual_seed(0))
+    scenes.save_scene(dataclasses.replace(scene, background=drawn), tmp_path)
+    again = vc.load_scene(tmp_path)
+    assert (again.background - drawn).abs().max() < 0.501 / 255
+    scenes.save_scene(again, tmp_path)
+    assert torch.equal(vc.load_scene(tmp_path).background, again.background)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_a_background_may_be_grey_or_have_a_fourth_channel(scene, mode, tmp_path):
+    scenes.save_scene(scene, tmp_path / "yard")
+    Image.new(mode, (160, 120), 255 if mode == "L" else (255, 255, 255, 9)).save(
+        tmp_path / "yard" / "background.png"
+    )
+    layout = json.loads((tmp_path / "yard" / "scene.json").read_text())
+    del layout["name"]
+    (tmp_path / "yard" / "scene.json").write_text(json.dumps(layout))
+    again = vc.load_scene(tmp_path / "yard")
+    assert torch.equal(again.background, torch.ones(3, 120, 160))
+    assert again.name == "yard"
+
+
+def test_a_straightened_picture_shows_at_each_pixel_what_the_lens_had_put_elsewhere():
+    camera = dataclasses.replace(level(), lens=cameras.Brown(k1=-0.2, p1=0.01))
+    columns, rows = camera.pixel_grid().unbind(-1)
+    ramps = torch.stack([columns, rows, columns + rows]).float()
+    source = camera.distort(camera.pixel_grid()).movedim(2, 0).float()
+    inside = ((source > 1) & (source < torch.tensor([159.0, 119.0])[:, None, None])).all(0)
+    straight = scenes.undistort(ramps, camera)
+    assert (straight[:2] - source)[:, inside].abs().max() < 1e-3
+    assert (source - ramps[:2])[:, inside].abs().max() > 2
+    assert scenes.undistort(ramps, level()) is ramps
+
+
+def test_a_shadow_lies_on_the_side_away_from_the_sun_as_long_as_the_box_is_high():
+    box = vc.Box(0.0, 12.0, (2.0, 2.0, 1.5))
+    dark = dataclasses.replace(bare((box,)), sun=(1.0, 0.0, 1.0)).shadowed()
+    points = level().backproject_ground(level().pixel_grid())
+    beside = (points[..., 1] - 12).abs() < 0.99
+    x = points[..., 0]
+    assert dark[beside & (x > -2.49) & (x < -1.01)].all()
+    assert not dark[beside & ((x < -2.51) | (x > 1.01))].any()
+    with pytest.raises(ValueError, match="sun = None: expected the direction to the light"):
+        bare((box,)).shadowed()
+
+
+def test_light_from_all_sides_knows_no_sun():
+    boxes = (vc.Box(0.0, 12.0, (2.0, 2.0, 1.5)),)
+    one, other, lit = (
+        scenes.paint(
+            level(), boxes, sun, generator=torch.Generator().manual_seed(0), ambient=ambient
+        )
+        for sun, ambient in (((0.6, 0, 0.8), 1.0), ((0, -0.8, 0.6), 1.0), ((0, -0.8, 0.6), 0.5))
+    )
+    assert torch.allclose(one, other, atol=1e-6)
+    assert (one - lit).abs().max() > 0.1
+
+
+def test_what_stands_behind_a_wall_is_not_painted():
+    wall, hidden = vc.Box(0.0, 8.0, (40.0, 0.4, 6.0)), vc.Box(0.0, 12.0, (4.0, 2.0, 2.0))
+    alone, both = (
+        scenes.paint(level(), boxes, (0, -0.6, 0.8), generator=torch.Generator().manual_seed(0))
+        for boxes in ((wall,), (wall, hidden))
+    )
+    assert (alone - both).abs().max() < 0.12  # of the grain, which is drawn after the colours
+
+
+def test_the_procedural_scene_is_the_same_yard_at_every_size(scene):
+    small = vc.procedural_scene(80, 60)
+    assert torch.allclose(small.camera.K, scene.camera.resize(0.5).K)
+
+
+def test_other_cameras_see_people_in_the_sizes_of_the_scene_that_they_are_like(scene):
+    def heights(scene):
+        return scene.person_height(scene.camera.pixel_grid())[scene.walkable_mask]
+
+    tall = heights(scene).quantile(0.98)
+    drawn = scenes.random_scenes(8, 80, 60, like=scene, seed=0)
+    tallest = torch.stack([heights(one).max() for one in drawn])
+    assert tallest.max() > 0.7 * tall
+    assert tallest.max() < 1.3 * tall
+    assert all(one.walkable_mask.double().mean() > 0.08 for one in drawn)
 
 
 # ---------------------------------------------------------------- labels

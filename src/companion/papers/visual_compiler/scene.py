@@ -207,7 +207,13 @@ class Scene:
         return parts.flatten(0, 1).to(self.device)
 
     def shadowed(self) -> Tensor:
-        """(H, W) bool: ground points that the boxes keep from the sun."""
+        """(H, W) bool: ground points that the boxes keep from the sun.
+
+        Raises:
+            ValueError: for a scene whose sun is not known.
+        """
+        if self.sun is None:
+            raise ValueError("sun = None: expected the direction to the light, x, y, z")
         ground = self.camera.backproject_ground(self.camera.pixel_grid())
         points = torch.cat([ground, torch.zeros_like(ground[..., :1])], -1)
         to_sun = torch.tensor(self.sun, dtype=torch.float64)
