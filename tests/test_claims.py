@@ -418,6 +418,29 @@ def test_what_is_not_the_claims_is_refused(id, measured, told):
     assert told in str(caught.value)
 
 
+def test_what_the_claim_does_not_state_is_listed_in_order():
+    with pytest.raises(ValueError, match="C2 has no quantity climb, drop, rise, speed: fall, all"):
+        chapter().check("C2", fall=1, all_fell=True, speed=1, rise=2, climb=3, drop=4)
+
+
+@pytest.mark.parametrize(
+    ("gap", "kept", "told"),
+    [
+        (-math.inf, -1e300, "gap: −∞ (at most 1·10⁻⁶)"),
+        (-(10**400), -1e300, "gap: −∞ (at most 1·10⁻⁶)"),
+        (math.inf, 1e300, "gap: ∞ (at most 1·10⁻⁶)"),
+        ((2, 3.5), [2, 3.5], None),
+        (2**30 + 1, 2**30 + 1, None),
+    ],
+)
+def test_a_measured_number_keeps_its_sign_and_whole_numbers_their_digits(gap, kept, told):
+    found = chapter()
+    found.check("C10", gap=gap)
+    assert found.verdicts["C10"].measured == {"gap": kept}
+    if told:
+        assert checking.measured_lines(found.stated["C10"], found.verdicts["C10"]) == [told]
+
+
 def test_a_claim_is_checked_once_and_each_that_is_due_is_checked(target):
     found = chapter()
     found.check("C10", gap=1)
@@ -502,6 +525,53 @@ def test_margins_are_shares_of_the_bound():
     assert math.isnan(margin(claim, Verdict("C10", NOT_REPRODUCED, True, "", {"gap": None})))
 
 
+def test_a_margin_is_told_with_its_side_and_none_where_a_value_is_no_number():
+    claim = parse_claims(text())["C2"]
+    miss = Verdict("C2", NOT_REPRODUCED, True, "quick", {"fall": 1.5})
+    assert checking.margin_text(claim, miss) == "25 % outside the bound"
+    assert math.isnan(margin(claim, Verdict("C2", NOT_REPRODUCED, True, "", {"fall": [3, None]})))
+
+
+@pytest.mark.parametrize(
+    ("id", "outcome", "asserted", "words"),
+    [
+        ("C2", REPRODUCED, True, "reproduced"),
+        ("C2", REPRODUCED, False, "reproduced (not asserted in this run)"),
+        ("C2", NOT_REPRODUCED, True, "not reproduced, against expectation"),
+        ("C2", NOT_REPRODUCED, False, "not reproduced (not asserted in this run)"),
+        ("C10", REPRODUCED, True, "reproduced, against expectation"),
+        ("C10", REPRODUCED, False, "reproduced (not asserted in this run)"),
+        ("C10", NOT_REPRODUCED, True, "not reproduced, as known"),
+        ("C10", NOT_REPRODUCED, False, "not reproduced, as known (not asserted in this run)"),
+    ],
+)
+def test_a_verdict_says_what_is_known_and_what_was_not_asserted(id, outcome, asserted, words):
+    claim, verdict = parse_claims(text())[id], Verdict(id, outcome, asserted)
+    assert verdict.words(claim) == words
+    assert ("as known" in repr(Badge(claim, verdict))) is (words == "not reproduced, as known")
+
+
+def test_what_is_not_due_need_not_be_checked(target):
+    found = chapter(sizes=[8])
+    found.check("C10", gap=1)
+    found.settle()
+    assert json.loads(target.read_text())["values"]["demo.claims"][0]["why"] == "needs sizes"
+
+
+def test_a_table_says_whose_each_claim_is_and_what_was_measured():
+    control = parse_claims(changed("kind", to="control"))["C2"]
+    derived = parse_claims(text())["C10"]
+    met = Verdict("C2", REPRODUCED, True, "quick", {"all_fell": True})
+    assert checking.table_row(control, met)[1] == "The error falls. (§4; our control)"
+    assert checking.measured_lines(control, met) == [
+        "fall of the error (at least 2 points)",
+        "runs that fell: yes",
+    ]
+    row = checking.table_row(derived, Verdict("C10", NOT_RUN, False, said="a gap of 2"))
+    assert row[1:4] == ("Nothing is lost. (algebra; derived)", "no value", "a gap of 2")
+    assert Table({"C10": derived}, [met]).rows() == []  # of a claim that is gone
+
+
 def test_tables_escape_what_they_show():
     stated = parse_claims(changed("says", to="<b> & co"))
     verdict = Verdict("C2", NOT_RUN, False, why="<i>")
@@ -509,6 +579,7 @@ def test_tables_escape_what_they_show():
         assert "<b> &" not in shown._repr_html_()
         assert "&lt;b&gt; &amp; co" in shown._repr_html_()
         assert "<i>:" not in shown._repr_html_().replace("<i>not", "")
+        assert "not run here: &lt;i&gt;" in shown._repr_html_()
 
 
 # ---------------------------------------------------------------- recording
