@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from companion.notebook.checking import (
@@ -148,6 +148,7 @@ NUMBERS = st.lists(
 
 
 @given(NUMBERS)
+@example([1e9, 999999999.9999999])
 def test_an_axis_shows_every_number_in_order_and_none_at_its_edge(numbers):
     axis = charts.Axis.over(numbers)
     places = [axis.at(number) for number in sorted(numbers)]

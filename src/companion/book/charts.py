@@ -45,7 +45,9 @@ class Axis:
         log = (low > 0 and high / low > RATIO) if log is None else log
         if log:
             low, high = math.log10(low), math.log10(high)
-        room = MARGIN * (high - low) or abs(low) / 2 or 1.0
+        room = MARGIN * (high - low)
+        if low - room == low or high + room == high:  # equal, or but for the rounding
+            room = abs(low) / 2 or 1.0
         return cls(low - room, high + room, log)
 
     def at(self, value: float) -> float:
