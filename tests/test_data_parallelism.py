@@ -993,6 +993,51 @@ def test_a_search_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     assert calls[3:] == [16]
 
 
+def test_a_store_keeps_apart_whatever_decides_a_result(tmp_path, monkeypatch):
+    load, ran, real = workload(max_steps=2), [], workloads.steps_to_result
+    monkeypatch.setattr(
+        workloads, "steps_to_result", lambda *a, **k: ran.append(1) or real(*a, **k)
+    )
+
+    def searched(load=load, batch=8, sparsities=(0.0,), trials=TRIALS, **options):
+        before = len(ran)
+        dp.search(load, [batch], sparsities, trials, store=tmp_path / "kept.json", **options)
+        return len(ran) - before
+
+    other = {
+        part: getattr(load, part).flip(0) for part in ("train_x", "train_y", "valid_x", "valid_y")
+    }
+    assert searched() == 1
+    assert searched(race=False) == 1
+    assert searched(batch=4) == 1
+    assert searched(sparsities=(0.5,)) == 1
+    assert searched(trials={"lr": TRIALS["lr"] / 2}) == 1
+    assert searched(seeds=[1]) == 1
+    assert searched(load.replace(check_every=1)) == 1
+    for part, values in other.items():
+        assert searched(load.replace(**{part: values})) == 1
+    assert searched() == searched(race=False) == 0
+
+
+def test_the_papers_trials_are_of_the_range_and_budget_that_are_asked_for():
+    load = workload(optimizer="nesterov", max_steps=60)
+    trials = workloads.trials_for(load, 64, (0.01, 0.1))
+    assert trials["lr"].min() >= 0.01
+    assert trials["lr"].max() <= 0.1
+    assert trials["decay_steps"].min() >= 18
+    assert 30 < trials["decay_steps"].max() <= 36
+
+
+def test_a_seed_changes_weights_and_order_and_not_what_is_held_out():
+    one, other = (dp.load_workload("digits", seed=seed) for seed in (0, 3))
+    for part in ("train_x", "train_y", "valid_x", "valid_y"):
+        assert torch.equal(getattr(one, part), getattr(other, part))
+    assert not torch.equal(next(one.batches(8))[0], next(other.batches(8))[0])
+    assert torch.equal(next(one.batches(8))[0], next(one.batches(8))[0])
+    drawn = [dp.initial_networks(load, [0.0], 2).params["1.weight"][0] for load in (one, other)]
+    assert len({net.sum().item() for nets in drawn for net in nets}) == 4
+
+
 @pytest.mark.parametrize(("n", "train", "valid"), [(0, 1197, 300), (600, 480, 120), (10, 8, 2)])
 def test_so_many_digits_as_asked_for_are_split_and_none_of_the_test_set(n, train, valid):
     load = dp.load_workload("digits", train_examples=n)
@@ -1090,6 +1135,17 @@ def test_tuned_bound_is_the_least_over_step_sizes_and_continuous():
     assert below == pytest.approx(2 / cap, rel=1e-8)
 
 
+def test_the_constants_of_a_hand_worked_bound():
+    made = {"gap": 2.0, "lipschitz": 4.0, "variance": 8.0, "goal": 0.5, "alignment": 0.5}
+    # c1 = 2 · 4 · 8 / (0.5 · 0.5)², c2 = 2 / (eta · 0.5 · 0.5) with eta = 0.5 / 4, or as given
+    assert dp.scaling_constants(**made) == (1024, 64, 32)
+    assert dp.scaling_constants(**made, lr=0.0625) == (1024, 128, 16)
+    for name in (*made, "lr"):
+        for bad in (0.0, -1.0, math.nan, math.inf):
+            with pytest.raises(ValueError, match=f"{name} = {bad}"):
+                dp.scaling_constants(**made | {name: bad})
+
+
 def test_slope_of_a_power_law():
     assert slope([2, 8, 32], [90, 1, 90 / 4]) == pytest.approx(-0.5)
 
@@ -1149,6 +1205,9 @@ def test_bootstrap_has_the_distribution_of_a_minimum():
         # four standard errors of 20,000 draws
         assert abs((draws == value).mean() - chance) < 4 * 0.5 / 20_000**0.5
     assert dp.k_star_interval(draws) == (10, np.inf)
+    again, other = (dp.bootstrap_k_star(steps, 3, seed=seed) for seed in (0, 1))
+    assert np.array_equal(again, dp.bootstrap_k_star(steps, 3))
+    assert not np.array_equal(again, other)
     with pytest.raises(ValueError, match="of a raced search"):
         dp.bootstrap_k_star(torch.tensor([10, -3]), 2)
 
@@ -1183,6 +1242,18 @@ def test_lipschitz_is_no_number_without_a_usable_update():
     assert found[1].item() == pytest.approx(2, rel=1e-4)
 
 
+def test_lipschitz_is_looked_for_up_to_nine_tenths_of_the_way_and_nearer_in_double_precision():
+    def bent(params):  # by 1, beyond 0.85 of the way
+        return {"w": (params["w"] > 0.85).double()}
+
+    w = torch.zeros(1, 1, dtype=torch.float64)
+    assert dp.lipschitz_along({"w": w}, {"w": w + 1}, bent).item() == pytest.approx(1 / 0.9)
+    near = dp.lipschitz_along({"w": w + 1}, {"w": w + 1 + 1e-7}, lambda p: {"w": 2 * p["w"]})
+    assert near.item() == pytest.approx(2, rel=1e-6)
+    with pytest.raises(ValueError, match=r"gammas = .*: expected at least one, all above 0"):
+        dp.lipschitz_along({"w": w}, {"w": w + 1}, bent, [0.0, 0.5])
+
+
 def test_noisy_quadratic_against_monte_carlo():
     lr, curvature, variance, batch, start, n = 0.1, 2.0, 3.0, 4, 1.5, 200_000
     rng = np.random.default_rng(0)
@@ -1204,6 +1275,14 @@ def test_noisy_quadratic_meets_its_goal_in_the_steps_it_says():
     assert rate == 0.1
     # the first step of size 1 forgets the start
     assert quadratic_steps(100, 0.01, 1.0, 1.0, 1.0, lr_cap=1.0) == (1.0, 1.0)
+    # a step size of 2 / L and more never settles, whatever the cap
+    assert quadratic_steps(1, 0.01, 1.0, 1.0, 1.0, 3.0) == pytest.approx(
+        quadratic_steps(1, 0.01, 1.0, 1.0, 1.0, 1.0), rel=1e-2
+    )
+    # much noise: the best step size is a small part of the cap
+    steps, rate = quadratic_steps(1, 1e-5, 1.0, 1.0, 1.0, 0.1)
+    ends = quadratic_second_moment(int(steps) + 1, rate, 1.0, 1.0, 1, 1.0)[-2:]
+    assert ends[0] > 2e-5 >= ends[1]
     for start in (0.0, 0.1, -0.1, 2**0.5 / 10):  # E f is 0.01 at most already
         assert quadratic_steps(1, 0.01 + 1e-15, 1.0, 1.0, start, 0.1) == (0.0, 0.1)
 
@@ -1275,6 +1354,33 @@ def test_a_joined_update_is_that_of_torch_optim():
         optimizer.step()
     ours = dp.train_shard(network, params, batches, dp.Update(0.1, 0.9, True))
     assert largest_difference(ours, model.state_dict()) < 1e-14
+
+
+def test_a_parameter_of_which_the_loss_knows_nothing_stays_in_a_shard_too():
+    model = mlp(4, (3,), 2)
+    model.register_parameter("idle", nn.Parameter(torch.ones(2)))
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    batch = torch.randn(6, 4, generator=seeded()), torch.tensor([0, 1] * 3)
+    moved = dp.train_shard(model, params, [batch], dp.Update())
+    assert torch.equal(moved["idle"], torch.ones(2))
+    assert largest_difference(params, moved) > 0
+    here, there = {"w": torch.tensor([0.0, 3.0])}, {"w": torch.tensor([2.0, 3.0])}
+    assert largest_difference(here, there) == largest_difference(there, here) == 2
+
+
+def test_a_group_is_given_up_after_the_time_that_is_asked_for():
+    model = mlp(4, (3,), 2)
+    batch = torch.zeros(6, 4), torch.zeros(6, dtype=torch.long)
+    with pytest.raises(WorkerError, match=r"did not answer in 0\.001 s"):
+        dp.update_in_processes(
+            model, dict(model.named_parameters()), [batch], [6], dp.Update(), timeout=0.001
+        )
+
+
+def test_the_script_for_torchrun_fails_where_the_updates_differ(monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "largest_difference", lambda a, b: 0.5)
+    assert distributed.main(["--steps", "1"]) == 1
+    assert "5.0e-01" in capsys.readouterr().out
 
 
 def test_shards_must_make_up_the_batch():
