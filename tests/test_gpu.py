@@ -1,5 +1,6 @@
 """`companion gpu`: the order, the budget, and that nothing is lost whenever it is cut off."""
 
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -386,6 +387,7 @@ def test_data_are_packed_small_and_unpacked_as_they_were(little, tmp_path):
     sizes = carry.prepare(["little", "little"], little, folder)
     assert sizes == {"little": (folder / "little.tar.gz").stat().st_size}
     first = (folder / "little.tar.gz").read_bytes()
+    assert first[4:8] == bytes(4)  # the time of packing, which a .gz may tell
     os.utime(little / "pics" / "list", (0, 0))
     carry.prepare(["little"], little, folder)
     assert (folder / "little.tar.gz").read_bytes() == first
@@ -417,14 +419,49 @@ def test_data_that_are_missing_too_large_or_damaged_are_refused(little, tmp_path
         carry.prepare(["little"], little, folder)
 
 
+def test_the_limit_is_for_all_archives_together(little, tmp_path, monkeypatch):
+    sources = [
+        DataSource("t", "pics", "l", "Get it.", needs={need: count})
+        for need, count in (("pics/*/*.jpg", 2), ("pics/list", 1))
+    ]
+    monkeypatch.setattr(
+        "companion.data.catalogue.catalogue", lambda: dict(zip("ab", sources, strict=True))
+    )
+    total = sum(carry.prepare("ba", little, tmp_path / "carry").values())
+    carry.prepare("ab", little, tmp_path / "carry", limit=total)
+    with pytest.raises(ValueError, match=f"{total:,} bytes in all, more than {total - 1:,}"):
+        carry.prepare("ab", little, tmp_path / "carry", limit=total - 1)
+
+
+def test_a_file_that_is_not_as_published_is_not_packed(little, tmp_path, monkeypatch):
+    source = SimpleNamespace(
+        needs={"pics/list": 1}, require=lambda *_: None, files={"pics/list": "0" * 64}
+    )
+    monkeypatch.setattr("companion.data.catalogue.catalogue", lambda: {"little": source})
+    with pytest.raises(CorruptDataError, match="list"):
+        carry.prepare(["little"], little, tmp_path / "carry")
+    assert not (tmp_path / "carry").exists()
+
+
+def test_a_set_whose_archive_lacks_a_file_is_not_ready(little, tmp_path):
+    folder, ready = tmp_path / "carry", []
+    carry.prepare(["little"], little, folder)
+    content = carry._packed(little, ["pics/*/*.jpg"])
+    (folder / "little.tar.gz").write_bytes(content)
+    about = json.loads((folder / "archives.json").read_text())
+    about["little"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (folder / "archives.json").write_text(json.dumps(about))
+    with pytest.raises(MissingDataError, match="lacks pics/list"):
+        carry.unpack(folder, tmp_path / "there", ready.append)
+    assert not ready
+
+
 def test_an_archive_that_reaches_out_of_its_folder_is_refused(little, tmp_path):
     folder, there = tmp_path / "carry", tmp_path / "there"
     carry.prepare(["little"], little, folder)
     with tarfile.open(folder / "little.tar.gz", "w:gz") as tar:
         tar.add(little / "pics" / "list", "../outside")
     about = json.loads((folder / "archives.json").read_text())
-    import hashlib
-
     about["little"]["sha256"] = hashlib.sha256((folder / "little.tar.gz").read_bytes()).hexdigest()
     (folder / "archives.json").write_text(json.dumps(about))
     with pytest.raises(tarfile.TarError):
