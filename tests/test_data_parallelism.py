@@ -223,6 +223,25 @@ def test_bad_spaces_are_refused(space, complaint):
         dp.sobol_trials(space, 4)
 
 
+def test_each_optimiser_has_the_metaparameters_that_the_paper_searches():
+    lr, momentum = (1e-4, 1.0, "log"), (0.9, 0.9999, "reverse_log")
+    assert dp.search_space("sgd") == {"lr": lr}
+    assert dp.search_space("momentum") == {"lr": lr, "momentum": momentum}
+    assert dp.search_space("nesterov") == {
+        "lr": lr,
+        "momentum": momentum,
+        "decay_steps": (30_000, 60_000, "integer"),
+        "decay_factor": (1e-4, 1e-1, "log"),
+    }
+    for bad in ((0.0, 1.0), (0.1, math.inf), (0.1, 0.1)):
+        with pytest.raises(ValueError, match="expected two numbers, 0 < low < high"):
+            dp.search_space("sgd", bad)
+    with pytest.raises(ValueError, match="n = 0: expected at least one trial"):
+        dp.sobol_trials({"lr": lr}, 0)
+    with pytest.raises(ValueError, match=r"expected low < high, got 1\.0 and 1\.0"):
+        dp.sobol_trials({"lr": (1.0, 1.0, "log")}, 3)
+
+
 def test_learning_rates_need_two_ends():
     with pytest.raises(ValueError, match=r"lr_range = \[0.1\]: expected two numbers"):
         dp.search_space("sgd", [0.1])
