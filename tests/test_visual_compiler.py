@@ -1018,7 +1018,9 @@ def test_a_box_that_cannot_be_is_refused(given, message):
 
 
 @pytest.mark.parametrize("z", [-0.8, 0.0, math.nan])
-def test_light_comes_from_above_the_ground(z):
+def test_light_comes_from_above_the_ground(scene, z):
+    with pytest.raises(ValueError, match=r"^sun = .*: expected"):
+        dataclasses.replace(scene, sun=(0.6, 0.0, z))
     with pytest.raises(ValueError, match=r"sun = .*: expected directions above the ground"):
         dataclasses.replace(noon(2), sun=torch.tensor([[0.0, 0.0, 1.0], [0.6, 0.0, z]]))
     with pytest.raises(ValueError, match=r"sun: shape \(3,\), expected \(B, 3\)"):
