@@ -984,7 +984,8 @@ POST = vc.Occluder(((60, 20), (100, 20), (100, 110), (60, 110)), (80, 110))
         ({"sun": (0.0, 0.0, 0.0)}, r"sun = \(0.0, 0.0, 0.0\)"),
         ({"sun": (0.5, math.nan, 0.7)}, r"sun = \(0.5, nan, 0.7\)"),
         ({"sun": (0.6, 0.8)}, r"sun = \(0.6, 0.8\)"),
-        ({"sun": (0.6, 0.0, -0.8)}, r"sun = \(0.6, 0.0, -0.8\): below the ground"),
+        ({"sun": (0.6, 0.0, -0.8)}, r"sun = \(0.6, 0.0, -0.8\): expected a z above 0"),
+        ({"sun": (0.6, 0.8, 0.0)}, r"sun = \(0.6, 0.8, 0.0\): expected a z above 0"),
         (
             {"walkable": [[(-6, 4), (9, math.nan), (0, 30)]]},
             "walkable: .* expected finite corners",
@@ -1018,9 +1019,7 @@ def test_a_box_that_cannot_be_is_refused(given, message):
 
 
 @pytest.mark.parametrize("z", [-0.8, 0.0, math.nan])
-def test_light_comes_from_above_the_ground(scene, z):
-    with pytest.raises(ValueError, match=r"^sun = .*: expected"):
-        dataclasses.replace(scene, sun=(0.6, 0.0, z))
+def test_light_comes_from_above_the_ground(z):
     with pytest.raises(ValueError, match=r"sun = .*: expected directions above the ground"):
         dataclasses.replace(noon(2), sun=torch.tensor([[0.0, 0.0, 1.0], [0.6, 0.0, z]]))
     with pytest.raises(ValueError, match=r"sun: shape \(3,\), expected \(B, 3\)"):
