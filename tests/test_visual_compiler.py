@@ -2265,6 +2265,24 @@ def test_the_classical_detector_gives_boxes_in_the_pictures_own_pixels():
     assert len(people) == len(people.scores)
 
 
+def test_opencvs_detector_has_one_thread_and_the_caller_gets_its_own_back(monkeypatch):
+    seen = []
+
+    class Spy(cv2.HOGDescriptor):
+        def detectMultiScale(self, *args, **options):
+            seen.append(cv2.getNumThreads())
+            return super().detectMultiScale(*args, **options)
+
+    monkeypatch.setattr(cv2, "HOGDescriptor", Spy)
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(3)
+        baselines.hog_detect(torch.full((2, 3, 160, 128), 0.5))
+        assert (seen, cv2.getNumThreads()) == ([1, 1], 3)
+    finally:
+        cv2.setNumThreads(before)
+
+
 def test_the_margin_of_the_detectors_window_is_taken_off(monkeypatch):
     class Sees:
         """A detector that finds one window, in the enlarged picture."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -80,7 +83,10 @@ def hog_detect(
     per = enlarge * width / (output_width or width)  # searched pixels a pixel of the boxes
     limit = torch.tensor([width, height, width, height]) * (enlarge / per)
     found = []
-    with progress_bar(progress, len(images), "images searched by HOG") as bar:
+    with (
+        progress_bar(progress, len(images), "images searched by HOG") as bar,
+        _one_thread_of_opencv(),
+    ):
         for picture in images:
             frame = _as_frame(picture)
             if enlarge != 1:
@@ -103,6 +109,19 @@ def hog_detect(
             found.append(Detections(boxes[keep], scores[keep]))
             bar.update()
     return found
+
+
+@contextmanager
+def _one_thread_of_opencv() -> Iterator[None]:
+    """Several threads of its detector now and then give a box the score of another."""
+    import cv2
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def subtract_background(
