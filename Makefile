@@ -70,16 +70,16 @@ checks: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	MPLBACKEND=Agg $(BIN)/pytest tests --ignore tests/book -n $(WORKERS) --dist loadfile
 	IPYTHONDIR="$(CURDIR)/_build/ipython" PYTHONPATH="$(CURDIR)/src" PYTHONSTARTUP= \
-	  $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
-	  --nbval-cell-timeout 600 -n $(JOBS) --dist loadfile notebooks
+	  $(BIN)/pytest tests notebooks --ignore tests/book --nbval-lax --nbval-current-env \
+	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600 -n $(WORKERS) \
+	  --dist loadfile --no-loadscope-reorder
 	$(BIN)/companion build
 	$(BIN)/pytest tests/book -n $(JOBS) --dist worksteal
 
 test-data: $(STAMP)
 	@[ -d "$(COMPANION_DATA)" ] || { echo "set COMPANION_DATA to the folder of the data sets"; exit 2; }
-	MPLBACKEND=Agg $(BIN)/pytest tests --ignore tests/book -m real_data -n $(JOBS) --dist loadfile
+	$(BIN)/pytest tests --ignore tests/book -m real_data -n $(JOBS) --dist loadfile
 
 bench: $(STAMP)
 	@mkdir -p _build

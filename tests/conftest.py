@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
+import matplotlib
 import pytest
 import torch
 
 from companion.files import ROOT
 
 torch.set_num_threads(1)
+matplotlib.use("Agg")
 # how long an example takes says something of the machine's load only
 hypothesis.settings.register_profile(
     "companion", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -31,11 +33,31 @@ for ignored, usual in (
         signal.signal(ignored, usual)
 
 
+# Files that take a minute or more: begun last, one of them would keep a single worker busy.
+LONGEST = (
+    "test_sweep.py", "test_pretend_gpu.py", "sparse_inr.ipynb", "masked_kd.ipynb",
+    "visual_compiler.ipynb", "desire.ipynb", "learn_to_pay_attention.ipynb",
+    "data_parallelism.ipynb", "signal_propagation.ipynb", "test_executor.py",
+    "test_data_parallelism.py", "snip.ipynb", "spreme.ipynb", "fictitious_play.ipynb",
+    "test_records.py", "test_masked_kd.py", "test_gpu.py", "test_signal_propagation.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """`-m real_data` picks the tests that use the fixture of that name."""
+    """The longest files first; `-m real_data` picks the tests that use the fixture of that name."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
     for item in items:
         if "real_data" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real_data)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_windows():
+    """Figures are drawn into memory, by what a test starts too; kernels of nbval show theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLBACKEND", "Agg")
+        yield
 
 
 @pytest.fixture(scope="session")
