@@ -579,6 +579,46 @@ def test_warp_draws_what_torch_draws(bank, seed):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(7, 13), (13, 7)])
+def test_what_reaches_over_the_edges_of_a_picture_is_drawn_up_to_them(backend, size):
+    height, width = size
+    uv = [
+        [[-3, -2], [30, -2], [30, 29], [-3, 29]],  # over all edges
+        [[-3, -2], [4, -2], [4, 29], [-3, 29]],  # its first four columns
+        [[2, 5], [30, 5], [30, 29], [2, 29]],  # its last corner
+        [[40, 2], [50, 2], [50, 5], [40, 5]],  # beside it
+    ]
+    faces = [[0, 1, 2], [0, 2, 3]]
+    image = torch.arange(4)
+    out = draw(uv, [[2.0] * 4] * 4, faces, backend, image=image, size=size, n=4)
+    x, y = torch.arange(width), torch.arange(height)[:, None]
+    nowhere = torch.zeros(size, dtype=torch.bool)
+    drawn = [~nowhere, (x < 4) & (y >= 0), (x >= 2) & (y >= 5), nowhere]
+    for number, expected in enumerate(drawn):
+        assert torch.equal(out.person[number], torch.where(expected, number, -1))
+        assert torch.equal(solo_mask(out, number), expected)
+
+
+def test_torch_draws_the_same_in_small_portions(bank, monkeypatch):
+    mesh = bank.vertices[:3]
+    z = 4 + mesh[..., 1]
+    uv = torch.stack([mesh[..., 0], -mesh[..., 2]], -1) * 150 / z[..., None] + 40
+    whole = draw(uv, z, bank.faces, "torch")
+    monkeypatch.setattr(rasters, "CHUNK", 500)
+    parts = draw(uv, z, bank.faces, "torch")
+    assert torch.equal(whole.keys, parts.keys)
+    assert torch.equal(whole.cover, parts.cover)
+    assert (whole.person >= 0).sum() > 300
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_face_with_one_corner_too_near_is_left_out(backend):
+    out = draw([square(10, 15, 20.0)], [[2.0, 1e-6, 2.0, 2.0]], [[0, 1, 2], [0, 2, 3]], backend)
+    alone = draw([square(10, 15, 20.0)], [[2.0] * 4], [[0, 2, 3]], backend)
+    assert out.visible_samples().tolist() == alone.visible_samples().tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_corner_without_a_pixel_takes_its_faces_with_it(backend):
     uv = [square(10, 10, 20.0)]
     uv[0][2] = [math.nan, math.nan]
