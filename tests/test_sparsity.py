@@ -994,6 +994,7 @@ def test_a_mask_that_leaves_nothing_for_a_norm_to_divide_by_is_refused():
     apply_masks(layer.to("meta"), nothing)  # which has no values to look at
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of scripting itself
 def test_scripted_models_are_initialised_and_exported():
     model = torch.jit.script(nn.Sequential(nn.Linear(4, 3)))
     truncated_variance_scaling_(model, generator=generator())

@@ -483,9 +483,10 @@ def train_rankers(
 
     Args:
         models: at least one, all with the same generator module.
-        windows, epochs, generator, n_samples, rank_samples, q_scale, lr, batch, augment,
-            progress: as `train_ranker`.
+        windows: the training set.
+        epochs, generator, n_samples, rank_samples, q_scale, lr, batch: as `train_ranker`.
         reg_weighting: one word a model.
+        augment, progress: as `train_ranker`.
 
     Returns:
         A trace a model.
