@@ -70,11 +70,11 @@ checks: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/companion build
 	IPYTHONDIR="$(CURDIR)/_build/ipython" PYTHONPATH="$(CURDIR)/src" PYTHONSTARTUP= \
 	  $(BIN)/pytest tests notebooks --ignore tests/book --nbval-lax --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600 -n $(WORKERS) \
 	  --dist loadfile --no-loadscope-reorder
-	$(BIN)/companion build
 	$(BIN)/pytest tests/book -n $(JOBS) --dist worksteal
 
 test-data: $(STAMP)
