@@ -102,6 +102,28 @@ def test_networks_have_the_stated_sizes(model, weights, biases):
     assert sum(p.numel() for p in model.parameters()) == weights + biases
 
 
+def test_resnet8_is_its_formula_written_out():
+    model = dp.resnet8(classes=4).double()
+    x = torch.randn(3, 3, 8, 8, generator=seeded(), dtype=torch.float64)
+    weights = dict(model.named_parameters())
+
+    def convolved(x, name, stride=1):
+        return nn.functional.conv2d(
+            x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride, 1
+        )
+
+    h = convolved(x, "0")
+    for block, stride in (("1", 1), ("2", 2), ("3", 2)):
+        active = h.clamp(min=0)
+        more = convolved(active, f"{block}.conv1", stride).clamp(min=0)
+        if stride == 2:
+            pooled = active.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
+            h = torch.cat([pooled, torch.zeros_like(pooled)], 1)
+        h = h + convolved(more, f"{block}.conv2")
+    found = h.clamp(min=0).mean((2, 3)) @ weights["6.weight"].T + weights["6.bias"]
+    torch.testing.assert_close(model(x), found)
+
+
 def test_shortcut_of_resnet8_is_free_and_averages_the_activated_input():
     block = dp.resnet8()[2]
     with torch.no_grad():
